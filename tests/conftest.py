@@ -1,0 +1,28 @@
+"""Eight simulated devices, programs compiled once and kept, and warnings that are errors."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported anywhere.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+
+import jax
+import pytest
+
+CACHE = Path(__file__).parents[1] / '.cache' / 'compiled'
+SHARED = Path(__file__).parents[2] / 'shared' / 'data'  # Real photographs and weights, where there are any.
+
+
+def pytest_configure():
+  jax.config.update('jax_compilation_cache_dir', str(CACHE))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture
+def shared() -> Path:
+  """The directory of real test data; a test that asks for it is skipped where it is absent."""
+  if not SHARED.is_dir():
+    pytest.skip(f'no {SHARED}')
+  return SHARED

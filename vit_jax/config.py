@@ -1,0 +1,255 @@
+"""What a run is: every setting, its type, its default and its unit.
+
+Nothing here touches a device or reads data. `validate` says in one line what is wrong with a config;
+`total_steps` and `duration` turn what a person writes ('2ep', '10%') into steps once the size of the data is known.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+
+from vit_jax.errors import UserError, did_you_mean
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+  """Which examples, and how a record becomes an image. Batch `k` is a pure function of this, the seed and `k`."""
+
+  train: str = 'builtin:fashion_mnist'  # A source: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME.
+  split: str = 'train'  # TFDS's split syntax, for every kind of source: 'train[:98%]', 'train+validation'.
+  eval: str = ''  # The source to evaluate on; '' means the training source.
+  eval_split: str = ''  # '' means the source's held-out split: the first of test, validation and val that it has.
+  dir: str = ''  # Where TFDS data sets lie; '' means $TFDS_DATA_DIR, or TFDS's own default.
+  batch: int = 256  # Images in a step, over all hosts.
+  eval_batch: int = 0  # Images in an evaluation step, over all hosts; 0 means `batch`.
+  size: tuple[int, int] = (224, 224)  # Height and width in pixels; one number means a square.
+  crop: str = 'inception'  # inception (a random box, resized), resize (the whole image, resized).
+  crop_area: tuple[float, float] = (0.05, 1.0)  # Of the image's area, for the inception crop.
+  crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height, for the inception crop.
+  flip: bool = True  # Left-right, for every second training image.
+  eval_crop: str = 'resize'  # resize (the whole image to the size), center (resize the short side, cut the middle).
+  eval_short_side: int = 256  # For 'center': the short side that the image is resized to first.
+  bad_images: str = 'error'  # error, or skip: an unreadable image counts in no loss and no accuracy, and is counted.
+  max_pixels: int = 100_000_000  # An image that claims more is bad: a decompression bomb.
+  workers: int = 0  # Processes that make batches; 0 makes them in threads of this one.
+  threads: int = 0  # Threads that decode, in each process; 0 means the cores shared out among the workers.
+  prefetch: int = 2  # Batches that wait on the device.
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+  """Which Vision Transformer. `variant` gives the shape; a number that is not 0 below it replaces one of its numbers."""
+
+  variant: str = 'B/16'  # A row of models/variants.py and the side of a patch in pixels.
+  width: int = 0
+  depth: int = 0
+  mlp: int = 0
+  heads: int = 0
+  pool: str = 'token'  # What the head reads: token (a class token), gap (the mean of the patches), map (attention pooling).
+  hidden_head: bool = False  # A tanh layer of the model's width before the head: the paper's pre-training head.
+  head_bias: float = 0.0  # Where the bias of a new head starts: -10 with the sigmoid loss and many classes.
+  position: str = 'learned'  # learned, sincos2d, none.
+  registers: int = 0  # Learned tokens that take part in attention and are dropped at the end.
+  patch_norm: bool = False  # LayerNorm before and after the patch projection ("dual patch norm").
+  dropout: float = 0.0
+  drop_path: float = 0.0  # Stochastic depth: the rate of the last block; it grows linearly from 0 at the first.
+  gelu: str = 'tanh'  # tanh (the originals), erf.
+  norm_eps: float = 1e-6
+  mean: tuple[float, float, float] = (127.5, 127.5, 127.5)  # Of a uint8 channel: the model sees (image - mean) / scale.
+  scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
+  dtype: str = 'float32'  # Of the computation: float32, bfloat16. Parameters are float32.
+  remat: str = 'none'  # What the backward pass computes again: none, dots (all but matrix products), full.
+  unroll: int = 1  # Blocks a turn of the loop over depth; 0 means all. Changes the program, never the parameters.
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+  """The recipe, in the paper's words; optim.py makes it optax."""
+
+  name: str = 'adamw'  # adamw, sgd, adafactor.
+  lr: float = 1e-3
+  schedule: str = 'cosine'  # cosine, linear, rsqrt, constant.
+  warmup: str = '0'  # A duration: '500' steps, '5ep' epochs, '10%' of the run.
+  cooldown: str = '0'  # A duration: the last part falls linearly to `lr_end`.
+  lr_end: float = 0.0  # Where the decay ends.
+  rsqrt_timescale: int = 10_000  # In steps.
+  b1: float = 0.9  # Adam's, and the momentum of SGD and Adafactor.
+  b2: float = 0.999
+  momentum_dtype: str = 'float32'  # Of the first moment: float32, bfloat16.
+  weight_decay: float = 0.0  # Decoupled, times the learning rate (optax.adamw's and the paper's unit).
+  decay: str = '.*'  # The parameters that decay: a regular expression that matches the whole path.
+  clip: float = 0.0  # The global norm that gradients are clipped to; 0 means no clipping.
+  frozen: str = ''  # The parameters that stay as they are: a regular expression that matches the whole path.
+  layer_decay: float = 1.0  # Learning rates fall by this factor with each block away from the head.
+  ema: float = 0.0  # Polyak averaging: the decay of a moving average of the parameters, which is then what is evaluated.
+  accumulate: int = 1  # Parts that a batch is computed in, one after another.
+
+
+@dataclass(slots=True, kw_only=True)
+class MeshConfig:
+  """How the devices are laid out: the axis `data` takes all that `fsdp` leaves."""
+
+  fsdp: int = 1  # Devices that share one copy of the parameters.
+
+
+@dataclass(slots=True, kw_only=True)
+class Config:
+  """A run."""
+
+  data: DataConfig = field(default_factory=DataConfig)
+  model: ModelConfig = field(default_factory=ModelConfig)
+  optim: OptimConfig = field(default_factory=OptimConfig)
+  mesh: MeshConfig = field(default_factory=MeshConfig)
+  steps: int = 0  # Exactly one of steps and epochs is not 0.
+  epochs: float = 0.0
+  seed: int = 0
+  loss: str = 'softmax'  # softmax, sigmoid (summed over the classes).
+  label_smoothing: float = 0.0
+  mixup: float = 0.0  # The Beta distribution's parameter; 0 means none.
+  init: str = ''  # Where the parameters start: a run directory or a released .npz; '' means from scratch.
+  log_every: str = '50'  # A duration, as the three below.
+  eval_every: str = '1ep'
+  save_every: str = '1ep'
+  keep: int = 2  # Checkpoints kept, the newest.
+  keep_every: str = '0'  # A duration: checkpoints at its multiples are kept for good; 0 means none.
+
+
+CHOICES = {
+  'data.crop': ('inception', 'resize'),
+  'data.eval_crop': ('resize', 'center'),
+  'data.bad_images': ('error', 'skip'),
+  'model.pool': ('token', 'gap', 'map'),
+  'model.position': ('learned', 'sincos2d', 'none'),
+  'model.gelu': ('tanh', 'erf'),
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.remat': ('none', 'dots', 'full'),
+  'optim.name': ('adamw', 'sgd', 'adafactor'),
+  'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
+  'optim.momentum_dtype': ('float32', 'bfloat16'),
+  'loss': ('softmax', 'sigmoid'),
+}
+
+# Closed ranges. A number that is not listed may be anything.
+RANGES = {
+  'data.batch': (1, math.inf),
+  'data.eval_batch': (0, math.inf),
+  'data.eval_short_side': (1, math.inf),
+  'data.max_pixels': (1, math.inf),
+  'data.workers': (0, 1024),
+  'data.threads': (0, 1024),
+  'data.prefetch': (1, 64),
+  'model.width': (0, math.inf),
+  'model.depth': (0, math.inf),
+  'model.mlp': (0, math.inf),
+  'model.heads': (0, math.inf),
+  'model.registers': (0, math.inf),
+  'model.dropout': (0, 0.99),
+  'model.drop_path': (0, 0.99),
+  'model.norm_eps': (0, 1),
+  'model.unroll': (0, math.inf),
+  'optim.lr': (0, math.inf),
+  'optim.lr_end': (0, math.inf),
+  'optim.rsqrt_timescale': (1, math.inf),
+  'optim.b1': (0, 0.99999),
+  'optim.b2': (0, 0.99999),
+  'optim.weight_decay': (0, math.inf),
+  'optim.clip': (0, math.inf),
+  'optim.layer_decay': (0.01, 1),
+  'optim.ema': (0, 0.999999),
+  'optim.accumulate': (1, math.inf),
+  'mesh.fsdp': (1, math.inf),
+  'steps': (0, math.inf),
+  'epochs': (0, math.inf),
+  'seed': (0, 2**31 - 1),
+  'label_smoothing': (0, 0.99),
+  'mixup': (0, math.inf),
+  'keep': (1, math.inf),
+}
+
+
+def to_dict(config) -> dict:
+  """The config as plain nested dicts: what config.json holds."""
+  return dataclasses.asdict(config)
+
+
+def flat(config, prefix: str = '') -> dict[str, object]:
+  """{'data.batch': 256, …}: every setting by the name that its flag has after `--config.`."""
+  out = {}
+  for f in dataclasses.fields(config):
+    value = getattr(config, f.name)
+    out |= flat(value, f'{prefix}{f.name}.') if dataclasses.is_dataclass(value) else {prefix + f.name: value}
+  return out
+
+
+def from_dict(values: dict, cls=Config):
+  """The inverse of `to_dict`. UserError for a name that `cls` does not have."""
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise UserError(f'config field {name!r} is unknown.{did_you_mean(name, fields)}')
+  nested = lambda f: dataclasses.is_dataclass(f.type)
+  made = lambda f, v: from_dict(v, f.type) if nested(f) else tuple(v) if isinstance(v, list) else v
+  return cls(**{name: made(fields[name], value) for name, value in values.items()})
+
+
+def validate(config: Config) -> Config:
+  """The config with sizes spelled out, or a UserError that names the field, its value and what it may be."""
+  size = config.data.size
+  size = (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
+  values = flat(config)
+  for name, value in values.items():
+    if name in CHOICES and value not in CHOICES[name]:
+      raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
+    if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+      low, high = RANGES[name]
+      raise UserError(f'config.{name}={value}: expected a number from {low} to {high}')
+  _validate_together(config)
+  return config
+
+
+def _validate_together(config: Config):
+  """What no field can tell by itself."""
+  data, optim = config.data, config.optim
+  if len(data.size) != 2 or min(data.size) < 1:
+    raise UserError(f'config.data.size={data.size}: expected HEIGHT,WIDTH in pixels, or one number for a square')
+  if bool(config.steps) == bool(config.epochs):
+    got = f'steps={config.steps} and epochs={config.epochs:g}'
+    raise UserError(f'{got}: set exactly one of them (--config.steps=0 or --config.epochs=0 unsets the other)')
+  if data.batch % optim.accumulate:
+    raise UserError(f'config.data.batch={data.batch} does not divide into config.optim.accumulate={optim.accumulate} parts')
+  if not 0 < data.crop_area[0] <= data.crop_area[1] <= 1:
+    raise UserError(f'config.data.crop_area={data.crop_area}: expected 0 < LOW <= HIGH <= 1')
+  if not 0 < data.crop_aspect[0] <= data.crop_aspect[1]:
+    raise UserError(f'config.data.crop_aspect={data.crop_aspect}: expected 0 < LOW <= HIGH')
+  if data.eval_crop == 'center' and data.eval_short_side < max(data.size):
+    raise UserError(f'config.data.eval_short_side={data.eval_short_side} is less than the size {data.size} that is cut from it')
+  if min(config.model.scale) <= 0:
+    raise UserError(f'config.model.scale={config.model.scale}: expected three positive numbers')
+  for name in ('decay', 'frozen'):
+    try:
+      re.compile(getattr(optim, name))
+    except re.error as error:
+      raise UserError(f'config.optim.{name}={getattr(optim, name)!r} is not a regular expression: {error}') from None
+
+
+def duration(text: str, *, name: str, steps: int, epoch: float) -> int:
+  """Steps in '500' (steps), '2ep' (epochs of `epoch` steps) or '10%' (of the run's `steps`); at least 1, or 0 for '0'."""
+  match = re.fullmatch(r'(\d+(?:\.\d+)?)(ep|%|)', str(text).strip())
+  if not match or (not match[2] and '.' in match[1]):
+    raise UserError(f"config.{name}={text!r}: expected a duration such as '500' (steps), '2ep' (epochs) or '10%' (of the run)")
+  count = float(match[1]) * {'': 1, 'ep': epoch, '%': steps / 100}[match[2]]
+  return max(1, round(count)) if count else 0
+
+
+def total_steps(config: Config, examples: int) -> int:
+  """Steps of the run over `examples` training examples. UserError where the batch or the warm-up doesn't fit."""
+  if config.data.batch > examples:
+    raise UserError(f'config.data.batch={config.data.batch} is more than the {examples} training examples of {config.data.train}')
+  epoch = examples / config.data.batch
+  steps = config.steps or max(1, round(config.epochs * epoch))
+  ramps = {name: duration(getattr(config.optim, name), name=f'optim.{name}', steps=steps, epoch=epoch) for name in ('warmup', 'cooldown')}
+  if sum(ramps.values()) >= steps:
+    raise UserError(f'warmup ({ramps["warmup"]}) and cooldown ({ramps["cooldown"]}) leave nothing of {steps} steps')
+  return steps

@@ -1,0 +1,57 @@
+"""Packs the data that the package brings: python vit_jax/data/builtin/pack.py
+
+Needs scikit-learn and Debian's dataset-fashion-mnist. Each file holds {train,test}_images uint8 [n, h, w] and
+{train,test}_labels uint8 [n], in the order of the original.
+
+  fashion_mnist.npz   28x28: the first 20,000 of the 60,000 training images, and all 10,000 test images
+  digits.npz          8x8, 0..16 stretched to 0..255: `test` is 50 of each class, evenly spaced over the 1,797 images
+"""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')
+TRAIN = 20_000
+TEST_EACH = 50  # Digits held out of each class.
+
+
+def idx(path: Path) -> np.ndarray:
+  """A gzipped IDX file of bytes: two zeros, the type, the number of axes, the length of each (big-endian), the data."""
+  data = gzip.decompress(path.read_bytes())
+  shape = np.frombuffer(data, '>u4', count=data[3], offset=4)
+  return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def fashion_mnist() -> dict[str, np.ndarray]:
+  read = lambda name: idx(FASHION_MNIST / f'{name}-ubyte.gz')
+  return {
+    'train_images': read('train-images-idx3')[:TRAIN],
+    'train_labels': read('train-labels-idx1')[:TRAIN],
+    'test_images': read('t10k-images-idx3'),
+    'test_labels': read('t10k-labels-idx1'),
+  }
+
+
+def digits() -> dict[str, np.ndarray]:
+  data = load_digits()
+  images = np.round(data.images * (255 / 16)).astype(np.uint8)
+  labels = data.target.astype(np.uint8)
+  held_out = np.zeros(len(labels), bool)
+  for label in range(10):
+    members = np.flatnonzero(labels == label)
+    held_out[members[np.linspace(0, len(members) - 1, TEST_EACH).round().astype(int)]] = True
+  train, test = ~held_out, held_out
+  return {
+    'train_images': images[train],
+    'train_labels': labels[train],
+    'test_images': images[test],
+    'test_labels': labels[test],
+  }
+
+
+if __name__ == '__main__':
+  for name, arrays in {'fashion_mnist': fashion_mnist(), 'digits': digits()}.items():
+    np.savez_compressed(Path(__file__).parent / f'{name}.npz', **arrays)

@@ -1,0 +1,252 @@
+"""One image: bytes or an array -> uint8 [h, w, c] RGB, the random box of a training image, resizing. Host only.
+
+Everything random about a training image is drawn from its key (seed, epoch, example) and from nothing else.
+"""
+
+import hashlib
+import io
+import math
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from vit_jax.errors import UserError
+
+Key = tuple[int, int, int]  # seed, epoch, example.
+Box = tuple[int, int, int, int]  # y, x, h, w in pixels.
+
+ATTEMPTS = 100  # TensorFlow's sample_distorted_bounding_box: then the whole image.
+BLOCK = 16  # The largest side of a JPEG block (an MCU) with the usual chroma subsampling.
+CHANNELS = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+
+
+class BadImage(UserError):
+  """An image that cannot be read. It crosses process borders by its two arguments."""
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(name, reason)
+
+  def __str__(self) -> str:
+    name, reason = self.args
+    return f'{name}: {reason}. Replace or remove the file, or leave such images out with --config.data.bad_images=skip'
+
+
+class Jpeg(NamedTuple):
+  """What the headers of a JPEG say."""
+
+  height: int
+  width: int
+  height_at: int  # Where the two bytes of the height lie.
+  rows_in_order: bool  # One pass from top to bottom without restarts: the rows below a line can be left unread.
+
+
+def decode(data: bytes | np.ndarray, *, name: str, max_pixels: int, box: Callable[[int, int], Box] | None = None) -> np.ndarray:
+  """The image in `data`, uint8 [h, w, 3] RGB; of it only what `box(height, width)` chooses, if given.
+
+  Data are the bytes of a file of any usual format, or pixels, uint8 [h, w], [h, w, 1] or [h, w, 3]. An EXIF orientation is
+  left unheeded, as in the pipelines that the released models were trained and evaluated with. BadImage for all that fails.
+  """
+  try:
+    if isinstance(data, np.ndarray):
+      return _cut(_from_array(data), box)
+    if data[:3] == b'\xff\xd8\xff':
+      return _from_jpeg(data, max_pixels, box)
+    if data[:8] == b'\x89PNG\r\n\x1a\n':
+      return _cut(_from_png(data, max_pixels), box)
+    return _cut(_from_pillow(data, max_pixels), box)
+  except Exception as error:  # The decoders raise what they like: ValueError, cv2.error, OSError, SyntaxError, …
+    raise BadImage(name, _reason(data, error)) from error
+
+
+def train_image(
+  data: bytes | np.ndarray,
+  out: np.ndarray,
+  *,
+  name: str,
+  key: Key,
+  crop: str,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  flip: bool,
+  max_pixels: int,
+):
+  """Writes a training image into `out`, uint8 [h, w, 3]: a random box or the whole ('resize'), resized, at random flipped."""
+  choose = (lambda h, w: random_box(h, w, key=key, area=area, aspect=aspect)) if crop == 'inception' else None
+  image = decode(data, name=name, max_pixels=max_pixels, box=choose)
+  if flip and draw(key, 0)[-1] >> 63:
+    cv2.flip(resize(image, out.shape[:2]), 1, dst=out)
+  else:
+    resize(image, out.shape[:2], out)
+
+
+def eval_image(
+  data: bytes | np.ndarray, out: np.ndarray, *, name: str, crop: str, short_side: int, max_pixels: int
+):
+  """Writes an evaluation image into `out` [h, w, 3], rounded where `out` is uint8, exact where it is float32.
+
+  The whole image resized ('resize'), or the middle of the image whose short side was resized to `short_side` ('center').
+  """
+  image = decode(data, name=name, max_pixels=max_pixels)
+  image = image.astype(out.dtype, copy=False)
+  if crop == 'center':
+    scale = short_side / min(image.shape[:2])
+    image = resize(image, tuple(max(short_side, round(n * scale)) for n in image.shape[:2]))
+    y, x = ((n - m) // 2 for n, m in zip(image.shape[:2], out.shape[:2], strict=True))
+    out[...] = image[y : y + out.shape[0], x : x + out.shape[1]]
+  else:
+    resize(image, out.shape[:2], out)
+
+
+def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+  """Bilinear with half-pixel centres and no antialiasing, as tf.image.resize: to 0.01 of 255 on float32, one level on uint8."""
+  if image.shape[:2] == size and out is not None:
+    np.copyto(out, image)
+    return out
+  return cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def draw(key: Key, block: int) -> tuple[int, ...]:
+  """Eight uniform 64-bit integers: block number `block` of the stream of `key`. A hash, so any block costs the same."""
+  return struct.unpack('<8Q', hashlib.blake2b(struct.pack('<4Q', *key, block)).digest())
+
+
+def random_box(height: int, width: int, *, key: Key, area: tuple[float, float], aspect: tuple[float, float]) -> Box:
+  """TensorFlow's rule (sample_distorted_bounding_box without objects): an aspect, then a height, uniform where the area fits.
+
+  `area` is the box's share of the image, `aspect` its width over its height.
+  """
+  for attempt in range(ATTEMPTS):
+    for_aspect, for_height, for_y, for_x = draw(key, attempt)[:4]
+    ratio = aspect[0] + (for_aspect >> 11) * 2**-53 * (aspect[1] - aspect[0])
+    h, w = _box_sides(height, width, ratio, [share * height * width for share in area], for_height)
+    if h and w:
+      return _below(for_y, height - h), _below(for_x, width - w), h, w
+  return 0, 0, height, width
+
+
+def _box_sides(height: int, width: int, ratio: float, area: list[float], bits: int) -> tuple[int, int]:
+  """A box's height and width with width/height = ratio and the area in [low, high] pixels, or 0, 0 if rounding defeats it."""
+  low, high = area
+  h = round(math.sqrt(low / ratio))
+  most = round(math.sqrt(high / ratio))
+  if round(most * ratio) > width:
+    most = int((width + 0.5 - 1e-7) / ratio)
+    most -= round(most * ratio) > width
+  most = min(most, height)
+  h = most if h >= most else h + _below(bits, most - h + 1)
+  h += h * round(h * ratio) < low
+  h -= h * round(h * ratio) > high
+  w = round(h * ratio)
+  fits = low <= h * w <= high and 0 < w <= width and 0 < h <= height
+  return (h, w) if fits else (0, 0)
+
+
+def _below(bits: int, n: int) -> int:
+  """64 uniform bits as a uniform integer in [0, n); 0 for n = 0."""
+  return bits * n >> 64
+
+
+def _cut(image: np.ndarray, box: Callable[[int, int], Box] | None) -> np.ndarray:
+  if box is None:
+    return image
+  y, x, h, w = box(*image.shape[:2])
+  return image[y : y + h, x : x + w]
+
+
+def _from_array(pixels: np.ndarray) -> np.ndarray:
+  if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)) or not pixels.size:
+    raise ValueError(f'expected uint8 pixels [h, w], [h, w, 1] or [h, w, 3], got {pixels.dtype} {list(pixels.shape)}')
+  return pixels if pixels.shape[2:] == (3,) else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+
+
+def _from_jpeg(data: bytes, max_pixels: int, box: Callable[[int, int], Box] | None) -> np.ndarray:
+  """Rows below the box are never decoded: the header is told that the image ends there, and so is the decoder."""
+  header = _jpeg_header(data)
+  _check_pixels(header.height, header.width, max_pixels)
+  y, x, h, w = box(header.height, header.width) if box else (0, 0, header.height, header.width)
+  # One block more than the box, since the last row's chroma is interpolated with the row that follows it.
+  rows = min(header.height, -(-(y + h) // BLOCK) * BLOCK + BLOCK) if header.rows_in_order else header.height
+  if rows < header.height:
+    at = header.height_at
+    data = b''.join((data[:at], rows.to_bytes(2), data[at + 2 :]))
+  image = np.empty((rows, header.width, 3), np.uint8)
+  try:
+    simplejpeg.decode_jpeg(data, 'RGB', buffer=image)
+  except ValueError as error:
+    # The decoder goes on to the end of the file after the last row, and finds there what it was not told of. A file that
+    # was cut short or that is broken before that place has another message, as the first error is the one that counts.
+    if 'extraneous bytes before marker 0xd9' not in str(error):
+      raise
+  return image[y : y + h, x : x + w]
+
+
+def _jpeg_header(data: bytes) -> Jpeg:
+  """Reads the segments up to the first scan."""
+  at, restarts, frame = 2, False, None
+  while True:
+    if data[at] != 0xFF:
+      raise ValueError('a JPEG marker is missing')
+    marker = data[at + 1]
+    if marker == 0xFF:  # Padding.
+      at += 1
+      continue
+    if marker == 0xDA:
+      break
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      frame = (marker, at)
+    restarts |= marker == 0xDD
+    at += 2 + int.from_bytes(data[at + 2 : at + 4])
+  kind, start = frame
+  height, width, components = struct.unpack_from('>HHB', data, start + 5)
+  interleaved = data[at + 4] == components
+  return Jpeg(height, width, start + 5, kind in (0xC0, 0xC1) and interleaved and not restarts)
+
+
+def _from_png(data: bytes, max_pixels: int) -> np.ndarray:
+  width, height, depth, color = struct.unpack_from('>IIBB', data, 16)
+  _check_pixels(height, width, max_pixels)
+  if depth == 16:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    image = cv2.cvtColor(image, CHANNELS[1 if image.ndim == 2 else image.shape[2]])
+    return image if image.shape[2] == 3 else _on_white(image)
+  return _from_pillow(data, max_pixels)
+
+
+def _from_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+  """Opening reads the header only, so the size is checked before pixels are allocated. The first frame of several."""
+  with Image.open(io.BytesIO(data)) as image:
+    _check_pixels(image.height, image.width, max_pixels)
+    if image.mode.startswith('I;16'):
+      image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+      return _on_white(np.asarray(image.convert('RGBA')))
+    return np.asarray(image.convert('RGB'))
+
+
+def _on_white(image: np.ndarray) -> np.ndarray:
+  """RGBA -> RGB as on a white page: what lies under transparent pixels is whatever a program left there, often black."""
+  color, alpha = image[..., :3].astype(np.uint32), image[..., 3:].astype(np.uint32)
+  return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int):
+  if not height or not width:
+    raise ValueError('the header says that it has no pixels')
+  if height * width > max_pixels:
+    raise ValueError(f'{height} × {width} pixels are more than config.data.max_pixels={max_pixels}')
+
+
+def _reason(data: bytes | np.ndarray, error: Exception) -> str:
+  """One line."""
+  if not isinstance(data, np.ndarray) and not data:
+    return 'the file is empty'
+  if isinstance(error, (IndexError, struct.error)):
+    return 'the file is cut short'
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return 'it is no image of a known format' if 'cannot identify image file' in text else text

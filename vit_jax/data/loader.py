@@ -1,0 +1,212 @@
+"""Batches. Batch `k` is a pure function of (data config, seed, `k`): not of hosts, workers, threads or where one starts.
+
+A source has `len`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`, `most_labels` and `split`,
+and can be pickled. A batch is {'image': uint8 [b, h, w, 3], 'label': int32 [b, most_labels] (-1 where an example has
+fewer), 'mask': bool [b]}: this host's contiguous slice of the global batch. Where the mask is False there is no example
+(the last evaluation batch is filled up) or none that can be read: zeros, and labels that are all -1.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from vit_jax.config import DataConfig
+from vit_jax.data import images
+from vit_jax.errors import UserError
+
+PIECE = 16  # Images that a decoding thread takes at a time: what handing them out costs is lost in what they cost.
+SHARED = 1 << 16  # Bytes: smaller arrays of a worker are cheaper to send than to share.
+AHEAD = 2  # Batches in the making at a time, in each process: threads that have ended one go on with the next.
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int) -> Iterator[Batch]:
+  """Batches `start`, `start + 1`, … without end. Batches run on over the end of an epoch; each epoch has its own order."""
+  batch = _share(config.batch, 'batch', hosts)
+  example = functools.partial(_train_example, source=source, config=config, seed=seed)
+  return _iterate(example, range(start, sys.maxsize), source, config, batch=batch, host=host, hosts=hosts)
+
+
+def eval_batches(source, config: DataConfig, *, host: int, hosts: int, exact: bool = False) -> Iterator[Batch]:
+  """Every example once over all hosts, in the source's order; as many batches on each. `exact`: float32, not rounded."""
+  name = 'eval_batch' if config.eval_batch else 'batch'
+  batch = _share(getattr(config, name), name, hosts)
+  example = functools.partial(_eval_example, source=source, config=config)
+  count = -(-len(source) // (batch * hosts))
+  dtype = np.float32 if exact else np.uint8
+  return _iterate(example, range(count), source, config, batch=batch, host=host, hosts=hosts, dtype=dtype)
+
+
+def shuffled(position: int, examples: int, seed: int) -> tuple[int, int]:
+  """(epoch, example) at a position of the endless training stream. O(1): a keyed permutation, never written out."""
+  epoch, rank = divmod(position, examples)
+  key = images.draw((seed, epoch, examples), 0)[0] >> 32
+  return epoch, grain.experimental.index_shuffle(rank, max_index=examples - 1, seed=key, rounds=4)
+
+
+def _train_example(position: int, out: np.ndarray, *, source, config: DataConfig, seed: int) -> tuple[int, ...]:
+  """Writes the image at a position of the endless stream into `out`; returns its labels."""
+  epoch, index = shuffled(position, len(source), seed)
+  data, labels, name = source[index]
+  images.train_image(
+    data,
+    out,
+    name=name,
+    key=(seed, epoch, index),
+    crop=config.crop,
+    area=config.crop_area,
+    aspect=config.crop_aspect,
+    flip=config.flip,
+    max_pixels=config.max_pixels,
+  )
+  return labels
+
+
+def _eval_example(position: int, out: np.ndarray, *, source, config: DataConfig) -> tuple[int, ...] | None:
+  """As `_train_example`, in the source's order; None behind its end."""
+  if position >= len(source):
+    return None
+  data, labels, name = source[position]
+  short_side = config.eval_short_side
+  images.eval_image(data, out, name=name, crop=config.eval_crop, short_side=short_side, max_pixels=config.max_pixels)
+  return labels
+
+
+@dataclasses.dataclass(kw_only=True)
+class _MakeBatch:
+  """Makes batch `k`. This, and not a record, is what Grain schedules: its cost for each item is paid once a batch."""
+
+  example: Callable[[int, np.ndarray], tuple[int, ...] | None]  # Writes an image, returns its labels; None if there is none.
+  shape: tuple[int, ...]  # Of this host's images: [b, h, w, c].
+  dtype: type
+  labels: int
+  host: int
+  hosts: int
+  skip: bool  # Bad images, instead of failing.
+  threads: int
+
+  def __call__(self, k: int) -> Batch | UserError:
+    b = self.shape[0]
+    out = {
+      'image': self._images(),
+      'label': np.full((b, self.labels), -1, np.int32),
+      'mask': np.ones(b, bool),
+    }
+    first = (k * self.hosts + self.host) * b
+    pieces = [self._pool.submit(self._fill, out, first, range(i, min(i + PIECE, b))) for i in range(0, b, PIECE)]
+    try:
+      for piece in pieces:
+        piece.result()
+    except UserError as error:  # As a value, so that it comes out of a worker process as it went in.
+      return error
+    return out
+
+  def _images(self) -> np.ndarray:
+    """In memory of earlier batches that nobody holds any more: fresh pages cost as much as resizing what goes into them."""
+    try:
+      memory = self._spare.pop()
+    except IndexError:
+      memory = bytearray(math.prod(self.shape) * np.dtype(self.dtype).itemsize)
+    out = np.frombuffer(memory, self.dtype).reshape(self.shape)
+    # Every view of the batch, and every jax.Array that shares its memory, keeps `out.base` alive.
+    weakref.finalize(out.base, self._spare.append, memory).atexit = False
+    return out
+
+  def _fill(self, out: Batch, first: int, rows: range):
+    for row in rows:
+      labels = self._labels(first + row, out['image'][row])
+      if labels is None:
+        out['image'][row] = 0
+        out['mask'][row] = False
+      else:
+        out['label'][row, : len(labels)] = labels
+
+  def _labels(self, position: int, image: np.ndarray) -> tuple[int, ...] | None:
+    try:
+      return self.example(position, image)
+    except images.BadImage:
+      if self.skip:
+        return None
+      raise
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+    cv2.setNumThreads(0)  # The parallelism is over images.
+    return concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix='decode')
+
+  @functools.cached_property
+  def _spare(self) -> collections.deque[bytearray]:
+    return collections.deque(maxlen=AHEAD)
+
+  def __getstate__(self):
+    return {name: value for name, value in self.__dict__.items() if name not in ('_pool', '_spare')}
+
+
+def _share(batch: int, name: str, hosts: int) -> int:
+  if batch % hosts:
+    raise UserError(f'config.data.{name}={batch} does not divide among {hosts} hosts')
+  return batch // hosts
+
+
+def _iterate(example, batches: range, source, config: DataConfig, *, batch, host, hosts, dtype=np.uint8) -> Iterator[Batch]:
+  """The batches in order, made ahead by threads of this process or by worker processes."""
+  make = _MakeBatch(
+    example=example,
+    shape=(batch, *config.size, 3),
+    dtype=dtype,
+    labels=source.most_labels,
+    host=host,
+    hosts=hosts,
+    skip=config.bad_images == 'skip',
+    threads=config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.workers)),
+  )
+  dataset = grain.MapDataset.range(batches.start, batches.stop).map(make)
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD))
+  options = grain.experimental.DatasetOptions(min_shm_size=SHARED)
+  dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+  if config.workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, and its user need not be an absl application.
+    options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=AHEAD)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+  held = [iter(dataset)]
+  drained = _drain(held)
+  weakref.finalize(drained, _close, held)  # Where the program ends before the loop does, Grain would be too late.
+  return drained
+
+
+def _drain(held: list) -> Iterator[Batch]:
+  """The batches of the one Grain iterator that is held. Nothing else holds it, so that it goes when `_close` says so."""
+  try:
+    while held and (batch := next(held[0], None)) is not None:
+      if isinstance(batch, UserError):
+        raise batch
+      yield batch
+  finally:
+    _close(held)
+
+
+def _close(held: list):
+  """Ends workers and frees shared memory."""
+  if held:
+    held.pop().close()
+
+
+def _start_worker(worker: int, workers: int):
+  """A worker ends when its parent says so: what is typed at the terminal, and a preemption, are the parent's to answer."""
+  del worker, workers
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)

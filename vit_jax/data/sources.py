@@ -1,0 +1,153 @@
+"""A name -> random access to the examples behind it: `source[i]` is (image, labels, name).
+
+  builtin:fashion_mnist, builtin:digits    inside the package
+  folder:PATH, csv:PATH                    image files (folder.py)
+  tfds:NAME                                a TFDS data set prepared as ArrayRecord (tfds_source.py)
+
+Behind each is a store: `title`, `splits`, `label_names`, `most_labels`, `shards(split)` (the number of examples in each
+of its files) and `read(split, i)`. A store opens what it reads from after unpickling: little crosses to a worker process.
+"""
+
+import bisect
+import itertools
+import types
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.data.folder import Csv, Folder
+from vit_jax.data.tfds_source import Tfds
+from vit_jax.errors import UserError, did_you_mean
+
+HELD_OUT = ('test', 'validation', 'val')  # The order in which a split to evaluate on is looked for.
+
+BUILTIN = {
+  'digits': ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
+  'fashion_mnist': (
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+  ),
+}  # fmt: skip
+
+
+class Source:
+  """The examples of a split: `len(source)`, and `source[i]` -> (data, labels, name).
+
+  data: the bytes of an image file, not decoded, or a uint8 array [h, w] or [h, w, 3]. labels: indices into
+  `label_names`. name: tells a person which example it is. May be read from several threads at once, and pickled.
+  """
+
+  def __init__(self, store, spans: list[tuple[str, int, int]]):
+    """`spans`: (split, start, stop) for each piece of the store, one after another."""
+    self._store, self._spans = store, spans
+    self._ends = list(itertools.accumulate(stop - start for _, start, stop in spans))
+    self.label_names: tuple[str, ...] = store.label_names
+    self.classes: int = len(store.label_names)
+    self.most_labels: int = store.most_labels
+    self.split: str = '+'.join(dict.fromkeys(split for split, _, _ in spans))
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, tuple[int, ...], str]:
+    if not 0 <= i < len(self):
+      raise IndexError(f'example {i} of {len(self)}')
+    piece = bisect.bisect_right(self._ends, i)
+    split, _, stop = self._spans[piece]
+    return self._store.read(split, stop - self._ends[piece] + i)
+
+  def __repr__(self) -> str:
+    return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
+
+
+class Builtin:
+  """Data inside the package, which builtin/pack.py has put there."""
+
+  def __init__(self, name: str, *, dir: str = ''):
+    if name not in BUILTIN:
+      raise UserError(f'built-in data set {name!r} is unknown.{did_you_mean(name, BUILTIN)}')
+    self.title, self.label_names, self.most_labels = f'builtin:{name}', BUILTIN[name], 1
+    self._path = Path(__file__).parent / 'builtin' / f'{name}.npz'
+    self.splits = ('train', 'test')
+    self._images = {}
+    with np.load(self._path) as arrays:
+      self._labels = {split: arrays[f'{split}_labels'] for split in self.splits}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {'_images': {}}
+
+  def shards(self, split: str) -> list[int]:
+    return [len(self._labels[split])]
+
+  def read(self, split: str, i: int):
+    if split not in self._images:
+      with np.load(self._path) as arrays:
+        self._images[split] = arrays[f'{split}_images']  # [n, h, w]
+    return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
+
+
+STORES = {'builtin': Builtin, 'folder': Folder, 'csv': Csv, 'tfds': Tfds}
+
+
+def open_source(name: str, split: str, *, dir: str = '') -> Source:
+  """The examples of `split` (TFDS's syntax; '' means the held-out split) of the source `name`, such as 'tfds:cifar10'.
+
+  `dir`: where TFDS data sets lie; '' means TFDS's default. UserError says what is wrong with name, split or data.
+  """
+  kind, colon, rest = name.partition(':')
+  if not colon or kind not in STORES:
+    raise UserError(f'source {name!r}: expected KIND:NAME.{_suggestion(kind, rest, name)}')
+  try:
+    store = STORES[kind](rest, dir=dir)
+    spans = _spans(split or _held_out(store), store)
+  except OSError as error:
+    raise UserError(f'{name}: {error.strerror or error}: {error.filename or ""}') from None
+  return Source(store, spans)
+
+
+def _suggestion(kind: str, rest: str, name: str) -> str:
+  if rest:
+    return did_you_mean(kind, STORES)
+  if name in BUILTIN:
+    return f" Did you mean 'builtin:{name}'?"
+  if Path(name).exists():
+    return f' Did you mean {("folder:" if Path(name).is_dir() else "csv:") + name!r}?'
+  return f" Did you mean 'tfds:{name}'? KIND is one of {', '.join(STORES)}."
+
+
+def _held_out(store) -> str:
+  for split in HELD_OUT:
+    if split in store.splits:
+      return split
+  has = f'it has {", ".join(store.splits)}; name one'
+  raise UserError(f'{store.title} has none of the splits {", ".join(HELD_OUT)} to evaluate on: {has}')
+
+
+def _spans(spec: str, store) -> list[tuple[str, int, int]]:
+  """[(split, start, stop), …] of 'train[:98%]+test'."""
+  names = [part.partition('[')[0].strip() for part in spec.split('+')]
+  for name in names:
+    if name not in (*store.splits, 'all'):
+      near = did_you_mean(name, store.splits).partition(' Known')[0]
+      raise UserError(f'{store.title} has no split {name!r}: it has {", ".join(store.splits)}.{near}')
+  names = store.splits if 'all' in names else names
+  shards = {name: store.shards(name) for name in names}
+  spans = [(name, start, stop) for name, start, stop in _absolute(spec, shards, store.title) if stop > start]
+  if not spans:
+    raise UserError(f'{store.title} has no examples in the split {spec!r}')
+  return spans
+
+
+def _absolute(spec: str, shards: dict[str, list[int]], title: str) -> list[tuple[str, int, int]]:
+  """TFDS's own reading of its split syntax."""
+  if spec in shards:
+    return [(spec, 0, sum(shards[spec]))]  # Saves importing TFDS, which takes longer than the rest.
+  import tensorflow_datasets as tfds
+
+  infos = {name: types.SimpleNamespace(num_examples=sum(each), shard_lengths=each) for name, each in shards.items()}
+  try:
+    pieces = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+  except (ValueError, NotImplementedError) as error:
+    syntax = "expected TFDS's syntax, such as 'train', 'train[:98%]', 'train+test'"
+    raise UserError(f'{title}, split {spec!r}: {error if "incompatible" in str(error) else syntax}') from None
+  size = lambda name: infos[name].num_examples
+  return [(p.splitname, p.from_ or 0, size(p.splitname) if p.to is None else p.to) for p in pieces]

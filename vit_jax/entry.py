@@ -1,0 +1,81 @@
+"""From a command line to a run: flags, the config, where results go, and errors in one line.
+
+The two main jobs are this function with different default configs.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vit_jax.config import Config, flat
+from vit_jax.errors import UserError, did_you_mean
+
+
+def run_job(default_config: Path):
+  """Reads --config, --config.FIELD and --workdir, and trains. Exits with 2 after one line where the user can mend it."""
+
+  def job():
+    refuse_unknown_settings(sys.argv[1:])
+    config = config_flags.DEFINE_config_file('config', str(default_config), 'The recipe: FILE or FILE:ARGUMENT.')
+    workdir = flags.DEFINE_string('workdir', None, 'Where the run goes, and is taken up again; by default runs/CONFIG-TIME.')
+
+    def main(_):
+      from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
+
+      logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
+      keep_compiled_programs()
+      name = config_flags.get_config_filename(flags.FLAGS['config'])
+      train(config.value, Path(workdir.value or default_workdir(name)))
+
+    app.run(main, flags_parser=parse_flags)
+
+  one_line_errors(job)
+
+
+def one_line_errors(function: Callable[[], object]):
+  """Calls `function`; a UserError becomes a line on the screen and exit code 2."""
+  try:
+    function()
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def refuse_unknown_settings(args: list[str]):
+  """UserError for a --config file that is not there, or a --config.FIELD that no config has, with the nearest name."""
+  known = ['config.' + name for name in flat(Config())]
+  for arg in args:
+    name = re.fullmatch(r'--?(?:no)?(config\.[\w.]+)(=.*)?', arg)
+    if name and name[1] not in known:
+      raise UserError(f'--{name[1]} is no setting.{did_you_mean(name[1], known)}')
+    file = re.fullmatch(r'--?config=([^:]*)(:.*)?', arg)
+    if file and not Path(file[1]).is_file():
+      raise UserError(f'--config={file[1]}: there is no such file; configs/ has those of this project')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with a UserError for what it refuses."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error)) from None
+
+
+def default_workdir(config_file: str) -> str:
+  """runs/CONFIG-TIME, where CONFIG is the file's name."""
+  return f'runs/{Path(config_file).stem}-{time.strftime("%Y%m%d-%H%M%S")}'
+
+
+def keep_compiled_programs():
+  """Compiled programs are kept between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
+  import jax
+
+  cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
+  default = str(Path(cache).expanduser() / 'vit_jax' / 'compiled')
+  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', default))

@@ -1,0 +1,15 @@
+"""The one kind of error that a person can mend: it is shown as one line, without a traceback, and the exit code is 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """Names what was got, what was expected, and what to do about it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """' Did you mean X?' for the nearest of `known`, or the whole list where nothing is near. Starts with a space."""
+  known = list(known)
+  near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  return f' Did you mean {near[0]!r}?' if near else f' Known: {", ".join(known)}.'

@@ -1,0 +1,1 @@
+"""What is measured of a model: each file one protocol, each knowing nothing but `predict`."""

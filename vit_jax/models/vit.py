@@ -1,0 +1,249 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), as its Figure 1 draws it.
+
+Shapes: b batch, h w patch grid, n tokens, d width, m hidden width of the MLP, k classes.
+Blocks are stacked: every parameter under `Transformer/encoderblock` has the depth as its leading axis. Names inside a block
+are those of the released files, so reading one is un-flattening and stacking.
+"""
+
+import functools
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import ModelConfig
+from vit_jax.models.attention import attend
+from vit_jax.models.variants import Shape, shape
+
+GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.partial(nn.gelu, approximate=False)}
+REMAT = {
+  'none': lambda block: block,
+  'dots': functools.partial(
+    nn.remat, prevent_cse=False, static_argnums=(3,), policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  'full': functools.partial(nn.remat, prevent_cse=False, static_argnums=(3,)),
+}
+
+xavier = functools.partial(nn.initializers.variance_scaling, 1.0, 'fan_avg', 'uniform')
+
+
+class Affine(nn.Module):
+  """The kernel and bias of a linear map, for callers that multiply in their own way."""
+
+  shape: tuple[int, ...]
+  bias_shape: tuple[int, ...]
+  initializer: Callable
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    kernel = self.param('kernel', self.initializer, self.shape)
+    bias = self.param('bias', nn.initializers.zeros, self.bias_shape)
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of `x` [b, n, d] over `context` [b, m, d], or over itself -> [b, n, d]."""
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+    d, heads = x.shape[-1], (self.heads, x.shape[-1] // self.heads)
+    affine = functools.partial(Affine, (d, *heads), heads, xavier(in_axis=0, out_axis=(1, 2)), self.dtype)
+    q, k, v = (affine(name=name)() for name in ('query', 'key', 'value'))
+    if context is None:
+      q, k, v = project((q, k, v), x)
+    else:
+      q, k, v = *project((q,), x), *project((k, v), context)
+    kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
+    return attend(q, k, v).reshape(x.shape) @ kernel.reshape(d, d) + bias
+
+
+def project(affines: tuple[tuple[jax.Array, jax.Array], ...], x: jax.Array) -> list[jax.Array]:
+  """Several linear maps of `x` [b, n, d], each to [b, n, heads, channels], as one matrix product."""
+  d, (heads, channels) = x.shape[-1], affines[0][1].shape
+  kernel = jnp.concatenate([kernel.reshape(d, -1) for kernel, _ in affines], axis=1)
+  bias = jnp.concatenate([bias.reshape(-1) for _, bias in affines])
+  outs = jnp.split(x @ kernel + bias, len(affines), axis=-1)
+  return [out.reshape(*x.shape[:-1], heads, channels) for out in outs]
+
+
+class MlpBlock(nn.Module):
+  """[b, n, d] -> [b, n, m] -> [b, n, d]."""
+
+  width: int
+  gelu: str
+  dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    dense = functools.partial(
+      nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
+    )
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    hidden = drop(GELU[self.gelu](dense(self.width, name='Dense_0')(x)))
+    return drop(dense(x.shape[-1], name='Dense_1')(hidden))
+
+
+class EncoderBlock(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)); each branch dropped for whole images at `drop_path`, a scalar."""
+
+  mlp: int
+  heads: int
+  gelu: str
+  dropout: float
+  drop_paths: bool
+  norm_eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, drop_path: jax.Array, train: bool) -> tuple[jax.Array, None]:
+    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    attention = Attention(self.heads, self.dtype, name='MultiHeadDotProductAttention_1')
+    mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    path = functools.partial(self.keep_path, drop_path) if train and self.drop_paths else lambda branch: branch
+    x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
+    x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
+    return x, None
+
+  def keep_path(self, rate: jax.Array, branch: jax.Array) -> jax.Array:
+    """The branch [b, n, d], zero for a share `rate` of the images and scaled up for the others (arXiv 1603.09382)."""
+    kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (branch.shape[0], 1, 1))
+    return jnp.where(kept, branch / (1 - rate).astype(branch.dtype), 0)
+
+
+class PositionEmbedding(nn.Module):
+  """Adds one learned vector to each token."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x + self.param('pos_embedding', nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
+
+
+def sincos2d(grid: tuple[int, int], width: int) -> jax.Array:
+  """Fixed position embeddings [1, h·w, d] of arXiv 2205.01580: the sines and cosines of x, then those of y."""
+  omega = 1e4 ** -jnp.linspace(0, 1, width // 4)
+  y, x = (axis.reshape(-1, 1) * omega for axis in jnp.mgrid[: grid[0], : grid[1]])
+  return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None]
+
+
+class PatchEmbedding(nn.Module):
+  """Images [b, H, W, c] -> tokens [b, n, d]: each patch flattened and projected, with norms before and after where asked."""
+
+  width: int
+  patch: tuple[int, int]
+  norms: bool
+  norm_eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    (p, q), c = self.patch, images.shape[-1]
+    # A convolution whose stride is its size, as the one matrix product that it is.
+    x = einops.rearrange(images, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=q)
+    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    x = norm(name='norm_before')(x) if self.norms else x
+    lecun = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3)
+    kernel = self.param('kernel', lecun, (p, q, c, self.width)).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
+    x = x @ kernel.reshape(-1, self.width) + bias
+    return norm(name='norm_after')(x) if self.norms else x
+
+
+class MapHead(nn.Module):
+  """Attention pooling [b, n, d] -> [b, d]: one learned query over all tokens, then an MLP (arXiv 2106.04560)."""
+
+  mlp: int
+  heads: int
+  gelu: str
+  norm_eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])).astype(self.dtype)
+    probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
+    x = Attention(self.heads, self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
+    norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0')
+    mlp = MlpBlock(self.mlp, self.gelu, 0.0, self.dtype, name='MlpBlock_0')
+    x = x + mlp(norm(x), train=False)
+    return x[:, 0]  # [b, d]
+
+
+class Transformer(nn.Module):
+  """Tokens [b, n, d] -> tokens [b, n, d]: the blocks, one after another, and a norm."""
+
+  config: ModelConfig
+  shape: Shape
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, registers: jax.Array, train: bool) -> jax.Array:
+    c = self.config
+    if c.position == 'learned':
+      x = PositionEmbedding(name='posembed_input')(x)
+    x = nn.Dropout(c.dropout, deterministic=not train)(x)
+    x = jnp.concatenate([x, registers], axis=1) if c.registers else x
+    # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
+    blocks = nn.scan(
+      REMAT[c.remat](EncoderBlock),
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
+      length=self.shape.depth,
+      unroll=c.unroll or self.shape.depth,
+    )(self.shape.mlp, self.shape.heads, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype, name='encoderblock')
+    x, _ = blocks(x, jnp.linspace(0, c.drop_path, self.shape.depth), train)
+    return nn.LayerNorm(epsilon=c.norm_eps, dtype=self.dtype, name='encoder_norm')(x)
+
+
+class VisionTransformer(nn.Module):
+  """uint8 images [b, H, W, 3] -> float32 logits [b, k]. With `train`, wants the random stream 'dropout'."""
+
+  config: ModelConfig
+  shape: Shape
+  classes: int
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
+    x = ((images.astype(jnp.float32) - jnp.array(c.mean)) / jnp.array(c.scale)).astype(dtype)
+    grid = self.shape.grid(images.shape[1:3])
+    x = PatchEmbedding(d, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
+    if c.position == 'sincos2d':
+      x = x + sincos2d(grid, d).astype(dtype)
+    if c.pool == 'token':
+      token = self.param('cls', nn.initializers.zeros, (1, 1, d)).astype(dtype)
+      x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, d)), x], axis=1)
+    tokens, registers = x.shape[1], None
+    if c.registers:
+      registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
+      registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
+    x = Transformer(c, self.shape, dtype, name='Transformer')(x, registers, train)[:, :tokens]
+    x = self.pool(x)  # [b, d], what the head reads.
+    if c.hidden_head:
+      x = jnp.tanh(nn.Dense(d, dtype=dtype, name='pre_logits')(x))
+    bias = nn.initializers.constant(c.head_bias)
+    head = nn.Dense(self.classes, dtype=dtype, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
+    return head(x).astype(jnp.float32)
+
+  def pool(self, x: jax.Array) -> jax.Array:
+    """Tokens [b, n, d] -> [b, d]."""
+    if self.config.pool == 'token':
+      return x[:, 0]
+    if self.config.pool == 'gap':
+      return x.mean(axis=1)
+    c, s = self.config, self.shape
+    return MapHead(s.mlp, s.heads, c.gelu, c.norm_eps, jnp.dtype(c.dtype), name='MAPHead_0')(x)
+
+
+def vit(config: ModelConfig, classes: int) -> VisionTransformer:
+  """The model that `config` describes, with a head for `classes`. UserError for a shape that does not work out."""
+  s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
+  return VisionTransformer(config, s, classes)

@@ -1,0 +1,118 @@
+"""Recipes as the papers name them, made of optax.
+
+A parameter's path is its names joined by '/', such as `Transformer/encoderblock/MlpBlock_3/Dense_0/kernel`.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.config import OptimConfig, duration
+from vit_jax.errors import UserError
+
+BLOCKS = 'Transformer/encoderblock/'
+
+
+def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule:
+  """Step -> learning rate: a decay over the steps after the warm-up, times the warm-up's ramp, then the cool-down's.
+
+  At the last step the linear and cosine decays, and every cool-down, are at `lr_end` (arXiv 2010.11929, Table 3).
+  """
+  warmup, cooldown = (duration(getattr(config, name), name=f'optim.{name}', steps=steps, epoch=epoch) for name in RAMPS)
+  decay = DECAYS[config.schedule](config, steps - warmup)
+
+  def lr(step):
+    rate = decay(jnp.maximum(step - warmup, 0))
+    rate = rate * jnp.minimum(1, step / warmup) if warmup else rate
+    left = jnp.clip((steps - step) / cooldown, 0, 1) if cooldown else 1
+    return config.lr_end + (rate - config.lr_end) * left
+
+  return lr
+
+
+
+RAMPS = ('warmup', 'cooldown')
+DECAYS = {
+  'constant': lambda c, steps: optax.constant_schedule(c.lr),
+  'linear': lambda c, steps: optax.linear_schedule(c.lr, c.lr_end, steps),
+  'cosine': lambda c, steps: optax.cosine_decay_schedule(c.lr, steps, alpha=c.lr_end / c.lr if c.lr else 0),
+  # arXiv 2106.04560: 1/sqrt(t) from the end of the warm-up on.
+  'rsqrt': lambda c, steps: lambda step: c.lr / jnp.sqrt(1 + step / c.rsqrt_timescale),
+}
+
+
+def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
+  """Adafactor as "Scaling Vision Transformers" uses it (arXiv 2106.04560): factored second moments for sides of 32 and up,
+  their decay 1 - t^-0.8 at most `b2`, then a moving average of the updates; no parameter scale, no update clipping."""
+  decay = lambda step, rate: jnp.minimum(config.b2, 1 - (step + 1.0) ** -rate)
+  return optax.chain(
+    optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay),
+    optax.ema(config.b1, debias=False, accumulator_dtype=config.momentum_dtype),
+  )
+
+
+RULES = {
+  'adamw': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
+  'sgd': lambda c: optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
+  'adafactor': scale_by_adafactor,
+}
+
+
+def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.GradientTransformation:
+  """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing.
+
+  `params` may be shapes. UserError where a pattern matches no parameter, or nothing is left to train.
+  """
+  chain = [
+    optax.clip_by_global_norm(config.clip) if config.clip else None,
+    RULES[config.name](config),
+    optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay')) if config.weight_decay else None,
+    scale_by_layer(config.layer_decay) if config.layer_decay != 1 else None,
+    optax.scale_by_learning_rate(lr),
+  ]
+  tx = optax.chain(*(part for part in chain if part))
+  if not config.frozen:
+    return tx
+  frozen = matching(params, config.frozen, 'frozen')
+  if all(jax.tree.leaves(frozen)):
+    raise UserError(f'config.optim.frozen={config.frozen!r} matches every parameter: nothing is left to train')
+  labels = jax.tree.map(lambda still: 'frozen' if still else 'trained', frozen)
+  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
+
+
+def path_of(keys) -> str:
+  """The path of a leaf from the keys that jax.tree_util gives."""
+  return '/'.join(str(key.key) for key in keys)
+
+
+def matching(params, pattern: str, name: str):
+  """A tree of bools: whose path does `pattern` match as a whole? UserError where that is no leaf's."""
+  tree = jax.tree.map_with_path(lambda keys, _: bool(re.fullmatch(pattern, path_of(keys))), params)
+  if not any(jax.tree.leaves(tree)):
+    some = path_of(jax.tree.leaves_with_path(params)[0][0])
+    raise UserError(f'config.optim.{name}={pattern!r} matches no parameter; a whole path looks like {some!r}')
+  return tree
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """Updates times `decay` to the power of a parameter's distance from the head, counted in blocks (arXiv 2106.08254).
+
+  The head and the last norm are at 0, block i of L at L - i, all that comes before the blocks at L + 1.
+  """
+
+  def scale(keys, update, depth: int):
+    path = path_of(keys)
+    if path.startswith(BLOCKS):
+      rates = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
+      return update * rates.reshape(depth, *[1] * (update.ndim - 1)).astype(update.dtype)
+    after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/', path)
+    return update if after else update * decay ** (depth + 1)
+
+  def update(updates, params):
+    del params
+    blocks = [leaf for keys, leaf in jax.tree.leaves_with_path(updates) if path_of(keys).startswith(BLOCKS)]
+    return jax.tree.map_with_path(lambda keys, leaf: scale(keys, leaf, len(blocks[0])), updates)
+
+  return optax.stateless(update)

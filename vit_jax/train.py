@@ -1,0 +1,235 @@
+"""The loop: a config and a directory in, a trained model out. Pre-training and fine-tuning are this one function."""
+
+import functools
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from vit_jax.checkpoint import Checkpoints, describe, refuse_other_run, restore
+from vit_jax.config import Config, duration, total_steps, validate
+from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.sources import Source, open_source
+from vit_jax.errors import UserError
+from vit_jax.evaluate.classify import classify, count
+from vit_jax.losses import LOSSES
+from vit_jax.mesh import Mesh, describe_mesh, everywhere, make_mesh, peak_flops, rows, state_shardings, to_global
+from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
+from vit_jax.models.vit import VisionTransformer, vit
+from vit_jax.optim import optimizer, schedule
+from vit_jax.pretrained.adapt import adapt
+from vit_jax.pretrained.released import load
+from vit_jax.step import TrainState, abstract_params, init_state, predict, train_step
+
+CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')
+
+
+def train(config: Config, workdir: Path) -> dict[str, float]:
+  """Trains to the end, going on from what `workdir` holds, and returns the last evaluation.
+
+  UserError, before anything is written, where the config, the data and the directory do not go together.
+  """
+  began = time.monotonic()
+  config = validate(config)
+  train_source, eval_source = open_sources(config)
+  steps, epoch = total_steps(config, len(train_source)), len(train_source) / config.data.batch
+  every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
+  refuse_other_run(workdir, config, train_source.label_names)
+
+  mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
+  model = vit(config.model, train_source.classes)
+  lr = schedule(config.optim, steps=steps, epoch=epoch)
+  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  state, notes = first_state(config, workdir, model=model, tx=tx, mesh=mesh)
+  first = int(state.step)
+  describe(workdir, config, train_source.label_names)
+  checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
+  metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
+  metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
+  for note in notes:
+    metrics.say(f'  {note}')
+
+  batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
+  batches = prefetch(batches, config.data.prefetch, mesh)
+  update = compiled_step(config, model=model, tx=tx, mesh=mesh, state=state, labels=train_source.most_labels)
+  evaluate = evaluator(config, eval_source, model=model, mesh=mesh, state=state)
+  metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
+  pending, watch = [], Stopwatch()
+  for step, batch in zip(range(first + 1, steps + 1), batches, strict=False):
+    state, values = update(state, batch)
+    pending.append(values)
+    if due(step, every['log_every'], steps):
+      values = means(jax.device_get(pending)) | {'lr': float(lr(step - 1))}
+      values |= speed(config, model, mesh, seconds_per_step=watch.lap() / len(pending))
+      pending = []
+      metrics.record(step, values)
+      metrics.progress(step, values)
+    if due(step, every['eval_every'], steps):
+      with watch.paused(state):
+        result = evaluate(state.best)
+      metrics.record(step, result)
+      metrics.say(f'step {step}/{steps}  ' + in_words(result))
+    if due(step, every['save_every'], steps):
+      with watch.paused(state):
+        checkpoints.save(state, step)
+  checkpoints.close()
+  metrics.close()
+  return close(workdir, metrics, seconds=time.monotonic() - began)
+
+
+def open_sources(config: Config) -> tuple[Source, Source]:
+  """(training, evaluation) examples. UserError where their classes differ."""
+  data = config.data
+  train_source = open_source(data.train, data.split, dir=data.dir)
+  eval_source = open_source(data.eval or data.train, data.eval_split, dir=data.dir)
+  if train_source.label_names != eval_source.label_names:
+    ours, theirs = set(train_source.label_names), set(eval_source.label_names)
+    raise UserError(
+      f'{data.train} and {data.eval or data.train} have different classes: '
+      f'only the first has {sorted(ours - theirs)[:5]}, only the second {sorted(theirs - ours)[:5]}'
+    )
+  return train_source, eval_source
+
+
+def batch_sizes(config: Config) -> dict[str, int]:
+  """The sizes that must divide over the devices, by the name of their setting."""
+  part = 'config.data.batch' + (' / config.optim.accumulate' if config.optim.accumulate > 1 else '')
+  sizes = {part: config.data.batch // config.optim.accumulate}
+  return sizes | ({'config.data.eval_batch': config.data.eval_batch} if config.data.eval_batch else {})
+
+
+def hosts() -> dict[str, int]:
+  """Which of how many hosts this is, as the loader wants it."""
+  return {'host': jax.process_index(), 'hosts': jax.process_count()}
+
+
+def first_state(
+  config: Config, workdir: Path, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, list[str]]:
+  """The state to start from, and what is to be said of it: the newest checkpoint, else `config.init`, else a fresh one."""
+  init = functools.partial(
+    init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0
+  )
+  shapes = jax.eval_shape(init)
+  shardings = state_shardings(shapes, mesh)
+  with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  if state := restore(workdir, jax.tree.map(with_sharding, shapes, shardings)):
+    return state, [f'going on after step {int(state.step)}']
+  state = jax.jit(init, out_shardings=shardings)()
+  if not config.init:
+    return state, []
+  released = load(config.init)
+  refuse_other_preprocessing(config, released.preprocessing)
+  grid = model.shape.grid(config.data.size)
+  params, notes = adapt(released.params, state.params, grid=grid, old_grid=released.grid)
+  params = jax.device_put(params, shardings.params)
+  ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
+  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *notes]
+
+
+def refuse_other_preprocessing(config: Config, preprocessing: dict):
+  """UserError where the loaded model saw pixels normalised in another way than this one would."""
+  for name in ('mean', 'scale'):
+    theirs, ours = tuple(preprocessing.get(name, ())), getattr(config.model, name)
+    if theirs and theirs != ours:
+      raise UserError(
+        f'config.init was trained with {name} {theirs}, config.model.{name} is {ours}: '
+        f'add --config.model.{name}={",".join(map(str, theirs))}'
+      )
+
+
+def compiled_step(
+  config: Config,
+  *,
+  model: VisionTransformer,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  state: TrainState,
+  labels: int,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+  """`train_step` compiled for this run's shapes, once: a batch of another shape is an error, not a second program."""
+  step = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss=functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing),
+    seed=config.seed,
+    mixup_alpha=config.mixup,
+    accumulate=config.optim.accumulate,
+    ema=config.optim.ema,
+  )
+  step.__name__ = 'train_step'  # What profiles and compilation events call it.
+  shardings, b = state_shardings(state, mesh), config.data.batch
+  shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), np.int32), 'mask': ((b,), np.bool_)}
+  batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
+  return jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0).lower(state, batch).compile()
+
+
+def evaluator(
+  config: Config, source: Source, *, model: VisionTransformer, mesh: Mesh, state: TrainState
+) -> Callable[[dict], dict[str, float]]:
+  """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first."""
+  counts = functools.partial(count, predict=functools.partial(predict, model=model), loss=LOSSES[config.loss])
+  counts = jax.jit(counts, in_shardings=(state_shardings(state, mesh).params, rows(mesh)), out_shardings=everywhere(mesh))
+
+  def evaluate(params: dict) -> dict[str, float]:
+    batches = prefetch(eval_batches(source, config.data, **hosts()), config.data.prefetch, mesh)
+    result = classify(counts(params, batch) for batch in batches)
+    result |= {'skipped': len(source) - result['examples']} if config.data.bad_images == 'skip' else {}
+    return {f'{source.split}_{name}': value for name, value in result.items()}
+
+  return evaluate
+
+
+def prefetch(batches: Iterator[dict[str, np.ndarray]], ahead: int, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+  """The batches as global arrays, `ahead` of them on their way to the device before they are asked for."""
+  queue = deque(to_global(batch, mesh) for batch in itertools.islice(batches, ahead))
+  while queue:
+    yield queue.popleft()
+    queue.extend(to_global(batch, mesh) for batch in itertools.islice(batches, 1))
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something that happens every so many steps, and after the last, happens after `step`. 0 means only the last."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+def means(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
+  """What the steps since the last record say together: the mean of each value, the sum of the images that were skipped."""
+  values = {name: float(np.mean([step[name] for step in pending])) for name in ('loss', 'grad_norm')}
+  return values | {'skipped': int(sum(step['skipped'] for step in pending))}
+
+
+def speed(config: Config, model: VisionTransformer, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:
+  """Images and steps, and the share of the chips' peak that the model's own arithmetic takes (a step is three forwards)."""
+  values = {'images_per_second': config.data.batch / seconds_per_step, 'seconds_per_step': seconds_per_step}
+  if peak := peak_flops(mesh):
+    values['mfu'] = 3 * model.shape.flops(config.data.size) * values['images_per_second'] / peak
+  return values
+
+
+def summary(config: Config, model: VisionTransformer, state: TrainState) -> str:
+  """The run in half a line."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  size = 'x'.join(map(str, config.data.size))
+  return f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch {config.data.batch}'
+
+
+def in_words(result: dict[str, float]) -> str:
+  """An evaluation for the screen."""
+  return '  '.join(f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}' for name, value in result.items())
+
+
+def close(workdir: Path, metrics: Metrics, *, seconds: float) -> dict[str, float]:
+  """Draws the curves and says how the run ended; the last evaluation."""
+  if jax.process_index():
+    return {}
+  evaluations = [record for record in read_metrics(workdir) if any(name.endswith('_accuracy') for name in record)]
+  curves = draw_curves(workdir)
+  metrics.say(f'done in {seconds:.0f} s: {in_words(evaluations[-1])}; see {curves}')
+  return evaluations[-1]
