@@ -1,4 +1,7 @@
-"""Fine-tunes a Vision Transformer: python run_finetune.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]."""
+"""Fine-tunes a Vision Transformer.
+
+python run_finetune.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Pre-trains a Vision Transformer: python run_pretrain.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]."""
+"""Pre-trains a Vision Transformer.
+
+python run_pretrain.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]
+"""
 
 from pathlib import Path
 

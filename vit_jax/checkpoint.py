@@ -104,7 +104,7 @@ def restore(workdir: Path, like: TrainState) -> TrainState | None:
   """
   if not (workdir / 'checkpoints').is_dir():
     return None
-  checkpoints = manager(workdir, read_only=True)
+  checkpoints = manager(workdir, create=False)
   step = checkpoints.latest_step()
   if step is None:
     return None
@@ -132,7 +132,7 @@ def load_params(workdir: Path) -> tuple[dict, int]:
 
   UserError where the run has saved nothing yet.
   """
-  checkpoints = manager(workdir, read_only=True)
+  checkpoints = manager(workdir, create=False)
   step = checkpoints.latest_step()
   if step is None:
     raise UserError(f'{workdir} holds no checkpoint yet')
@@ -152,9 +152,7 @@ def as_dict(state: TrainState) -> dict:
 def leaves(tree) -> dict[str, tuple]:
   """{path: (shape, dtype)} of every array in a tree of arrays, shapes or Orbax's metadata."""
   name = lambda key: str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
-  return {
-    '/'.join(map(name, keys)): (tuple(leaf.shape), str(leaf.dtype)) for keys, leaf in jax.tree.leaves_with_path(tree)
-  }
+  return {'/'.join(map(name, keys)): (tuple(leaf.shape), str(leaf.dtype)) for keys, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def refuse_other_leaves(got: dict[str, tuple], expected: dict[str, tuple], where: Path):

@@ -33,7 +33,7 @@ class DataConfig:
   bad_images: str = 'error'  # error, or skip: an unreadable image counts in no loss and no accuracy, and is counted.
   max_pixels: int = 100_000_000  # An image that claims more is bad: a decompression bomb.
   workers: int = 0  # Processes that make batches; 0 makes them in threads of this one.
-  threads: int = 0  # Threads that decode, in each process; 0 means the cores shared out among the workers.
+  threads: int = 0  # Threads that decode, in each process; 0 means the cores shared out, and one more.
   prefetch: int = 2  # Batches that wait on the device.
 
 
@@ -246,10 +246,15 @@ def duration(text: str, *, name: str, steps: int, epoch: float) -> int:
 def total_steps(config: Config, examples: int) -> int:
   """Steps of the run over `examples` training examples. UserError where the batch or the warm-up doesn't fit."""
   if config.data.batch > examples:
-    raise UserError(f'config.data.batch={config.data.batch} is more than the {examples} training examples of {config.data.train}')
+    raise UserError(
+      f'config.data.batch={config.data.batch} is more than the {examples} training examples of {config.data.train}'
+    )
   epoch = examples / config.data.batch
   steps = config.steps or max(1, round(config.epochs * epoch))
-  ramps = {name: duration(getattr(config.optim, name), name=f'optim.{name}', steps=steps, epoch=epoch) for name in ('warmup', 'cooldown')}
+  ramps = {
+    name: duration(getattr(config.optim, name), name=f'optim.{name}', steps=steps, epoch=epoch)
+    for name in ('warmup', 'cooldown')
+  }
   if sum(ramps.values()) >= steps:
     raise UserError(f'warmup ({ramps["warmup"]}) and cooldown ({ramps["cooldown"]}) leave nothing of {steps} steps')
   return steps

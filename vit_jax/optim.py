@@ -32,7 +32,6 @@ def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule
   return lr
 
 
-
 RAMPS = ('warmup', 'cooldown')
 DECAYS = {
   'constant': lambda c, steps: optax.constant_schedule(c.lr),

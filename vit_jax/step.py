@@ -32,7 +32,9 @@ def abstract_params(model: nn.Module, size: tuple[int, int]) -> dict:
   return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3), jnp.uint8)))['params']
 
 
-def init_state(seed: int, *, model: nn.Module, tx: optax.GradientTransformation, size: tuple[int, int], ema: bool) -> TrainState:
+def init_state(
+  seed: int, *, model: nn.Module, tx: optax.GradientTransformation, size: tuple[int, int], ema: bool
+) -> TrainState:
   """A fresh state. Under `jit` with out_shardings it is never whole on one device."""
   params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3), jnp.uint8))['params']
   average = jax.tree.map(jnp.copy, params) if ema else None
@@ -46,6 +48,7 @@ def train_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
   loss: Callable[[jax.Array, jax.Array], jax.Array],
+  lr: optax.Schedule,
   seed: int,
   mixup_alpha: float = 0.0,
   accumulate: int = 1,
@@ -54,6 +57,7 @@ def train_step(
   """One update from {'image': uint8 [b, h, w, 3], 'label': int [b, m], 'mask': bool [b]}.
 
   The loss is the mean over the examples that the mask keeps. Every random number is a function of `seed` and the step.
+  `lr` is the schedule in `tx`, for the record.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], multi_hot(batch['label'], model.classes)
@@ -69,7 +73,12 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
-  metrics = {'loss': value, 'grad_norm': optax.tree.norm(grads), 'skipped': jnp.sum(~batch['mask'])}
+  metrics = {
+    'loss': value,
+    'lr': jnp.asarray(lr(state.step), jnp.float32),
+    'grad_norm': optax.tree.norm(grads),
+    'skipped': jnp.sum(~batch['mask']),
+  }
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=average), metrics
 
 

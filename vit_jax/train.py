@@ -56,7 +56,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
 
   batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
   batches = prefetch(batches, config.data.prefetch, mesh)
-  update = compiled_step(config, model=model, tx=tx, mesh=mesh, state=state, labels=train_source.most_labels)
+  update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
   evaluate = evaluator(config, eval_source, model=model, mesh=mesh, state=state)
   metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
   pending, watch = [], Stopwatch()
@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     state, values = update(state, batch)
     pending.append(values)
     if due(step, every['log_every'], steps):
-      values = means(jax.device_get(pending)) | {'lr': float(lr(step - 1))}
+      values = means(jax.device_get(pending))
       values |= speed(config, model, mesh, seconds_per_step=watch.lap() / len(pending))
       pending = []
       metrics.record(step, values)
@@ -112,9 +112,7 @@ def first_state(
   config: Config, workdir: Path, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, list[str]]:
   """The state to start from, and what is to be said of it: the newest checkpoint, else `config.init`, else a fresh one."""
-  init = functools.partial(
-    init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0
-  )
+  init = functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
   shapes = jax.eval_shape(init)
   shardings = state_shardings(shapes, mesh)
   with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -148,6 +146,7 @@ def compiled_step(
   *,
   model: VisionTransformer,
   tx: optax.GradientTransformation,
+  lr: optax.Schedule,
   mesh: Mesh,
   state: TrainState,
   labels: int,
@@ -157,6 +156,7 @@ def compiled_step(
     train_step,
     model=model,
     tx=tx,
+    lr=lr,
     loss=functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing),
     seed=config.seed,
     mixup_alpha=config.mixup,
@@ -200,9 +200,9 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def means(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
-  """What the steps since the last record say together: the mean of each value, the sum of the images that were skipped."""
+  """What the steps since the last record say together: means, the last learning rate, and the images skipped."""
   values = {name: float(np.mean([step[name] for step in pending])) for name in ('loss', 'grad_norm')}
-  return values | {'skipped': int(sum(step['skipped'] for step in pending))}
+  return values | {'lr': pending[-1]['lr'].item(), 'skipped': sum(step['skipped'].item() for step in pending)}
 
 
 def speed(config: Config, model: VisionTransformer, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:

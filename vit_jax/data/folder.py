@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.images import BadImage
 from vit_jax.errors import UserError, did_you_mean
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # In any case.
 SPLITS = ('train', 'test', 'validation', 'val')  # A folder of one of these names that holds class folders is a split.
-LAYOUT = 'expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, or PATH/CLASS/IMAGE'
+LAYOUT = 'Expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, or PATH/CLASS/IMAGE'
 HEADERS = ('path', 'image', 'file', 'filename')
 HELD_OUT_SHARE = 0.1
 
@@ -39,7 +40,7 @@ class Folder:
 
   def __init__(self, path: str, *, dir: str = ''):
     self._root = _existing(path)
-    self.title, self.most_labels = f'folder:{path}', 1
+    self.title = f'folder:{path}'
     if not self._root.is_dir():
       kind = f'csv:{path} reads it' if self._root.suffix == '.csv' else 'an archive must be unpacked first'
       raise UserError(f'{path} is a file, not a folder ({kind}). {LAYOUT}')
@@ -62,10 +63,13 @@ class Folder:
       self._examples |= self._divide() if self._flat else {split: self._list(split)}
     return [len(self._examples[split][0])]
 
+  def most_labels(self, split: str) -> int:
+    return 1
+
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
-    return path.read_bytes(), (int(labels[i]),), str(path)
+    return _read(path), (int(labels[i]),), str(path)
 
   def _validate(self, split: str, classes: list[str]):
     for name in classes:
@@ -90,19 +94,25 @@ class Folder:
 
 
 class Csv:
-  """Any number of labels an image: each line is `path,label;label`; a first line of column names is passed over."""
+  """Any number of labels an image: each line is `path,label;label`, and lines of one path add up.
+
+  A first line that names the columns is passed over.
+  """
 
   def __init__(self, path: str, *, dir: str = ''):
     file = _existing(path)
     if file.is_dir():
       raise UserError(f'{path} is a folder, not a CSV file (folder:{path} reads it)')
     self.title, self.splits, self._root = f'csv:{path}', ('train', 'test'), file.parent
-    labels = _csv_rows(file)
+    try:
+      labels = _csv_rows(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+      raise UserError(f'{path} is no CSV file in UTF-8: {error}') from None
     self.label_names = tuple(sorted({name for names in labels.values() for name in names}))
     if len(self.label_names) < 2:
       got = f'one class only ({self.label_names[0]})' if self.label_names else 'no labels'
       raise UserError(f'{path} holds {got}: a classifier needs two')
-    self.most_labels = max(map(len, labels.values()))
+    width = max(map(len, labels.values()))
     index = {name: i for i, name in enumerate(self.label_names)}
     groups = {}  # By the first label, so that the held-out part of a single-label file is stratified.
     for name, names in labels.items():
@@ -111,7 +121,7 @@ class Csv:
     self._examples = {}
     for split, part in zip(self.splits, parts, strict=True):
       names = sorted(name for group in part for name in group)
-      table = np.full((len(names), self.most_labels), -1, np.int32)  # -1 pads.
+      table = np.full((len(names), width), -1, np.int32)  # -1 pads.
       for row, name in zip(table, names, strict=True):
         row[: len(labels[name])] = [index[each] for each in labels[name]]
       self._examples[split] = np.array(names, 'S'), table
@@ -119,10 +129,13 @@ class Csv:
   def shards(self, split: str) -> list[int]:
     return [len(self._examples[split][0])]
 
+  def most_labels(self, split: str) -> int:
+    return max(1, int((self._examples[split][1] >= 0).sum(axis=1).max(initial=0)))
+
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
-    return path.read_bytes(), tuple(label for label in labels[i].tolist() if label >= 0), str(path)
+    return _read(path), tuple(label for label in labels[i].tolist() if label >= 0), str(path)
 
 
 def _csv_rows(file: Path) -> dict[bytes, tuple[str, ...]]:
@@ -138,7 +151,8 @@ def _csv_rows(file: Path) -> dict[bytes, tuple[str, ...]]:
       name = row[0].strip()
       if not out and not (file.parent / name).is_file():
         raise UserError(f'{file}, line {number}: no image {name!r} in {file.parent} (paths are relative to the CSV)')
-      out[os.fsencode(name)] = tuple(sorted({label.strip() for label in row[1].split(';')} - {''}))
+      labels = {label.strip() for label in row[1].split(';')} - {''}
+      out[os.fsencode(name)] = tuple(sorted(labels.union(out.get(os.fsencode(name), ()))))
   if not out:
     raise UserError(f'{file} holds no lines: expected path,label;label in each')
   return out
@@ -150,11 +164,18 @@ def _table(files: list[list[bytes]], labels) -> tuple[np.ndarray, np.ndarray]:
   return np.array(flat, 'S'), np.repeat(np.fromiter(labels, np.int32), [len(each) for each in files])
 
 
+def _read(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise BadImage(str(path), f'cannot be read ({error.strerror})') from None
+
+
 def _existing(path: str) -> Path:
   out = Path(path).expanduser()
   if not out.exists():
     parent = next(p for p in (out, *out.parents) if p.exists())
-    raise UserError(f'no such file or folder: {path} (there is {parent})')
+    raise UserError(f'no such file or folder: {path} ({parent} is there)')
   return out
 
 

@@ -19,13 +19,14 @@ from vit_jax.errors import UserError
 
 Key = tuple[int, int, int]  # seed, epoch, example.
 Box = tuple[int, int, int, int]  # y, x, h, w in pixels.
+Choose = Callable[[int, int], Box]  # Of an image of a height and width.
+Data = bytes | np.ndarray
 
 ATTEMPTS = 100  # TensorFlow's sample_distorted_bounding_box: then the whole image.
-BLOCK = 16  # The largest side of a JPEG block (an MCU) with the usual chroma subsampling.
-CHANNELS = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+DEEP = {(): cv2.COLOR_GRAY2RGB, (3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}  # By the channels.
 
 
-class BadImage(UserError):
+class BadImage(UserError):  # noqa: N818 -- it reads as what it is.
   """An image that cannot be read. It crosses process borders by its two arguments."""
 
   def __init__(self, name: str, reason: str):
@@ -42,29 +43,28 @@ class Jpeg(NamedTuple):
   height: int
   width: int
   height_at: int  # Where the two bytes of the height lie.
-  rows_in_order: bool  # One pass from top to bottom without restarts: the rows below a line can be left unread.
+  strip: int  # Rows that are coded together; 0 if not in one pass from top to bottom.
 
 
-def decode(data: bytes | np.ndarray, *, name: str, max_pixels: int, box: Callable[[int, int], Box] | None = None) -> np.ndarray:
+def decode(data: Data, *, name: str, max_pixels: int, box: Choose | None = None) -> np.ndarray:
   """The image in `data`, uint8 [h, w, 3] RGB; of it only what `box(height, width)` chooses, if given.
 
-  Data are the bytes of a file of any usual format, or pixels, uint8 [h, w], [h, w, 1] or [h, w, 3]. An EXIF orientation is
-  left unheeded, as in the pipelines that the released models were trained and evaluated with. BadImage for all that fails.
+  Data are the bytes of a file of any usual format, or pixels, uint8 [h, w], [h, w, 1] or [h, w, 3]. An EXIF
+  orientation is left unheeded, as in the pipelines that the released models were trained and evaluated with.
+  BadImage for all that fails.
   """
   try:
     if isinstance(data, np.ndarray):
       return _cut(_from_array(data), box)
     if data[:3] == b'\xff\xd8\xff':
       return _from_jpeg(data, max_pixels, box)
-    if data[:8] == b'\x89PNG\r\n\x1a\n':
-      return _cut(_from_png(data, max_pixels), box)
     return _cut(_from_pillow(data, max_pixels), box)
   except Exception as error:  # The decoders raise what they like: ValueError, cv2.error, OSError, SyntaxError, …
     raise BadImage(name, _reason(data, error)) from error
 
 
 def train_image(
-  data: bytes | np.ndarray,
+  data: Data,
   out: np.ndarray,
   *,
   name: str,
@@ -75,7 +75,10 @@ def train_image(
   flip: bool,
   max_pixels: int,
 ):
-  """Writes a training image into `out`, uint8 [h, w, 3]: a random box or the whole ('resize'), resized, at random flipped."""
+  """Writes a training image into `out`, uint8 [h, w, 3]: a random box ('inception') or the whole ('resize'), resized.
+
+  Every second one is flipped left-right, if `flip`.
+  """
   choose = (lambda h, w: random_box(h, w, key=key, area=area, aspect=aspect)) if crop == 'inception' else None
   image = decode(data, name=name, max_pixels=max_pixels, box=choose)
   if flip and draw(key, 0)[-1] >> 63:
@@ -84,15 +87,12 @@ def train_image(
     resize(image, out.shape[:2], out)
 
 
-def eval_image(
-  data: bytes | np.ndarray, out: np.ndarray, *, name: str, crop: str, short_side: int, max_pixels: int
-):
+def eval_image(data: Data, out: np.ndarray, *, name: str, crop: str, short_side: int, max_pixels: int):
   """Writes an evaluation image into `out` [h, w, 3], rounded where `out` is uint8, exact where it is float32.
 
-  The whole image resized ('resize'), or the middle of the image whose short side was resized to `short_side` ('center').
+  The whole image resized ('resize'), or the middle of the image with its short side resized to `short_side` ('center').
   """
-  image = decode(data, name=name, max_pixels=max_pixels)
-  image = image.astype(out.dtype, copy=False)
+  image = decode(data, name=name, max_pixels=max_pixels).astype(out.dtype, copy=False)
   if crop == 'center':
     scale = short_side / min(image.shape[:2])
     image = resize(image, tuple(max(short_side, round(n * scale)) for n in image.shape[:2]))
@@ -103,7 +103,7 @@ def eval_image(
 
 
 def resize(image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
-  """Bilinear with half-pixel centres and no antialiasing, as tf.image.resize: to 0.01 of 255 on float32, one level on uint8."""
+  """Bilinear, half-pixel centres, no antialiasing: tf.image.resize to 0.01 of 255 on float32, to one level on uint8."""
   if image.shape[:2] == size and out is not None:
     np.copyto(out, image)
     return out
@@ -116,7 +116,7 @@ def draw(key: Key, block: int) -> tuple[int, ...]:
 
 
 def random_box(height: int, width: int, *, key: Key, area: tuple[float, float], aspect: tuple[float, float]) -> Box:
-  """TensorFlow's rule (sample_distorted_bounding_box without objects): an aspect, then a height, uniform where the area fits.
+  """TensorFlow's rule (sample_distorted_bounding_box without objects): an aspect, then a height where the area fits.
 
   `area` is the box's share of the image, `aspect` its width over its height.
   """
@@ -130,7 +130,7 @@ def random_box(height: int, width: int, *, key: Key, area: tuple[float, float], 
 
 
 def _box_sides(height: int, width: int, ratio: float, area: list[float], bits: int) -> tuple[int, int]:
-  """A box's height and width with width/height = ratio and the area in [low, high] pixels, or 0, 0 if rounding defeats it."""
+  """Of a box with width / height = ratio and an area in [low, high] pixels; 0, 0 where rounding prevents it."""
   low, high = area
   h = round(math.sqrt(low / ratio))
   most = round(math.sqrt(high / ratio))
@@ -151,7 +151,7 @@ def _below(bits: int, n: int) -> int:
   return bits * n >> 64
 
 
-def _cut(image: np.ndarray, box: Callable[[int, int], Box] | None) -> np.ndarray:
+def _cut(image: np.ndarray, box: Choose | None) -> np.ndarray:
   if box is None:
     return image
   y, x, h, w = box(*image.shape[:2])
@@ -159,27 +159,27 @@ def _cut(image: np.ndarray, box: Callable[[int, int], Box] | None) -> np.ndarray
 
 
 def _from_array(pixels: np.ndarray) -> np.ndarray:
-  if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)) or not pixels.size:
+  channels = pixels.shape[2:]
+  if pixels.dtype != np.uint8 or pixels.ndim < 2 or channels not in ((), (1,), (3,)) or not pixels.size:
     raise ValueError(f'expected uint8 pixels [h, w], [h, w, 1] or [h, w, 3], got {pixels.dtype} {list(pixels.shape)}')
-  return pixels if pixels.shape[2:] == (3,) else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+  return pixels if channels == (3,) else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
 
 
-def _from_jpeg(data: bytes, max_pixels: int, box: Callable[[int, int], Box] | None) -> np.ndarray:
+def _from_jpeg(data: bytes, max_pixels: int, box: Choose | None) -> np.ndarray:
   """Rows below the box are never decoded: the header is told that the image ends there, and so is the decoder."""
   header = _jpeg_header(data)
   _check_pixels(header.height, header.width, max_pixels)
   y, x, h, w = box(header.height, header.width) if box else (0, 0, header.height, header.width)
-  # One block more than the box, since the last row's chroma is interpolated with the row that follows it.
-  rows = min(header.height, -(-(y + h) // BLOCK) * BLOCK + BLOCK) if header.rows_in_order else header.height
-  if rows < header.height:
-    at = header.height_at
+  rows, at = header.height, header.height_at
+  if header.strip:  # One more than the box is in, since chroma is interpolated with the row that follows.
+    rows = min(rows, (-(-(y + h) // header.strip) + 1) * header.strip)
     data = b''.join((data[:at], rows.to_bytes(2), data[at + 2 :]))
   image = np.empty((rows, header.width, 3), np.uint8)
   try:
-    simplejpeg.decode_jpeg(data, 'RGB', buffer=image)
+    simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, buffer=image)  # TensorFlow's default, to the bit.
   except ValueError as error:
-    # The decoder goes on to the end of the file after the last row, and finds there what it was not told of. A file that
-    # was cut short or that is broken before that place has another message, as the first error is the one that counts.
+    # After the last row the decoder looks for the end of the file, and finds rows it was not told of. A file that was
+    # cut short, or is broken above that place, has another message: of several problems the first is told.
     if 'extraneous bytes before marker 0xd9' not in str(error):
       raise
   return image[y : y + h, x : x + w]
@@ -187,50 +187,47 @@ def _from_jpeg(data: bytes, max_pixels: int, box: Callable[[int, int], Box] | No
 
 def _jpeg_header(data: bytes) -> Jpeg:
   """Reads the segments up to the first scan."""
-  at, restarts, frame = 2, False, None
-  while True:
-    if data[at] != 0xFF:
-      raise ValueError('a JPEG marker is missing')
+  at, frame, restarts = 2, 0, False
+  while data[at + 1] != 0xDA:
     marker = data[at + 1]
+    if data[at] != 0xFF:
+      raise ValueError('it is a broken JPEG: a marker is missing')
     if marker == 0xFF:  # Padding.
       at += 1
       continue
-    if marker == 0xDA:
-      break
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-      frame = (marker, at)
+      frame = at
     restarts |= marker == 0xDD
     at += 2 + int.from_bytes(data[at + 2 : at + 4])
-  kind, start = frame
-  height, width, components = struct.unpack_from('>HHB', data, start + 5)
-  interleaved = data[at + 4] == components
-  return Jpeg(height, width, start + 5, kind in (0xC0, 0xC1) and interleaved and not restarts)
-
-
-def _from_png(data: bytes, max_pixels: int) -> np.ndarray:
-  width, height, depth, color = struct.unpack_from('>IIBB', data, 16)
-  _check_pixels(height, width, max_pixels)
-  if depth == 16:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    image = cv2.cvtColor(image, CHANNELS[1 if image.ndim == 2 else image.shape[2]])
-    return image if image.shape[2] == 3 else _on_white(image)
-  return _from_pillow(data, max_pixels)
+  height, width, components = struct.unpack_from('>HHB', data, frame + 5)
+  one_pass = data[frame + 1] in (0xC0, 0xC1) and data[at + 4] == components and not restarts
+  strip = 8 * max(data[i] & 15 for i in range(frame + 11, frame + 11 + 3 * components, 3))
+  return Jpeg(height, width, frame + 5, strip if one_pass else 0)
 
 
 def _from_pillow(data: bytes, max_pixels: int) -> np.ndarray:
-  """Opening reads the header only, so the size is checked before pixels are allocated. The first frame of several."""
+  """Opening reads the headers only, so the size is checked before pixels are allocated. The first frame of several."""
   with Image.open(io.BytesIO(data)) as image:
     _check_pixels(image.height, image.width, max_pixels)
+    image.load()
+    if image.format == 'PNG' and data[24] == 16:
+      return _from_deep(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
     if image.mode.startswith('I;16'):
-      image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+      return _from_deep(np.asarray(image))
     if image.has_transparency_data:
       return _on_white(np.asarray(image.convert('RGBA')))
     return np.asarray(image.convert('RGB'))
 
 
+def _from_deep(image: np.ndarray) -> np.ndarray:
+  """OpenCV's 16 bits a channel -> RGB, rounded to the nearest of 8 bits. Pillow drops the low byte, or clips."""
+  image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+  image = cv2.cvtColor(image, DEEP[image.shape[2:]])
+  return image if image.shape[2] == 3 else _on_white(image)
+
+
 def _on_white(image: np.ndarray) -> np.ndarray:
-  """RGBA -> RGB as on a white page: what lies under transparent pixels is whatever a program left there, often black."""
+  """RGBA -> RGB as on a white page: under transparent pixels lies whatever a program left there, often black."""
   color, alpha = image[..., :3].astype(np.uint32), image[..., 3:].astype(np.uint32)
   return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
@@ -239,7 +236,7 @@ def _check_pixels(height: int, width: int, max_pixels: int):
   if not height or not width:
     raise ValueError('the header says that it has no pixels')
   if height * width > max_pixels:
-    raise ValueError(f'{height} × {width} pixels are more than config.data.max_pixels={max_pixels}')
+    raise ValueError(f'{height} x {width} pixels are more than config.data.max_pixels={max_pixels}')
 
 
 def _reason(data: bytes | np.ndarray, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Batches. Batch `k` is a pure function of (data config, seed, `k`): not of hosts, workers, threads or where one starts.
+"""Batches. Batch `k` is a pure function of (data config, seed, `k`): not of hosts, workers, threads or the start.
 
 A source has `len`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`, `most_labels` and `split`,
 and can be pickled. A batch is {'image': uint8 [b, h, w, 3], 'label': int32 [b, most_labels] (-1 where an example has
@@ -34,14 +34,14 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int) -> Iterator[Batch]:
-  """Batches `start`, `start + 1`, … without end. Batches run on over the end of an epoch; each epoch has its own order."""
+  """Batches `start`, `start + 1`, … without end. They run on over the end of an epoch; each epoch has its own order."""
   batch = _share(config.batch, 'batch', hosts)
   example = functools.partial(_train_example, source=source, config=config, seed=seed)
   return _iterate(example, range(start, sys.maxsize), source, config, batch=batch, host=host, hosts=hosts)
 
 
 def eval_batches(source, config: DataConfig, *, host: int, hosts: int, exact: bool = False) -> Iterator[Batch]:
-  """Every example once over all hosts, in the source's order; as many batches on each. `exact`: float32, not rounded."""
+  """Every example once over all hosts, in the source's order; as many batches on each. `exact`: unrounded float32."""
   name = 'eval_batch' if config.eval_batch else 'batch'
   batch = _share(getattr(config, name), name, hosts)
   example = functools.partial(_eval_example, source=source, config=config)
@@ -89,7 +89,7 @@ def _eval_example(position: int, out: np.ndarray, *, source, config: DataConfig)
 class _MakeBatch:
   """Makes batch `k`. This, and not a record, is what Grain schedules: its cost for each item is paid once a batch."""
 
-  example: Callable[[int, np.ndarray], tuple[int, ...] | None]  # Writes an image, returns its labels; None if there is none.
+  example: Callable[[int, np.ndarray], tuple[int, ...] | None]  # Writes an image, returns its labels, if any.
   shape: tuple[int, ...]  # Of this host's images: [b, h, w, c].
   dtype: type
   labels: int
@@ -115,7 +115,7 @@ class _MakeBatch:
     return out
 
   def _images(self) -> np.ndarray:
-    """In memory of earlier batches that nobody holds any more: fresh pages cost as much as resizing what goes into them."""
+    """In memory of an earlier batch that nobody holds any more: fresh pages cost as much as resizing."""
     try:
       memory = self._spare.pop()
     except IndexError:
@@ -155,13 +155,19 @@ class _MakeBatch:
     return {name: value for name, value in self.__dict__.items() if name not in ('_pool', '_spare')}
 
 
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def _share(batch: int, name: str, hosts: int) -> int:
   if batch % hosts:
     raise UserError(f'config.data.{name}={batch} does not divide among {hosts} hosts')
   return batch // hosts
 
 
-def _iterate(example, batches: range, source, config: DataConfig, *, batch, host, hosts, dtype=np.uint8) -> Iterator[Batch]:
+def _iterate(
+  example, batches: range, source, config: DataConfig, *, batch: int, host: int, hosts: int, dtype: type = np.uint8
+) -> Iterator[Batch]:
   """The batches in order, made ahead by threads of this process or by worker processes."""
   make = _MakeBatch(
     example=example,
@@ -171,7 +177,7 @@ def _iterate(example, batches: range, source, config: DataConfig, *, batch, host
     host=host,
     hosts=hosts,
     skip=config.bad_images == 'skip',
-    threads=config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, config.workers)),
+    threads=config.threads or 1 + _cores() // max(1, config.workers),  # One waits for a file.
   )
   dataset = grain.MapDataset.range(batches.start, batches.stop).map(make)
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD))
@@ -189,7 +195,7 @@ def _iterate(example, batches: range, source, config: DataConfig, *, batch, host
 
 
 def _drain(held: list) -> Iterator[Batch]:
-  """The batches of the one Grain iterator that is held. Nothing else holds it, so that it goes when `_close` says so."""
+  """The batches of the one Grain iterator in `held`. Nothing else holds it, so that it goes when `_close` says so."""
   try:
     while held and (batch := next(held[0], None)) is not None:
       if isinstance(batch, UserError):
@@ -206,7 +212,7 @@ def _close(held: list):
 
 
 def _start_worker(worker: int, workers: int):
-  """A worker ends when its parent says so: what is typed at the terminal, and a preemption, are the parent's to answer."""
+  """A worker ends when its parent says so: Ctrl-C at the terminal and a preemption are the parent's to answer."""
   del worker, workers
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)

@@ -4,8 +4,8 @@
   folder:PATH, csv:PATH                    image files (folder.py)
   tfds:NAME                                a TFDS data set prepared as ArrayRecord (tfds_source.py)
 
-Behind each is a store: `title`, `splits`, `label_names`, `most_labels`, `shards(split)` (the number of examples in each
-of its files) and `read(split, i)`. A store opens what it reads from after unpickling: little crosses to a worker process.
+Behind each is a store: `title`, `splits`, `label_names`, `shards(split)` (the number of examples in each of its files),
+`most_labels(split)` and `read(split, i)`. It opens what it reads from after unpickling: little crosses to a process.
 """
 
 import bisect
@@ -42,18 +42,39 @@ class Source:
     self._ends = list(itertools.accumulate(stop - start for _, start, stop in spans))
     self.label_names: tuple[str, ...] = store.label_names
     self.classes: int = len(store.label_names)
-    self.most_labels: int = store.most_labels
     self.split: str = '+'.join(dict.fromkeys(split for split, _, _ in spans))
+
+  @property
+  def examples(self) -> dict[str, int]:
+    """{split: the number of its examples that are here}."""
+    out = dict.fromkeys((split for split, _, _ in self._spans), 0)
+    for split, start, stop in self._spans:
+      out[split] += stop - start
+    return out
+
+  @property
+  def most_labels(self) -> int:
+    """Of any one example of these splits, at least 1."""
+    return max(self._store.most_labels(split) for split in self.examples)
+
+  def spread(self, n: int) -> 'Source':
+    """`n` of the examples (all, if there are fewer), evenly spaced: of every class, where they lie class by class."""
+    chosen = [self._locate(int(i)) for i in np.linspace(0, len(self) - 1, min(n, len(self)))]
+    return Source(self._store, [(split, i, i + 1) for split, i in chosen])
 
   def __len__(self) -> int:
     return self._ends[-1]
 
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, tuple[int, ...], str]:
+    return self._store.read(*self._locate(i))
+
+  def _locate(self, i: int) -> tuple[str, int]:
+    """The split that example `i` is of, and its number there."""
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}')
     piece = bisect.bisect_right(self._ends, i)
     split, _, stop = self._spans[piece]
-    return self._store.read(split, stop - self._ends[piece] + i)
+    return split, stop - self._ends[piece] + i
 
   def __repr__(self) -> str:
     return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
@@ -65,7 +86,7 @@ class Builtin:
   def __init__(self, name: str, *, dir: str = ''):
     if name not in BUILTIN:
       raise UserError(f'built-in data set {name!r} is unknown.{did_you_mean(name, BUILTIN)}')
-    self.title, self.label_names, self.most_labels = f'builtin:{name}', BUILTIN[name], 1
+    self.title, self.label_names = f'builtin:{name}', BUILTIN[name]
     self._path = Path(__file__).parent / 'builtin' / f'{name}.npz'
     self.splits = ('train', 'test')
     self._images = {}
@@ -77,6 +98,9 @@ class Builtin:
 
   def shards(self, split: str) -> list[int]:
     return [len(self._labels[split])]
+
+  def most_labels(self, split: str) -> int:
+    return 1
 
   def read(self, split: str, i: int):
     if split not in self._images:
@@ -100,7 +124,7 @@ def open_source(name: str, split: str, *, dir: str = '') -> Source:
     store = STORES[kind](rest, dir=dir)
     spans = _spans(split or _held_out(store), store)
   except OSError as error:
-    raise UserError(f'{name}: {error.strerror or error}: {error.filename or ""}') from None
+    raise UserError(f'{name}: {error.filename or "error"}: {error.strerror or error}') from None
   return Source(store, spans)
 
 
@@ -118,7 +142,7 @@ def _held_out(store) -> str:
   for split in HELD_OUT:
     if split in store.splits:
       return split
-  has = f'it has {", ".join(store.splits)}; name one'
+  has = f'it has {", ".join(store.splits)}; name one, such as {store.splits[0]}[90%:]'
   raise UserError(f'{store.title} has none of the splits {", ".join(HELD_OUT)} to evaluate on: {has}')
 
 

@@ -34,7 +34,7 @@ class Shape:
     return 2 * (n * self.depth * (projections + attention) + n * 3 * math.prod(self.patch) * d)
 
 
-# Ti and S: arXiv 2106.10270. B, L, H: arXiv 2010.11929, Table 1. s, g, G: arXiv 2106.04560. The others: big_vision's models/vit.py.
+# Ti, S: arXiv 2106.10270. B, L, H: arXiv 2010.11929, Table 1. s, g, G: arXiv 2106.04560. The others: big_vision, models/vit.py.
 # name       width depth    mlp heads
 VARIANTS = {
   'mu':       (32,    1,    128,  2),

@@ -1,7 +1,6 @@
 """Where parameters come from: a released .npz, or a run directory of ours."""
 
 import dataclasses
-import glob
 import json
 from pathlib import Path
 
@@ -43,8 +42,9 @@ def load(source: str) -> Released:
 
 def newest(source: str) -> Path:
   """The path, or the last changed of those that a pattern matches."""
-  matches = sorted(glob.glob(str(Path(source).expanduser())), key=lambda path: Path(path).stat().st_mtime)
+  path = Path(source).expanduser()
+  matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda match: match.stat().st_mtime)
   if not matches:
     first = '; python run_pretrain.py makes one' if source.startswith('runs/') else ''
     raise UserError(f'config.init={source!r}: there is no such file or directory{first}')
-  return Path(matches[-1])
+  return matches[-1]

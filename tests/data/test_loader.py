@@ -1,0 +1,228 @@
+import itertools
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vit_jax.config import DataConfig
+from vit_jax.data.images import BadImage
+from vit_jax.data.loader import eval_batches, shuffled, train_batches
+from vit_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Photos:
+  """JPEG files of random pixels with one label or two; the examples in `bad` are cut short."""
+
+  most_labels = 2
+
+  def __init__(self, examples: int, bad: tuple[int, ...] = ()):
+    random = np.random.default_rng(0)
+    pixels = [random.integers(0, 256, (20 + i % 7, 24, 3), dtype=np.uint8) for i in range(examples)]
+    self.files = [cv2.imencode('.jpg', image)[1].tobytes() for image in pixels]
+    for i in bad:
+      self.files[i] = self.files[i][:200]
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, i: int):
+    return self.files[i], (i, i + 1) if i % 3 == 0 else (i,), f'{i}.jpg'
+
+
+class Numbers:
+  """Pixels that tell which example they are, and a record of what was asked for."""
+
+  most_labels = 1
+
+  def __init__(self, examples: int):
+    self.examples, self.asked = examples, []
+
+  def __len__(self) -> int:
+    return self.examples
+
+  def __getitem__(self, i: int):
+    self.asked.append(i)
+    return np.full((4, 4), i % 256, np.uint8), (i,), f'number {i}'
+
+
+def config(**kwargs) -> DataConfig:
+  return DataConfig(**{'batch': 8, 'size': (16, 12), 'threads': 2} | kwargs)
+
+
+def train(source, count: int, c: DataConfig | None = None, *, seed=0, start=0, host=0, hosts=1) -> list[dict]:
+  batches = train_batches(source, c or config(), seed=seed, start=start, host=host, hosts=hosts)
+  taken = list(itertools.islice(batches, count))
+  batches.close()
+  return taken
+
+
+def evaluate(source, c: DataConfig | None = None, *, host=0, hosts=1, **kwargs) -> list[dict]:
+  return list(eval_batches(source, c or config(), host=host, hosts=hosts, **kwargs))
+
+
+def assert_equal(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for name in batch:
+      assert batch[name].dtype == other[name].dtype
+      assert np.array_equal(batch[name], other[name])
+
+
+def together(shares: list[list[dict]]) -> list[dict]:
+  """What several hosts have, as one."""
+  join = lambda batches: {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+  return [join(batches) for batches in zip(*shares, strict=True)]
+
+
+PHOTOS = Photos(27)
+
+
+@pytest.mark.parametrize('workers', [1, 2, 4])
+def test_worker_processes_change_nothing(workers):
+  assert_equal(train(PHOTOS, 9, config(workers=workers, threads=0)), train(PHOTOS, 9))
+
+
+def test_worker_processes_change_nothing_in_evaluation():
+  c = config(eval_batch=4)
+  assert_equal(evaluate(PHOTOS, config(eval_batch=4, workers=2), exact=True), evaluate(PHOTOS, c, exact=True))
+
+
+@pytest.mark.parametrize('threads', [1, 3, 16])
+def test_threads_change_nothing(threads):
+  assert_equal(train(PHOTOS, 5, config(batch=40, threads=threads)), train(PHOTOS, 5, config(batch=40)))
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_hosts_have_contiguous_shares_of_the_same_batches(hosts):
+  assert_equal(together([train(PHOTOS, 7, host=h, hosts=hosts) for h in range(hosts)]), train(PHOTOS, 7))
+  assert_equal(together([evaluate(PHOTOS, host=h, hosts=hosts) for h in range(hosts)]), evaluate(PHOTOS))
+
+
+@pytest.mark.parametrize('start', [1, 3, 11])
+def test_a_start_changes_nothing(start):
+  assert_equal(train(PHOTOS, 3, start=start), train(PHOTOS, start + 3)[start:])
+
+
+def test_a_start_far_on_reads_nothing_before_it():
+  source = Numbers(60_000)
+  (batch,) = train(source, 1, config(batch=4), start=10**9)
+  assert len(source.asked) <= 4 * 4  # With what is made ahead.
+  assert batch['label'][:, 0].tolist() == [shuffled(4 * 10**9 + i, 60_000, 0)[1] for i in range(4)]
+
+
+def test_seeds_and_epochs_have_orders_of_their_own():
+  order = lambda seed, epoch: tuple(shuffled(epoch * 500 + i, 500, seed)[1] for i in range(500))
+  orders = [order(seed, epoch) for seed in (0, 1, 2) for epoch in (0, 1, 2)]
+  assert len(set(orders)) == 9
+  assert all(sorted(o) == list(range(500)) for o in orders)
+  assert max(np.abs(np.corrcoef(orders) - np.eye(9)).max(), abs(np.corrcoef(orders[0], range(500))[0, 1])) < 0.25
+
+
+@pytest.mark.parametrize(('examples', 'batch'), [(24, 8), (27, 8), (5, 8), (1, 4)])
+def test_an_epoch_has_each_example_once_and_batches_run_over_its_end(examples, batch):
+  batches = train(Numbers(examples), -(-3 * examples // batch), config(batch=batch))
+  labels = np.concatenate([b['label'][:, 0] for b in batches])[: 3 * examples]
+  assert all(b['mask'].all() for b in batches)
+  for epoch in range(3):
+    assert sorted(labels[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+def test_the_same_example_looks_different_in_the_next_epoch():
+  one, two = train(Photos(1), 2, config(batch=1))
+  assert not np.array_equal(one['image'], two['image'])
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+@pytest.mark.parametrize('examples', [1, 8, 16, 21])
+def test_evaluation_has_each_example_once_over_all_hosts(examples, hosts):
+  shares = [evaluate(Numbers(examples), host=h, hosts=hosts) for h in range(hosts)]
+  assert {len(share) for share in shares} == {-(-examples // 8)}
+  batches = together(shares)
+  assert all(b['image'].shape == (8, 16, 12, 3) for b in batches)
+  mask, labels = (np.concatenate([b[name] for b in batches]) for name in ('mask', 'label'))
+  assert labels[mask][:, 0].tolist() == list(range(examples))
+  assert (labels[~mask] == -1).all()
+  assert not any(b['image'][~b['mask']].any() for b in batches)
+
+
+def test_labels_are_filled_up_with_minus_one():
+  (batch,) = evaluate(Photos(3))
+  assert batch['label'].dtype == np.int32
+  assert batch['label'][:4].tolist() == [[0, 1], [1, -1], [2, -1], [-1, -1]]
+
+
+def test_exact_is_float32():
+  exact, rounded = evaluate(PHOTOS, exact=True), evaluate(PHOTOS)
+  assert exact[0]['image'].dtype == np.float32
+  assert np.abs(exact[0]['image'] - rounded[0]['image']).max() <= 1
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_skipped_image_counts_nowhere(workers):
+  source, bad = Photos(27, bad=(3, 4, 19)), {3, 4, 19}
+  c = config(bad_images='skip', batch=9, workers=workers)
+  batches = train(source, 6, c)
+  assert sum((~b['mask']).sum() for b in batches) == 2 * len(bad)
+  assert_equal(batches, train(source, 6, config(bad_images='skip', batch=9)))
+  batches = evaluate(source, config(bad_images='skip', batch=9))
+  seen = np.concatenate([b['label'][:, 0] for b in batches])
+  assert set(np.flatnonzero(seen == -1)) == bad
+  for b in batches:
+    assert not b['image'][~b['mask']].any()
+    assert (b['label'][~b['mask']] == -1).all()
+    assert (b['label'][b['mask'], 0] >= 0).all()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_bad_image_is_one_and_the_same_error_in_a_worker(workers):
+  with pytest.raises(BadImage, match=r'^5\.jpg: .*bad_images=skip$') as error:
+    evaluate(Photos(12, bad=(5,)), config(workers=workers))
+  assert type(error.value) is BadImage
+
+
+def test_a_batch_must_divide_among_the_hosts():
+  with pytest.raises(UserError, match=r'config\.data\.batch=8 does not divide among 3 hosts'):
+    train_batches(PHOTOS, config(), seed=0, start=0, host=0, hosts=3)
+  with pytest.raises(UserError, match=r'config\.data\.eval_batch=10 does not divide among 4 hosts'):
+    eval_batches(PHOTOS, config(eval_batch=10), host=0, hosts=4)
+
+
+def test_memory_is_used_again_but_never_while_somebody_holds_it():
+  batches = train_batches(Numbers(64), config(batch=16, crop='resize', flip=False), seed=0, start=0, host=0, hosts=1)
+  kept = [next(batches)['image'][3:5, 1:, ::2] for _ in range(12)]  # Views, not the arrays that were handed out.
+  again = train(Numbers(64), 12, config(batch=16, crop='resize', flip=False))
+  assert all(np.array_equal(view, batch['image'][3:5, 1:, ::2]) for view, batch in zip(kept, again, strict=True))
+  addresses = Counter(next(batches)['image'].ctypes.data for _ in range(20))
+  assert len(addresses) < 10
+
+
+def test_a_program_with_workers_ends_without_noise(tmp_path):
+  """A script of the usual form, which worker processes import again; it ends in the middle of an epoch."""
+  script = f"""
+    import sys
+    sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+    from test_loader import Photos, config, train_batches
+
+    def main():
+      batches = train_batches(Photos(9), config(workers=2), seed=0, start=0, host=0, hosts=1)
+      print(sum(next(batches)['mask'].sum() for _ in range(3)))
+      raise SystemExit(3)
+
+    if __name__ == '__main__':
+      main()
+  """
+  path = tmp_path / 'script.py'
+  path.write_text(textwrap.dedent(script))
+  before = set(Path('/dev/shm').glob('psm_*'))
+  done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
+  assert (done.stdout, done.stderr) == ('24\n', '')
+  assert done.returncode == 3
+  assert set(Path('/dev/shm').glob('psm_*')) <= before

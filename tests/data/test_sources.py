@@ -1,0 +1,127 @@
+"""A name -> examples: what is built in, TFDS's split syntax for every kind of source, and what a wrong name gets."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_jax.data.images import decode
+from vit_jax.data.sources import BUILTIN, open_source
+from vit_jax.errors import UserError
+
+BUILTIN_FOLDER = Path(__file__).parents[2] / 'vit_jax' / 'data' / 'builtin'
+DEBIAN = Path('/usr/share/datasets/fashion-mnist')
+
+
+@pytest.mark.parametrize(
+  ('name', 'train', 'test', 'shape'),
+  [('builtin:fashion_mnist', 20_000, 10_000, (28, 28)), ('builtin:digits', 1_297, 500, (8, 8))],
+)
+def test_the_builtin_data_have_the_stated_sizes_and_every_class(name, train, test, shape):
+  for split, count in (('train', train), ('', test)):
+    source = open_source(name, split)
+    assert (len(source), source.classes, source.most_labels) == (count, 10, 1)
+    assert source.split == (split or 'test')
+    image, labels, _ = source[count - 1]
+    assert (image.shape, image.dtype, len(labels)) == (shape, np.uint8, 1)
+    few = source.spread(400)
+    assert {few[i][1][0] for i in range(len(few))} == set(range(10))
+
+
+def test_digits_hold_out_fifty_of_each_class_and_span_black_to_white():
+  source = open_source('builtin:digits', 'test')
+  labels = [source[i][1][0] for i in range(len(source))]
+  assert np.bincount(labels).tolist() == [50] * 10
+  images = np.stack([source[i][0] for i in range(len(source))])
+  assert (images.min(), images.max()) == (0, 255)
+
+
+def test_the_package_data_are_small_and_their_licences_lie_beside_them():
+  assert sum(path.stat().st_size for path in BUILTIN_FOLDER.iterdir() if path.is_file()) <= 16e6
+  for name in BUILTIN:
+    assert 'Copyright (c)' in (BUILTIN_FOLDER / f'LICENSE.{name}').read_text()
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason='needs the Debian package dataset-fashion-mnist')
+def test_builtin_fashion_mnist_is_the_original_in_its_order():
+  for split, prefix in (('train', 'train'), ('test', 't10k')):
+    pixels = gzip.decompress((DEBIAN / f'{prefix}-images-idx3-ubyte.gz').read_bytes())[16:]
+    labels = gzip.decompress((DEBIAN / f'{prefix}-labels-idx1-ubyte.gz').read_bytes())[8:]
+    source = open_source('builtin:fashion_mnist', split)
+    for i in (0, 1, 777, len(source) - 1):
+      image, (label,), _ = source[i]
+      assert image.tobytes() == pixels[i * 784 : (i + 1) * 784]
+      assert label == labels[i]
+
+
+@pytest.mark.parametrize(
+  ('spec', 'expected'),
+  [
+    ('train', [*range(10)]),
+    ('train[:98%]', [*range(10)]),  # TFDS rounds to the closest.
+    ('train[30%:60%]', [3, 4, 5]),
+    ('train[-2:]', [8, 9]),
+    ('train[8:]+validation[1:3]', [8, 9, 1, 2]),
+    ('train[:2]+train[:2]', [0, 1, 0, 1]),
+    ('train[0shard]', [*range(10)]),
+    ('', [0, 1, 2, 3]),  # test has no labels, so validation.
+  ],
+)
+def test_splits_are_those_of_tfds(numbered, spec, expected):
+  source = open_source('tfds:numbered', spec, dir=str(numbered))
+  pixels = [int(decode(source[i][0], name='', max_pixels=100)[0, 0, 0]) for i in range(len(source))]
+  assert pixels == expected
+  assert [source[i][1] for i in range(len(source))] == [(i % 3,) for i in expected]
+
+
+def test_a_split_keeps_its_base_name_and_says_where_its_examples_are():
+  assert open_source('builtin:digits', 'train[98%:]').split == 'train'
+  both = open_source('builtin:digits', 'test[:3]+train[5:]')
+  assert (both.split, both.examples) == ('test+train', {'test': 3, 'train': 1292})
+  assert both[3][2] == 'builtin:digits train #5'
+  assert len(open_source('builtin:digits', 'all')) == 1797
+  with pytest.raises(IndexError):
+    both[len(both)]
+
+
+@pytest.mark.parametrize('kind', ['builtin', 'folder', 'csv', 'tfds'])
+def test_a_source_that_was_pickled_gives_the_same_examples(kind, flat, tmp_path, request):
+  csv = tmp_path / 'labels.csv'
+  csv.write_text(''.join(f'{path},{path.parent.name}\n' for path in sorted(flat.glob('*/*.jpg'))))
+  where = {'builtin': 'digits', 'folder': flat, 'csv': csv, 'tfds': 'numbered'}[kind]
+  dir = request.getfixturevalue('numbered') if kind == 'tfds' else ''
+  source = open_source(f'{kind}:{where}', 'train', dir=str(dir))
+  before = source[3]
+  packed = pickle.dumps(source)
+  assert len(packed) < 8192
+  after = pickle.loads(packed)[3]
+  assert np.array_equal(before[0], after[0])
+  assert before[1:] == after[1:]
+
+
+@pytest.mark.parametrize(
+  ('name', 'split', 'error'),
+  [
+    ('digits', '', "Did you mean 'builtin:digits'"),
+    ('cifar10', '', "Did you mean 'tfds:cifar10'"),
+    ('foldr:x', '', "Did you mean 'folder'"),
+    ('builtin:digit', '', "Did you mean 'digits'"),
+    ('builtin:digits', 'val', "no split 'val': it has train, test"),
+    ('builtin:digits', 'tran', "Did you mean 'train'"),
+    ('builtin:digits', 'train[:x]', "expected TFDS's syntax"),
+    ('builtin:digits', 'train[:9999]', 'incompatible with 1297 examples'),
+    ('builtin:digits', 'train[:0]', 'no examples'),
+    ('folder:/no/such', '', 'no such file or folder: /no/such'),
+    ('csv:/no/such.csv', '', 'no such file or folder: /no/such.csv'),
+    ('tfds:imagenet21k', '', 'not in TFDS.*folder:PATH'),
+    ('tfds:cifr10', '', "no data set 'cifr10'.*Did you mean 'cifar10'"),
+    ('tfds:cifar10', '', 'is not prepared in .*; run: python -m vit_jax data prepare cifar10 --dir='),
+    ('tfds:CIFAR 10', '', 'expected a TFDS name'),
+  ],
+)
+def test_a_wrong_name_or_split_is_one_line_with_the_remedy(name, split, error, tmp_path):
+  with pytest.raises(UserError, match=error) as caught:
+    open_source(name, split, dir=str(tmp_path))
+  assert '\n' not in str(caught.value)

@@ -1,0 +1,67 @@
+"""Attention against its equation in NumPy, in double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models.attention import attend
+
+
+def equation(q, k, v):
+  """softmax(q kᵀ / √c) v, image by image and head by head, in float64."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  out = np.zeros((*q.shape[:3], v.shape[-1]))
+  for b in range(q.shape[0]):
+    for head in range(q.shape[2]):
+      scores = q[b, :, head] @ k[b, :, head].T / np.sqrt(q.shape[-1])
+      weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+      out[b, :, head] = weights / weights.sum(axis=1, keepdims=True) @ v[b, :, head]
+  return out
+
+
+def draw(*, queries: int, keys: int, heads: int, channels: int, scale: float = 1.0):
+  rng = np.random.default_rng(queries + keys + heads + channels)
+  make = lambda n: (scale * rng.normal(size=(2, n, heads, channels))).astype(np.float32)
+  return make(queries), make(keys), make(keys)
+
+
+@pytest.mark.parametrize(
+  ('queries', 'keys', 'heads', 'channels'), [(9, 9, 3, 8), (1, 17, 2, 5), (7, 4, 1, 16), (5, 1, 2, 3)]
+)
+def test_attention_equals_its_equation(queries, keys, heads, channels):
+  q, k, v = draw(queries=queries, keys=keys, heads=heads, channels=channels)
+  np.testing.assert_allclose(attend(q, k, v), equation(q, k, v), rtol=0, atol=2e-6)
+
+
+def test_large_scores_do_not_overflow():
+  q, k, v = draw(queries=6, keys=6, heads=2, channels=4, scale=100)
+  out = np.asarray(attend(q, k, v))
+  np.testing.assert_allclose(out, equation(q, k, v), rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_attention_has_its_softmax_in_float32():
+  # 200 keys with equal scores around 40: a softmax in bfloat16 would blur scores that differ by less than 0.25.
+  rng = np.random.default_rng(0)
+  q = np.full((1, 1, 1, 16), 8.0)
+  k = 5.0 + rng.choice([-1 / 16, 0, 1 / 16], size=(1, 200, 1, 16))
+  v = rng.normal(size=(1, 200, 1, 16))
+  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+  out = attend(q, k, v)
+  assert out.dtype == jnp.bfloat16
+  # The weights are rounded to bfloat16 (2^-9 relative) and so is the result.
+  np.testing.assert_allclose(np.asarray(out, np.float64), equation(q, k, v), rtol=0, atol=1.5e-3)
+
+
+def test_gradients_are_those_of_the_equation():
+  q, k, v = draw(queries=4, keys=5, heads=2, channels=3)
+  weights = np.random.default_rng(1).normal(size=q.shape)
+  grads = jax.grad(lambda *args: jnp.sum(attend(*args) * weights), argnums=(0, 1, 2))(q, k, v)
+  for i, grad in enumerate(grads):
+    direction = np.random.default_rng(2 + i).normal(size=grad.shape)
+    values = []
+    for moved in (1e-5 * direction, -1e-5 * direction):
+      args = [np.asarray(x, np.float64) for x in (q, k, v)]
+      args[i] = args[i] + moved
+      values.append(np.sum(equation(*args) * weights))
+    assert np.sum(np.asarray(grad) * direction) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5)

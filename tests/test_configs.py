@@ -1,0 +1,94 @@
+"""Every config with every documented argument is valid, and a whole step of it traces."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.config import duration, validate
+from vit_jax.losses import LOSSES
+from vit_jax.models.vit import vit
+from vit_jax.optim import optimizer, schedule
+from vit_jax.step import abstract_params, init_state, train_step
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+CLASSES = {'imagenet': 1000, 'imagenet21k': 21_843, 'jft': 18_291, 'cifar100': 100, 'pets': 37, 'flowers': 102}
+EXAMPLES = {'imagenet': 1_281_167, 'imagenet21k': 12_743_321, 'jft': 303_000_000}
+
+
+def module(name: str):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+  spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
+  return made
+
+
+def arguments() -> list[tuple[str, str | None]]:
+  cases = [('quickstart', None), ('quickstart_finetune', None)]
+  for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
+    cases += [('pretrain', f'{variant},{data},{count}') for count in epochs] + [('pretrain', f'{variant},{data}')]
+  for data in module('finetune').RECIPES:
+    cases += [('finetune', f'{variant},{data}') for variant in ('Ti/16', 'S/16', 'B/16', 'B/32', 'L/16', 'L/32', 'H/14')]
+  return cases
+
+
+def build(name: str, argument: str | None):
+  get_config = module(name).get_config
+  return validate(get_config(argument) if argument else get_config())
+
+
+@pytest.mark.parametrize(('name', 'argument'), arguments())
+def test_a_step_of_the_config_traces(name, argument):
+  config = build(name, argument)
+  data = (argument or ',').split(',')[1]
+  steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
+  model = vit(config.model, CLASSES.get(data, 10))
+  lr = schedule(config.optim, steps=steps, epoch=epoch)
+  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  state = jax.eval_shape(functools.partial(init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0))
+  b = 2 * config.optim.accumulate
+  batch = {
+    'image': jax.ShapeDtypeStruct((b, *config.data.size, 3), np.uint8),
+    'label': jax.ShapeDtypeStruct((b, 1), np.int32),
+    'mask': jax.ShapeDtypeStruct((b,), bool),
+  }
+  loss = functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing)
+  step = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss=loss,
+    lr=lr,
+    seed=0,
+    mixup_alpha=config.mixup,
+    accumulate=config.optim.accumulate,
+    ema=config.optim.ema,
+  )
+  new, metrics = jax.eval_shape(step, state, batch)
+  same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)
+  assert all(jax.tree.leaves(jax.tree.map(same, new, state)))  # What a step gives is what the next takes.
+  assert metrics['loss'].shape == ()
+  for clock in ('log_every', 'eval_every', 'save_every', 'keep_every'):
+    assert duration(getattr(config, clock), name=clock, steps=steps, epoch=epoch) <= steps
+
+
+def test_table_3_in_steps():
+  """arXiv 2010.11929: batches of 4,096; the reference gives the steps of each row."""
+  known = {'B/16,jft': 518_000, 'L/16,jft,14': 1_036_000, 'L/16,imagenet,300': 93_800, 'B/16,imagenet': 93_800}
+  for argument, steps in known.items():
+    config = build('pretrain', argument)
+    assert config.data.batch == 4096
+    assert config.epochs * EXAMPLES[argument.split(',')[1]] / 4096 == pytest.approx(steps, rel=2e-3)
+
+
+def test_fine_tuning_is_at_384_pixels_or_the_nearest_that_the_patch_divides():
+  assert build('finetune', 'B/16,cifar10').data.size == (384, 384)
+  assert build('finetune', 'H/14,cifar10').data.size == (378, 378)
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_a_config_says_paper_command_cost_and_what_to_expect(path):
+  doc = module(path.stem).__doc__
+  assert 'python run_' in doc and 'Cost' in doc and 'Expected' in doc and 'arXiv' in doc

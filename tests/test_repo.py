@@ -1,0 +1,172 @@
+"""The rules of the house that a machine can hold: budgets, layers, settings that something reads, no TensorFlow."""
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_jax.config import Config, flat
+
+ROOT = Path(__file__).parents[1]
+CODE = sorted([*ROOT.glob('vit_jax/**/*.py'), *ROOT.glob('configs/*.py'), *ROOT.glob('run_*.py')])
+name_of = lambda path: str(path.relative_to(ROOT))
+
+# A layer imports from the layers below it, and from its own.
+LAYERS = [
+  ['vit_jax.errors', 'vit_jax.config', 'vit_jax.models.variants'],
+  ['vit_jax.models', 'vit_jax.data', 'vit_jax.optim', 'vit_jax.losses', 'vit_jax.mesh', 'vit_jax.metrics', 'vit_jax.kernels'],
+  ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.pretrained', 'vit_jax.evaluate'],
+  ['vit_jax.train', 'vit_jax.cloud', 'vit_jax.paper'],
+  ['vit_jax.entry', 'vit_jax.__main__'],
+]
+
+
+def layer(module: str) -> int:
+  """The number of the layer whose longest prefix fits."""
+  fits = [
+    (len(prefix), i) for i, prefixes in enumerate(LAYERS) for prefix in prefixes if (module + '.').startswith(prefix + '.')
+  ]
+  assert fits, f'{module} is in no layer: give it one in tests/test_repo.py'
+  return max(fits)[1]
+
+
+def imports(tree: ast.AST) -> set[str]:
+  """The modules of ours that a file imports, at its top or later."""
+  found = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('vit_jax'):
+      found |= {
+        f'{node.module}.{alias.name}' if is_module(f'{node.module}.{alias.name}') else node.module for alias in node.names
+      }
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names if alias.name.startswith('vit_jax')}
+  return found
+
+
+def is_module(name: str) -> bool:
+  path = ROOT / name.replace('.', '/')
+  return path.is_dir() or path.with_suffix('.py').is_file()
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('vit_jax/**/*.py')), ids=name_of)
+def test_imports_point_down(path):
+  module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+  if path.name == '__init__.py':
+    assert not imports(ast.parse(path.read_text()))
+    return
+  up = [other for other in imports(ast.parse(path.read_text())) if other != 'vit_jax' and layer(other) > layer(module)]
+  assert not up, f'{module} imports {up} from above it'
+
+
+def depth(node: ast.AST, level: int = 0) -> int:
+  """The deepest nesting of statements below `node`, without counting else-if ladders twice."""
+  deepest = level
+  for child in ast.iter_child_nodes(node):
+    block = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try)
+    ladder = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
+    inner = isinstance(child, ast.FunctionDef)
+    deepest = max(deepest, depth(child, 0 if inner else level + (block and not ladder)))
+  return deepest
+
+
+@pytest.mark.parametrize('path', CODE, ids=name_of)
+def test_a_file_keeps_the_budgets(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 300
+  for node in ast.walk(ast.parse(text)):
+    if not isinstance(node, ast.FunctionDef):
+      continue
+    lines = node.end_lineno - node.lineno + 1
+    assert lines <= (80 if (path.name, node.name) == ('train.py', 'train') else 50), f'{node.name} has {lines} lines'
+    assert len([arg for arg in node.args.posonlyargs + node.args.args if arg.arg != 'self']) <= 6, node.name
+    assert depth(node) <= 3, f'{node.name} nests {depth(node)} deep'
+
+
+def test_no_file_has_a_name_that_says_nothing():
+  refused = re.compile(r'utils|common|helpers|misc|base_.*|registry|hooks|trainer')
+  assert not [name_of(path) for path in CODE if refused.fullmatch(path.stem)]
+
+
+def test_every_setting_is_read():
+  """An attribute of that name is loaded somewhere besides config.py, or config.py's own functions read it."""
+  loads = set()
+  for path in sorted(ROOT.glob('vit_jax/**/*.py')):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        loads.add(node.attr)
+  text = ''.join(path.read_text() for path in ROOT.glob('vit_jax/**/*.py') if path.name != 'config.py')
+  by_name = {name for name in flat(Config()) if f"'{name.split('.')[-1]}'" in text}  # Named in a table, and read by it.
+  dead = [name for name in flat(Config()) if name.split('.')[-1] not in loads and name not in by_name]
+  assert not dead
+
+
+def test_every_field_has_a_plain_type():
+  for cls in (type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh')):
+    for field in dataclasses.fields(cls):
+      assert isinstance(field.type, type) or str(field.type).startswith('tuple['), (cls, field.name)
+
+
+def python(code: str) -> str:
+  return subprocess.run(
+    [sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout
+
+
+def test_importing_the_package_imports_nothing_heavy():
+  heavy = python('import sys, vit_jax; print([m for m in ("jax", "numpy", "tensorflow", "cv2") if m in sys.modules])')
+  assert heavy.strip() == '[]'
+
+
+def test_training_never_imports_tensorflow():
+  assert python('import sys, vit_jax.train, vit_jax.__main__; print("tensorflow" in sys.modules)').strip() == 'False'
+
+
+def test_help_is_quick_because_it_does_not_import_jax():
+  began = time.monotonic()
+  code = 'import sys; sys.argv = ["run_pretrain.py", "--help"]; import atexit; '
+  code += (
+    'atexit.register(lambda: print("jax" in sys.modules)); import runpy; runpy.run_path("run_pretrain.py", run_name="__main__")'
+  )
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+  assert out.strip().endswith('False')
+  assert time.monotonic() - began < 20  # A hang; the figure itself belongs to no test.
+
+
+def test_only_mesh_asks_for_devices():
+  asks = re.compile(r'jax\.(local_)?devices\(|device_count\(|device_kind')
+  assert [name_of(path) for path in CODE if asks.search(path.read_text())] == ['vit_jax/mesh.py']
+
+
+def test_only_checkpoint_imports_orbax():
+  assert [name_of(path) for path in CODE if 'import orbax' in path.read_text()] == ['vit_jax/checkpoint.py']
+
+
+def test_requirements_have_bounds_on_both_sides_and_no_tensorflow():
+  lines = [line for line in (ROOT / 'requirements.txt').read_text().splitlines() if line and not line.startswith('#')]
+  assert all(re.fullmatch(r'[\w.-]+>=[\w.]+,<[\w.]+', line) for line in lines)
+  assert not any(line.startswith(('tensorflow-cpu', 'tensorflow>', 'tensorflow=')) for line in lines)
+  assert not any('git+' in line for line in lines)
+
+
+def test_nothing_installed_here_is_needed_but_the_requirements():
+  names = {re.split('>=', line)[0] for line in (ROOT / 'requirements.txt').read_text().splitlines() if '>=' in line}
+  modules = {'absl-py': 'absl', 'opencv-python-headless': 'cv2', 'orbax-checkpoint': 'orbax', 'pillow': 'PIL'}
+  provided = (
+    {modules.get(name, name.replace('-', '_')) for name in names} | set(sys.stdlib_module_names) | {'vit_jax', '__future__'}
+  )
+  optional = {'sklearn', 'tensorflow'}
+  for path in CODE:
+    for node in ast.walk(ast.parse(path.read_text())):
+      found = (
+        [a.name for a in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module]
+        if isinstance(node, ast.ImportFrom)
+        else []
+      )
+      assert {name.split('.')[0] for name in found} <= provided | optional, name_of(path)

@@ -1,0 +1,142 @@
+"""One update: against optax by hand, in parts, over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.config import ModelConfig
+from vit_jax.losses import softmax_loss
+from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.models.vit import vit
+from vit_jax.step import abstract_params, init_state, predict, train_step
+
+SIZE, K = (8, 8), 5
+MODEL = vit(ModelConfig(variant='mu/4', depth=2), K)
+TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step is the sign of the gradient: it makes rounding visible.
+
+
+def batch_of(n: int, seed: int = 0) -> dict:
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(0, 256, (n, *SIZE, 3), dtype=np.uint8),
+    'label': rng.integers(0, K, (n, 1)).astype(np.int32),
+    'mask': np.ones(n, bool),
+  }
+
+
+def fresh(**kwargs):
+  return jax.jit(functools.partial(init_state, 0, **{'model': MODEL, 'tx': TX, 'size': SIZE, 'ema': False} | kwargs))()
+
+
+def stepper(**kwargs):
+  return functools.partial(
+    train_step, **{'model': MODEL, 'tx': TX, 'loss': softmax_loss, 'lr': lambda step: 0.1, 'seed': 3} | kwargs
+  )
+
+
+def close(a, b, tolerance=1e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def nonzero_head(state):
+  """A zero head lets no gradient through to the rest."""
+  head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(9), x.shape), state.params['head'])
+  return state.replace(params=state.params | {'head': head})
+
+
+def test_an_update_is_the_gradient_of_the_mean_loss_through_optax():
+  state, batch = nonzero_head(fresh()), batch_of(16)
+
+  def mean_loss(params):
+    logits = MODEL.apply({'params': params}, batch['image'])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'][:, 0]).mean()
+
+  value, grads = jax.value_and_grad(mean_loss)(state.params)
+  updates, opt_state = TX.update(grads, state.opt_state, state.params)
+  new, metrics = jax.jit(stepper())(state, batch)
+  close(new.params, optax.apply_updates(state.params, updates))
+  close(new.opt_state, opt_state)
+  close(metrics['loss'], value)
+  close(metrics['grad_norm'], optax.tree.norm(grads))
+  assert int(new.step) == 1
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_a_batch_in_parts_is_the_whole_batch(parts):
+  state, batch = nonzero_head(fresh()), batch_of(16)
+  batch['mask'][[1, 6, 7]] = False
+  whole, whole_metrics = jax.jit(stepper())(state, batch)
+  split, split_metrics = jax.jit(stepper(accumulate=parts))(state, batch)
+  close(whole.params, split.params)
+  close(whole_metrics, split_metrics)
+
+
+def test_a_masked_example_leaves_no_trace():
+  state, batch = nonzero_head(fresh()), batch_of(16)
+  kept = {name: value[:12] for name, value in batch.items()}
+  batch['mask'][12:] = False
+  batch['label'][12:] = -1
+  masked, metrics = jax.jit(stepper())(state, batch)
+  without, _ = jax.jit(stepper())(state, kept)
+  close(masked.params, without.params)
+  assert metrics['skipped'] == 4
+
+
+def test_eight_devices_equal_one_over_twenty_steps():
+  """Over 'data', over 'fsdp' and over both: the same losses and parameters to 1e-5; the same random draws."""
+  model = vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K)
+  tx = optax.sgd(1e-2)
+  step = stepper(model=model, tx=tx, mixup_alpha=0.2)
+  begin = functools.partial(fresh, model=model, tx=tx)
+
+  def run(fsdp):
+    state, losses = begin(), []
+    update = jax.jit(step)
+    if fsdp:
+      mesh = make_mesh(fsdp, batches={})
+      shardings = state_shardings(jax.eval_shape(begin), mesh)
+      state = jax.jit(begin, out_shardings=shardings)()
+      update = jax.jit(step, out_shardings=(shardings, everywhere(mesh)))
+    for k in range(20):
+      state, metrics = update(state, to_global(batch_of(16, k), mesh) if fsdp else batch_of(16, k))
+      losses.append(float(metrics['loss']))
+    return losses, state
+
+  reference, state = run(None)
+  for fsdp in (1, 2, 8):
+    losses, other = run(fsdp)
+    np.testing.assert_allclose(losses, reference, rtol=1e-5)
+    close(jax.device_get(state.params), jax.device_get(other.params))
+
+
+def test_random_draws_are_a_function_of_the_seed_and_the_step():
+  model = vit(ModelConfig(variant='mu/4', dropout=0.5), K)
+  state, batch = nonzero_head(fresh(model=model)), batch_of(16)
+  step, other_seed = jax.jit(stepper(model=model, seed=0)), jax.jit(stepper(model=model, seed=1))
+  loss = float(step(state, batch)[1]['loss'])
+  assert loss == float(step(state, batch)[1]['loss'])
+  assert loss != float(other_seed(state, batch)[1]['loss'])
+  assert loss != float(step(state.replace(step=jnp.int32(1)), batch)[1]['loss'])
+
+
+def test_the_average_follows_the_parameters():
+  state, batch = nonzero_head(fresh(ema=True)), batch_of(16)
+  new, _ = jax.jit(stepper(ema=0.9))(state, batch)
+  close(new.ema, jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params))
+  assert new.best is new.ema
+  assert fresh().best is not None and fresh().ema is None
+
+
+def test_predictions_are_the_models_logits_without_dropout():
+  model = vit(ModelConfig(variant='mu/4', dropout=0.5), K)
+  state, images = nonzero_head(fresh(model=model)), batch_of(4)['image']
+  np.testing.assert_array_equal(predict(state.params, images, model=model), predict(state.params, images, model=model))
+
+
+def test_abstract_parameters_are_those_that_initialisation_makes():
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), fresh().params)
+  assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(MODEL, SIZE))

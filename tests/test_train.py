@@ -1,0 +1,185 @@
+"""The loop, end to end on real digits: resumption, one compilation, exact evaluation, fine-tuning, refusals."""
+
+import dataclasses
+import json
+import shutil
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import simplejpeg
+
+from vit_jax.checkpoint import load_params
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from vit_jax.errors import UserError
+from vit_jax.metrics import read_metrics
+from vit_jax.train import due, train
+
+# Everything that draws at random is on: a step that was done again or left out would show.
+CONFIG = Config(
+  data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
+  model=ModelConfig(variant='mu/4', depth=2, dropout=0.1, drop_path=0.1),
+  optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, ema=0.9),
+  mixup=0.2,
+  steps=12,
+  log_every='1',
+  eval_every='0',
+  save_every='1',
+  keep=12,
+)
+
+
+def changed(config=CONFIG, **kwargs):
+  """The config with some fields, by their full names, replaced."""
+  for name, value in kwargs.items():
+    group, _, field = name.rpartition('__')
+    replaced = dataclasses.replace(getattr(config, group), **{field: value}) if group else value
+    config = dataclasses.replace(config, **{group or field: replaced})
+  return config
+
+
+def losses(workdir):
+  return [(record['step'], record['loss'].hex()) for record in read_metrics(workdir) if 'loss' in record]
+
+
+def bits(workdir):
+  return {name: leaf.tobytes() for name, leaf in flax.traverse_util.flatten_dict(load_params(workdir)[0], sep='/').items()}
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'whole'
+  compilations = []
+  note = lambda event, seconds, **kwargs: compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  jax.monitoring.register_event_duration_secs_listener(note)
+  result = train(CONFIG, workdir)
+  jax.monitoring.unregister_event_duration_listener(note)
+  return workdir, result, compilations
+
+
+@pytest.mark.parametrize('stop', range(1, 13))
+def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tmp_path, stop):
+  whole, result, _ = uninterrupted
+  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns(*map(str, range(stop + 1, 13))))
+  assert train(CONFIG, tmp_path / 'run') == result
+  assert bits(tmp_path / 'run') == bits(whole)
+  assert losses(tmp_path / 'run') == losses(whole)
+
+
+def test_the_step_is_compiled_once(uninterrupted):
+  _, _, compilations = uninterrupted
+  assert compilations.count('jit(train_step)') == 1
+  assert compilations.count('jit(count)') == 1
+
+
+def test_every_example_is_evaluated(uninterrupted):
+  _, result, _ = uninterrupted
+  assert result['test_examples'] == 500  # Not a multiple of 48, nor of 8.
+  assert {'step', 'test_accuracy', 'test_accuracy_top5', 'test_loss', 'test_examples'} == set(result)
+  assert result['test_accuracy'] * 500 == pytest.approx(round(result['test_accuracy'] * 500))
+
+
+def test_a_run_leaves_what_the_readme_says(uninterrupted):
+  whole, _, _ = uninterrupted
+  left = {path.name for path in whole.iterdir()}
+  assert left == {
+    'config.json', 'preprocessing.json', 'labels.txt', 'versions.json',
+    'metrics.jsonl', 'tensorboard', 'checkpoints', 'curves.png',
+  }  # fmt: skip
+  first = read_metrics(whole)[0]
+  assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)
+  assert (whole / 'labels.txt').read_text().split() == [str(digit) for digit in range(10)]
+
+
+def test_parameters_and_optimizer_state_over_fsdp_give_the_same_losses(uninterrupted, tmp_path):
+  train(changed(mesh__fsdp=4), tmp_path / 'run')
+  got, expected = (np.array([float.fromhex(loss) for _, loss in losses(w)]) for w in (tmp_path / 'run', uninterrupted[0]))
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(tmp_path, uninterrupted, capsys):
+  config = changed(data__train='builtin:fashion_mnist', data__size=(12, 8), data__batch=64, init=str(uninterrupted[0]), steps=2)
+  config = changed(config, optim__warmup='0')
+  train(config, tmp_path / 'run')
+  said = capsys.readouterr().err
+  assert 'pos_embedding [1, 5, 32] resampled to [1, 7, 32]' in said
+  assert 'head/kernel [32, 10] new' in said
+  assert f'starts from {uninterrupted[0]} at step 12' in said
+
+
+def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, uninterrupted):
+  config = changed(init=str(uninterrupted[0]), steps=1, optim__warmup='0', optim__lr=0.0, optim__ema=0.0)
+  train(config, tmp_path / 'run')
+  old, new = bits(uninterrupted[0]), bits(tmp_path / 'run')
+  assert {name for name in old if old[name] != new[name]} == {'head/kernel', 'head/bias'}
+
+
+REFUSED = {
+  'pixels normalised otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, 'add --config.model.mean=127.5,127.5,127.5'),
+  'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
+  'nothing to start from': ({'init': 'RUN/nothing-*'}, 'there is no such file or directory'),
+  'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 does not divide over 8'),
+  'warm-up that is too long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
+  'an unknown split': ({'data__eval_split': 'tset'}, "no split 'tset'"),
+  'classes that differ': ({'data__eval': 'builtin:fashion_mnist'}, 'different classes'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_does_not_go_together_is_refused_before_anything_is_written(uninterrupted, tmp_path, case):
+  settings, message = REFUSED[case]
+  settings = {
+    name: value.replace('RUN', str(uninterrupted[0])) if isinstance(value, str) else value for name, value in settings.items()
+  }
+  with pytest.raises(UserError, match=message) as error:
+    train(changed(**settings), tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_directory_with_another_run_is_refused_and_left_alone(uninterrupted, tmp_path):
+  shutil.copytree(uninterrupted[0], tmp_path / 'run')
+  before = (tmp_path / 'run' / 'config.json').read_text()
+  with pytest.raises(UserError, match=r'differ in optim.lr: 0.01 there, 0.5 here$'):
+    train(changed(optim__lr=0.5), tmp_path / 'run')
+  assert (tmp_path / 'run' / 'config.json').read_text() == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path):
+  shutil.copytree(uninterrupted[0], tmp_path / 'run')
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config['model']['mlp'] = 64  # Somebody's hand in the file.
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match=r'holds another architecture: .*\[2, 128\] there, float32\[2, 64\] here'):
+    train(changed(model__mlp=64), tmp_path / 'run')
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Two classes of 40 small photographs each; one file of the training split and one for testing are cut short."""
+  rng = np.random.default_rng(0)
+  for i in range(80):
+    path = tmp_path / 'photos' / ('train' if i < 64 else 'test') / ('cats' if i % 2 else 'dogs') / f'{i:02}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = simplejpeg.encode_jpeg(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+    path.write_bytes(data[:-200] if i in (5, 70) else data)
+  return tmp_path / 'photos'
+
+
+def test_an_unreadable_image_is_an_error_that_names_it(photos, tmp_path):
+  config = changed(data__train=f'folder:{photos}', steps=4, optim__warmup='0')
+  with pytest.raises(UserError, match=r'05.jpg'):
+    train(config, tmp_path / 'run')
+
+
+def test_unreadable_images_are_skipped_by_config_and_counted(photos, tmp_path):
+  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', steps=8, optim__warmup='0')
+  result = train(config, tmp_path / 'run')
+  assert (result['test_examples'], result['test_skipped']) == (15, 1)
+  assert sum(record['skipped'] for record in read_metrics(tmp_path / 'run') if 'loss' in record) == 2  # Two epochs.
+
+
+def test_things_are_due_at_their_multiples_and_at_the_end():
+  assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
+  assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
