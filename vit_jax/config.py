@@ -202,7 +202,7 @@ def validate(config: Config) -> Config:
   for name, value in values.items():
     if name in CHOICES and value not in CHOICES[name]:
       raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
-    if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+    if name in RANGES and not (RANGES[name][0] <= value <= RANGES[name][1] and value < math.inf):
       low, high = RANGES[name]
       raise UserError(f'config.{name}={value}: expected a number from {low} to {high}')
   _validate_together(config)

@@ -3,6 +3,7 @@
 A parameter's path is its names joined by '/', such as `Transformer/encoderblock/MlpBlock_3/Dense_0/kernel`.
 """
 
+import functools
 import re
 
 import jax
@@ -46,8 +47,15 @@ def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
   """Adafactor as "Scaling Vision Transformers" uses it (arXiv 2106.04560): factored second moments for sides of 32 and up,
   their decay 1 - t^-0.8 at most `b2`, then a moving average of the updates; no parameter scale, no update clipping."""
   decay = lambda step, rate: jnp.minimum(config.b2, 1 - (step + 1.0) ** -rate)
+  rms = functools.partial(optax.scale_by_factored_rms, decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay)
+
+  def kind(keys, leaf) -> str:
+    sides = leaf.shape[1:] if path_of(keys).startswith(BLOCKS) else leaf.shape  # The depth is no side of a matrix.
+    return 'factored' if sum(side >= 32 for side in sides) > 1 else 'whole'
+
+  kinds = functools.partial(jax.tree.map_with_path, kind)
   return optax.chain(
-    optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay),
+    optax.partition({'factored': rms(), 'whole': rms(factored=False)}, kinds),
     optax.ema(config.b1, debias=False, accumulator_dtype=config.momentum_dtype),
   )
 
@@ -68,7 +76,7 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
     optax.clip_by_global_norm(config.clip) if config.clip else None,
     RULES[config.name](config),
     optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay')) if config.weight_decay else None,
-    scale_by_layer(config.layer_decay) if config.layer_decay != 1 else None,
+    scale_by_layer(config.layer_decay, params) if config.layer_decay != 1 else None,
     optax.scale_by_learning_rate(lr),
   ]
   tx = optax.chain(*(part for part in chain if part))
@@ -95,13 +103,16 @@ def matching(params, pattern: str, name: str):
   return tree
 
 
-def scale_by_layer(decay: float) -> optax.GradientTransformation:
+def scale_by_layer(decay: float, params) -> optax.GradientTransformation:
   """Updates times `decay` to the power of a parameter's distance from the head, counted in blocks (arXiv 2106.08254).
 
-  The head and the last norm are at 0, block i of L at L - i, all that comes before the blocks at L + 1.
+  The head and the last norm are at 0, block i of L at L - i, all that comes before the blocks at L + 1. `params` are
+  those of the whole model, frozen or not, and may be shapes.
   """
+  blocks = (leaf for keys, leaf in jax.tree.leaves_with_path(params) if path_of(keys).startswith(BLOCKS))
+  depth = next((leaf.shape[0] for leaf in blocks), 0)
 
-  def scale(keys, update, depth: int):
+  def scale(keys, update):
     path = path_of(keys)
     if path.startswith(BLOCKS):
       rates = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
@@ -109,9 +120,4 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/', path)
     return update if after else update * decay ** (depth + 1)
 
-  def update(updates, params):
-    del params
-    blocks = [leaf for keys, leaf in jax.tree.leaves_with_path(updates) if path_of(keys).startswith(BLOCKS)]
-    return jax.tree.map_with_path(lambda keys, leaf: scale(keys, leaf, len(blocks[0])), updates)
-
-  return optax.stateless(update)
+  return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))

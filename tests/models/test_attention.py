@@ -26,9 +26,7 @@ def draw(*, queries: int, keys: int, heads: int, channels: int, scale: float = 1
   return make(queries), make(keys), make(keys)
 
 
-@pytest.mark.parametrize(
-  ('queries', 'keys', 'heads', 'channels'), [(9, 9, 3, 8), (1, 17, 2, 5), (7, 4, 1, 16), (5, 1, 2, 3)]
-)
+@pytest.mark.parametrize(('queries', 'keys', 'heads', 'channels'), [(9, 9, 3, 8), (1, 17, 2, 5), (7, 4, 1, 16), (5, 1, 2, 3)])
 def test_attention_equals_its_equation(queries, keys, heads, channels):
   q, k, v = draw(queries=queries, keys=keys, heads=heads, channels=channels)
   np.testing.assert_allclose(attend(q, k, v), equation(q, k, v), rtol=0, atol=2e-6)

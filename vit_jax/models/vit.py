@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
 from vit_jax.models.attention import attend
 from vit_jax.models.variants import Shape, shape
 
@@ -230,8 +231,9 @@ class VisionTransformer(nn.Module):
     if c.hidden_head:
       x = jnp.tanh(nn.Dense(d, dtype=dtype, name='pre_logits')(x))
     bias = nn.initializers.constant(c.head_bias)
-    head = nn.Dense(self.classes, dtype=dtype, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
-    return head(x).astype(jnp.float32)
+    # In float32: around a head bias of -10, bfloat16 has steps of 1/16.
+    head = nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
+    return head(x)
 
   def pool(self, x: jax.Array) -> jax.Array:
     """Tokens [b, n, d] -> [b, d]."""
@@ -246,4 +248,6 @@ class VisionTransformer(nn.Module):
 def vit(config: ModelConfig, classes: int) -> VisionTransformer:
   """The model that `config` describes, with a head for `classes`. UserError for a shape that does not work out."""
   s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
+  if config.position == 'sincos2d' and s.width % 4:
+    raise UserError(f'config.model.position={config.position!r}: a width of {s.width} does not divide by 4')
   return VisionTransformer(config, s, classes)

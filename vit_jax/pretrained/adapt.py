@@ -28,7 +28,7 @@ def adapt(
       notes.append(f'{name} {list(array.shape)} new')
     elif name not in old:
       wrong.append(f'{name} is not in the file')
-    elif name == POSITION:
+    elif name == POSITION and old[name].ndim == 3 and old[name].shape[-1] == array.shape[-1]:
       out[name] = resample_positions(old[name], array.shape[1], grid, old_grid)
       if out[name] is not old[name]:
         notes.append(f'{name} {list(old[name].shape)} resampled to {list(array.shape)}')
