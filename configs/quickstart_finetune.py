@@ -1,16 +1,25 @@
-"""Fine-tunes the quickstart's model on 1,000 digits."""
+"""The second main job: the quickstart's model, at twice its resolution and on another task, 1,000 handwritten digits.
+
+    python run_finetune.py
+
+As "An Image is Worth 16x16 Words" (arXiv 2010.11929, §3.2) fine-tunes: patches stay 7x7, so 56x56 pixels are 64 of them instead
+of 16 and the position embeddings are resampled; the head is new and starts at zero.
+Cost: 200 steps of 50 images, about a minute on 2 CPU cores. Run here.
+Expected: over 95 % top-1 on 500 digits held out. `benchmarks/transfer.py` compares it with training from scratch.
+"""
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
-  model = ModelConfig(variant='Ti/7', width=128, depth=6, mlp=256, heads=4, pool='gap', unroll=0)
+  """The default of run_finetune.py, from the newest run of run_pretrain.py."""
   return Config(
     data=DataConfig(
-      train='builtin:digits', split='train[:1000]', eval_split='test', batch=100, size=(56, 56), crop='inception', flip=False
+      train='builtin:digits', split='train[:1000]', eval_split='test', batch=50, size=(56, 56), crop='resize', flip=False
     ),
-    model=model,
-    optim=OptimConfig(name='sgd', lr=0.03, schedule='cosine', warmup='10%', clip=1.0),
+    # The quickstart's, whose parameters it starts from.
+    model=ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
+    optim=OptimConfig(name='adamw', lr=1e-3, schedule='cosine', warmup='10%', clip=1.0),
     steps=200,
     init='runs/quickstart-*',
     log_every='20',

@@ -135,6 +135,6 @@ def test_a_data_set_for_which_a_person_must_agree_to_terms_says_where_to_put_it(
 def test_the_list_shows_what_is_built_in_and_what_lies_on_disk_and_what_is_wrong_with_it(tfrecord_set):
   rows = {row.source: row for row in list_sources(str(tfrecord_set))}
   assert list(rows) == ['builtin:digits', 'builtin:fashion_mnist', 'tfds:numbered']
-  assert rows['builtin:fashion_mnist'] == Row('builtin:fashion_mnist', 'train 20,000, test 10,000', '10 classes', '')
+  assert rows['builtin:fashion_mnist'] == Row('builtin:fashion_mnist', 'train 30,000, test 10,000', '10 classes', '')
   assert 'to convert it' in rows['tfds:numbered'].note
   assert [row.source for row in list_sources(str(tfrecord_set / 'nothing'))] == list(rows)[:2]

@@ -17,7 +17,7 @@ DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 
 @pytest.mark.parametrize(
   ('name', 'train', 'test', 'shape'),
-  [('builtin:fashion_mnist', 20_000, 10_000, (28, 28)), ('builtin:digits', 1_297, 500, (8, 8))],
+  [('builtin:fashion_mnist', 30_000, 10_000, (28, 28)), ('builtin:digits', 1_297, 500, (8, 8))],
 )
 def test_the_builtin_data_have_the_stated_sizes_and_every_class(name, train, test, shape):
   for split, count in (('train', train), ('', test)):

