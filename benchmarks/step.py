@@ -23,7 +23,7 @@ from vit_jax.models.vit import vit
 from vit_jax.step import TrainState, train_step
 
 SHAPES = {
-  'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 100),
+  'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96),
   'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 8),
 }
 

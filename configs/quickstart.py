@@ -4,7 +4,7 @@
 
 After "An Image is Worth 16x16 Words" (arXiv 2010.11929): 28x28 pixels in sixteen patches of 7x7, four blocks of width 128,
 AdamW, and a little mixup, without which 30,000 images are soon learned by heart.
-Cost: 2,600 steps of 100 images, about 3 minutes on 2 CPU cores. Run here.
+Cost: 2,700 steps of 96 images, about 3 minutes on 2 CPU cores. Run here.
 Expected: 87 % top-1 on the 10,000 test images, each counted once; a linear model on the pixels gets about 83 %.
 """
 
@@ -14,13 +14,13 @@ from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 def get_config() -> Config:
   """The default of run_pretrain.py."""
   return Config(
-    data=DataConfig(train='builtin:fashion_mnist', batch=100, eval_batch=500, size=(28, 28), crop='resize'),
+    data=DataConfig(train='builtin:fashion_mnist', batch=96, eval_batch=480, size=(28, 28), crop='resize'),
     # Unrolled, which is the faster program on a CPU.
     model=ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
     optim=OptimConfig(name='adamw', lr=2e-3, schedule='cosine', warmup='5%', weight_decay=0.1, clip=1.0),
     mixup=0.1,
-    steps=2600,
+    steps=2700,
     log_every='100',
-    eval_every='650',
-    save_every='650',
+    eval_every='900',
+    save_every='900',
   )

@@ -41,10 +41,10 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
   refuse_other_run(workdir, config, train_source.label_names)
 
-  mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
   model = vit(config.model, train_source.classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
   state, notes = first_state(config, workdir, model=model, tx=tx, mesh=mesh)
   first = int(state.step)
   describe(workdir, config, train_source.label_names)
