@@ -47,8 +47,8 @@ class Metrics:
     if 'mfu' in values:
       shown['mfu'] = f'{values["mfu"]:.1%}'
     if self._bar:
-      self._bar.set_postfix(shown, refresh=False)
-      self._bar.update(step - self._bar.n)
+      self._bar.n = step
+      self._bar.set_postfix(shown)  # Draws it, too.
     else:
       left = (self._steps - step) * values['seconds_per_step']
       text = '  '.join(f'{name} {value}' for name, value in shown.items())
