@@ -41,7 +41,7 @@ def saved(path, init, steps=(1,), **kwargs):
   return state
 
 
-def equal(a, b):
+def assert_equal(a, b):
   assert jax.tree.structure(a) == jax.tree.structure(b)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
@@ -51,9 +51,9 @@ def test_a_state_comes_back_bit_for_bit_on_any_layout(tmp_path, fsdp):
   init = begin(ModelConfig(variant='mu/4', width=256, heads=4, mlp=1024), ema=True)
   state = saved(tmp_path, init)
   back = restore(tmp_path, laid_out(init, fsdp))
-  equal(back.params, state.params)
-  equal(back.opt_state, state.opt_state)
-  equal(back.ema, state.ema)
+  assert_equal(back.params, state.params)
+  assert_equal(back.opt_state, state.opt_state)
+  assert_equal(back.ema, state.ema)
   assert int(back.step) == 1
   wide = back.params['Transformer']['encoderblock']['MlpBlock_3']['Dense_0']['kernel']
   assert wide.sharding.shard_shape(wide.shape)[1:] in {(256, 1024 // fsdp)}
@@ -64,7 +64,7 @@ def test_a_state_with_frozen_parameters_comes_back(tmp_path):
   config = dataclasses.replace(Config().optim, frozen='embedding/.*')
   init = begin(tx=optimizer(config, lambda step: 0.1, abstract_params(model, SIZE)))
   state = saved(tmp_path, init)
-  equal(restore(tmp_path, laid_out(init)).opt_state, state.opt_state)
+  assert_equal(restore(tmp_path, laid_out(init)).opt_state, state.opt_state)
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):
@@ -93,7 +93,7 @@ def test_the_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path
   checkpoints.close()
   params, step = load_params(tmp_path)
   assert step == 7
-  equal(params, jax.device_get(state.ema))
+  assert_equal(params, jax.device_get(state.ema))
   assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
 
 

@@ -38,7 +38,7 @@ def stepper(**kwargs):
   )
 
 
-def close(a, b, tolerance=1e-5):
+def assert_close(a, b, tolerance=1e-5):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
@@ -58,10 +58,10 @@ def test_an_update_is_the_gradient_of_the_mean_loss_through_optax():
   value, grads = jax.value_and_grad(mean_loss)(state.params)
   updates, opt_state = TX.update(grads, state.opt_state, state.params)
   new, metrics = jax.jit(stepper())(state, batch)
-  close(new.params, optax.apply_updates(state.params, updates))
-  close(new.opt_state, opt_state)
-  close(metrics['loss'], value)
-  close(metrics['grad_norm'], optax.tree.norm(grads))
+  assert_close(new.params, optax.apply_updates(state.params, updates))
+  assert_close(new.opt_state, opt_state)
+  assert_close(metrics['loss'], value)
+  assert_close(metrics['grad_norm'], optax.tree.norm(grads))
   assert int(new.step) == 1
 
 
@@ -71,8 +71,8 @@ def test_a_batch_in_parts_is_the_whole_batch(parts):
   batch['mask'][[1, 6, 7]] = False
   whole, whole_metrics = jax.jit(stepper())(state, batch)
   split, split_metrics = jax.jit(stepper(accumulate=parts))(state, batch)
-  close(whole.params, split.params)
-  close(whole_metrics, split_metrics)
+  assert_close(whole.params, split.params)
+  assert_close(whole_metrics, split_metrics)
 
 
 def test_a_masked_example_leaves_no_trace():
@@ -82,7 +82,7 @@ def test_a_masked_example_leaves_no_trace():
   batch['label'][12:] = -1
   masked, metrics = jax.jit(stepper())(state, batch)
   without, _ = jax.jit(stepper())(state, kept)
-  close(masked.params, without.params)
+  assert_close(masked.params, without.params)
   assert metrics['skipped'] == 4
 
 
@@ -110,7 +110,7 @@ def test_eight_devices_equal_one_over_twenty_steps():
   for fsdp in (1, 2, 8):
     losses, other = run(fsdp)
     np.testing.assert_allclose(losses, reference, rtol=1e-5)
-    close(jax.device_get(state.params), jax.device_get(other.params))
+    assert_close(jax.device_get(state.params), jax.device_get(other.params))
 
 
 def test_random_draws_are_a_function_of_the_seed_and_the_step():
@@ -126,7 +126,7 @@ def test_random_draws_are_a_function_of_the_seed_and_the_step():
 def test_the_average_follows_the_parameters():
   state, batch = nonzero_head(fresh(ema=True)), batch_of(16)
   new, _ = jax.jit(stepper(ema=0.9))(state, batch)
-  close(new.ema, jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params))
+  assert_close(new.ema, jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params))
   assert new.best is new.ema
   assert fresh().best is not None and fresh().ema is None
 
