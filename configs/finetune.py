@@ -35,7 +35,7 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
   if data not in RECIPES:
     raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{did_you_mean(data, RECIPES)}')
   (source, split, eval_split), steps, warmup, rates = RECIPES[data]
-  side = 384 // shape(variant).patch[0] * shape(variant).patch[0]  # 378 for patches of 14.
+  side = 384 // shape(variant).stride[0] * shape(variant).stride[0]  # 378 for patches of 14.
   return Config(
     data=DataConfig(train=source, split=split, eval_split=eval_split, batch=512, size=(side, side), workers=8),
     model=ModelConfig(variant=variant, dtype='bfloat16'),

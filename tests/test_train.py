@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import flax.traverse_util
@@ -103,8 +104,9 @@ def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(tmp
   config = changed(config, optim__warmup='0')
   train(config, tmp_path / 'run')
   said = capsys.readouterr().err
-  assert 'pos_embedding [1, 5, 32] resampled to [1, 7, 32]' in said
-  assert 'head/kernel [32, 10] new' in said
+  assert re.search(r'pos_embedding +resampled +\[1, 5, 32\] -> \[1, 7, 32\]', said)
+  assert re.search(r'head/kernel +new +\[32, 10\] -> \[32, 10\]', said)
+  assert re.search(r'\d+ arrays kept', said)
   assert f'starts from {uninterrupted[0]} at step 12' in said
 
 
@@ -117,8 +119,9 @@ def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, 
 
 REFUSED = {
   'pixels normalised otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, 'add --config.model.mean=127.5,127.5,127.5'),
+  'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'trained in another way.*: add --config.model.gelu=tanh$'),
   'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
-  'nothing to start from': ({'init': 'RUN/nothing-*'}, 'there is no such file or directory'),
+  'nothing to start from': ({'init': 'RUN/nothing-*'}, 'is no file or directory, and no name of the catalogue'),
   'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 does not divide over 8'),
   'warm-up that is too long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
   'an unknown split': ({'data__eval_split': 'tset'}, "no split 'tset'"),

@@ -46,6 +46,7 @@ class ModelConfig:
   depth: int = 0
   mlp: int = 0
   heads: int = 0
+  stem_width: int = 64  # Channels of the first convolution of a hybrid such as R50+B/16.
   pool: str = 'token'  # What the head reads: token (a class token), gap (the mean of the patches), map (attention pooling).
   hidden_head: bool = False  # A tanh layer of the model's width before the head: the paper's pre-training head.
   head_bias: float = 0.0  # Where the bias of a new head starts: -10 with the sigmoid loss and many classes.
@@ -107,7 +108,8 @@ class Config:
   loss: str = 'softmax'  # softmax, sigmoid (summed over the classes).
   label_smoothing: float = 0.0
   mixup: float = 0.0  # The Beta distribution's parameter; 0 means none.
-  init: str = ''  # Where the parameters start: a run directory or a released .npz; '' means from scratch.
+  init: str = ''  # Where the parameters start: whatever `vit_jax.load` takes; '' means from scratch.
+  init_positions: str = 'corner'  # How position embeddings come to another grid: corner (the paper), half_pixel, bicubic.
   log_every: str = '50'  # A duration, as the three below.
   eval_every: str = '1ep'
   save_every: str = '1ep'
@@ -128,6 +130,7 @@ CHOICES = {
   'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
   'optim.momentum_dtype': ('float32', 'bfloat16'),
   'loss': ('softmax', 'sigmoid'),
+  'init_positions': ('corner', 'half_pixel', 'bicubic'),
 }
 
 # Closed ranges. A number that is not listed may be anything.
@@ -143,6 +146,7 @@ RANGES = {
   'model.depth': (0, math.inf),
   'model.mlp': (0, math.inf),
   'model.heads': (0, math.inf),
+  'model.stem_width': (32, math.inf),
   'model.registers': (0, math.inf),
   'model.dropout': (0, 0.99),
   'model.drop_path': (0, 0.99),

@@ -22,7 +22,8 @@ from vit_jax.mesh import Mesh, describe_mesh, everywhere, make_mesh, peak_flops,
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
-from vit_jax.pretrained.adapt import adapt
+from vit_jax.pretrained.adapt import adapt, table
+from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.released import load
 from vit_jax.step import TrainState, abstract_params, init_state, predict, train_step
 
@@ -122,23 +123,25 @@ def first_state(
   if not config.init:
     return state, []
   released = load(config.init)
-  refuse_other_preprocessing(config, released.preprocessing)
+  refuse_other_model(config, released)
   grid = model.shape.grid(config.data.size)
-  params, notes = adapt(released.params, state.params, grid=grid, old_grid=released.grid)
+  params, changes = adapt(released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions)
   params = jax.device_put(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
-  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *notes]
+  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *table(changes)]
 
 
-def refuse_other_preprocessing(config: Config, preprocessing: dict):
-  """UserError where the loaded model saw pixels normalised in another way than this one would."""
-  for name in ('mean', 'scale'):
-    theirs, ours = tuple(preprocessing.get(name, ())), getattr(config.model, name)
-    if theirs and theirs != ours:
-      raise UserError(
-        f'config.init was trained with {name} {theirs}, config.model.{name} is {ours}: '
-        f'add --config.model.{name}={",".join(map(str, theirs))}'
-      )
+def refuse_other_model(config: Config, released: Pretrained):
+  """UserError with the flags to add, where the loaded model computes something else than this one with the same arrays."""
+  theirs, ours = released.config, config.model
+  text = lambda value: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)
+  flags = [
+    f'--config.model.{name}={text(getattr(theirs, name))}'
+    for name in ('gelu', 'norm_eps', 'mean', 'scale')
+    if getattr(theirs, name) != getattr(ours, name)
+  ]
+  if flags:
+    raise UserError(f'config.init={config.init!r} was trained in another way than config.model says: add {" ".join(flags)}')
 
 
 def compiled_step(

@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.vit import vit
-from vit_jax.pretrained.adapt import POSITION, adapt, resample_positions, zoom_grid
+from vit_jax.pretrained.adapt import PATCH, POSITION, Change, adapt, resample_positions, table
+from vit_jax.pretrained.resample import METHODS, pi_resize, resample_grid
 from vit_jax.step import abstract_params
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,6 @@ def zoom(table: np.ndarray, grid) -> np.ndarray:
 @pytest.mark.parametrize(('old', 'new'), GRIDS, ids=str)
 def test_resampling_equals_scipys_corner_aligned_zoom(old, new):
   table = RNG.normal(size=(*old, 3))
-  np.testing.assert_allclose(zoom_grid(table, new), zoom(table, new), rtol=0, atol=1e-12)
   positions = table.reshape(1, -1, 3).astype(np.float32)
   out = resample_positions(positions, new[0] * new[1], new, old)
   assert out.dtype == np.float32
@@ -86,33 +86,77 @@ def flat(tree: dict) -> dict:
 def test_a_new_task_at_the_same_size_gets_a_new_head_and_all_else_as_it_was():
   old = params_of(size=(8, 8), classes=7, seed=0, hidden_head=True)
   new = params_of(size=(8, 8), classes=3, seed=1)
-  out, notes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt(old, new, grid=(2, 2))
   assert flat(out).keys() == flat(new).keys()
   for path, array in flat(out).items():
     source = new if path.startswith('head/') else old
     assert array is flat(source)[path], path
-  assert sorted(notes) == [
-    'head/bias [3] new',
-    'head/kernel [8, 3] new',
-    'pre_logits/bias [8] dropped',
-    'pre_logits/kernel [8, 8] dropped',
+  assert {change.name: change.what for change in changes if change.what != 'kept'} == {
+    'head/bias': 'new',
+    'head/kernel': 'new',
+    'pre_logits/bias': 'dropped',
+    'pre_logits/kernel': 'dropped',
+  }
+  assert {change.name for change in changes} == flat(old).keys() | flat(new).keys()  # Every array has its line.
+  assert table(changes) == [
+    'head/bias          new      [7] -> [3]',
+    'head/kernel        new      [8, 7] -> [8, 3]',
+    'pre_logits/bias    dropped  [8]',
+    'pre_logits/kernel  dropped  [8, 8]',
+    f'{len(flat(new)) - 2} arrays kept',
   ]
 
 
 def test_the_hidden_layer_of_the_head_is_new_even_where_the_file_has_one():
   old, new = (params_of(size=(8, 8), classes=7, seed=seed, hidden_head=True) for seed in (0, 1))
-  out, notes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt(old, new, grid=(2, 2))
   for path in ('head/kernel', 'head/bias', 'pre_logits/kernel', 'pre_logits/bias'):
     assert flat(out)[path] is flat(new)[path]
-    assert any(note.startswith(path) and note.endswith('new') for note in notes)
+    assert Change(path, 'new', flat(old)[path].shape, flat(new)[path].shape) in changes
+
+
+def test_a_head_is_kept_where_that_is_asked_for():
+  old, new = (params_of(size=(8, 8), classes=7, seed=seed, hidden_head=True) for seed in (0, 1))
+  out, changes = adapt(old, new, grid=(2, 2), keep_head=True)
+  assert all(flat(out)[path] is array for path, array in flat(old).items())
+  assert {change.what for change in changes} == {'kept'}
+
+
+def test_a_head_of_other_classes_can_not_be_kept():
+  old, new = (params_of(size=(8, 8), classes=classes, seed=0) for classes in (7, 3))
+  with pytest.raises(UserError, match=r'head/bias is \[7\] in the file, \[3\] in the model'):
+    adapt(old, new, grid=(2, 2), keep_head=True)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_positions_are_resampled_by_the_method_that_is_named(method):
+  positions = RNG.normal(size=(1, 1 + 9, 4)).astype(np.float32)
+  out = resample_positions(positions, 1 + 30, (5, 6), method=method)
+  expected = resample_grid(positions[0, 1:].reshape(3, 3, 4), (5, 6), method)
+  np.testing.assert_array_equal(out[0, 1:], expected.reshape(30, 4))
+  np.testing.assert_array_equal(out[:, :1], positions[:, :1])
+
+
+def test_patches_of_another_size_are_resized_by_the_pseudo_inverse_and_registers_left_alone():
+  old = params_of(size=(8, 8), classes=3, seed=0, registers=2)
+  new = params_of(size=(12, 12), classes=3, seed=1, registers=2)
+  new['embedding']['kernel'] = np.zeros((6, 6, 3, 8), np.float32)  # Of a model with patches of 6 px: the same grid of 2x2.
+  new['Transformer']['posembed_input']['pos_embedding'] = np.zeros_like(flat(old)[POSITION])
+  out, changes = adapt(old, new, grid=(2, 2))
+  np.testing.assert_array_equal(flat(out)[PATCH], pi_resize(flat(old)[PATCH], (6, 6)))
+  assert flat(out)['registers'] is flat(old)['registers']
+  assert Change(PATCH, 'PI-resized', (4, 4, 3, 8), (6, 6, 3, 8)) in changes
 
 
 def test_a_file_without_a_head_fits():
   old, new = (params_of(size=(8, 8), classes=3, seed=seed) for seed in (0, 1))
   del old['head']
-  out, notes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt(old, new, grid=(2, 2))
   assert out['head'] == new['head']
-  assert sorted(notes) == ['head/bias [3] new', 'head/kernel [8, 3] new']
+  assert {change.name: (change.what, change.old) for change in changes if change.what != 'kept'} == {
+    'head/bias': ('new', None),
+    'head/kernel': ('new', None),
+  }
 
 
 @pytest.mark.parametrize(
@@ -121,13 +165,13 @@ def test_a_file_without_a_head_fits():
 )
 def test_another_size_resamples_the_positions_and_says_so(old_size, old_grid, size, grid):
   old, new = (params_of(size=s, classes=3, seed=0) for s in (old_size, size))
-  out, notes = adapt(old, new, grid=grid, old_grid=old_grid)
-  table, then = flat(out)[POSITION], flat(old)[POSITION]
+  out, changes = adapt(old, new, grid=grid, old_grid=old_grid)
+  now, then = flat(out)[POSITION], flat(old)[POSITION]
   rows, columns = old_grid or (2, 2)
   expected = zoom(then[0, 1:].reshape(rows, columns, 8), grid).reshape(-1, 8)
-  np.testing.assert_allclose(table[0, 1:], expected, rtol=0, atol=1e-6)
-  np.testing.assert_array_equal(table[:, 0], then[:, 0])
-  assert f'{POSITION} {list(then.shape)} resampled to {list(table.shape)}' in notes
+  np.testing.assert_allclose(now[0, 1:], expected, rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(now[:, 0], then[:, 0])
+  assert Change(POSITION, 'resampled', then.shape, now.shape) in changes
   others = {path for path in flat(new) if path != POSITION and not path.startswith('head/')}
   assert all(flat(out)[path] is flat(old)[path] for path in others)
 

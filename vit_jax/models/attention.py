@@ -20,3 +20,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   out = jnp.einsum('bhnm,bhmc->bhnc', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
   out = out / weights.sum(axis=-1)[..., None]
   return einops.rearrange(out.astype(v.dtype), 'b h n c -> b n h c')
+
+
+def weights(q: jax.Array, k: jax.Array) -> jax.Array:
+  """[b, n, h, c] queries over [b, m, h, c] keys -> [b, h, n, m]: what each query takes of each value, to look at."""
+  scores = jnp.einsum('bnhc,bmhc->bhnm', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+  return jax.nn.softmax(scores, axis=-1)

@@ -8,30 +8,72 @@ from vit_jax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Stem:
+  """A ResNet before the patches: blocks in each of its stages, and channels of its first convolution."""
+
+  blocks: tuple[int, ...]
+  width: int
+
+  @property
+  def stride(self) -> int:
+    """Pixels between two places of what it gives: 4 for its root, and 2 more for each stage after the first."""
+    return 4 * 2 ** max(0, len(self.blocks) - 1)
+
+  @property
+  def channels(self) -> int:
+    """Of what it gives."""
+    return self.width * 4 * 2 ** (len(self.blocks) - 1) if self.blocks else self.width
+
+  def multiply_adds(self, pixels: int) -> float:
+    """Of its convolutions over an image of so many pixels."""
+    total, places, channels = pixels / 4 * 7 * 7 * 3 * self.width, pixels / 16, self.width
+    for stage, blocks in enumerate(self.blocks):
+      w, before = self.width * 2**stage, places
+      places = places / 4 if stage else places
+      total += before * channels * w + places * (9 * w * w + 4 * w * w + channels * 4 * w)  # The stride is in the 3x3.
+      total += places * (blocks - 1) * (4 * w * w + 9 * w * w + 4 * w * w)
+      channels = 4 * w
+    return total
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-  """Width d of a token, depth in blocks, hidden width of the MLP, attention heads, and the patch (height, width) in pixels."""
+  """Width d of a token, depth in blocks, hidden width of the MLP, attention heads, and the patch (height, width).
+
+  The patch is in pixels, or in places of what the stem gives, where there is one.
+  """
 
   width: int
   depth: int
   mlp: int
   heads: int
   patch: tuple[int, int]
+  stem: Stem | None = None
+
+  @property
+  def stride(self) -> tuple[int, int]:
+    """Pixels along (height, width) that a token stands for."""
+    step = self.stem.stride if self.stem else 1
+    return self.patch[0] * step, self.patch[1] * step
 
   def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-    """Patches along (height, width) of an image of `size`. UserError where the patch doesn't divide it."""
-    if size[0] % self.patch[0] or size[1] % self.patch[1]:
+    """Tokens along (height, width) of an image of `size`. UserError where the patch doesn't divide it."""
+    high, wide = self.stride
+    if size[0] % high or size[1] % wide:
       raise UserError(
-        f'an image of {size[0]}x{size[1]} does not divide into patches of {self.patch[0]}x{self.patch[1]}: '
+        f'an image of {size[0]}x{size[1]} does not divide into patches of {high}x{wide}: '
         'choose --config.data.size or the patch in --config.model.variant'
       )
-    return size[0] // self.patch[0], size[1] // self.patch[1]
+    return size[0] // high, size[1] // wide
 
   def flops(self, size: tuple[int, int]) -> float:
     """Of one forward pass over one image of `size`, a multiply-add counting 2, as the papers count: without norms and head."""
     n, d = math.prod(self.grid(size)) + 1, self.width
     projections = 4 * d * d + 2 * d * self.mlp  # Multiply-adds for a token: q, k, v, out and the MLP.
     attention = 2 * n * d  # For a token: q kᵀ, and the weights times v.
-    return 2 * (n * self.depth * (projections + attention) + n * 3 * math.prod(self.patch) * d)
+    embedding = n * (self.stem.channels if self.stem else 3) * math.prod(self.patch) * d
+    stem = self.stem.multiply_adds(math.prod(size)) if self.stem else 0
+    return 2 * (n * self.depth * (projections + attention) + embedding + stem)
 
 
 # Ti, S: arXiv 2106.10270. B, L, H: arXiv 2010.11929, Table 1. s, g, G: arXiv 2106.04560. The others: big_vision, models/vit.py.
@@ -54,18 +96,48 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def shape(variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: int = 0) -> Shape:
-  """The shape that 'B/16' (patches of 16x16) or 'B/16x8' (16 high, 8 wide) names; a number that is not 0 replaces the table's.
+# Hybrids: arXiv 2010.11929 §4.1 and the released code. The number after the slash is the whole stride, not a patch: R50+B/16
+# has the fourth stage's blocks in the third. R+Ti/16 strides by 32, whatever its name says.
+# name   stride  blocks        patch on their output
+STEMS = {
+  ('R50', '16'): ((3, 4, 9),    1),
+  ('R50', '32'): ((3, 4, 6, 3), 1),
+  ('R26', '32'): ((2, 2, 2, 2), 1),
+  ('R',   '16'): ((),           8),
+}  # fmt: skip
 
-  UserError for a name that is not in the table, a patch that is no number, or heads that do not divide the width.
+
+def shape(variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: int = 0, stem_width: int = 64) -> Shape:
+  """The shape that 'B/16' (patches of 16x16), 'B/16x8' (16 high, 8 wide) or 'R50+B/16' (a hybrid) names.
+
+  'R2.1+B/16' is a hybrid whose ResNet has stages of 2 and 1 blocks. A number that is not 0 replaces the table's.
+  UserError for a name that is not in the tables, a patch that is no number, or heads that do not divide the width.
   """
   name, _, patch = variant.partition('/')
+  resnet, plus, name = name.rpartition('+')
   if name not in VARIANTS:
     raise UserError(f'config.model.variant={variant!r}: there is no variant {name!r}.{did_you_mean(name, VARIANTS)}')
   if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', patch):
     raise UserError(f"config.model.variant={variant!r}: expected NAME/PATCH with the patch's side in pixels, such as {name}/16")
-  high, _, wide = patch.partition('x')
   width, depth, mlp, heads = (given or table for given, table in zip((width, depth, mlp, heads), VARIANTS[name], strict=True))
   if width % heads:
     raise UserError(f'config.model: a width of {width} does not divide into {heads} heads')
+  if plus:
+    stem, side = _stem(variant, resnet, patch, stem_width)
+    return Shape(width, depth, mlp, heads, (side, side), stem)
+  high, _, wide = patch.partition('x')
   return Shape(width, depth, mlp, heads, (int(high), int(wide or high)))
+
+
+def _stem(variant: str, resnet: str, stride: str, width: int) -> tuple[Stem, int]:
+  """(the ResNet of a hybrid, the side of a patch on what it gives)."""
+  if (resnet, stride) in STEMS:
+    blocks, patch = STEMS[resnet, stride]
+    return Stem(blocks, width), patch
+  if re.fullmatch(r'R[1-9]\d*(\.[1-9]\d*)+', resnet) and stride.isdigit():
+    stem = Stem(tuple(map(int, resnet[1:].split('.'))), width)
+    if int(stride) % stem.stride == 0:
+      return stem, int(stride) // stem.stride
+    raise UserError(f'config.model.variant={variant!r}: a stride of {stride} is no multiple of the {stem.stride} of {resnet}')
+  known = ', '.join(f'{name}+…/{total}' for name, total in STEMS)
+  raise UserError(f'config.model.variant={variant!r}: the hybrids are {known}, or R3.4.9+…/16 with the blocks of each stage')

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.attention import attend
+from vit_jax.models.attention import attend, weights
+from vit_jax.models.resnet import resnet
 from vit_jax.models.variants import Shape, shape
 
 GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.partial(nn.gelu, approximate=False)}
@@ -60,6 +61,8 @@ class Attention(nn.Module):
       q, k, v = project((q, k, v), x)
     else:
       q, k, v = *project((q,), x), *project((k, v), context)
+    if self.is_mutable_collection('attention') and not self.is_initializing():  # Somebody looks: mutable=['attention'].
+      self.sow('attention', 'weights', weights(q, k))
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
     return attend(q, k, v).reshape(x.shape) @ kernel.reshape(d, d) + bias
 
@@ -194,7 +197,7 @@ class Transformer(nn.Module):
     # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
     blocks = nn.scan(
       REMAT[c.remat](EncoderBlock),
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast),
       length=self.shape.depth,
@@ -205,7 +208,11 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-  """uint8 images [b, H, W, 3] -> float32 logits [b, k]. With `train`, wants the random stream 'dropout'."""
+  """uint8 images [b, H, W, 3] -> float32 logits [b, k]. With `train`, wants the random stream 'dropout'.
+
+  Without classes (0) there is no head, and what it would read [b, d] comes out. On the way, where their collections are
+  mutable, it sows 'tokens' [b, n, d], 'features' [b, d] and each block's 'attention' [depth, b, heads, n, n].
+  """
 
   config: ModelConfig
   shape: Shape
@@ -216,6 +223,8 @@ class VisionTransformer(nn.Module):
     c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
     x = ((images.astype(jnp.float32) - jnp.array(c.mean)) / jnp.array(c.scale)).astype(dtype)
     grid = self.shape.grid(images.shape[1:3])
+    if self.shape.stem:
+      x = resnet(self.shape.stem, x, dtype)
     x = PatchEmbedding(d, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
     if c.position == 'sincos2d':
       x = x + sincos2d(grid, d).astype(dtype)
@@ -227,9 +236,13 @@ class VisionTransformer(nn.Module):
       registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
       registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
     x = Transformer(c, self.shape, dtype, name='Transformer')(x, registers, train)[:, :tokens]
-    x = self.pool(x)  # [b, d], what the head reads.
+    self.sow('tokens', 'tokens', x)
+    x = self.pool(x)  # [b, d]
     if c.hidden_head:
       x = jnp.tanh(nn.Dense(d, dtype=dtype, name='pre_logits')(x))
+    self.sow('features', 'features', x)
+    if not self.classes:
+      return x
     bias = nn.initializers.constant(c.head_bias)
     # In float32: around a head bias of -10, bfloat16 has steps of 1/16.
     head = nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
@@ -246,8 +259,17 @@ class VisionTransformer(nn.Module):
 
 
 def vit(config: ModelConfig, classes: int) -> VisionTransformer:
-  """The model that `config` describes, with a head for `classes`. UserError for a shape that does not work out."""
-  s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
+  """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
+  s = shape(
+    config.variant,
+    width=config.width,
+    depth=config.depth,
+    mlp=config.mlp,
+    heads=config.heads,
+    stem_width=config.stem_width,
+  )
+  if s.stem and s.stem.width % 32:
+    raise UserError(f'config.model.stem_width={config.stem_width}: expected a multiple of the 32 groups of its norms')
   if config.position == 'sincos2d' and s.width % 4:
     raise UserError(f'config.model.position={config.position!r}: a width of {s.width} does not divide by 4')
   return VisionTransformer(config, s, classes)

@@ -1,50 +1,207 @@
-"""Where parameters come from: a released .npz, or a run directory of ours."""
+"""`load`: a catalogue name, a path or a URL -> a model. Which files there are is catalogue.py's, how they are laid out npz.py's
+and torch_names.py's, and what architecture they hold architecture.py's."""
 
 import dataclasses
 import json
 from pathlib import Path
 
+import flax.traverse_util
+import numpy as np
+
 from vit_jax.checkpoint import load_params, read_config, read_labels
-from vit_jax.errors import UserError
+from vit_jax.config import Config, validate
+from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.vit import vit
-from vit_jax.pretrained.npz import read_npz
+from vit_jax.pretrained.adapt import POSITION, resample_positions
+from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
+from vit_jax.pretrained.arrays import Arrays, open_arrays
+from vit_jax.pretrained.catalogue import Row, find, near, row_of_file
+from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
+from vit_jax.pretrained.labels import class_names
+from vit_jax.pretrained.model import Pretrained
+from vit_jax.pretrained.npz import place, read_google
+from vit_jax.pretrained.timm_names import is_timm, read_timm
+
+# What may be said of a model besides where it is, as keywords of `load` and as flags.
+MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
+OVERRIDES = (*MODEL, 'heads', 'mean', 'std', 'size', 'crop', 'short_side', 'labels')
+LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}  # What so many classes are taken for, where nobody says.
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-  """A tree of NumPy arrays and what is known of it besides: '', {} and None where nothing is."""
+def load(source: str, **overrides) -> Pretrained:
+  """The model in `source`, with its architecture read from its arrays.
 
-  source: str
-  params: dict
-  preprocessing: dict = dataclasses.field(default_factory=dict)
-  labels: tuple[str, ...] = ()  # In the order of the logits.
-  grid: tuple[int, int] | None = None  # Patches (height, width) that the position embeddings are for.
+  `source`: a name of the catalogue ('augreg/B_16', 'imagenet21k+imagenet2012/ViT-B_16-224'), an .npz or .safetensors
+  file, a Hugging Face or timm directory, a run directory of ours (of a pattern such as 'runs/quickstart-*' the newest that
+  matches), or a URL of a file (https://, gs://, …), which is kept in the cache.
 
+  `overrides`: what arrays cannot tell, where the file does not say it or says it wrong. gelu ('tanh', 'erf'), norm_eps,
+  heads (of files with two-dimensional attention kernels), mean and std (of a pixel in [0, 1], three numbers), crop
+  ('resize', 'center'), short_side, labels, dtype of the computation; and size (pixels: one number or height, width), to
+  which position embeddings are resampled.
 
-def load(source: str) -> Released:
-  """Reads a path to an .npz or to a run directory; a pattern such as 'runs/quickstart-*' means the newest that matches.
-
-  UserError where there is neither.
+  UserError where there is no such thing, it cannot be read, or it is not wholly a Vision Transformer.
   """
+  for name in overrides:
+    if name not in OVERRIDES:
+      raise UserError(f'load({source!r}): there is no setting {name!r}.{did_you_mean(name, OVERRIDES)}')
+  said = {name: value for name, value in overrides.items() if value is not None}
+  path, row = locate(source)
+  if (path / 'config.json').is_file() and (path / 'preprocessing.json').is_file():
+    flat, known = read_run(path)
+  else:
+    flat, known = read_file(path, heads=said.get('heads', 0))
+    row = row or row_of_file(path)
+  facts = known | beside(path) | from_row(row) | from_user(said)
+  return assemble(flat, facts, str(path) if row is None else row.name)
+
+
+def locate(source: str) -> tuple[Path, Row | None]:
+  """(where the files are on this machine, the row of the catalogue). Downloads what is not here yet."""
+  if '://' in source:
+    return fetch(source), None
   path = newest(source)
-  if path.is_dir():
-    config = read_config(path)
-    params, step = load_params(path)
-    preprocessing = json.loads((path / 'preprocessing.json').read_text())
-    grid = vit(config.model, 1).shape.grid(tuple(config.data.size))
-    return Released(
-      source=f'{path} at step {step}', params=params, preprocessing=preprocessing, labels=read_labels(path), grid=grid
-    )
-  if path.suffix != '.npz':
-    raise UserError(f'config.init={source!r}: expected a run directory or a released .npz')
-  return Released(source=str(path), params=read_npz(path))
+  if path:
+    return path, None
+  if row := find(source):
+    return fetch(row.url, size=row.size), row
+  first = ' python run_pretrain.py makes one.' if source.startswith('runs/') else near(source)
+  raise UserError(f'{source!r} is no file or directory, and no name of the catalogue.{first}')
 
 
-def newest(source: str) -> Path:
-  """The path, or the last changed of those that a pattern matches."""
+def newest(source: str) -> Path | None:
+  """The path, or the last changed of those that a pattern matches; None where there is nothing."""
   path = Path(source).expanduser()
+  if path.exists() or not str(path.relative_to(path.anchor)).strip('.'):
+    return path
   matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda match: match.stat().st_mtime)
-  if not matches:
-    first = '; python run_pretrain.py makes one' if source.startswith('runs/') else ''
-    raise UserError(f'config.init={source!r}: there is no such file or directory{first}')
-  return matches[-1]
+  return matches[-1] if matches else None
+
+
+def read_run(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+  """(the flat tree, what is known) of a run directory of ours."""
+  config = read_config(path)
+  params, step = load_params(path)
+  facts = tuples(json.loads((path / 'preprocessing.json').read_text()))
+  facts |= {'model': config.model, 'labels': read_labels(path), 'loss': config.loss, 'step': step}
+  return flax.traverse_util.flatten_dict(params, sep='/'), facts
+
+
+def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
+  """(the flat tree, what is known) of a file or a directory of somebody else's. UserError for a layout that nobody knows."""
+  arrays = open_arrays(path)
+  folder = path if path.is_dir() else path.parent
+  if place(arrays) is not None:
+    return read_google(arrays)
+  if is_timm(arrays):
+    return read_timm(arrays, read_json(folder / 'config.json'), heads=heads)
+  if is_huggingface(arrays):
+    config, preprocessor = (read_json(folder / name) for name in ('config.json', 'preprocessor_config.json'))
+    return read_huggingface(arrays, config, preprocessor, heads=heads)
+  raise UserError(f'{path} holds no Vision Transformer that is known here: its arrays are {some(arrays)}')
+
+
+def some(arrays: Arrays) -> str:
+  """The first names, in words."""
+  first = list(arrays)[:3]
+  return ', '.join(first) + (f' and {len(arrays) - 3} more' if len(arrays) > 3 else '') if first else 'none at all'
+
+
+def read_json(path: Path) -> dict | None:
+  """A JSON object, or None where there is no such file."""
+  try:
+    return json.loads(path.read_text()) if path.is_file() else None
+  except (ValueError, OSError) as error:
+    raise UserError(f'{path} is no readable JSON: {error}') from None
+
+
+def beside(path: Path) -> dict:
+  """What `export` says of an .npz in the .json beside it."""
+  return tuples((read_json(path.with_suffix('.json')) if path.suffix == '.npz' else None) or {})
+
+
+def tuples(facts: dict) -> dict:
+  """JSON's lists as tuples."""
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+
+
+def from_row(row: Row | None) -> dict:
+  """What the catalogue says of a file."""
+  if row is None:
+    return {}
+  facts = {'accuracy': row.accuracy, 'accuracy_from': row.accuracy_from}
+  return facts | ({'labels': class_names(row.labels)} if row.labels else {})
+
+
+def from_user(said: dict) -> dict:
+  """The overrides by the names and in the units that facts have."""
+  facts = {name: value for name, value in said.items() if name not in ('mean', 'std', 'heads')}
+  for name, fact in (('mean', 'mean'), ('std', 'scale')):
+    if name in said:
+      values = (said[name],) * 3 if isinstance(said[name], int | float) else tuple(said[name])
+      if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise UserError(f'{name}={said[name]}: expected three shares of the range of a pixel, such as 0.5,0.5,0.5')
+      facts[fact] = tuple(round(255 * value, 6) for value in values)  # As a person would write it.
+  if 'size' in said:
+    size = said['size']
+    facts['wanted'] = (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
+    del facts['size']
+  return facts
+
+
+def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretrained:
+  """Arrays and facts, put together and checked against each other."""
+  fields = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}
+  if 'model' in facts:
+    config = dataclasses.replace(facts['model'], **fields)
+    classes = flat['head/kernel'].shape[-1]
+  else:
+    config, classes = architecture(flat, source=source, **fields)
+  config = validate(Config(model=config, steps=1)).model
+  model, notes = vit(config, classes), list(facts.get('notes', ()))
+  old = grid_of(flat, model, facts.get('size') or facts.get('wanted'), source)
+  native = tuple(side * step for side, step in zip(old, model.shape.stride, strict=True))
+  size = facts.get('wanted', native)
+  grid = model.shape.grid(size)
+  if POSITION in flat and grid != old:
+    tokens = flat[POSITION].shape[1] + grid[0] * grid[1] - old[0] * old[1]
+    flat = flat | {POSITION: resample_positions(flat[POSITION], tokens, grid, old, facts.get('resample', 'corner'))}
+    notes.append(f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}')
+  refuse_misfits(flat, model, size, source)
+  labels, note = labels_of(facts, classes, source)
+  preprocessing = {
+    'size': size,
+    'crop': facts.get('crop', 'resize'),
+    'short_side': short_side(facts, native, size),
+    'mean': config.mean,
+    'scale': config.scale,
+  }
+  return Pretrained(
+    source=source + (f' at step {facts["step"]}' if 'step' in facts else ''),
+    params=flax.traverse_util.unflatten_dict(flat, sep='/'),
+    config=config,
+    classes=classes,
+    preprocessing=preprocessing,
+    labels=labels,
+    loss=facts.get('loss', 'softmax'),
+    notes=(*notes, *note),
+    accuracy=facts.get('accuracy'),
+    accuracy_from=facts.get('accuracy_from', ''),
+  )
+
+
+def short_side(facts: dict, native: tuple[int, int], size: tuple[int, int]) -> int:
+  """What a 'center' crop resizes the short side to first, in the same proportion to the size as it was in training."""
+  then = facts.get('short_side') or round(max(native) * 256 / 224)
+  return max(round(then * max(size) / max(native)), max(size)) if size != native else max(then, max(size))
+
+
+def labels_of(facts: dict, classes: int, source: str) -> tuple[tuple[str, ...], list[str]]:
+  """(the names of the classes, what was assumed). UserError where there are more or fewer than logits."""
+  labels = tuple(facts.get('labels') or ())
+  if labels and len(labels) != classes:
+    raise UserError(f'{source}: {len(labels)} labels for {classes} classes')
+  if labels or classes not in LABELS:
+    return labels, []
+  return class_names(LABELS[classes]), [f"{classes:,} classes are taken for {LABELS[classes]}'s"]

@@ -1,0 +1,340 @@
+"""Every family of checkpoints that `load` reads, each with the independent implementation that its numbers are held to.
+
+python -m tests.pretrained.families     prints the README's table
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+import vit_jax
+from tests.pretrained.released_layout import draw, google_file
+from vit_jax.config import ModelConfig
+from vit_jax.pretrained.npz import to_google
+
+TINY = {'width': 48, 'depth': 3, 'mlp': 96, 'heads': 3}
+SIZE = (64, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """`compare(tmp_path, images, timm or transformers)` gives (our numbers, theirs) for images of `size`."""
+
+  name: str
+  files: str
+  against: str
+  compare: Callable
+  size: tuple[int, int] = SIZE
+  slow: bool = False
+
+
+def normalised(images: np.ndarray, mean: float | tuple = 127.5, scale: float | tuple = 127.5):
+  """uint8 [b, h, w, 3] as PyTorch's models take them."""
+  import torch
+
+  x = (images.astype(np.float32) - np.asarray(mean, np.float32)) / np.asarray(scale, np.float32)
+  return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+
+def run(model, images: np.ndarray, **statistics) -> np.ndarray:
+  """The logits (or the features) of a model of timm's."""
+  import torch
+
+  with torch.no_grad():
+    return model.eval()(normalised(images, **statistics)).numpy()
+
+
+def timm_model(timm, config: ModelConfig, classes: int, size: tuple[int, int], **kwargs):
+  """timm's Vision Transformer of the same shape, with the tanh form of GELU, in which the released files were trained."""
+  from vit_jax.models.vit import vit
+
+  s = vit(config, classes).shape
+  return timm.create_model(
+    'vit_base_patch16_224',
+    **{
+      'img_size': size, 'patch_size': s.patch[0], 'embed_dim': s.width, 'depth': s.depth, 'num_heads': s.heads,
+      'mlp_ratio': s.mlp / s.width, 'num_classes': classes, 'act_layer': 'gelu_tanh', **kwargs,
+    },
+  )  # fmt: skip
+
+
+def google(variant: str, *, size: tuple[int, int] = SIZE, classes: int = 10, **fields):
+  """An .npz in the released layout, read by timm and by us."""
+
+  def compare(tmp_path: Path, images: np.ndarray, timm):
+    config = ModelConfig(variant=variant, **fields)
+    google_file(tmp_path / 'file.npz', config, classes=classes, size=size)
+    theirs = timm_model(timm, config, classes, size)
+    theirs.load_pretrained(str(tmp_path / 'file.npz'))
+    return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
+
+  return compare
+
+
+def with_hidden_head(tmp_path: Path, images: np.ndarray, timm):
+  """timm has dropped the hidden layer: its features, and that layer and the head in float64."""
+  config = ModelConfig(variant='B/16', **TINY, hidden_head=True)
+  flat = google_file(tmp_path / 'file.npz', config, classes=10, size=SIZE)
+  theirs = timm_model(timm, config, 0, SIZE)
+  theirs.load_pretrained(str(tmp_path / 'file.npz'))
+  dense = lambda x, name: x @ flat[f'{name}/kernel'].astype(np.float64) + flat[f'{name}/bias']
+  return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), dense(
+    np.tanh(dense(run(theirs, images), 'pre_logits')), 'head'
+  )
+
+
+def optimizer_state(tmp_path: Path, images: np.ndarray, timm):
+  """SAM's S/16 is such a file."""
+  config = ModelConfig(variant='B/16', **TINY)
+  arrays = {f'opt/target/{name}': array for name, array in to_google(draw(config, 10, SIZE)).items()}
+  moments = {name.replace('target', 'state/param_states'): array * 2 for name, array in arrays.items()}
+  np.savez(tmp_path / 'file.npz', **arrays, **moments, **{'opt/state/step': np.array(7)})
+  theirs = timm_model(timm, config, 10, SIZE)
+  theirs.load_pretrained(str(tmp_path / 'file.npz'))
+  return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
+
+
+def gsam(tmp_path: Path, images: np.ndarray, timm):
+  """Pooled by the mean, without a class token. timm reads such models under big_vision's names."""
+  config = ModelConfig(variant='B/16', **TINY, pool='gap')
+  flat = google_file(tmp_path / 'file.npz', config, classes=10, size=SIZE)
+  np.savez(tmp_path / 'plain.npz', **big_vision_arrays(flat, pool='gap', scanned=False, prefix='params/'))
+  theirs = timm_model(timm, config, 10, SIZE, **POOLS['gap'])
+  theirs.load_pretrained(str(tmp_path / 'plain.npz'))
+  return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
+
+
+POOLS = {
+  'token': {'no_embed_class': True},
+  'gap': {'class_token': False, 'fc_norm': False, 'global_pool': 'avg'},
+  'map': {'class_token': False, 'fc_norm': False, 'global_pool': 'map'},
+}
+NEWER = {
+  'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
+  'LayerNorm_2': 'LayerNorm_1',
+  'MlpBlock_3': 'MlpBlock_0',
+}
+
+
+def big_vision(*, pool: str, scanned: bool, prefix: str = 'params/', half: bool = False):
+  """big_vision's names: no row for the class token, blocks one by one or stacked, perhaps bfloat16 as two raw bytes."""
+
+  def compare(tmp_path: Path, images: np.ndarray, timm):
+    config, classes = ModelConfig(variant='B/16', **TINY, pool=pool), 0 if pool == 'map' else 10
+    flat = draw(config, classes, SIZE)
+    if half:
+      flat = {name: array.astype(ml_dtypes.bfloat16).astype(np.float32) for name, array in flat.items()}
+    arrays = big_vision_arrays(flat, pool=pool, scanned=scanned, prefix=prefix)
+    stored = {name: array.astype(ml_dtypes.bfloat16).view('V2') if half else array for name, array in arrays.items()}
+    np.savez(tmp_path / 'file.npz', **stored, **{'chrono/step': np.array(3)})
+    np.savez(tmp_path / 'plain.npz', **arrays)
+    theirs = timm_model(timm, config, classes, SIZE, **POOLS[pool])
+    theirs.load_pretrained(str(tmp_path / 'plain.npz'))
+    ours = vit_jax.load(str(tmp_path / 'file.npz'))
+    return (ours.logits if classes else ours.features)(images), run(theirs, images)
+
+  return compare
+
+
+def big_vision_arrays(flat: dict, *, pool: str, scanned: bool, prefix: str) -> dict[str, np.ndarray]:
+  """Our tree under big_vision's names."""
+  arrays = dict(flat if scanned else to_google(flat))
+  table = arrays.pop('Transformer/posembed_input/pos_embedding')
+  if pool == 'token':  # There the class token's own embedding is all it has.
+    arrays['cls'], table = arrays['cls'] + table[:, :1], table[:, 1:]
+  out = {'pos_embedding': table}
+  for name, array in arrays.items():
+    for old, new in NEWER.items():
+      name = name.replace(old, new)
+    out[name] = array
+  return {prefix + name: array for name, array in out.items()}
+
+
+def hybrid(variant: str, name: str, *, size: tuple[int, int], **fields):
+  """timm standardises by sqrt(variance + 1e-8) and has 1e-5 in its norms, the released code deviation + 1e-5 and 1e-6: timm's
+  side is made to compute the latter."""
+
+  def compare(tmp_path: Path, images: np.ndarray, timm):
+    import torch
+
+    config = ModelConfig(variant=variant, **fields)
+    google_file(tmp_path / 'file.npz', config, classes=10, size=size)
+    kwargs = {'depth': fields['depth']} if fields else {}
+    theirs = timm.create_model(name, img_size=size, num_classes=10, act_layer='gelu_tanh', **kwargs)
+    theirs.load_pretrained(str(tmp_path / 'file.npz'))
+    with torch.no_grad():
+      for module in theirs.patch_embed.backbone.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+          module.eps = 1e-6
+        if isinstance(module, torch.nn.Conv2d):
+          w = module.weight - module.weight.mean(dim=(1, 2, 3), keepdim=True)
+          deviation = w.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
+          # Then timm's own standardisation has nothing left to do but for its own eps, which is undone.
+          module.weight.copy_(w / (deviation + 1e-5))
+          module.eps = 0.0
+          module.scale_by = (deviation / (deviation + 1e-5)).flatten()
+    standardise(theirs)
+    return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
+
+  return compare
+
+
+def standardise(model):
+  """The convolutions of a stem use their kernels as they are now: they have been standardised."""
+  import types
+
+  import torch
+  from timm.layers import pad_same
+
+  def forward(self, x):
+    x = pad_same(x, self.kernel_size, self.stride, self.dilation)
+    return torch.nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+  for module in model.patch_embed.backbone.modules():
+    if hasattr(module, 'scale_by'):
+      module.forward = types.MethodType(forward, module)
+
+
+def redrawn(model, seed: int = 0):
+  """Every tensor of a PyTorch model drawn anew, at the scale that trained ones have."""
+  import torch
+
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, tensor in model.named_parameters():
+      noise = torch.randn(tensor.shape, generator=generator)
+      is_scale = name.endswith(('norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight', 'gamma', 'lambda1'))
+      is_scale |= 'layernorm' in name and name.endswith('weight')
+      if is_scale:
+        tensor.copy_(1 + 0.1 * noise)
+      elif tensor.ndim > 1 and name.endswith('weight'):
+        tensor.copy_(noise / tensor[0].numel() ** 0.5)
+      else:
+        tensor.copy_(0.1 * noise)
+  return model.eval()
+
+
+def timm_file(name: str, *, headless: bool = False, **kwargs):
+  """A model of timm's, saved as safetensors, with a config.json as its hub has."""
+
+  def compare(tmp_path: Path, images: np.ndarray, timm):
+    import json
+
+    from safetensors.torch import save_file
+
+    small = {'img_size': SIZE, 'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3} | kwargs
+    theirs = redrawn(timm.create_model(name, num_classes=0 if headless else 10, **small))
+    save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+    arguments = {key: value for key, value in small.items() if key in ('num_heads', 'act_layer')}
+    seen = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'input_size': (3, *SIZE), 'crop_pct': 0.9}
+    (tmp_path / 'config.json').write_text(json.dumps({'architecture': name, 'model_args': arguments, 'pretrained_cfg': seen}))
+    ours = vit_jax.load(str(tmp_path))
+    assert ours.preprocessing['crop'] == 'center'
+    expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
+    return (ours.features if headless else ours.logits)(images), expected
+
+  return compare
+
+
+def huggingface(kind: str, **fields):
+  """A model of Hugging Face's, saved by its own save_pretrained."""
+
+  def compare(tmp_path: Path, images: np.ndarray, transformers):
+    import torch
+
+    config, model = (getattr(transformers, name) for name in HUGGINGFACE[kind])
+    sizes = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 3, 'image_size': SIZE[0], 'patch_size': 16}
+    sizes |= {'num_labels': 10} if 'Classification' in kind else {}
+    theirs = redrawn(model(config(**sizes | fields)))
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+      out = theirs(normalised(images))
+    ours = vit_jax.load(str(tmp_path), mean=0.5, std=0.5)
+    if 'Classification' in kind:
+      return ours.logits(images), out.logits.numpy()
+    return ours.features(images), out.pooler_output.numpy()
+
+  return compare
+
+
+HUGGINGFACE = {
+  'ViTForImageClassification': ('ViTConfig', 'ViTForImageClassification'),
+  'ViTModel': ('ViTConfig', 'ViTModel'),
+  'Dinov2Model': ('Dinov2Config', 'Dinov2Model'),
+  'Dinov2WithRegistersModel': ('Dinov2WithRegistersConfig', 'Dinov2WithRegistersModel'),
+}
+
+
+def run_directory(tmp_path: Path, images: np.ndarray, timm):
+  """A run of ours, and the same parameters written out for timm."""
+  import jax
+
+  from vit_jax.checkpoint import Checkpoints, describe
+  from vit_jax.config import Config, DataConfig
+  from vit_jax.models.vit import vit
+  from vit_jax.optim import optimizer, schedule
+  from vit_jax.step import init_state
+
+  model_config = ModelConfig(variant='B/16', **TINY, gelu='erf')
+  config = Config(data=DataConfig(size=SIZE), model=model_config, steps=1)
+  model = vit(model_config, 10)
+  tx = optimizer(config.optim, schedule(config.optim, steps=1, epoch=1), {})
+  state = init_state(0, model=model, tx=tx, size=SIZE, ema=False)
+  import flax.traverse_util
+
+  params = flax.traverse_util.unflatten_dict(draw(model_config, 10, SIZE), sep='/')
+  describe(tmp_path / 'run', config, tuple('abcdefghij'))
+  checkpoints = Checkpoints(tmp_path / 'run')
+  checkpoints.save(state.replace(params=jax.tree.map(jax.numpy.asarray, params)), 1)
+  checkpoints.close()
+  np.savez(tmp_path / 'file.npz', **to_google(draw(model_config, 10, SIZE)))
+  theirs = timm_model(timm, model_config, 10, SIZE, act_layer='gelu')
+  theirs.load_pretrained(str(tmp_path / 'file.npz'))
+  return vit_jax.load(str(tmp_path / 'run')).logits(images), run(theirs, images)
+
+
+NPZ, SAFE, HUB = 'Google `.npz`', '`.safetensors`', 'Hugging Face directory'
+FAMILIES = [
+  Family('ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64', with_hidden_head),
+  Family('ViT, 2020: fine-tuned; augreg; SAM: Ti/16', NPZ, 'timm', google('Ti/16', size=(224, 224)), (224, 224)),
+  Family('… S/32', NPZ, 'timm', google('S/32', size=(224, 224)), (224, 224)),
+  Family('… B/16', NPZ, 'timm', google('B/16', size=(224, 224), classes=1000), (224, 224), slow=True),
+  Family('… B/16 at 384 px', NPZ, 'timm', google('B/16', size=(384, 384), classes=1000), (384, 384), slow=True),
+  Family('… L/16', NPZ, 'timm', google('L/16', size=(224, 224), classes=1000), (224, 224), slow=True),
+  Family('… L/16 at 384 px', NPZ, 'timm', google('L/16', size=(384, 384), classes=1000), (384, 384), slow=True),
+  Family('SAM: a whole optimizer state, `opt/target/`', NPZ, 'timm', optimizer_state),
+  Family('GSAM: pooled by the mean', NPZ, 'timm', gsam),
+  Family('hybrid R+Ti/16', NPZ, 'timm', hybrid('R+Ti/16', 'vit_tiny_r_s16_p8_224', size=(96, 96)), (96, 96)),
+  Family('hybrid R26+S/32', NPZ, 'timm', hybrid('R26+S/32', 'vit_small_r26_s32_224', size=(96, 96)), (96, 96)),
+  Family('hybrid R50+B/16', NPZ, 'timm', hybrid('R50+B/16', 'vit_base_r50_s16_224', size=(224, 224)), (224, 224), slow=True),
+  Family('hybrid R50+L/32', NPZ, 'timm', hybrid('R50+L/32', 'vit_large_r50_s32_224', size=(224, 224)), (224, 224), slow=True),
+  Family('big_vision: class token', NPZ, 'timm', big_vision(pool='token', scanned=False)),
+  Family('big_vision: mean of the patches, stacked blocks', NPZ, 'timm', big_vision(pool='gap', scanned=True)),
+  Family('big_vision: MAP head', NPZ, 'timm', big_vision(pool='map', scanned=False)),
+  Family('big_vision: images of two towers (SigLIP)', NPZ, 'timm', big_vision(pool='map', scanned=True, prefix='params/img/')),
+  Family('big_vision: bfloat16 as raw bytes', NPZ, 'timm', big_vision(pool='gap', scanned=True, half=True)),
+  Family('timm `vit_*`, `deit_*`', SAFE, 'timm', timm_file('vit_tiny_patch16_224')),
+  Family('timm DeiT', SAFE, 'timm', timm_file('deit_tiny_patch16_224')),
+  Family('timm DINO', SAFE, 'timm', timm_file('vit_small_patch16_224', headless=True)),
+  Family('timm DINOv2, LayerScale folded in', SAFE, 'timm', timm_file('vit_small_patch14_dinov2', headless=True)),
+  Family('timm DINOv2 with registers', SAFE, 'timm', timm_file('vit_small_patch14_reg4_dinov2', headless=True)),
+  Family('timm SigLIP (MAP head)', SAFE, 'timm', timm_file('vit_base_patch16_siglip_224', headless=True)),
+  Family('`ViTForImageClassification`', HUB, 'transformers', huggingface('ViTForImageClassification')),
+  Family('`ViTModel` with its pooler', HUB, 'transformers', huggingface('ViTModel', hidden_act='gelu_pytorch_tanh')),
+  Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
+  Family('`Dinov2WithRegistersModel`', HUB, 'transformers', huggingface('Dinov2WithRegistersModel')),
+  Family('a run of ours', 'its directory', 'timm', run_directory),
+]
+
+
+def markdown() -> str:
+  """The README's table."""
+  rows = [(f'{family.name}', family.files, family.against) for family in FAMILIES]
+  return '\n'.join(['| model family | files | checked against |', '|---|---|---|', *(f'| {" | ".join(row)} |' for row in rows)])
+
+
+if __name__ == '__main__':
+  print(markdown())

@@ -1,0 +1,100 @@
+"""The architecture is read from the arrays: a flat tree -> the ModelConfig, classes and grid that it is of."""
+
+import math
+
+import flax.traverse_util
+import numpy as np
+
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.models.variants import STEMS, VARIANTS, Stem
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.step import abstract_params
+
+POSITION = 'Transformer/posembed_input/pos_embedding'
+BLOCK = 'Transformer/encoderblock/'
+PATCH = 'embedding/kernel'
+QUERY = f'{BLOCK}MultiHeadDotProductAttention_1/query/kernel'
+MLP = f'{BLOCK}MlpBlock_3/Dense_0/kernel'
+# The arrays that everything is read from, with their number of axes.
+NEEDED = {PATCH: 4, QUERY: 4, MLP: 3}
+
+
+def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[ModelConfig, int]:
+  """(the model's config, its classes; 0 without a head). `known` are fields that the arrays don't tell, such as gelu.
+
+  UserError where the arrays are not those of a Vision Transformer that models/vit.py can be.
+  """
+  for name, axes in NEEDED.items():
+    if name not in flat or flat[name].ndim != axes:
+      got = f'it is {list(flat[name].shape)}' if name in flat else 'it is missing'
+      raise UserError(f'{source} is no whole Vision Transformer: of {name}, {axes} axes are expected, and {got}')
+  depth, width, heads, _ = flat[QUERY].shape
+  sizes = {'width': width, 'depth': depth, 'mlp': flat[MLP].shape[2], 'heads': heads}
+  name = next((name for name, row in VARIANTS.items() if row == tuple(sizes.values())), None)
+  fields = {
+    'variant': variant(flat, name or 'B', stem_blocks(flat)),
+    **({} if name else sizes),
+    **({'stem_width': flat['conv_root/kernel'].shape[-1]} if 'conv_root/kernel' in flat else {}),
+    'pool': 'token' if 'cls' in flat else 'map' if 'MAPHead_0/probe' in flat else 'gap',
+    'hidden_head': 'pre_logits/kernel' in flat,
+    'position': 'learned' if POSITION in flat else 'sincos2d',
+    'registers': flat['registers'].shape[1] if 'registers' in flat else 0,
+    'patch_norm': 'embedding/norm_before/scale' in flat,
+  }
+  try:
+    config = ModelConfig(**fields | known)
+    return config, flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+  except TypeError as error:
+    raise UserError(f'{source}: {error}') from None
+
+
+def stem_blocks(flat: dict[str, np.ndarray]) -> tuple[int, ...] | None:
+  """Blocks in each stage of the ResNet stem; None where there is none."""
+  if 'conv_root/kernel' not in flat:
+    return None
+  units = [tuple(name.split('/')[:2]) for name in flat if name.startswith('block')]
+  stages = len({stage for stage, _ in units})
+  return tuple(len({unit for stage, unit in units if stage == f'block{i + 1}'}) for i in range(stages))
+
+
+def variant(flat: dict[str, np.ndarray], name: str, blocks: tuple[int, ...] | None) -> str:
+  """'B/16', 'B/16x8' for a patch that is no square, 'R50+B/16', or 'R2.1+B/8' where the blocks of a stem have no name."""
+  high, wide = flat[PATCH].shape[:2]
+  if blocks is None:
+    return f'{name}/{high}' if high == wide else f'{name}/{high}x{wide}'
+  for (resnet, stride), row in STEMS.items():
+    if row == (blocks, high):
+      return f'{resnet}+{name}/{stride}'
+  return f'R{".".join(map(str, blocks))}+{name}/{high * Stem(blocks, 0).stride}'
+
+
+def grid_of(
+  flat: dict[str, np.ndarray], model: VisionTransformer, size: tuple[int, int] | None, source: str
+) -> tuple[int, int]:
+  """Tokens (height, width) that the position embeddings are for: those of `size`, else a square."""
+  if POSITION not in flat:
+    high, wide = model.shape.stride
+    return model.shape.grid(size or (224 // high * high, 224 // wide * wide))
+  tokens = flat[POSITION].shape[1] - (model.config.pool == 'token')
+  side = math.isqrt(tokens)
+  if size and math.prod(model.shape.grid(size)) == tokens:
+    return model.shape.grid(size)
+  if side * side == tokens:
+    return side, side
+  raise UserError(f'{source} has {tokens} position embeddings, which are no square: say size=(height, width) in pixels')
+
+
+def refuse_misfits(flat: dict[str, np.ndarray], model: VisionTransformer, size: tuple[int, int], source: str):
+  """UserError that lists arrays which are missing, have another shape than the model's, or that it has no place for."""
+  expected = flax.traverse_util.flatten_dict(abstract_params(model, size), sep='/')
+  wrong = [f'{name} {list(leaf.shape)} is missing' for name, leaf in expected.items() if name not in flat]
+  wrong += [f'{name} {list(array.shape)} has no place' for name, array in flat.items() if name not in expected]
+  wrong += [
+    f'{name} is {list(flat[name].shape)}, not {list(leaf.shape)}'
+    for name, leaf in expected.items()
+    if name in flat and flat[name].shape != leaf.shape
+  ]
+  if wrong:
+    more = f'; and {len(wrong) - 5} more' if len(wrong) > 5 else ''
+    raise UserError(f'{source} is no whole {model.config.variant}: ' + '; '.join(wrong[:5]) + more)

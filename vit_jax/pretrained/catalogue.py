@@ -1,0 +1,98 @@
+"""The released checkpoints: released.csv, and augreg's own list of some 50,000 more."""
+
+import csv
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained.download import fetch, fits
+
+AUGREG = 'https://storage.googleapis.com/vit_models/augreg/'
+LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+  """One file. '' and None where nothing is known."""
+
+  name: str
+  url: str
+  size: str = ''  # As published: '393.69 MiB'.
+  pixels: int
+  classes: int | None = None
+  labels: str = ''  # imagenet1k, imagenet21k.
+  accuracy: float | None = None  # Expected top-1 on ImageNet's validation split, in percent …
+  accuracy_from: str = ''  # … and who says so.
+  note: str = ''
+
+
+@functools.cache
+def released() -> dict[str, Row]:
+  """released.csv by name."""
+  with (Path(__file__).parent / 'released.csv').open(newline='') as file:
+    return {row['name']: row_of(row) for row in csv.DictReader(file)}
+
+
+def row_of(cells: dict[str, str]) -> Row:
+  """A line of released.csv."""
+  number = lambda name, kind: kind(cells[name]) if cells[name] else None
+  typed = {'pixels': number('pixels', int), 'classes': number('classes', int), 'accuracy': number('accuracy', float)}
+  return Row(**cells | typed)
+
+
+def names() -> tuple[str, ...]:
+  """Every name of released.csv."""
+  return tuple(released())
+
+
+def find(name: str) -> Row | None:
+  """The row of that name, or None.
+
+  'augreg/B_16' is the ImageNet-21k checkpoint of that model with the best validation accuracy, and 'augreg/' with any file
+  name of augreg's list is that file: for these, and only these, the list is fetched.
+  """
+  if name in released() or not name.startswith('augreg/'):
+    return released().get(name)
+  wanted = name.removeprefix('augreg/').removesuffix('.npz')
+  with fetch(AUGREG + 'index.csv').open(newline='') as file:
+    lines = list(csv.DictReader(file))
+  if missing := {'name', 'ds', 'final_val', 'filename', 'adapt_filename'} - set(lines[0] if lines else ()):
+    raise UserError(f'{AUGREG}index.csv has no column {min(missing)}: delete its copy in the cache, and try again')
+  return best_of(wanted, lines) or file_of(wanted, lines)
+
+
+def best_of(model: str, lines: list[dict[str, str]]) -> Row | None:
+  """The best ImageNet-21k checkpoint of a model, 'B_16' or 'B/16'."""
+  same = [line for line in lines if line['ds'] == 'i21k' and line['name'].replace('/', '_') == model.replace('/', '_')]
+  if not same:
+    return None
+  return file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines)
+
+
+def file_of(file: str, lines: list[dict[str, str]]) -> Row | None:
+  """The checkpoint in a file of the list, as it was pre-trained or fine-tuned."""
+  row = {'name': f'augreg/{file}', 'url': f'{AUGREG}{file}.npz'}
+  for line in lines:
+    if line['adapt_filename'] == file:
+      on_imagenet = line['adapt_ds'] == 'imagenet2012'
+      known = {'accuracy': 100 * float(line['adapt_final_test']), 'accuracy_from': "augreg's index.csv"} if on_imagenet else {}
+      return Row(**row, **known, pixels=int(line['adapt_resolution']), labels='imagenet1k' if on_imagenet else '')
+    if line['filename'] == file:
+      return Row(**row, pixels=224, labels='imagenet1k' if line['ds'] == 'i1k' else 'imagenet21k')
+  return None
+
+
+def row_of_file(path: Path) -> Row | None:
+  """What the catalogue says of a file that somebody has fetched, known by its name and its published size."""
+  same = [row for row in released().values() if row.url.rpartition('/')[2].replace('%2B', '+') == path.name and row.size]
+  same = [row for row in same if path.is_file() and fits(path.stat().st_size, row.size)]
+  return same[0] if len(same) == 1 else None
+
+
+def near(name: str) -> str:
+  """What somebody may have meant: the names whose last part is like the last part of `name`."""
+  plain = lambda text: re.sub(r'[^a-z0-9]', '', text.rpartition('/')[2].lower())
+  like = [known for known in names() if plain(name) and plain(name) in plain(known)]
+  return f' Did you mean {" or ".join(map(repr, like[:4]))}?' if like else ''

@@ -1,0 +1,162 @@
+"""What timm's and Hugging Face's files have in common: PyTorch's shapes of the layers that we have, to ours and back.
+
+A layer is 'module.weight' and 'module.bias' there, 'module/kernel' (or scale) and 'module/bias' here. Shapes: d width, h heads,
+c channels of a head, i inputs, o outputs, p q patch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.models.variants import VARIANTS
+from vit_jax.pretrained.arrays import Arrays
+from vit_jax.pretrained.blocks import STACKED, stack, unstack
+
+POSITION = 'Transformer/posembed_input/pos_embedding'
+ATTENTION = 'MultiHeadDotProductAttention_1'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+  """A kind of layer: our name of its weight, and how its weight and its bias come here and go there."""
+
+  weight: str
+  here: Callable[[np.ndarray, int], np.ndarray] = lambda w, heads: w
+  there: Callable[[np.ndarray], np.ndarray] = lambda w: w
+  bias_here: Callable[[np.ndarray, int], np.ndarray] = lambda b, heads: b
+
+
+flatten = lambda x: x.reshape(-1)
+KINDS = {
+  'norm': Kind('scale'),
+  'dense': Kind('kernel', lambda w, heads: w.T, lambda w: w.T),  # [o, i] there.
+  'conv': Kind('kernel', lambda w, heads: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),  # [o, i, p, q] there.
+  'in': Kind(  # [h·c, d] there, [d, h, c] here; its bias [h·c] there, [h, c] here.
+    'kernel',
+    lambda w, heads: w.T.reshape(w.shape[1], heads, -1),
+    lambda w: w.reshape(w.shape[0], -1).T,
+    lambda b, heads: b.reshape(heads, -1),
+  ),
+  'out': Kind('kernel', lambda w, heads: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T),
+}
+
+# Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
+Names = dict[str, tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+  """The names of one of these libraries. `block` is what stands before a layer of block {}."""
+
+  tables: dict[str, str]
+  top: Names
+  block: str
+  layers: Names
+  scales: dict[str, str]  # LayerScale: their array of a block -> the layer of ours that it is folded into.
+
+  def read(self, arrays: Arrays, heads: int) -> dict[str, np.ndarray]:
+    """The flat tree. UserError that lists the arrays which have no place in it."""
+    found = {name: self.find(name) for name in arrays}
+    if unknown := [name for name, place in found.items() if place is None]:
+      more = f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''
+      raise UserError(f'{arrays.source} holds what this Vision Transformer has no place for: {", ".join(unknown[:5])}{more}')
+    depth = len({block for _, block, _, _ in found.values() if block is not None})
+
+    def stream() -> Iterator[tuple[str, int | None, np.ndarray]]:
+      for name, (ours, block, kind, part) in found.items():
+        array = arrays[name]
+        if kind in KINDS:
+          array = KINDS[kind].here(array, heads) if part == 'weight' else KINDS[kind].bias_here(array, heads)
+        yield ours, block, array
+
+    return fold_scales(stack(stream(), depth=depth, source=arrays.source), self.scales)
+
+  def find(self, name: str) -> tuple[str, int | None, str, str] | None:
+    """(our name, block, kind, weight or bias) of an array of theirs; None where it has no place."""
+    if name in self.tables:
+      return self.tables[name], None, '', ''
+    before, _, after = self.block.partition('{}')
+    number, _, rest = name.removeprefix(before).partition(after)
+    block = int(number) if name.startswith(before) and number.isdigit() else None
+    if block is not None and rest in self.scales:
+      return STACKED + rest, block, '', ''
+    module, _, part = (name if block is None else rest).rpartition('.')
+    ours, kind = (self.top if block is None else self.layers).get(module, ('', ''))
+    if not ours or part not in ('weight', 'bias'):
+      return None
+    leaf = KINDS[kind].weight if part == 'weight' else 'bias'
+    return f'{"" if block is None else STACKED}{ours}/{leaf}', block, kind, part
+
+  def write(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Their arrays. UserError for an array of ours that they have no name for."""
+    modules = {ours: (theirs, kind) for theirs, (ours, kind) in self.top.items()}
+    layers = {ours: (theirs, kind) for theirs, (ours, kind) in self.layers.items()}
+    tables = {ours: theirs for theirs, ours in self.tables.items()}
+    out = {}
+    for name, block, array in unstack(flat):
+      if name in tables:
+        out[tables[name]] = np.ascontiguousarray(array)
+        continue
+      module, _, part = name.removeprefix(STACKED).rpartition('/')
+      theirs, kind = (modules if block is None else layers).get(module, ('', ''))
+      if not theirs:
+        raise UserError(f'there is no name for {name} in that layout')
+      before = '' if block is None else self.block.format(block)
+      array = flatten(array) if part == 'bias' else KINDS[kind].there(array)
+      out[f'{before}{theirs}.{"bias" if part == "bias" else "weight"}'] = np.ascontiguousarray(array)
+    return out
+
+
+def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str]) -> dict[str, np.ndarray]:
+  """LayerScale's vectors [depth, d] multiplied into the layers whose results they scale: the same function without them."""
+  flat = dict(flat)
+  for scale, layer in scales.items():
+    if STACKED + scale not in flat:
+      continue
+    gamma = flat.pop(STACKED + scale)
+    for part in ('kernel', 'bias'):
+      array = flat[f'{STACKED}{layer}/{part}']
+      flat[f'{STACKED}{layer}/{part}'] = array * gamma.reshape(gamma.shape[0], *[1] * (array.ndim - 2), -1)
+  return flat
+
+
+def place_positions(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Position embeddings with a row for the class token and none for registers, whichever rows the file has.
+
+  A file may have none for the class token (whose own embedding then is all there is: a row of zeros), or some for the
+  registers, which are added to them: they are always at the same place.
+  """
+  if POSITION not in flat or 'cls' not in flat:
+    return flat
+  table, registers = flat[POSITION], flat.get('registers')
+  square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
+  rows, r = table.shape[1], 0 if registers is None else registers.shape[1]
+  if not square(rows - 1) and square(rows):
+    return flat | {POSITION: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
+  if r and not square(rows - 1) and square(rows - 1 - r):
+    kept = np.concatenate([table[:, :1], table[:, 1 + r :]], axis=1)
+    return flat | {POSITION: kept, 'registers': registers + table[:, 1 : 1 + r]}
+  return flat
+
+
+def heads_of(width: int, depth: int, source: str) -> int:
+  """What the variant of that width and depth has, else one for each 64 channels: two-dimensional kernels can't tell."""
+  for row in VARIANTS.values():
+    if row[:2] == (width, depth):
+      return row[3]
+  if width % 64:
+    raise UserError(f'{source}: a width of {width} does not say how many heads there are: add heads=…')
+  return width // 64
+
+
+def count(names: Iterable[str], before: str) -> int:
+  """Different numbers that follow `before` in names."""
+  return len({name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)})
+
+
+def shares(values) -> tuple[float, float, float]:
+  """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them."""
+  return tuple(round(255 * float(value), 6) for value in values)
