@@ -22,7 +22,7 @@ LAYERS = [
   ['vit_jax.models', 'vit_jax.data', 'vit_jax.optim', 'vit_jax.losses', 'vit_jax.mesh', 'vit_jax.metrics', 'vit_jax.kernels'],
   ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.pretrained', 'vit_jax.evaluate'],
   ['vit_jax.train', 'vit_jax.cloud', 'vit_jax.paper'],
-  ['vit_jax.entry', 'vit_jax.__main__'],
+  ['vit_jax.entry', 'vit_jax.commands', 'vit_jax.__main__'],
 ]
 
 

@@ -123,25 +123,26 @@ def first_state(
   if not config.init:
     return state, []
   released = load(config.init)
-  refuse_other_model(config, released)
+  taken = refuse_other_model(config, released)
   grid = model.shape.grid(config.data.size)
   params, changes = adapt(released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions)
   params = jax.device_put(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
-  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *table(changes)]
+  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
 
 
-def refuse_other_model(config: Config, released: Pretrained):
-  """UserError with the flags to add, where the loaded model computes something else than this one with the same arrays."""
+def refuse_other_model(config: Config, released: Pretrained) -> list[str]:
+  """UserError with the flags to add, where the loaded model is known to compute something else with the same arrays.
+
+  Where that is only assumed of its format, config.model is believed, and the lines say so.
+  """
   theirs, ours = released.config, config.model
   text = lambda value: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)
-  flags = [
-    f'--config.model.{name}={text(getattr(theirs, name))}'
-    for name in ('gelu', 'norm_eps', 'mean', 'scale')
-    if getattr(theirs, name) != getattr(ours, name)
-  ]
-  if flags:
-    raise UserError(f'config.init={config.init!r} was trained in another way than config.model says: add {" ".join(flags)}')
+  differ = [name for name in ('gelu', 'norm_eps', 'mean', 'scale') if getattr(theirs, name) != getattr(ours, name)]
+  if known := [name for name in differ if name not in released.assumed]:
+    flags = ' '.join(f'--config.model.{name}={text(getattr(theirs, name))}' for name in known)
+    raise UserError(f'config.init={config.init!r} was trained in another way than config.model says: add {flags}')
+  return [f'{name} {text(getattr(ours, name))}, where such files usually have {text(getattr(theirs, name))}' for name in differ]
 
 
 def compiled_step(

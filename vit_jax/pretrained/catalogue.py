@@ -64,8 +64,9 @@ def find(name: str) -> Row | None:
 
 
 def best_of(model: str, lines: list[dict[str, str]]) -> Row | None:
-  """The best ImageNet-21k checkpoint of a model, 'B_16' or 'B/16'."""
-  same = [line for line in lines if line['ds'] == 'i21k' and line['name'].replace('/', '_') == model.replace('/', '_')]
+  """The best ImageNet-21k checkpoint of a model: 'B/16', or 'R26_S_32' as the files write 'R26+S/32'."""
+  plain = lambda name: re.sub('[+/]', '_', name)
+  same = [line for line in lines if line['ds'] == 'i21k' and plain(line['name']) == plain(model)]
   if not same:
     return None
   return file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines)

@@ -91,7 +91,8 @@ def facts_of(config: dict, dino: bool) -> dict:
   if activation not in GELU:
     raise UserError(f'the activation {activation!r} is not among those here: {", ".join(GELU)}')
   eps = config.get('layer_norm_eps', NORM_EPS.get(config.get('model_type'), 1e-6 if dino else 1e-12))
-  facts = {'gelu': GELU[activation], 'norm_eps': eps, 'resample': 'bicubic'}  # As transformers' own interpolation does.
+  facts = {'gelu': GELU[activation], 'norm_eps': eps, 'positions': 'bicubic'}  # As transformers' own interpolation does.
+  facts['assumed'] = () if config else ('gelu', 'norm_eps')
   names = config.get('id2label') or {}
   labels = tuple(names[key] for key in sorted(names, key=int))
   if labels and labels != tuple(f'LABEL_{i}' for i in range(len(labels))):

@@ -30,6 +30,7 @@ class Pretrained:
   labels: tuple[str, ...] = ()  # In the order of the logits; () where nobody says.
   loss: str = 'softmax'  # What the logits were trained with: softmax, or sigmoid.
   notes: tuple[str, ...] = ()  # What was assumed, left out or changed on the way in.
+  assumed: tuple[str, ...] = ()  # Fields that nobody said: they are what files of this format usually have.
   accuracy: float | None = None  # Expected top-1 on ImageNet's validation split in percent, where one is published …
   accuracy_from: str = ''  # … and by whom.
 
@@ -50,9 +51,13 @@ class Pretrained:
 
   def logits(self, images: np.ndarray) -> jax.Array:
     """[b, h, w, 3] -> [b, classes]. UserError where the model has no head."""
+    self.refuse_no_head()
+    return self._run(self._logits, images)
+
+  def refuse_no_head(self):
+    """UserError where there is nothing to classify with."""
     if not self.classes:
       raise UserError(f'{self.source} has no head, hence no logits: fine-tune it, or use its features')
-    return self._run(self._logits, images)
 
   def features(self, images: np.ndarray) -> jax.Array:
     """[b, h, w, 3] -> [b, d]: what the head reads."""

@@ -54,7 +54,7 @@ def read_google(arrays: Arrays) -> tuple[dict[str, np.ndarray], dict]:
     flat[POSITION] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
   beside = len(arrays) - len(inside)
   notes = (f'{beside} arrays beside those in {prefix} are left unread',) if beside else ()
-  return flat, FACTS | {'notes': notes}
+  return flat, FACTS | {'assumed': tuple(FACTS), 'notes': notes}
 
 
 def top_name(name: str) -> str:

@@ -12,7 +12,7 @@ from vit_jax.checkpoint import load_params, read_config, read_labels
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.vit import vit
-from vit_jax.pretrained.adapt import POSITION, resample_positions
+from vit_jax.pretrained.adapt import PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
 from vit_jax.pretrained.arrays import Arrays, open_arrays
 from vit_jax.pretrained.catalogue import Row, find, near, row_of_file
@@ -21,11 +21,12 @@ from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
 from vit_jax.pretrained.labels import class_names
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import place, read_google
+from vit_jax.pretrained.resample import METHODS, pi_resize
 from vit_jax.pretrained.timm_names import is_timm, read_timm
 
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
-OVERRIDES = (*MODEL, 'heads', 'mean', 'std', 'size', 'crop', 'short_side', 'labels')
+OVERRIDES = (*MODEL, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side', 'labels')
 LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}  # What so many classes are taken for, where nobody says.
 
 
@@ -38,8 +39,9 @@ def load(source: str, **overrides) -> Pretrained:
 
   `overrides`: what arrays cannot tell, where the file does not say it or says it wrong. gelu ('tanh', 'erf'), norm_eps,
   heads (of files with two-dimensional attention kernels), mean and std (of a pixel in [0, 1], three numbers), crop
-  ('resize', 'center'), short_side, labels, dtype of the computation; and size (pixels: one number or height, width), to
-  which position embeddings are resampled.
+  ('resize', 'center'), short_side, labels, dtype of the computation; size (pixels: one number or height, width), to which
+  position embeddings are resampled, by positions ('corner', 'half_pixel', 'bicubic'); and patch (pixels), to which patch
+  kernels are resized as FlexiViT does.
 
   UserError where there is no such thing, it cannot be read, or it is not wholly a Vision Transformer.
   """
@@ -53,8 +55,9 @@ def load(source: str, **overrides) -> Pretrained:
   else:
     flat, known = read_file(path, heads=said.get('heads', 0))
     row = row or row_of_file(path)
-  facts = known | beside(path) | from_row(row) | from_user(said)
-  return assemble(flat, facts, str(path) if row is None else row.name)
+  told = beside(path) | from_row(row) | from_user(said)
+  assumed = set(known.get('assumed', ())) - set(told)
+  return assemble(flat, known | told | {'assumed': assumed}, str(path) if row is None else row.name)
 
 
 def locate(source: str) -> tuple[Path, Row | None]:
@@ -137,6 +140,8 @@ def from_row(row: Row | None) -> dict:
 def from_user(said: dict) -> dict:
   """The overrides by the names and in the units that facts have."""
   facts = {name: value for name, value in said.items() if name not in ('mean', 'std', 'heads')}
+  if said.get('positions', 'corner') not in METHODS:
+    raise UserError(f'positions={said["positions"]!r}.{did_you_mean(said["positions"], METHODS)}')
   for name, fact in (('mean', 'mean'), ('std', 'scale')):
     if name in said:
       values = (said[name],) * 3 if isinstance(said[name], int | float) else tuple(said[name])
@@ -152,21 +157,24 @@ def from_user(said: dict) -> dict:
 
 def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretrained:
   """Arrays and facts, put together and checked against each other."""
-  fields = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}
+  fields, notes = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}, list(facts.get('notes', ()))
+  if 'patch' in facts:
+    flat, note = with_patch(flat, facts['patch'], source)
+    notes.append(note)
   if 'model' in facts:
     config = dataclasses.replace(facts['model'], **fields)
     classes = flat['head/kernel'].shape[-1]
   else:
     config, classes = architecture(flat, source=source, **fields)
   config = validate(Config(model=config, steps=1)).model
-  model, notes = vit(config, classes), list(facts.get('notes', ()))
+  model = vit(config, classes)
   old = grid_of(flat, model, facts.get('size') or facts.get('wanted'), source)
   native = tuple(side * step for side, step in zip(old, model.shape.stride, strict=True))
   size = facts.get('wanted', native)
   grid = model.shape.grid(size)
   if POSITION in flat and grid != old:
     tokens = flat[POSITION].shape[1] + grid[0] * grid[1] - old[0] * old[1]
-    flat = flat | {POSITION: resample_positions(flat[POSITION], tokens, grid, old, facts.get('resample', 'corner'))}
+    flat = flat | {POSITION: resample_positions(flat[POSITION], tokens, grid, old, facts.get('positions', 'corner'))}
     notes.append(f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}')
   refuse_misfits(flat, model, size, source)
   labels, note = labels_of(facts, classes, source)
@@ -186,9 +194,19 @@ def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretraine
     labels=labels,
     loss=facts.get('loss', 'softmax'),
     notes=(*notes, *note),
+    assumed=tuple(sorted(facts['assumed'])),
     accuracy=facts.get('accuracy'),
     accuracy_from=facts.get('accuracy_from', ''),
   )
+
+
+def with_patch(flat: dict[str, np.ndarray], side: int, source: str) -> tuple[dict[str, np.ndarray], str]:
+  """(the flat tree with patch kernels of another side, what is to be said of it). UserError for a hybrid."""
+  kernel = flat.get(PATCH)
+  if kernel is None or kernel.ndim != 4 or kernel.shape[2] != 3 or side < 1:
+    raise UserError(f'{source}: its patches are not of pixels, and cannot be resized to {side}')
+  old = f'{kernel.shape[0]}x{kernel.shape[1]}'
+  return flat | {PATCH: pi_resize(kernel, (side, side))}, f'patch kernels resized from {old} to {side}x{side}'
 
 
 def short_side(facts: dict, native: tuple[int, int], size: tuple[int, int]) -> int:

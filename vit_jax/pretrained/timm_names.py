@@ -135,6 +135,7 @@ def facts_of(config: dict, arguments: dict) -> dict:
     raise UserError(f'the activation {arguments["act_layer"]!r} is not among those here: gelu, gelu_tanh')
   seen = config.get('pretrained_cfg') or {}
   facts = {'gelu': 'tanh' if tanh else 'erf', 'norm_eps': 1e-6}
+  facts['assumed'] = () if config else tuple(facts)
   facts |= {ours: shares(seen[theirs]) for ours, theirs in (('mean', 'mean'), ('scale', 'std')) if theirs in seen}
   size = seen.get('input_size', ())[1:]
   if size:

@@ -1,0 +1,122 @@
+"""The catalogue against the published facts, and augreg's own list."""
+
+import csv
+import math
+
+import jax
+import pytest
+
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.models.vit import vit
+from vit_jax.pretrained import catalogue
+from vit_jax.pretrained.catalogue import find, names, near, row_of_file
+from vit_jax.pretrained.download import UNITS, fits
+from vit_jax.step import abstract_params
+
+# The shape that each name stands for.
+VARIANTS = {
+  'ViT-B_8': 'B/8', 'ViT-B_16': 'B/16', 'ViT-B_32': 'B/32', 'ViT-L_16': 'L/16', 'ViT-L_32': 'L/32', 'ViT-H_14': 'H/14',
+  'ViT-S_16': 'S/16', 'R26+ViT-B_32': 'R26+B/32', 'R50+ViT-B_16': 'R50+B/16', 'R50+ViT-L_32': 'R50+L/32',
+}  # fmt: skip
+SIZED = [name for name in names() if name.startswith(('imagenet21k', 'sam/'))]
+
+
+@pytest.mark.parametrize('name', SIZED)
+def test_a_published_size_is_that_of_our_model_of_that_name(name):
+  row = find(name)
+  variant = VARIANTS[name.rpartition('/')[2].removesuffix('-224')]
+  model = vit(ModelConfig(variant=variant, hidden_head=row.classes == 21843), row.classes)
+  stride = model.shape.stride[0]
+  params = abstract_params(model, (row.pixels // stride * stride,) * 2)
+  count = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  count *= 3 if name == 'sam/ViT-S_16' else 1  # Adam's two moments beside the parameters.
+  number, unit = row.size.split()
+  slack = 0.25 * 2**20 + 0.006 * UNITS['GiB'] * (unit == 'GiB')  # A zip's own headers, and what rounding hides.
+  assert abs(float(number) * UNITS[unit] - count) <= slack
+
+
+def test_every_row_is_whole():
+  assert len(names()) == len(set(names())) == 62
+  for name in names():
+    row = find(name)
+    assert row.name == name
+    assert row.url.startswith('https://storage.googleapis.com/')
+    assert row.url.endswith('.npz')
+    assert '+' not in row.url  # It would be read as a space.
+    assert row.labels == {1000: 'imagenet1k', 21843: 'imagenet21k'}[row.classes]
+    assert (row.accuracy is None) == (not row.accuracy_from)
+    assert row.accuracy is None or 70 < row.accuracy < 90
+
+
+def test_a_name_that_is_not_there_is_none_and_near_ones_are_told():
+  assert find('imagenet21k/ViT-B16') is None
+  assert 'imagenet21k/ViT-B_16' in near('ViT-B16')
+  assert near('resnet50') == ''
+
+
+COLUMNS = ('name', 'ds', 'final_val', 'filename', 'adapt_ds', 'adapt_resolution', 'adapt_final_test', 'adapt_filename')
+LINES = [
+  ('B/16', 'i21k', '0.50', 'B_16-i21k-one', 'imagenet2012', '224', '0.84', 'B_16-i21k-one--imagenet2012-res_224'),
+  ('B/16', 'i21k', '0.55', 'B_16-i21k-two', 'cifar100', '384', '0.93', 'B_16-i21k-two--cifar100-res_384'),
+  ('B/16', 'i1k', '0.80', 'B_16-i1k-three', 'imagenet2012', '384', '0.81', 'B_16-i1k-three--imagenet2012-res_384'),
+  ('R26+S/32', 'i21k', '0.40', 'R26_S_32-i21k-four', 'imagenet2012', '384', '0.83', 'R26_S_32-i21k-four--x'),
+]
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+  """Stands for gs://vit_models/augreg/index.csv; what was fetched."""
+  path, fetched = tmp_path / 'index.csv', []
+  with path.open('w', newline='') as file:
+    table = csv.writer(file)
+    table.writerows([COLUMNS, *LINES])
+  monkeypatch.setattr(catalogue, 'fetch', lambda url: fetched.append(url) or path)
+  return path, fetched
+
+
+@pytest.mark.parametrize('name', ['augreg/B_16', 'augreg/B/16'])
+def test_a_models_name_is_its_best_imagenet21k_checkpoint_by_validation_accuracy(index, name):
+  row = find(name)
+  assert row.name == 'augreg/B_16-i21k-two'
+  assert row.url == 'https://storage.googleapis.com/vit_models/augreg/B_16-i21k-two.npz'
+  assert (row.labels, row.accuracy) == ('imagenet21k', None)
+  assert index[1] == ['https://storage.googleapis.com/vit_models/augreg/index.csv']
+
+
+def test_a_hybrid_is_found_as_the_list_and_as_the_files_write_it(index):
+  assert find('augreg/R26+S/32') == find('augreg/R26_S_32')
+  assert find('augreg/R26_S_32').name == 'augreg/R26_S_32-i21k-four'
+
+
+def test_any_file_of_augregs_list_is_found(index):
+  row = find('augreg/B_16-i21k-one--imagenet2012-res_224')
+  assert (row.pixels, row.labels, row.accuracy, row.accuracy_from) == (224, 'imagenet1k', 84.0, "augreg's index.csv")
+  row = find('augreg/B_16-i21k-two--cifar100-res_384.npz')
+  assert (row.pixels, row.labels, row.accuracy) == (384, '', None)
+  assert find('augreg/B_16-i1k-three').labels == 'imagenet1k'
+  assert find('augreg/nothing') is None
+
+
+def test_only_augregs_list_is_fetched_for_a_name(index):
+  find('imagenet21k/ViT-B_16')
+  find('nonsense')
+  assert index[1] == []
+
+
+def test_a_list_that_has_changed_is_an_error(index):
+  index[0].write_text('model,file\n')
+  with pytest.raises(UserError, match='has no column'):
+    find('augreg/B_16')
+
+
+def test_a_file_that_somebody_fetched_is_known_by_its_name_and_size(tmp_path):
+  path = tmp_path / 'ViT-B_16.npz'
+  for size, name in (('331.4 MiB', 'imagenet21k+imagenet2012/ViT-B_16'), ('393.69 MiB', 'imagenet21k/ViT-B_16')):
+    with path.open('wb') as file:
+      file.truncate(round(float(size.split()[0]) * 2**20))  # Without a block on the disk.
+    assert fits(path.stat().st_size, size)
+    assert row_of_file(path).name == name
+  path.write_bytes(b'')
+  assert row_of_file(path) is None
+  assert row_of_file(tmp_path / 'mine.npz') is None

@@ -1,0 +1,202 @@
+"""What is given back is read by others as we read it, and by us as it was."""
+
+import json
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.pretrained.families import normalised
+from tests.pretrained.released_layout import draw
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.pretrained import export as module
+from vit_jax.pretrained.export import export
+from vit_jax.pretrained.model import Pretrained
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+STATISTICS = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375)}
+
+
+def model(*, variant: str = 'mu/8', classes: int = 5, size: tuple[int, int] = (32, 32), **fields) -> Pretrained:
+  """With every array drawn, ImageNet's statistics and a center crop, so that what is lost on the way shows."""
+  fields = {'depth': 2, 'heads': 4, **STATISTICS} | fields
+  config = ModelConfig(variant=variant, **fields)
+  return Pretrained(
+    source='drawn',
+    params=flax.traverse_util.unflatten_dict(draw(config, classes, size), sep='/'),
+    config=config,
+    classes=classes,
+    preprocessing={'size': size, 'crop': 'center', 'short_side': 40, 'mean': config.mean, 'scale': config.scale},
+    labels=tuple(f'é{i}' for i in range(classes)),
+  )
+
+
+HYBRID = {'variant': 'R1.1+mu/8', 'stem_width': 32}
+MODELS = {
+  'class token': {},
+  'erf': {'gelu': 'erf'},
+  'epsilon': {'norm_eps': 1e-5},
+  'mean': {'pool': 'gap'},
+  'MAP': {'pool': 'map'},
+  'hidden layer': {'hidden_head': True},
+  'no head': {'classes': 0},
+  'hidden layer, no head': {'classes': 0, 'hidden_head': True},
+  'registers': {'registers': 3},
+  'registers, no head': {'registers': 3, 'classes': 0},
+  'patch norm': {'patch_norm': True},
+  'sincos': {'position': 'sincos2d', 'pool': 'gap'},
+  'not square': {'variant': 'mu/8x4', 'size': (32, 16)},
+  'hybrid': HYBRID,
+  'root': {'variant': 'R+mu/16', 'stem_width': 32},
+}
+# Which of them a format has no place for.
+NOT = {
+  'npz': ('registers', 'registers, no head', 'patch norm'),
+  'timm': ('epsilon', 'hidden layer', 'hidden layer, no head', 'patch norm', 'hybrid', 'root'),
+  'huggingface': (
+    'mean', 'MAP', 'hidden layer', 'registers', 'patch norm', 'sincos', 'not square', 'hybrid', 'root',
+  ),
+  'stablehlo': (),
+  'onnx': (),
+}  # fmt: skip
+NAMES = {'npz': 'model.npz', 'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}
+
+
+@pytest.mark.parametrize('kind', MODELS)
+@pytest.mark.parametrize('format', NOT)
+def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
+  if format == 'onnx':
+    pytest.importorskip('onnxruntime')
+  ours, to = model(**MODELS[kind]), tmp_path / 'below' / NAMES.get(format, 'directory')
+  if kind in NOT[format]:
+    with pytest.raises(UserError) as error:
+      export(ours, to, format)
+    assert '\n' not in str(error.value)
+    assert list(to.parent.iterdir()) == []
+    return
+  (line,) = export(ours, to, format)
+  assert str(to) in line
+  assert 'read again, it differs by' in line
+  assert {path.name for path in to.parent.iterdir()} == {to.name} | ({'model.json'} if format == 'npz' else set())
+  if format not in ('stablehlo', 'onnx') and kind != 'sincos':  # Which is a learned table afterwards.
+    is_the_same(vit_jax.load(str(to)), ours)
+
+
+def is_the_same(again: Pretrained, ours: Pretrained):
+  """To the bit, and in what is known of it."""
+  jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
+  same = ('gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers')
+  assert {name: getattr(again.config, name) for name in same} == {name: getattr(ours.config, name) for name in same}
+  assert again.model.shape == ours.model.shape
+  assert (again.labels, again.preprocessing) == (ours.labels, ours.preprocessing)
+
+
+@pytest.mark.parametrize('kind', ['class token', 'erf', 'mean', 'MAP', 'no head', 'registers', 'sincos', 'not square'])
+def test_timm_gives_our_numbers(tmp_path, kind, timm):
+  import torch
+
+  ours = model(**MODELS[kind])
+  export(ours, tmp_path / 'timm', 'timm')
+  theirs = timm.create_model(f'local-dir:{tmp_path / "timm"}', pretrained=True).eval()
+  images = IMAGES[:, : ours.size[0], : ours.size[1]]
+  with torch.no_grad():
+    expected = theirs(normalised(images, **STATISTICS)).numpy()
+  got = np.asarray((ours.logits if ours.classes else ours.features)(images))
+  assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+  assert theirs.pretrained_cfg['mean'] == pytest.approx((0.485, 0.456, 0.406))
+  assert theirs.pretrained_cfg['crop_pct'] == pytest.approx(max(ours.size) / 40)
+
+
+@pytest.mark.parametrize('kind', ['class token', 'erf', 'epsilon', 'no head', 'hidden layer, no head', 'registers, no head'])
+def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
+  import torch
+
+  ours = model(**MODELS[kind])
+  export(ours, tmp_path / 'hub', 'huggingface')
+  auto = transformers.AutoModelForImageClassification if ours.classes else transformers.AutoModel
+  theirs, info = auto.from_pretrained(tmp_path / 'hub', output_loading_info=True)
+  assert not info['unexpected_keys']
+  assert not set(info['missing_keys']) - ({'pooler.dense.weight', 'pooler.dense.bias'} if kind == 'no head' else set())
+  with torch.no_grad():
+    out = theirs.eval()(normalised(IMAGES, **STATISTICS))
+  if ours.classes:
+    assert theirs.config.id2label[1] == 'é1'
+    expected = out.logits
+  elif kind == 'no head':  # Its pooler is nobody's.
+    expected = out.last_hidden_state[:, 0]
+  else:
+    expected = out.pooler_output
+  got = np.asarray((ours.logits if ours.classes else ours.features)(IMAGES))
+  assert np.abs(got - expected.numpy()).max() <= 2e-5 * np.abs(expected.numpy()).max()
+
+
+@pytest.mark.parametrize('kind', ['class token', 'MAP', 'hybrid'])
+def test_stablehlo_runs_in_a_process_that_knows_nothing_of_us_at_any_batch_size(tmp_path, kind):
+  ours = model(**MODELS[kind])
+  export(ours, tmp_path / 'model.stablehlo', 'stablehlo')
+  np.save(tmp_path / 'images.npy', IMAGES)
+  code = (
+    'import sys, numpy as np, jax, jax.export; '
+    'model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read())); images = np.load("images.npy"); '
+    'np.savez("out.npz", one=model.call(images[:1]), three=model.call(images)); assert "vit_jax" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, timeout=120)
+  with np.load(tmp_path / 'out.npz') as out:
+    expected = np.asarray(ours.logits(IMAGES))
+    np.testing.assert_allclose(out['three'], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(out['one'], expected[:1], rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('kind', ['class token', 'erf', 'hybrid'])
+def test_onnx_runs_at_any_batch_size(tmp_path, kind):
+  onnxruntime = pytest.importorskip('onnxruntime')
+  import onnx
+
+  ours = model(**MODELS[kind])
+  export(ours, tmp_path / 'model.onnx', 'onnx')
+  onnx.checker.check_model(onnx.load(tmp_path / 'model.onnx'), full_check=True)
+  session = onnxruntime.InferenceSession(tmp_path / 'model.onnx', providers=['CPUExecutionProvider'])
+  assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [('images', 'tensor(uint8)', ['b', 32, 32, 3])]
+  expected = np.asarray(ours.logits(IMAGES))
+  for b in (1, 3):
+    (got,) = session.run(['logits'], {'images': IMAGES[:b]})
+    np.testing.assert_allclose(got, expected[:b], rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_file_that_gives_other_numbers_is_not_left_behind(tmp_path, monkeypatch):
+  def corrupting(path, **arrays):
+    real(path, **arrays | {'head/kernel': arrays['head/kernel'] * 1.001})
+
+  real = np.savez
+  monkeypatch.setattr(module.np, 'savez', corrupting)
+  with pytest.raises(UserError, match=r'read again, it differs by .* 1e-04 is the most'):
+    export(model(), tmp_path / 'model.npz', 'npz')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_exporting_again_replaces_ours_and_nothing_else(tmp_path):
+  for _ in range(2):
+    export(model(), tmp_path / 'timm', 'timm')
+    export(model(), tmp_path / 'model.npz', 'npz')
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'photos' / 'cat.jpg').write_text('')
+  with pytest.raises(UserError, match='other things in it'):
+    export(model(), tmp_path / 'photos', 'timm')
+  with pytest.raises(UserError, match='is a directory, and npz is a file'):
+    export(model(), tmp_path / 'photos', 'npz')
+  with pytest.raises(UserError, match='is a file, and timm is a directory'):
+    export(model(), tmp_path / 'model.npz', 'timm')
+  with pytest.raises(UserError, match='Did you mean'):
+    export(model(), tmp_path / 'x', 'tim')
+
+
+def test_what_the_arrays_of_an_npz_can_not_tell_lies_beside_it(tmp_path):
+  export(model(gelu='erf'), tmp_path / 'model.npz', 'npz')
+  facts = json.loads((tmp_path / 'model.json').read_text())
+  assert facts['gelu'] == 'erf'
+  assert facts['labels'] == ['é0', 'é1', 'é2', 'é3', 'é4']
