@@ -159,7 +159,7 @@ def test_nothing_installed_here_is_needed_but_the_requirements():
   provided = (
     {modules.get(name, name.replace('-', '_')) for name in names} | set(sys.stdlib_module_names) | {'vit_jax', '__future__'}
   )
-  optional = {'sklearn', 'tensorflow'}
+  optional = {'sklearn', 'tensorflow', 'onnx', 'onnxruntime'}  # Each in an extra of its own.
   for path in CODE:
     for node in ast.walk(ast.parse(path.read_text())):
       found = (
