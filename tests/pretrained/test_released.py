@@ -101,6 +101,27 @@ def test_a_file_beside_says_what_the_arrays_can_not(file):
   assert (found.config.gelu, found.labels, found.config.mean) == ('erf', tuple('abcde'), (1, 2, 3))
 
 
+def test_a_file_beside_that_says_other_things_is_somebody_elses(file):
+  file.with_suffix('.json').write_text(json.dumps({'gelu': 'erf', 'author': 'somebody'}))
+  assert vit_jax.load(str(file)).config.gelu == 'tanh'
+  file.with_suffix('.json').write_text('[1, 2]')
+  with pytest.raises(UserError, match='holds list, and a JSON object is expected'):
+    vit_jax.load(str(file))
+
+
+def test_what_is_not_as_the_catalogue_says_is_told(tmp_path, monkeypatch):
+  google_file(tmp_path / 'model.npz', CONFIG, classes=5, size=SIZE)
+  from vit_jax.pretrained import released
+
+  row = Row(name='sam/x', url='https://host/x.npz', pixels=224, classes=7, note='for fine-tuning')
+  monkeypatch.setattr(released, 'row_of_file', lambda path: row)
+  assert vit_jax.load(str(tmp_path / 'model.npz')).notes == (
+    'for fine-tuning',
+    'the catalogue says 7 classes, and there are 5',
+    'the catalogue says 224 pixels, and its positions are for 32x32',
+  )
+
+
 def test_a_pattern_means_the_newest_that_matches(tmp_path):
   for i, classes in enumerate((3, 4)):
     google_file(tmp_path / f'model{i}.npz', CONFIG, classes=classes, size=SIZE)
@@ -135,7 +156,15 @@ def test_a_name_of_the_catalogue_is_fetched_and_has_its_accuracy(tmp_path, monke
   google_file(tmp_path / 'model.npz', CONFIG, classes=1000, size=SIZE)
   from vit_jax.pretrained import released
 
-  row = Row(name='sam/x', url='https://host/x.npz', pixels=32, labels='imagenet1k', accuracy=81.2, accuracy_from='somebody')
+  row = Row(
+    name='sam/x',
+    url='https://host/x.npz',
+    pixels=32,
+    classes=1000,
+    labels='imagenet1k',
+    accuracy=81.2,
+    accuracy_from='somebody',
+  )
   monkeypatch.setattr(released, 'find', {'sam/x': row}.get)
   monkeypatch.setattr(released, 'fetch', lambda url, *, size: tmp_path / 'model.npz')
   found = vit_jax.load('sam/x')
@@ -155,6 +184,8 @@ WRONG = {
   'two statistics': (lambda path: (path, {'std': (0.5, 0.5)}), 'expected three shares'),
   'too few labels': (lambda path: (path, {'labels': ('a', 'b')}), '2 labels for 5 classes'),
   'a size that does not divide': (lambda path: (path, {'size': 36}), 'an image of 36x36 does not divide into patches of 8x8'),
+  'a size of three': (lambda path: (path, {'size': (8, 8, 3)}), 'expected pixels'),
+  'heads that are not its': (lambda path: (path, {'heads': 2}), 'has 4 heads, and heads=2 was said'),
   'an unknown method': (lambda path: (path, {'positions': 'nearest'}), "positions='nearest'"),
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax.checkpoint import load_params, read_config, read_labels
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.pretrained.adapt import PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
 from vit_jax.pretrained.arrays import Arrays, open_arrays
@@ -27,6 +27,7 @@ from vit_jax.pretrained.timm_names import is_timm, read_timm
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
 OVERRIDES = (*MODEL, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side', 'labels')
+BESIDE = (*MODEL, 'loss', 'size', 'crop', 'short_side', 'mean', 'scale', 'labels')  # What `export` writes beside an .npz.
 LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}  # What so many classes are taken for, where nobody says.
 
 
@@ -114,14 +115,18 @@ def some(arrays: Arrays) -> str:
 def read_json(path: Path) -> dict | None:
   """A JSON object, or None where there is no such file."""
   try:
-    return json.loads(path.read_text()) if path.is_file() else None
+    content = json.loads(path.read_text()) if path.is_file() else None
   except (ValueError, OSError) as error:
     raise UserError(f'{path} is no readable JSON: {error}') from None
+  if content is not None and not isinstance(content, dict):
+    raise UserError(f'{path} holds {type(content).__name__}, and a JSON object is expected')
+  return content
 
 
 def beside(path: Path) -> dict:
-  """What `export` says of an .npz in the .json beside it."""
-  return tuples((read_json(path.with_suffix('.json')) if path.suffix == '.npz' else None) or {})
+  """What `export` says of an .npz in the .json beside it. One that says other things is somebody else's."""
+  facts = (read_json(path.with_suffix('.json')) if path.suffix == '.npz' else None) or {}
+  return tuples(facts) if facts.keys() <= set(BESIDE) else {}
 
 
 def tuples(facts: dict) -> dict:
@@ -133,13 +138,13 @@ def from_row(row: Row | None) -> dict:
   """What the catalogue says of a file."""
   if row is None:
     return {}
-  facts = {'accuracy': row.accuracy, 'accuracy_from': row.accuracy_from}
+  facts = {'accuracy': row.accuracy, 'accuracy_from': row.accuracy_from, 'row': row}
   return facts | ({'labels': class_names(row.labels)} if row.labels else {})
 
 
 def from_user(said: dict) -> dict:
   """The overrides by the names and in the units that facts have."""
-  facts = {name: value for name, value in said.items() if name not in ('mean', 'std', 'heads')}
+  facts = {name: value for name, value in said.items() if name not in ('mean', 'std')}
   if said.get('positions', 'corner') not in METHODS:
     raise UserError(f'positions={said["positions"]!r}.{did_you_mean(said["positions"], METHODS)}')
   for name, fact in (('mean', 'mean'), ('std', 'scale')):
@@ -149,55 +154,78 @@ def from_user(said: dict) -> dict:
         raise UserError(f'{name}={said[name]}: expected three shares of the range of a pixel, such as 0.5,0.5,0.5')
       facts[fact] = tuple(round(255 * value, 6) for value in values)  # As a person would write it.
   if 'size' in said:
-    size = said['size']
-    facts['wanted'] = (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
-    del facts['size']
+    size = facts.pop('size')
+    facts['wanted'] = (size, size) if isinstance(size, int) else tuple(size)
+    if len(facts['wanted']) != 2 or min(facts['wanted']) < 1:
+      raise UserError(f'size={size}: expected pixels, one number for a square or height,width')
   return facts
 
 
 def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretrained:
   """Arrays and facts, put together and checked against each other."""
-  fields, notes = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}, list(facts.get('notes', ()))
+  notes = list(facts.get('notes', ()))
   if 'patch' in facts:
     flat, note = with_patch(flat, facts['patch'], source)
     notes.append(note)
+  fields = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}
   if 'model' in facts:
-    config = dataclasses.replace(facts['model'], **fields)
-    classes = flat['head/kernel'].shape[-1]
+    config, classes = dataclasses.replace(facts['model'], **fields), flat['head/kernel'].shape[-1]
   else:
     config, classes = architecture(flat, source=source, **fields)
   config = validate(Config(model=config, steps=1)).model
   model = vit(config, classes)
-  old = grid_of(flat, model, facts.get('size') or facts.get('wanted'), source)
-  native = tuple(side * step for side, step in zip(old, model.shape.stride, strict=True))
-  size = facts.get('wanted', native)
-  grid = model.shape.grid(size)
-  if POSITION in flat and grid != old:
-    tokens = flat[POSITION].shape[1] + grid[0] * grid[1] - old[0] * old[1]
-    flat = flat | {POSITION: resample_positions(flat[POSITION], tokens, grid, old, facts.get('positions', 'corner'))}
-    notes.append(f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}')
+  if facts.get('heads', model.shape.heads) != model.shape.heads:
+    raise UserError(f'{source} has {model.shape.heads} heads, and heads={facts["heads"]} was said')
+  flat, native, size, more = at_size(flat, model, facts, source)
   refuse_misfits(flat, model, size, source)
-  labels, note = labels_of(facts, classes, source)
-  preprocessing = {
-    'size': size,
-    'crop': facts.get('crop', 'resize'),
-    'short_side': short_side(facts, native, size),
-    'mean': config.mean,
-    'scale': config.scale,
-  }
+  labels, assumption = labels_of(facts, classes, source)
   return Pretrained(
     source=source + (f' at step {facts["step"]}' if 'step' in facts else ''),
     params=flax.traverse_util.unflatten_dict(flat, sep='/'),
     config=config,
     classes=classes,
-    preprocessing=preprocessing,
+    preprocessing={
+      'size': size,
+      'crop': facts.get('crop', 'resize'),
+      'short_side': short_side(facts, native, size),
+      'mean': config.mean,
+      'scale': config.scale,
+    },
     labels=labels,
     loss=facts.get('loss', 'softmax'),
-    notes=(*notes, *note),
+    notes=(*notes, *more, *assumption, *surprises(facts.get('row'), classes, native)),
     assumed=tuple(sorted(facts['assumed'])),
     accuracy=facts.get('accuracy'),
     accuracy_from=facts.get('accuracy_from', ''),
   )
+
+
+def at_size(
+  flat: dict[str, np.ndarray], model: VisionTransformer, facts: dict, source: str
+) -> tuple[dict[str, np.ndarray], tuple[int, int], tuple[int, int], list[str]]:
+  """(the flat tree for images of the size that is wanted, the size it came with, the size it has now, what was done)."""
+  old = grid_of(flat, model, facts.get('size') or facts.get('wanted'), source)
+  native = tuple(side * step for side, step in zip(old, model.shape.stride, strict=True))
+  size = facts.get('wanted', native)
+  grid = model.shape.grid(size)
+  if POSITION not in flat or grid == old:
+    return flat, native, size, []
+  tokens = flat[POSITION].shape[1] + grid[0] * grid[1] - old[0] * old[1]
+  table = resample_positions(flat[POSITION], tokens, grid, old, facts.get('positions', 'corner'))
+  said = f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}'
+  return flat | {POSITION: table}, native, size, [said]
+
+
+def surprises(row: Row | None, classes: int, native: tuple[int, int]) -> list[str]:
+  """Where a file is not what the catalogue says of it, and the catalogue's own note."""
+  if row is None:
+    return []
+  out = [row.note] if row.note else []
+  if row.classes not in (None, classes):
+    out.append(f'the catalogue says {row.classes:,} classes, and there are {classes:,}')
+  if native != (row.pixels, row.pixels):
+    out.append(f'the catalogue says {row.pixels} pixels, and its positions are for {native[0]}x{native[1]}')
+  return out
 
 
 def with_patch(flat: dict[str, np.ndarray], side: int, source: str) -> tuple[dict[str, np.ndarray], str]:
