@@ -1,10 +1,13 @@
 """The command line: what a person types wrong gets one line, exit code 2 and nothing written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vit_jax.entry import default_workdir
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +33,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path):
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
   assert message in done.stderr
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_is_called_by_its_config_and_its_argument():
+  assert re.fullmatch(r'runs/quickstart-\d{8}-\d{6}', default_workdir('configs/quickstart.py'))
+  assert re.fullmatch(r'runs/finetune-S_14_folder-\d{8}-\d{6}', default_workdir('configs/finetune.py:S/14,folder'))
 
 
 def test_both_jobs_run_from_another_directory(tmp_path):

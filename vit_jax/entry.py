@@ -68,8 +68,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def default_workdir(config_file: str) -> str:
-  """runs/CONFIG-TIME, where CONFIG is the file's name."""
-  return f'runs/{Path(config_file).stem}-{time.strftime("%Y%m%d-%H%M%S")}'
+  """runs/CONFIG-TIME, where CONFIG is the file's name and its argument: 'finetune-S_16_folder'."""
+  file, _, argument = config_file.partition(':')
+  name = '-'.join([Path(file).stem, *([re.sub(r'[^\w.]+', '_', argument)] if argument else [])])
+  return f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
 def keep_compiled_programs():

@@ -1,5 +1,6 @@
 """The catalogue against the published facts, and augreg's own list."""
 
+import collections
 import csv
 import math
 
@@ -18,46 +19,74 @@ from vit_jax.step import abstract_params
 VARIANTS = {
   'ViT-B_8': 'B/8', 'ViT-B_16': 'B/16', 'ViT-B_32': 'B/32', 'ViT-L_16': 'L/16', 'ViT-L_32': 'L/32', 'ViT-H_14': 'H/14',
   'ViT-S_16': 'S/16', 'R26+ViT-B_32': 'R26+B/32', 'R50+ViT-B_16': 'R50+B/16', 'R50+ViT-L_32': 'R50+L/32',
+  'Ti_16': 'Ti/16', 'S_16': 'S/16', 'S_32': 'S/32', 'B_16': 'B/16', 'B_32': 'B/32', 'L_16': 'L/16', 'R_Ti_16': 'R+Ti/16',
+  'R26_S_32': 'R26+S/32', 'R50_L_32': 'R50+L/32',
 }  # fmt: skip
-SIZED = [name for name in names() if name.startswith(('imagenet21k', 'sam/'))]
+SIZED = [name for name in names() if find(name).size]
 
 
 @pytest.mark.parametrize('name', SIZED)
 def test_a_published_size_is_that_of_our_model_of_that_name(name):
   row = find(name)
-  variant = VARIANTS[name.rpartition('/')[2].removesuffix('-224')]
-  model = vit(ModelConfig(variant=variant, hidden_head=row.classes == 21843), row.classes)
+  variant = VARIANTS[name.rpartition('/')[2].removesuffix('-224').partition('-i21k')[0]]
+  model = vit(ModelConfig(variant=variant, hidden_head=name.startswith('imagenet21k/')), row.classes)
   stride = model.shape.stride[0]
   params = abstract_params(model, (row.pixels // stride * stride,) * 2)
   count = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   count *= 3 if name == 'sam/ViT-S_16' else 1  # Adam's two moments beside the parameters.
   number, unit = row.size.split()
-  slack = 0.25 * 2**20 + 0.006 * UNITS['GiB'] * (unit == 'GiB')  # A zip's own headers, and what rounding hides.
+  rounded = 0.5 * 10 ** -len(number.partition('.')[2]) * UNITS[unit]
+  slack = 0.25 * 2**20 + rounded  # A zip's own headers, and what is not printed.
   assert abs(float(number) * UNITS[unit] - count) <= slack
 
 
 def test_every_row_is_whole():
-  assert len(names()) == len(set(names())) == 62
+  assert len(names()) == len(set(names())) == 86
   for name in names():
     row = find(name)
     assert row.name == name
     assert row.url.startswith('https://storage.googleapis.com/')
     assert row.url.endswith('.npz')
     assert '+' not in row.url  # It would be read as a space.
-    assert row.labels == {1000: 'imagenet1k', 21843: 'imagenet21k'}[row.classes]
+    assert row.labels == {None: '', 1000: 'imagenet1k', 21843: 'imagenet21k'}[row.classes]
     assert (row.accuracy is None) == (not row.accuracy_from)
     assert row.accuracy is None or 70 < row.accuracy < 90
+
+
+def test_every_published_file_is_listed_once():
+  folders = collections.Counter(name.rpartition('/')[0] for name in names())
+  assert folders == {
+    'imagenet21k': 9, 'imagenet21k+imagenet2012': 8, 'sam': 5, 'augreg': 2 * 10, 'big_vision': 3, 'big_vision/flexivit': 17,
+    'big_vision/siglip': 9, 'big_vision/siglip2': 15,
+  }  # fmt: skip
+  assert len(SIZED) == 9 + 8 + 5 + 9
+  for name in names():
+    assert find(name).url.replace('%2B', '+').endswith(f'{name}.npz')
+
+
+def test_each_recommended_augreg_file_is_there_as_pre_trained_and_as_fine_tuned():
+  tuned = [name for name in names() if '--imagenet2012' in name]
+  assert len(tuned) == 10
+  for name in tuned:
+    before, _, after = name.partition('--imagenet2012-steps_20k-lr_')
+    assert find(before).labels == 'imagenet21k'
+    assert float(after.split('-res_')[0]) in (0.01, 0.03)
+    assert find(name).pixels == int(after.split('-res_')[1])
+    assert find(name).accuracy
 
 
 def test_a_name_that_is_not_there_is_none_and_near_ones_are_told():
   assert find('imagenet21k/ViT-B16') is None
   assert 'imagenet21k/ViT-B_16' in near('ViT-B16')
+  assert near('sam/ViT-B_61').startswith(" Did you mean 'sam/ViT-B_16'")
   assert near('resnet50') == ''
 
 
 COLUMNS = ('name', 'ds', 'final_val', 'filename', 'adapt_ds', 'adapt_resolution', 'adapt_final_test', 'adapt_filename')
 LINES = [
+  ('B/16', 'i21k', 'nan', 'B_16-i21k-lost', 'imagenet2012', '224.0', '', 'B_16-i21k-lost--imagenet2012-res_224'),
   ('B/16', 'i21k', '0.50', 'B_16-i21k-one', 'imagenet2012', '224', '0.84', 'B_16-i21k-one--imagenet2012-res_224'),
+  ('B/16', 'i21k', '', 'B_16-i21k-gone', '', '', '', ''),
   ('B/16', 'i21k', '0.55', 'B_16-i21k-two', 'cifar100', '384', '0.93', 'B_16-i21k-two--cifar100-res_384'),
   ('B/16', 'i1k', '0.80', 'B_16-i1k-three', 'imagenet2012', '384', '0.81', 'B_16-i1k-three--imagenet2012-res_384'),
   ('R26+S/32', 'i21k', '0.40', 'R26_S_32-i21k-four', 'imagenet2012', '384', '0.83', 'R26_S_32-i21k-four--x'),
@@ -95,6 +124,8 @@ def test_any_file_of_augregs_list_is_found(index):
   row = find('augreg/B_16-i21k-two--cifar100-res_384.npz')
   assert (row.pixels, row.labels, row.accuracy) == (384, '', None)
   assert find('augreg/B_16-i1k-three').labels == 'imagenet1k'
+  row = find('augreg/B_16-i21k-lost--imagenet2012-res_224')
+  assert (row.pixels, row.accuracy, row.accuracy_from) == (224, None, '')
   assert find('augreg/nothing') is None
 
 

@@ -4,8 +4,13 @@ import base64
 import hashlib
 import http.server
 import os
+import resource
 import socket
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -16,6 +21,7 @@ from vit_jax.pretrained import download
 from vit_jax.pretrained.download import fetch, fits, place
 
 DATA = b'PK\x03\x04' + np.random.default_rng(0).bytes(3_000_000)
+OTHER = b'PK\x03\x04' + bytes(len(DATA) - 4)
 MD5 = hashlib.md5(DATA).hexdigest()
 
 
@@ -41,18 +47,19 @@ class Bucket(http.server.BaseHTTPRequestHandler):
     if name == 'redirect' and 'there' not in self.path:
       return self.answer(302, b'', {'Location': '/redirect/there/file.npz'})
     data, tag = DATA, '"one"'
-    if name == 'changed' and count > 1:
-      data, tag = b'PK\x03\x04' + bytes(len(DATA) - 4), '"two"'
+    if name in ('changed', 'changed_mutely') and count > 1:
+      data, tag = OTHER, '"two"'
     hashed = base64.b64encode(hashlib.md5(b'another' if name == 'digest' else data).digest()).decode()
     headers = {'x-goog-hash': f'crc32c=AAAAAA==,md5={hashed}'} | ({} if name == 'untagged' else {'ETag': tag})
     begin = 0
-    if self.headers.get('Range') and name != 'no_ranges' and self.headers.get('If-Range') == tag:
+    if self.headers.get('Range') and name != 'no_ranges' and (name == 'changed_mutely' or self.headers.get('If-Range') == tag):
       begin = int(self.headers['Range'].removeprefix('bytes=').removesuffix('-'))
+      begin += 1000 * (name == 'elsewhere' and count == 2)
       headers |= {'Content-Range': f'bytes {begin}-{len(data) - 1}/{len(data)}'}
     return self.answer(206 if begin else 200, data[begin:], headers, **self.damage(name, count))
 
   def damage(self, name: str, count: int) -> dict:
-    if name in ('interrupted', 'changed', 'no_ranges', 'untagged') and count <= 2:
+    if name in ('interrupted', 'changed', 'changed_mutely', 'no_ranges', 'untagged', 'elsewhere') and count <= 2:
       return {'stop': 700_000}
     return {'stop': 0 if name == 'never' else 500_000} if name in ('never', 'often') else {'slow': name == 'slow'}
 
@@ -89,6 +96,7 @@ def bucket(monkeypatch):
 GOOD = {
   # How the server behaves: how many requests it then takes.
   'fine': 1, 'slow': 1, 'redirect': 2, 'interrupted': 3, 'often': 6 + 1, 'busy': 3, 'no_ranges': 3, 'untagged': 3,
+  'elsewhere': 3, 'a name, ü': 1,
 }  # fmt: skip
 
 
@@ -108,25 +116,37 @@ def test_what_has_come_is_not_asked_for_again(bucket, tmp_path):
 def test_a_later_process_goes_on_where_an_interrupted_one_stopped(bucket, tmp_path):
   path = place(f'{bucket.url}/fine/file.npz', tmp_path)
   path.parent.mkdir(parents=True)
-  nobody = 2**22 + 1  # More than any process is numbered here.
-  path.with_name(f'file.npz.{nobody}.part').write_bytes(DATA[:1_000_000])
-  path.with_name(f'file.npz.{nobody}.etag').write_text('"one"')
+  path.with_name('file.npz.part').write_bytes(DATA[:1_000_000])
+  path.with_name('file.npz.etag').write_text('"one"')
   assert fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path).read_bytes() == DATA
   assert bucket.asked == ['bytes=1000000-']
 
 
-def test_the_part_of_a_process_that_still_runs_is_left_alone(bucket, tmp_path):
-  path = place(f'{bucket.url}/fine/file.npz', tmp_path)
-  path.parent.mkdir(parents=True)
-  other = path.with_name(f'file.npz.{os.getppid()}.part')
-  other.write_bytes(b'PK')
-  assert fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path).read_bytes() == DATA
-  assert other.read_bytes() == b'PK'
+@pytest.mark.parametrize('behaviour', ['slow', 'interrupted'])
+def test_of_many_that_want_one_file_one_fetches_it(bucket, tmp_path, behaviour):
+  url = f'{bucket.url}/{behaviour}/file.npz'
+  with ThreadPoolExecutor(6) as pool:
+    paths = list(pool.map(lambda _: fetch(url, directory=tmp_path), range(6)))
+  assert {path.read_bytes() == DATA for path in paths} == {True}
+  assert len(bucket.asked) == GOOD[behaviour]
+  assert [left.name for left in paths[0].parent.iterdir()] == ['file.npz']
 
 
-def test_a_file_that_changes_between_two_requests_is_not_glued_together(bucket, tmp_path):
-  path = fetch(f'{bucket.url}/changed/file.npz', directory=tmp_path)
-  assert path.read_bytes() == b'PK\x03\x04' + bytes(len(DATA) - 4)
+def test_another_process_waits_for_the_one_that_fetches(bucket, tmp_path):
+  url = f'{bucket.url}/slow/file.npz'
+  code = 'import sys; from vit_jax.pretrained.download import fetch; fetch(sys.argv[1])'
+  environment = os.environ | {'VIT_JAX_CACHE': str(tmp_path)}
+  with subprocess.Popen([sys.executable, '-c', code, url], env=environment) as other:
+    while not bucket.asked and other.poll() is None:
+      threading.Event().wait(0.01)
+    assert fetch(url, directory=tmp_path).read_bytes() == DATA
+    assert other.wait() == 0
+  assert len(bucket.asked) == 1
+
+
+@pytest.mark.parametrize('behaviour', ['changed', 'changed_mutely'])
+def test_a_file_that_changes_between_two_requests_is_not_glued_together(bucket, tmp_path, behaviour):
+  assert fetch(f'{bucket.url}/{behaviour}/file.npz', directory=tmp_path).read_bytes() == OTHER
 
 
 def test_a_file_that_is_there_is_not_fetched(bucket, tmp_path):
@@ -174,7 +194,7 @@ def test_offline_the_error_says_which_file_to_put_where(monkeypatch, tmp_path):
     url = f'http://127.0.0.1:{unused.getsockname()[1]}/models/file.npz'
     with pytest.raises(UserError) as error:
       fetch(url, size='1.2 GiB', directory=tmp_path)
-  expected = tmp_path / '127.0.0.1' / 'models' / 'file.npz'
+  expected = tmp_path / url.split('/')[2] / 'models' / 'file.npz'
   assert str(error.value) == (
     f'can not fetch {url} (Connection refused): get it on another machine (1.2 GiB) and put it at {expected}'
   )
@@ -200,8 +220,42 @@ def test_a_bucket_without_its_library_names_what_to_install(tmp_path):
       fetch('gs://vit_models/sam/ViT-B_16.npz', directory=tmp_path)
 
 
+class Forbidden(fsspec.AbstractFileSystem):
+  """A bucket that may not be read; each library says so by an exception of its own."""
+
+  protocol = 'forbidden'
+
+  def _open(self, path, **kwargs):
+    raise {'one': PermissionError(13, 'Forbidden'), 'two': RuntimeError('no access,\nsays the library')}[path.split('/')[0]]
+
+
+def test_what_a_bucket_refuses_is_not_blamed_on_the_disk(tmp_path):
+  fsspec.register_implementation('forbidden', Forbidden, clobber=True)
+  for bucket_name, message in (('one', 'Forbidden'), ('two', 'no access, says the library')):
+    url = f'forbidden://{bucket_name}/file.npz'
+    with pytest.raises(UserError, match=f'^{url}: .*{message}$'):
+      fetch(url, directory=tmp_path)
+  assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_a_file_url_is_the_file_itself(tmp_path):
+  path = tmp_path / 'a model.npz'
+  path.write_bytes(b'PK')
+  assert fetch(f'file://{tmp_path}/a%20model.npz', directory=tmp_path / 'cache') == path
+  with pytest.raises(UserError, match='there is no such file'):
+    fetch(f'file://{tmp_path}/none.npz', directory=tmp_path)
+
+
 @pytest.mark.parametrize(
-  'url', ['https://host/../../etc/passwd', 'https://host/%2e%2e/%2e%2e/up.npz', 'https://host/a/', 'https://host', 'https:///x']
+  'url',
+  [
+    'https://host/../../etc/passwd',
+    'https://host/%2e%2e/%2e%2e/up.npz',
+    'https://host/a/',
+    'https://host',
+    'https:///x',
+    'https://../x',
+  ],
 )
 def test_no_url_leads_out_of_the_cache(tmp_path, url):
   with pytest.raises(UserError, match='names no file'):
@@ -214,6 +268,32 @@ def test_two_files_of_one_name_have_two_places(tmp_path):
   )
   assert one == tmp_path / 'host' / 'vit_models' / 'sam' / 'ViT-B_16.npz'
   assert two == tmp_path / 'host' / 'vit_models' / 'imagenet21k+imagenet2012' / 'ViT-B_16.npz'
+
+
+def test_what_tells_two_files_apart_is_in_their_places():
+  urls = (
+    'https://host/m.npz', 'https://host:8080/m.npz', 'https://host/m.npz?file=a', 'https://host/m.npz?file=b', 'gs://host/m.npz',
+    's3://host/m.npz',
+  )  # fmt: skip
+  assert len({place(url, Path('cache')) for url in urls}) == len(urls)
+  assert place('https://me:secret@host/m.npz', Path('cache')) == Path('cache/host/m.npz')
+
+
+def test_what_is_no_url_is_one_line_at_once(bucket, tmp_path):
+  for url in ('http://[::1/x/file.npz', 'http://host:port/x/file.npz'):
+    with pytest.raises(UserError, match='is no URL'):
+      fetch(url, directory=tmp_path)
+
+
+def test_a_full_disk_is_not_taken_for_a_network(bucket, tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+  try:
+    with pytest.raises(UserError, match='can not write .*: File too large; set VIT_JAX_CACHE'):
+      fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert len(bucket.asked) == 1
 
 
 def test_a_cache_that_can_not_be_written_is_one_line(bucket, tmp_path):

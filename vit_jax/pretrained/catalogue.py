@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import difflib
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -67,9 +69,14 @@ def best_of(model: str, lines: list[dict[str, str]]) -> Row | None:
   """The best ImageNet-21k checkpoint of a model: 'B/16', or 'R26_S_32' as the files write 'R26+S/32'."""
   plain = lambda name: re.sub('[+/]', '_', name)
   same = [line for line in lines if line['ds'] == 'i21k' and plain(line['name']) == plain(model)]
-  if not same:
-    return None
-  return file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines)
+  same = [line for line in same if known(line['final_val']) is not None]
+  return file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines) if same else None
+
+
+def known(cell: str) -> float | None:
+  """The number in a cell of the list; None where it is empty or NaN, as of a run that diverged."""
+  number = float(cell or 'nan')
+  return None if math.isnan(number) else number
 
 
 def file_of(file: str, lines: list[dict[str, str]]) -> Row | None:
@@ -78,8 +85,9 @@ def file_of(file: str, lines: list[dict[str, str]]) -> Row | None:
   for line in lines:
     if line['adapt_filename'] == file:
       on_imagenet = line['adapt_ds'] == 'imagenet2012'
-      known = {'accuracy': 100 * float(line['adapt_final_test']), 'accuracy_from': "augreg's index.csv"} if on_imagenet else {}
-      return Row(**row, **known, pixels=int(line['adapt_resolution']), labels='imagenet1k' if on_imagenet else '')
+      share = known(line['adapt_final_test']) if on_imagenet else None
+      told = {} if share is None else {'accuracy': 100 * share, 'accuracy_from': "augreg's index.csv"}
+      return Row(**row, **told, pixels=int(float(line['adapt_resolution'])), labels='imagenet1k' if on_imagenet else '')
     if line['filename'] == file:
       return Row(**row, pixels=224, labels='imagenet1k' if line['ds'] == 'i1k' else 'imagenet21k')
   return None
@@ -93,7 +101,8 @@ def row_of_file(path: Path) -> Row | None:
 
 
 def near(name: str) -> str:
-  """What somebody may have meant: the names whose last part is like the last part of `name`."""
+  """What somebody may have meant: the names whose last part holds the last part of `name`, or that are spelt nearly so."""
   plain = lambda text: re.sub(r'[^a-z0-9]', '', text.rpartition('/')[2].lower())
-  like = [known for known in names() if plain(name) and plain(name) in plain(known)]
+  like = [row for row in names() if plain(name) and plain(name) in plain(row)]
+  like = like or difflib.get_close_matches(name, names(), n=4, cutoff=0.85)
   return f' Did you mean {" or ".join(map(repr, like[:4]))}?' if like else ''

@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -12,17 +14,21 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
 
-TRIES = 6  # In a row without a new byte.
+TRIES = 5  # In a row without a new byte.
 WAIT = 1.0  # Seconds before the second try; each later one waits twice as long.
 TIMEOUT = 30.0  # Seconds without a byte.
 CHUNK = 1 << 20  # Bytes.
 UNITS = {'MiB': 2**20, 'GiB': 2**30}
+HTTP = ('http', 'https')
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # What a disk says, and no network.
 
 
 def cache_directory() -> Path:
@@ -35,98 +41,154 @@ def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = N
   """Where the file of `url` lies on this machine; it is fetched if it is not there yet.
 
   `size`: as published, '393.69 MiB'; `md5`: in hexadecimal. What is there already is taken for whole, since only whole
-  files get their name. UserError that says what to do where the file can't be had, or is not what it should be.
+  files get their name. A file:// URL is that file itself, uncopied. UserError that says what to do where the file can't be
+  had, or is not what it should be.
   """
   path = place(url, directory or cache_directory())
   if path.is_file():
     return path
-  part = path.with_name(path.name + f'.{os.getpid()}.part')
+  scheme = urllib.parse.urlsplit(url).scheme
+  if scheme == 'file':
+    raise UserError(f'{url}: there is no such file')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    adopt(part)
-    found = (over_http if url.startswith(('http://', 'https://')) else over_fsspec)(url, part)
-    refuse_other_content(url, part, size, md5 or found)
-    part.replace(path)
-    part.with_suffix('.etag').unlink(missing_ok=True)
+    with held(path) as part:
+      if not path.is_file():  # Nobody has fetched it while this waited.
+        found = (over_http if scheme in HTTP else over_fsspec)(url, part)
+        refuse_other_content(url, part, size, md5 or found)
+        Path(part.name).replace(path)
+        version_of(part).unlink(missing_ok=True)
   except OSError as error:
-    if isinstance(error, urllib.error.URLError | TimeoutError | ConnectionError):
+    if isinstance(error, urllib.error.URLError):
       raise offline(url, path, size, error) from None
     raise UserError(f'can not write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory') from None
   return path
 
 
 def place(url: str, directory: Path) -> Path:
-  """The host and the path of the URL below the directory. UserError for a URL that would lie elsewhere, or names no file."""
-  parts = urllib.parse.urlsplit(url)
-  names = [parts.hostname or '', *urllib.parse.unquote(parts.path).split('/')]
-  names = [name for name in names if name]
-  if len(names) < 2 or url.endswith('/') or any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names):
+  """The host and the path of the URL below the directory. UserError for a URL that would lie elsewhere, or names no file.
+
+  Whatever tells two files apart is in it: a port, a query (by its digest), a scheme that isn't the web's.
+  """
+  try:
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+  except ValueError as error:
+    raise UserError(f'{url!r} is no URL: {error}') from None
+  if parts.scheme == 'file' and parts.netloc in ('', 'localhost'):
+    return Path(path)
+  host = parts.netloc.rpartition('@')[2]
+  names = [name for name in (host, *path.split('/')) if name]
+  if (
+    len(names) < 2 or not host or path.endswith('/') or any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
+  ):
     raise UserError(f'{url!r} names no file')
-  return directory.joinpath(*names)
+  if parts.query:
+    names.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
+  return directory.joinpath(*names) if parts.scheme in HTTP else directory.joinpath(parts.scheme, *names)
 
 
-def adopt(part: Path):
-  """Takes over what an interrupted process has left; that of one that still runs is left alone."""
-  name = re.sub(r'\d+\.part$', '', part.name)
-  for other in part.parent.glob(f'{name}*.part'):
-    pid = other.name.removeprefix(name).removesuffix('.part')
-    if pid.isdigit() and not Path(f'/proc/{pid}').exists() and not part.exists():
-      with contextlib.suppress(OSError):
-        other.with_suffix('.etag').rename(part.with_suffix('.etag'))
-        other.rename(part)
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[BinaryIO]:
+  """What has come of the file so far, to append to; nobody else has it, in whatever thread, container or host.
+
+  Waits for whoever has it. What an interrupted process has left is gone on with; nothing is left where nothing came.
+  """
+  name = path.with_name(path.name + '.part')
+  with locked(name) as part:
+    try:
+      yield part
+    finally:
+      if count(part) == 0:
+        name.unlink(missing_ok=True)
 
 
-def over_http(url: str, part: Path) -> str:
-  """Fetches what `part` lacks; the MD5 that the server gives, in hexadecimal, or ''. OSError where it is not to be had."""
-  tries = 0
+def locked(name: Path) -> BinaryIO:
+  """The file of that name, opened and locked. One that was renamed, or refused, while this waited, is not it any more."""
   while True:
-    have = bytes_in(part)
+    part = name.open('a+b')
+    fcntl.flock(part, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(name.stat(), os.fstat(part.fileno())):
+        return part
+    part.close()
+
+
+def count(part: BinaryIO) -> int:
+  """Bytes that are there already."""
+  part.flush()
+  return os.fstat(part.fileno()).st_size
+
+
+def version_of(part: BinaryIO) -> Path:
+  """Keeps the ETag of what has come, so that no two versions of a file are glued together."""
+  return Path(part.name).with_suffix('.etag')
+
+
+def over_http(url: str, part: BinaryIO) -> str:
+  """Fetches what `part` lacks; the MD5 that the server gives, in hexadecimal, or ''. URLError where it is not to be had."""
+  tries, most = 0, count(part)
+  while True:
     try:
       return one_request(url, part)
     except urllib.error.HTTPError as error:
       error.close()
       if error.code == 416:  # What is there is longer than the file: begin again.
-        part.unlink(missing_ok=True)
+        part.truncate(0)
       elif error.code not in (408, 429) and error.code < 500:
         raise UserError(f'{url}: the server says {error.code} {error.reason}') from None
       failure = error
+    except (ValueError, http.client.InvalidURL) as error:
+      raise UserError(f'{url!r} is no URL: {error}') from None
     except (OSError, http.client.HTTPException) as error:
+      if isinstance(error, OSError) and error.errno in FULL:
+        raise
       failure = error
-    tries = 0 if bytes_in(part) > have else tries + 1
+    tries = 0 if count(part) > most else tries + 1
+    most = max(most, count(part))
     if tries == TRIES:
       raise failure if isinstance(failure, urllib.error.URLError) else urllib.error.URLError(failure)
     time.sleep(WAIT * 2 ** max(0, tries - 1))
 
 
-def bytes_in(part: Path) -> int:
-  """That are there already."""
-  return part.stat().st_size if part.exists() else 0
-
-
-def one_request(url: str, part: Path) -> str:
-  """Asks for what is missing and appends it; the MD5 that the server gives. ConnectionError where less came than was promised.
-
-  The version of the file (its ETag) is kept beside the part, so that no two versions are glued together.
-  """
-  have, version = bytes_in(part), part.with_suffix('.etag')
+def one_request(url: str, part: BinaryIO) -> str:
+  """Asks for what is missing and appends it; the MD5 that the server gives. ConnectionError where not all of it came."""
+  have, version = count(part), version_of(part)
   headers = {'User-Agent': 'vit_jax', 'Accept-Encoding': 'identity'}
-  if have and version.exists():
-    headers |= {'Range': f'bytes={have}-', 'If-Range': version.read_text()}
-  with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+  tag = version.read_text() if version.exists() else ''
+  if have and tag:
+    headers |= {'Range': f'bytes={have}-', 'If-Range': tag}
+  with urllib.request.urlopen(urllib.request.Request(quoted(url), headers=headers), timeout=TIMEOUT) as response:
     if response.headers.get_content_type() == 'text/html':
       raise UserError(f'{url} is a web page, not a file of arrays')
     begin = have if response.status == 206 else 0
+    if begin and not continues(response.headers, begin, tag):
+      part.truncate(0)
+      raise ConnectionError(f'another part came than that from {begin:,} bytes on')
+    if not begin:
+      part.truncate(0)
+      version.write_text(response.headers.get('ETag') or '')
     promised = response.headers.get('Content-Length')
     total = begin + int(promised) if promised else None
-    with part.open('ab' if begin else 'wb') as out, bar(url, begin, total) as shown:
-      if tag := response.headers.get('ETag'):
-        version.write_text(tag)
+    with bar(url, begin, total) as shown:
       while data := response.read1(CHUNK):
-        out.write(data)
+        part.write(data)
         shown.update(len(data))
-  if total is not None and bytes_in(part) < total:
-    raise ConnectionError(f'only {bytes_in(part):,} of {total:,} bytes came')
+  if total is not None and count(part) < total:
+    raise ConnectionError(f'only {count(part):,} of {total:,} bytes came')
   return md5_of(response.headers.get('x-goog-hash') or '')
+
+
+def quoted(url: str) -> str:
+  """With spaces and other alphabets as servers want them; what is quoted already stays as it is."""
+  return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+
+
+def continues(headers: http.client.HTTPMessage, begin: int, tag: str) -> bool:
+  """Whether an answer goes on, in the same version of the file, where the part ends."""
+  span = re.fullmatch(r'bytes (\d+)-(\d+)/(\d+|\*)', headers.get('Content-Range') or '')
+  whole = span is not None and span[3] in ('*', str(int(span[2]) + 1))
+  return whole and int(span[1]) == begin and headers.get('ETag', tag) == tag
 
 
 def bar(url: str, begin: int, total: int | None) -> tqdm:
@@ -141,22 +203,34 @@ def md5_of(header: str) -> str:
   return base64.b64decode(match[1]).hex() if match else ''
 
 
-def over_fsspec(url: str, part: Path) -> str:
+def over_fsspec(url: str, part: BinaryIO) -> str:
   """Any other scheme, such as gs://; its library does the retrying."""
+  part.truncate(0)
+  with bar(url, 0, None) as shown:
+    for data in chunks(url):
+      part.write(data)
+      shown.update(len(data))
+  return ''
+
+
+def chunks(url: str) -> Iterator[bytes]:
+  """What fsspec reads, all of it. UserError for whatever goes wrong in its many libraries, each with its own exceptions."""
   import fsspec
 
   try:
-    with fsspec.open(url, 'rb') as source, part.open('wb') as out, bar(url, 0, None) as shown:
+    with fsspec.open(url, 'rb') as source:
+      have = 0
       while data := source.read(CHUNK):
-        out.write(data)
-        shown.update(len(data))
+        have += len(data)
+        yield data
+      if have != (getattr(source, 'size', None) or have):
+        raise ConnectionError(f'only {have:,} of {source.size:,} bytes came')
   except ImportError:
     raise UserError(f"{url} needs `pip install '.[gcp]'`{public(url)}") from None
-  except ValueError as error:  # A scheme that nobody knows.
-    raise UserError(f'{url}: {error}') from None
   except FileNotFoundError:
     raise UserError(f'{url}: there is no such file') from None
-  return ''
+  except Exception as error:
+    raise UserError(f'{url}: {" ".join(str(error).split()) or type(error).__name__}{public(url)}') from None
 
 
 def public(url: str) -> str:
@@ -165,20 +239,21 @@ def public(url: str) -> str:
   return f'; public buckets are at https://storage.googleapis.com/{rest} too' if scheme == 'gs' else ''
 
 
-def refuse_other_content(url: str, part: Path, size: str, md5: str):
+def refuse_other_content(url: str, part: BinaryIO, size: str, md5: str):
   """UserError, and no part left, where the file is not of the published size or has another digest, or is a web page."""
-  got = part.stat().st_size
+  got = count(part)
   wrong = ''
   if size and not fits(got, size):
     wrong = f'it has {got:,} bytes ({got / 2**20:.2f} MiB), and {size} were published'
-  with part.open('rb') as file:
-    if file.read(512).lstrip()[:1] == b'<':
-      wrong = 'it is a web page, not a file of arrays'
-    file.seek(0)
-    if md5 and not wrong and hashlib.file_digest(file, 'md5').hexdigest() != md5:
-      wrong = f'its MD5 is not {md5}'
+  part.seek(0)
+  if part.read(512).lstrip()[:1] == b'<':
+    wrong = 'it is a web page, not a file of arrays'
+  part.seek(0)
+  if md5 and not wrong and hashlib.file_digest(part, 'md5').hexdigest() != md5:
+    wrong = f'its MD5 is not {md5}'
   if wrong:
-    part.unlink()
+    part.truncate(0)
+    version_of(part).unlink(missing_ok=True)
     raise UserError(f'{url}: {wrong}')
 
 
