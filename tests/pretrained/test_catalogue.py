@@ -113,6 +113,13 @@ def test_a_models_name_is_its_best_imagenet21k_checkpoint_by_validation_accuracy
   assert index[1] == ['https://storage.googleapis.com/vit_models/augreg/index.csv']
 
 
+def test_a_best_checkpoint_that_the_catalogue_has_is_the_catalogues_row(index):
+  name = 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
+  index[0].write_text(index[0].read_text() + f'S/16,i21k,0.5,{name},,,,\n')
+  assert find('augreg/S_16') is find(f'augreg/{name}')
+  assert find('augreg/S_16').size == '115 MiB'
+
+
 def test_a_hybrid_is_found_as_the_list_and_as_the_files_write_it(index):
   assert find('augreg/R26+S/32') == find('augreg/R26_S_32')
   assert find('augreg/R26_S_32').name == 'augreg/R26_S_32-i21k-four'
@@ -135,8 +142,9 @@ def test_only_augregs_list_is_fetched_for_a_name(index):
   assert index[1] == []
 
 
-def test_a_list_that_has_changed_is_an_error(index):
-  index[0].write_text('model,file\n')
+@pytest.mark.parametrize('column', COLUMNS)
+def test_a_list_that_has_changed_is_an_error(index, column):
+  index[0].write_text(index[0].read_text().replace(f'{column},', 'other,', 1).replace(f',{column}\n', ',other\n', 1))
   with pytest.raises(UserError, match='has no column'):
     find('augreg/B_16')
 

@@ -43,7 +43,11 @@ class Bucket(http.server.BaseHTTPRequestHandler):
     if name == 'page':
       return self.answer(200, b'<html>Sign in</html>', {'Content-Type': 'text/html'})
     if name == 'hidden_page':
-      return self.answer(200, b'\n<!DOCTYPE html><html>Sign in</html>')
+      return self.answer(200, b'\xef\xbb\xbf\n<!DOCTYPE html><html>Sign in</html>')
+    if name == 'empty':
+      return self.answer(200, b'')
+    if name == 'circle':
+      return self.answer(302, b'', {'Location': self.path})
     if name == 'redirect' and 'there' not in self.path:
       return self.answer(302, b'', {'Location': '/redirect/there/file.npz'})
     data, tag = DATA, '"one"'
@@ -66,7 +70,8 @@ class Bucket(http.server.BaseHTTPRequestHandler):
   def answer(self, status: int, body: bytes, headers: dict | None = None, *, stop: int | None = None, slow: bool = False):
     self.send_response(status)
     for key, value in {'Content-Type': 'application/octet-stream', 'Content-Length': str(len(body)), **(headers or {})}.items():
-      self.send_header(key, value)
+      for line in value.split(',') if key == 'x-goog-hash' else [value]:  # Google sends one for each digest.
+        self.send_header(key, line)
     self.end_headers()
     if slow:
       for at in range(0, len(body), 100_000):
@@ -156,7 +161,7 @@ def test_a_file_that_is_there_is_not_fetched(bucket, tmp_path):
 
 
 def test_the_published_size_and_digest_are_checked(bucket, tmp_path):
-  assert fetch(f'{bucket.url}/fine/file.npz', size='2.86 MiB', md5=MD5, directory=tmp_path).read_bytes() == DATA
+  assert fetch(f'{bucket.url}/fine/file.npz', size='2.86 MiB', md5=MD5.upper(), directory=tmp_path).read_bytes() == DATA
 
 
 BAD = {
@@ -165,6 +170,8 @@ BAD = {
   'page': ({}, 'is a web page'),
   'hidden_page': ({}, 'is a web page'),
   'digest': ({}, 'its MD5 is not'),
+  'empty': ({}, 'it is empty'),
+  'circle': ({}, 'the server says 302 .* infinite loop'),
   'fine': ({'size': '3.86 MiB'}, r'it has 3,000,004 bytes \(2.86 MiB\), and 3.86 MiB were published'),
   'slow': ({'md5': '0' * 32}, 'its MD5 is not 0000'),
   'never': ({'size': '2.86 MiB'}, r'only 0 of 3,000,004 bytes came.* \(2.86 MiB\) and put it at .*file.npz'),
@@ -199,7 +206,19 @@ def test_offline_the_error_says_which_file_to_put_where(monkeypatch, tmp_path):
     f'can not fetch {url} (Connection refused): get it on another machine (1.2 GiB) and put it at {expected}'
   )
   expected.write_bytes(DATA)
-  assert fetch(url, size='1.2 GiB', directory=tmp_path) == expected
+  with pytest.raises(UserError, match=r'has 3,000,004 bytes .*, and 1.2 GiB were published: delete it'):
+    fetch(url, size='1.2 GiB', directory=tmp_path)
+  assert fetch(url, size='2.86 MiB', directory=tmp_path) == expected
+
+
+@pytest.mark.parametrize('tag', [b'W/"one"', b'\xff\n\r: ', b''])
+def test_what_came_of_an_unknown_version_is_not_gone_on_with(bucket, tmp_path, tag):
+  path = place(f'{bucket.url}/fine/file.npz', tmp_path)
+  path.parent.mkdir(parents=True)
+  path.with_name('file.npz.part').write_bytes(OTHER[:1_000_000])
+  path.with_name('file.npz.etag').write_bytes(tag)
+  assert fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path).read_bytes() == DATA
+  assert bucket.asked == [None]
 
 
 def test_any_scheme_that_fsspec_knows_is_read(tmp_path):

@@ -12,6 +12,9 @@ from vit_jax.errors import UserError
 from vit_jax.pretrained.download import fetch, fits
 
 AUGREG = 'https://storage.googleapis.com/vit_models/augreg/'
+COLUMNS = {  # Those of its list that are read here.
+  'name', 'ds', 'final_val', 'filename', 'adapt_ds', 'adapt_resolution', 'adapt_final_test', 'adapt_filename',
+}  # fmt: skip
 LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
 
 
@@ -60,9 +63,10 @@ def find(name: str) -> Row | None:
   wanted = name.removeprefix('augreg/').removesuffix('.npz')
   with fetch(AUGREG + 'index.csv').open(newline='') as file:
     lines = list(csv.DictReader(file))
-  if missing := {'name', 'ds', 'final_val', 'filename', 'adapt_filename'} - set(lines[0] if lines else ()):
+  if missing := COLUMNS - set(lines[0] if lines else ()):
     raise UserError(f'{AUGREG}index.csv has no column {min(missing)}: delete its copy in the cache, and try again')
-  return best_of(wanted, lines) or file_of(wanted, lines)
+  row = best_of(wanted, lines) or file_of(wanted, lines)
+  return row and released().get(row.name, row)  # Our own row knows the size too.
 
 
 def best_of(model: str, lines: list[dict[str, str]]) -> Row | None:

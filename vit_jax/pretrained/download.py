@@ -40,13 +40,13 @@ def cache_directory() -> Path:
 def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = None) -> Path:
   """Where the file of `url` lies on this machine; it is fetched if it is not there yet.
 
-  `size`: as published, '393.69 MiB'; `md5`: in hexadecimal. What is there already is taken for whole, since only whole
-  files get their name. A file:// URL is that file itself, uncopied. UserError that says what to do where the file can't be
-  had, or is not what it should be.
+  `size`: as published, '393.69 MiB'; `md5`: in hexadecimal. What is there already is taken for whole if its size fits: only
+  whole files get their name here, but people put others there by hand. A file:// URL is that file itself, uncopied.
+  UserError that says what to do where the file can't be had, or is not what it should be.
   """
   path = place(url, directory or cache_directory())
   if path.is_file():
-    return path
+    return fitting(path, size)
   scheme = urllib.parse.urlsplit(url).scheme
   if scheme == 'file':
     raise UserError(f'{url}: there is no such file')
@@ -62,6 +62,14 @@ def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = N
     if isinstance(error, urllib.error.URLError):
       raise offline(url, path, size, error) from None
     raise UserError(f'can not write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory') from None
+  return path
+
+
+def fitting(path: Path, size: str) -> Path:
+  """The path. UserError where the file there is not of the published size."""
+  have = path.stat().st_size
+  if size and not fits(have, size):
+    raise UserError(f'{path} has {have:,} bytes ({have / 2**20:.2f} MiB), and {size} were published: delete it, and try again')
   return path
 
 
@@ -136,7 +144,7 @@ def over_http(url: str, part: BinaryIO) -> str:
       if error.code == 416:  # What is there is longer than the file: begin again.
         part.truncate(0)
       elif error.code not in (408, 429) and error.code < 500:
-        raise UserError(f'{url}: the server says {error.code} {error.reason}') from None
+        raise UserError(f'{url}: the server says {error.code} {" ".join(str(error.reason).split())}') from None
       failure = error
     except (ValueError, http.client.InvalidURL) as error:
       raise UserError(f'{url!r} is no URL: {error}') from None
@@ -155,7 +163,8 @@ def one_request(url: str, part: BinaryIO) -> str:
   """Asks for what is missing and appends it; the MD5 that the server gives. ConnectionError where not all of it came."""
   have, version = count(part), version_of(part)
   headers = {'User-Agent': 'vit_jax', 'Accept-Encoding': 'identity'}
-  tag = version.read_text() if version.exists() else ''
+  tag = version.read_text(errors='replace') if version.exists() else ''
+  tag = tag if re.fullmatch(r'"[\x21\x23-\x7e]*"', tag) else ''  # Neither a weak one, which may not be asked for, nor damage.
   if have and tag:
     headers |= {'Range': f'bytes={have}-', 'If-Range': tag}
   with urllib.request.urlopen(urllib.request.Request(quoted(url), headers=headers), timeout=TIMEOUT) as response:
@@ -169,14 +178,14 @@ def one_request(url: str, part: BinaryIO) -> str:
       part.truncate(0)
       version.write_text(response.headers.get('ETag') or '')
     promised = response.headers.get('Content-Length')
-    total = begin + int(promised) if promised else None
+    total = begin + int(promised) if promised and promised.isdecimal() else None
     with bar(url, begin, total) as shown:
       while data := response.read1(CHUNK):
         part.write(data)
         shown.update(len(data))
   if total is not None and count(part) < total:
     raise ConnectionError(f'only {count(part):,} of {total:,} bytes came')
-  return md5_of(response.headers.get('x-goog-hash') or '')
+  return md5_of(','.join(response.headers.get_all('x-goog-hash', [])))  # One line for each digest, or one for all.
 
 
 def quoted(url: str) -> str:
@@ -199,7 +208,7 @@ def bar(url: str, begin: int, total: int | None) -> tqdm:
 
 def md5_of(header: str) -> str:
   """Of Google's 'crc32c=…,md5=…', in hexadecimal, or ''."""
-  match = re.search(r'md5=([\w+/=]+)', header)
+  match = re.search(r'md5=([\w+/]{22}==)', header)
   return base64.b64decode(match[1]).hex() if match else ''
 
 
@@ -225,8 +234,9 @@ def chunks(url: str) -> Iterator[bytes]:
         yield data
       if have != (getattr(source, 'size', None) or have):
         raise ConnectionError(f'only {have:,} of {source.size:,} bytes came')
-  except ImportError:
-    raise UserError(f"{url} needs `pip install '.[gcp]'`{public(url)}") from None
+  except ImportError as error:
+    needs = "needs `pip install '.[gcp]'`" if url.startswith('gs://') else f'can not be read: {error}'
+    raise UserError(f'{url} {needs}{public(url)}') from None
   except FileNotFoundError:
     raise UserError(f'{url}: there is no such file') from None
   except Exception as error:
@@ -242,14 +252,14 @@ def public(url: str) -> str:
 def refuse_other_content(url: str, part: BinaryIO, size: str, md5: str):
   """UserError, and no part left, where the file is not of the published size or has another digest, or is a web page."""
   got = count(part)
-  wrong = ''
+  wrong = '' if got else 'it is empty'
   if size and not fits(got, size):
     wrong = f'it has {got:,} bytes ({got / 2**20:.2f} MiB), and {size} were published'
   part.seek(0)
-  if part.read(512).lstrip()[:1] == b'<':
+  if part.read(512).removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'<':
     wrong = 'it is a web page, not a file of arrays'
   part.seek(0)
-  if md5 and not wrong and hashlib.file_digest(part, 'md5').hexdigest() != md5:
+  if md5 and not wrong and hashlib.file_digest(part, 'md5').hexdigest() != md5.lower():
     wrong = f'its MD5 is not {md5}'
   if wrong:
     part.truncate(0)
