@@ -71,6 +71,13 @@ def export(args):
   commands.export(args, OVERRIDES)
 
 
+def plan(args):
+  """Compiles a run's train step for a TPU slice that is not here: does it fit, and how long would it take?"""
+  from vit_jax import commands
+
+  commands.plan(args)
+
+
 def numbers(kind: type):
   """'0.5' or '0.485,0.456,0.406' -> one number or several."""
 
@@ -135,6 +142,12 @@ def parser() -> argparse.ArgumentParser:
   command.add_argument('--to', required=True, help='a file .npz, .onnx or .stablehlo, or a directory')
   formats = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
   command.add_argument('--format', choices=formats, help="by default by --to's suffix")
+  command = commands.add_parser('plan', help=plan.__doc__, description=plan.__doc__)
+  command.set_defaults(function=plan)
+  command.add_argument('--topology', required=True, help='a TPU slice, such as v5e:4x4')
+  command.add_argument('--slices', type=int, default=1, help='of that kind, over the slower network')
+  command.add_argument('--json', metavar='FILE', help='- for the screen')
+  command.add_argument('--hlo', metavar='FILE', help='the compiled program')
   return top
 
 
@@ -164,7 +177,9 @@ def add_data(commands):
 
 def main():
   """The command line; an error that the user can mend is one line and exit code 2."""
-  args = parser().parse_args()
+  args, args.more = parser().parse_known_args()
+  if args.more and args.function is not plan:
+    parser().error(f'unrecognized arguments: {" ".join(args.more)}')
   try:
     one_line_errors(lambda: args.function(args))
     sys.stdout.flush()

@@ -1,7 +1,9 @@
-"""What the commands of python -m vit_jax do with a pre-trained model: predict, evaluate, export."""
+"""What the commands of python -m vit_jax do: predict, evaluate and export a pre-trained model, plan a run."""
 
 import csv
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vit_jax.config import DataConfig
-from vit_jax.entry import keep_compiled_programs
+from vit_jax.entry import keep_compiled_programs, read_config
 from vit_jax.errors import UserError
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.released import load
@@ -136,3 +138,23 @@ def export(args, overrides: tuple[str, ...]):
     raise UserError(f'--to={args.to}: say which --format: npz, timm, huggingface, onnx or stablehlo')
   for line in export(open_model(args, overrides=overrides), Path(args.to), format):
     print(line)
+
+
+def plan(args):
+  """Whether a run fits a TPU slice, and how long it would take."""
+  os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}  # No TPU is here.
+  from vit_jax.cloud.plan import describe, plan
+  from vit_jax.cloud.topologies import topology
+
+  where = topology(args.topology, args.slices)
+  config = read_config(args.more)
+  print(f'compiling for {where.chips} chips of {where.name} …', file=sys.stderr, flush=True)
+  found, hlo = plan(config, where)
+  if args.hlo and hlo:
+    write(args.hlo, hlo)
+  if args.json:
+    facts = dataclasses.asdict(found) | {'seconds_per_step': found.seconds_per_step, 'mfu': found.mfu}
+    write(args.json, json.dumps(facts, indent=2) + '\n')
+  print('\n'.join(describe(config, found)))
+  if not found.fits:
+    sys.exit(1)

@@ -38,6 +38,22 @@ def run_job(default_config: Path):
   one_line_errors(job)
 
 
+def read_config(args: list[str]) -> Config:
+  """The config that flags say: --config=FILE:ARGUMENT and any --config.FIELD=VALUE, as the two main jobs take them."""
+  args = [f'--config={args[i + 1]}' if arg == '--config' and i + 1 < len(args) else arg for i, arg in enumerate(args)]
+  args = [arg for i, arg in enumerate(args) if arg.startswith('-')]
+  refuse_unknown_settings(args)
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file('config', None, 'The recipe: FILE or FILE:ARGUMENT.', flag_values=values)
+  try:
+    left = values(['plan', *args])[1:]
+  except flags.Error as error:
+    raise UserError(str(error)) from None
+  if config.value is None or left:
+    raise UserError(f'expected --config=FILE:ARGUMENT and --config.FIELD=VALUE, got {" ".join(args) or "nothing"}')
+  return config.value
+
+
 def one_line_errors(function: Callable[[], object]):
   """Calls `function`; a UserError becomes a line on the screen and exit code 2."""
   try:

@@ -5,6 +5,7 @@ The mesh has the axes ('data', 'fsdp'). Batches are split over both; parameters,
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -26,15 +27,31 @@ PEAK_FLOPS = {
 }
 
 
-def make_mesh(fsdp: int, *, batches: dict[str, int]) -> Mesh:
-  """All devices of all hosts, as ('data', 'fsdp'). UserError where they don't divide, or don't divide a batch size."""
-  count = jax.device_count()
+def make_mesh(fsdp: int, *, batches: dict[str, int], devices: list | None = None) -> Mesh:
+  """All devices of all hosts (or `devices`), as ('data', 'fsdp').
+
+  UserError where they don't divide, or don't divide a batch size.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if count % fsdp:
     raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {count} devices')
   for name, batch in batches.items():
     if batch % count:
       raise UserError(f'{name}={batch} does not divide over {count} devices: the nearest that do are {nearest(batch, count)}')
-  return jax.make_mesh((count // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto))
+  return jax.make_mesh((count // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def distant_devices(name: str, slices: int = 1) -> list:
+  """The devices of TPU slices that are not here, 'v5e:4x4', to compile for. Needs libtpu; UserError where it is not installed,
+  or knows no such slice."""
+  config = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+  config |= {'num_slices': slices} if slices > 1 else {}
+  try:
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=name, **config).devices)
+  except Exception as error:  # Of a plugin: it raises what it likes.
+    why = ' '.join(str(error).split())[:200]
+    raise UserError(f"{name}: not to be compiled for here: {why}. `pip install '.[plan]'` installs the compiler") from None
 
 
 def nearest(batch: int, count: int) -> str:

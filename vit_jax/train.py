@@ -113,12 +113,11 @@ def first_state(
   config: Config, workdir: Path, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, list[str]]:
   """The state to start from, and what is to be said of it: the newest checkpoint, else `config.init`, else a fresh one."""
-  init = functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
-  shapes = jax.eval_shape(init)
-  shardings = state_shardings(shapes, mesh)
-  with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  if state := restore(workdir, jax.tree.map(with_sharding, shapes, shardings)):
+  init = fresh_state(config, model=model, tx=tx)
+  shapes = abstract_state(config, model=model, tx=tx, mesh=mesh)
+  if state := restore(workdir, shapes):
     return state, [f'going on after step {int(state.step)}']
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   state = jax.jit(init, out_shardings=shardings)()
   if not config.init:
     return state, []
@@ -129,6 +128,18 @@ def first_state(
   params = jax.device_put(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
   return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
+
+
+def fresh_state(config: Config, *, model: VisionTransformer, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
+  """The function that makes the state of a run from its seed."""
+  return functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
+
+
+def abstract_state(config: Config, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """The shapes of a run's state, and where each part lies: nothing is allocated."""
+  shapes = jax.eval_shape(fresh_state(config, model=model, tx=tx))
+  with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
 
 
 def refuse_other_model(config: Config, released: Pretrained) -> list[str]:
@@ -168,6 +179,7 @@ def compiled_step(
     ema=config.optim.ema,
   )
   step.__name__ = 'train_step'  # What profiles and compilation events call it.
+  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   shardings, b = state_shardings(state, mesh), config.data.batch
   shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), np.int32), 'mask': ((b,), np.bool_)}
   batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}

@@ -12,7 +12,8 @@ COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-<>]+) .*\{\s*$')
 INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = .*?\s([\w\-]+)\(')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-CALLED = re.compile(r'(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)=\{?%?([\w.\-]+)')
+CALLEES = 'calls|to_apply|called_computations|branch_computations|true_computation|false_computation'
+CALLED = re.compile(rf'(?:{CALLEES})=\{{?%?([\w.\-]+)')
 LIMIT = re.compile(r's32\[\]\S* constant\((\d+)\)')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 UNKNOWN = 10**13  # What the compiler writes where it does not know.
@@ -54,7 +55,13 @@ def computations(hlo: str) -> tuple[dict[str, list[str]], str | None]:
 
 
 def add_up(
-  bodies: dict[str, list[str]], name: str, by_name: collections.Counter, missing: list[str], *, times: int, above: tuple[str, ...]
+  bodies: dict[str, list[str]],
+  name: str,
+  by_name: collections.Counter,
+  missing: list[str],
+  *,
+  times: int,
+  above: tuple[str, ...],
 ) -> int:
   """Cycles of one run of computation `name`, which runs `times` in all; itemised on the way."""
   cycles = 0

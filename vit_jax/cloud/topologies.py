@@ -71,7 +71,7 @@ def topology(name: str, slices: int = 1) -> Topology:
   if kind not in GENERATIONS:
     raise UserError(f'--topology={name}: there is no TPU {kind!r}.{did_you_mean(kind, GENERATIONS)}')
   generation = GENERATIONS[kind]
-  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){%d}' % (generation.axes - 1), shape):
+  if not re.fullmatch(rf'[1-9]\d*(x[1-9]\d*){{{generation.axes - 1}}}', shape):
     known = ', '.join(f'{kind}:{known}' for known in generation.shapes)
     raise UserError(f'--topology={name}: a slice of {kind} has {generation.axes} sides: {known}')
   if slices < 1:

@@ -1,0 +1,19 @@
+"""The step that speed is measured on: ImageNet at 224 px, bfloat16, Adam with a bfloat16 first moment, no dropout, no remat.
+
+    python -m vit_jax plan --config configs/bench.py:B/16 --config.data.batch=512 --topology v5e:2x2
+
+Argument: a variant. "An Image is Worth 16x16 Words" (arXiv 2010.11929) with a class token and a linear head, softmax, clipping
+and weight decay; data parallel. Cost: nothing, it is compiled and not run. Expected: the table in benchmarks/results.md.
+"""
+
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+
+
+def get_config(argument: str = 'B/16') -> Config:
+  """The plain encoder of that variant."""
+  return Config(
+    data=DataConfig(train='tfds:imagenet2012', eval_split='validation', batch=512, size=(224, 224)),
+    model=ModelConfig(variant=argument, dtype='bfloat16', unroll=0),
+    optim=OptimConfig(name='adamw', lr=1e-3, warmup='10000', weight_decay=0.1, clip=1.0, momentum_dtype='bfloat16'),
+    epochs=300,
+  )

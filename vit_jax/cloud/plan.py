@@ -1,0 +1,182 @@
+"""Whether a run fits a TPU slice and how long it would take, told by compiling its real train step for that slice, without one.
+
+Memory is the compiler's own account. Times are estimates: the compiler's cycles added up (cycles.py) over the chip's clock.
+"""
+
+import dataclasses
+import re
+import time
+
+import jax
+
+from vit_jax.cloud.cycles import cost
+from vit_jax.cloud.topologies import GIB, Topology
+from vit_jax.config import Config, total_steps, validate
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.mesh import distant_devices, make_mesh
+from vit_jax.models.vit import vit
+from vit_jax.optim import optimizer, schedule
+from vit_jax.step import abstract_params
+from vit_jax.train import abstract_state, batch_sizes, compiled_step
+
+TPUV3_CORE = 61.5e12  # bfloat16 FLOP/s: 123e12 a chip of two cores. The paper counts TPUv3-core-days.
+# What a data set has, where it is not on this machine: training examples, classes, most labels of an example.
+# arXiv 2010.11929 §4.1; ImageNet-21k's and JFT's numbers of images are rounded there.
+KNOWN = {
+  'tfds:imagenet2012': (1_281_167, 1_000, 1),
+  'folder:imagenet21k': (14_000_000, 21_843, 1),
+  'folder:jft': (303_000_000, 18_291, 1),
+}
+COLLECTIVES = re.compile(r' = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
+SIDES = re.compile(r'(\w+)\[([\d,]*)\]')
+BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'u8': 1, 's8': 1, 'pred': 1, 'f16': 2}
+OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm', re.IGNORECASE)
+UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+  """One config on one topology. Bytes are a chip's; None where the program did not compile for want of memory."""
+
+  topology: Topology
+  fits: bool
+  hbm: float  # Bytes at the peak.
+  memory: dict[str, float]  # Where they go.
+  parameters: int
+  flops: float  # Of a step, analytic: three forward passes.
+  steps: int
+  batch: int
+  cycles: int | None
+  missing: tuple[str, ...]
+  collectives: dict[str, float]
+  compile_seconds: float
+
+  @property
+  def seconds_per_step(self) -> float | None:
+    """Estimated."""
+    return self.cycles / self.topology.generation.ghz / 1e9 if self.cycles else None
+
+  @property
+  def mfu(self) -> float | None:
+    """Estimated: the model's own arithmetic over what the chips could do in that time."""
+    if not self.seconds_per_step:
+      return None
+    return self.flops / self.seconds_per_step / (self.topology.generation.flops * self.topology.chips)
+
+
+def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
+  """(the plan, the compiled program's text) of the train step of `config` on `topology`.
+
+  UserError where config, data and topology do not go together.
+  """
+  config = validate(config)
+  examples, classes, labels = data_facts(config)
+  steps, epoch = total_steps(config, examples), examples / config.data.batch
+  model = vit(config.model, classes)
+  lr = schedule(config.optim, steps=steps, epoch=epoch)
+  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  devices = distant_devices(topology.name, topology.slices)
+  mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config), devices=devices)
+  state = abstract_state(config, model=model, tx=tx, mesh=mesh)
+  began = time.monotonic()
+  known = {
+    'topology': topology,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    'flops': 3 * model.shape.flops(config.data.size) * config.data.batch,
+    'steps': steps,
+    'batch': config.data.batch,
+  }
+  try:
+    compiled = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=labels)
+  except jax.errors.JaxRuntimeError as error:
+    return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
+  seconds, hlo = time.monotonic() - began, compiled.as_text()
+  memory, counted = memory_of(compiled), cost(hlo)
+  made = Plan(
+    **known,
+    fits=memory['peak'] <= topology.generation.hbm * GIB / topology.generation.devices,
+    hbm=memory.pop('peak'),
+    memory=memory,
+    cycles=counted.cycles,
+    missing=counted.missing,
+    collectives=collective_bytes(hlo),
+    compile_seconds=seconds,
+  )
+  return made, hlo
+
+
+def data_facts(config: Config) -> tuple[int, int, int]:
+  """(training examples, classes, most labels of an example): of the data where it is here, else as published."""
+  data = config.data
+  try:
+    source = open_source(data.train, data.split, dir=data.dir)
+    return len(source), source.classes, source.most_labels
+  except UserError:
+    if data.train in KNOWN:
+      return KNOWN[data.train]
+    raise
+
+
+def memory_of(compiled) -> dict[str, float]:
+  """Bytes of a device at the peak, and what they are for."""
+  found = compiled.memory_analysis()
+  arguments, out, kept = found.argument_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes
+  temporary = found.temp_size_in_bytes
+  peak = getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + temporary
+  return {'peak': peak, 'state and batch': arguments, 'results': out - kept, 'temporary': temporary}
+
+
+def without_memory(error: Exception) -> dict:
+  """What the compiler says of a program that is too large. Any other failure is raised again."""
+  match = OUT_OF_MEMORY.search(str(error))
+  if not match:
+    raise error
+  used = float(match[1]) * UNIT[match[2].upper()]
+  return {'fits': False, 'hbm': used, 'memory': {}, 'cycles': None, 'missing': (), 'collectives': {}}
+
+
+def collective_bytes(hlo: str) -> dict[str, float]:
+  """Bytes of the results of each kind of collective in the program's text; those in a loop's body count once."""
+  out = {}
+  for line in hlo.splitlines():
+    if match := COLLECTIVES.search(line):
+      out[match[2]] = out.get(match[2], 0) + sum(size_of(*found) for found in SIDES.findall(match[1]))
+  return out
+
+
+def size_of(dtype: str, sides: str) -> float:
+  """Bytes of 'f32[768,3072]'."""
+  size = BYTES.get(dtype, 0)
+  for side in filter(None, sides.split(',')):
+    size *= int(side)
+  return size
+
+
+def describe(config: Config, plan: Plan) -> list[str]:
+  """The plan in words; what is estimated says so."""
+  t, g = plan.topology, plan.topology.generation
+  gib = lambda count: f'{count / GIB:.2f}'
+  size = 'x'.join(map(str, config.data.size))
+  lines = [
+    f'{config.model.variant} at {size}, batch {plan.batch:,}, on {t.chips} chips of {t.name} ({t.hosts} hosts), '
+    f'fsdp {config.mesh.fsdp}; compiled in {plan.compile_seconds:.0f} s',
+    f'memory      {gib(plan.hbm)} of {g.hbm / g.devices:g} GiB: it {"fits" if plan.fits else "does NOT fit"}'
+    + ''.join(f'; {name} {gib(value)}' for name, value in plan.memory.items()),
+    f'parameters  {plan.parameters:,}',
+    f'model FLOPs {plan.flops / 1e12:.1f} T a step; {plan.flops * plan.steps / 1e18:,.0f} exaFLOPs in {plan.steps:,} steps',
+  ]
+  if not plan.seconds_per_step:
+    return lines
+  seconds = plan.seconds_per_step * plan.steps
+  rate = plan.batch / plan.seconds_per_step
+  days = plan.flops * plan.steps / (plan.mfu * TPUV3_CORE) / 86400
+  lines += [
+    f'step        {plan.cycles / 1e6:.1f} M cycles at {g.ghz:g} GHz = {1000 * plan.seconds_per_step:.1f} ms (estimate); '
+    f'MFU {100 * plan.mfu:.0f} % (estimate)',
+    f'images      {rate:,.0f} /s (estimate); each of the {t.hosts} hosts decodes {rate / t.hosts:,.0f} /s',
+    f'run         {seconds / 3600:,.1f} hours, {seconds / 3600 * t.chips:,.0f} chip-hours, {days:,.0f} TPUv3-core-days at that '
+    'MFU (estimates)',
+  ]
+  lines += [f'network     {name} {value / 1e6:,.1f} MB a step' for name, value in plan.collectives.items()]
+  return lines + [f'not counted {what}' for what in plan.missing]
