@@ -1,9 +1,11 @@
 """The step that speed is measured on: ImageNet at 224 px, bfloat16, Adam with a bfloat16 first moment, no dropout, no remat.
 
     python -m vit_jax plan --config configs/bench.py:B/16 --config.data.batch=512 --topology v5e:2x2
+    python run_pretrain.py --config=configs/bench.py:B/16
 
 Argument: a variant. "An Image is Worth 16x16 Words" (arXiv 2010.11929) with a class token and a linear head, softmax, clipping
-and weight decay; data parallel. Cost: nothing, it is compiled and not run. Expected: the table in benchmarks/results.md.
+and weight decay; data parallel. Cost: compiled and not run, nothing. Expected: for the command above 416.1 M cycles (estimate)
+and 11.49 GiB of a v5e's 16.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -142,7 +142,9 @@ def export(args, overrides: tuple[str, ...]):
 
 def plan(args):
   """Whether a run fits a TPU slice, and how long it would take."""
-  os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}  # No TPU is here.
+  # No TPU is here, no metadata server to ask for one, and libtpu need not say so at length.
+  os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+  os.environ |= {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_STDERR_LOG_LEVEL': '3', 'TPU_MIN_LOG_LEVEL': '3'}
   from vit_jax.cloud.plan import describe, plan
   from vit_jax.cloud.topologies import topology
 

@@ -1,17 +1,20 @@
 """What is given back is read by others as we read it, and by us as it was."""
 
-import json
+import dataclasses
+import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 import vit_jax
-from tests.pretrained.families import normalised
-from tests.pretrained.released_layout import draw
+from tests.pretrained.families import POOLS, normalised, run, timm_model
+from tests.pretrained.released_layout import draw, google_file
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.pretrained import export as module
@@ -50,6 +53,8 @@ MODELS = {
   'registers, no head': {'registers': 3, 'classes': 0},
   'patch norm': {'patch_norm': True},
   'sincos': {'position': 'sincos2d', 'pool': 'gap'},
+  'no positions': {'position': 'none'},
+  'bfloat16': {'dtype': 'bfloat16'},
   'not square': {'variant': 'mu/8x4', 'size': (32, 16)},
   'hybrid': HYBRID,
   'root': {'variant': 'R+mu/16', 'stem_width': 32},
@@ -83,7 +88,7 @@ def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
   assert str(to) in line
   assert 'read again, it differs by' in line
   assert {path.name for path in to.parent.iterdir()} == {to.name} | ({'model.json'} if format == 'npz' else set())
-  if format not in ('stablehlo', 'onnx') and kind != 'sincos':  # Which is a learned table afterwards.
+  if format not in ('stablehlo', 'onnx') and kind not in ('sincos', 'no positions'):  # A learned table afterwards.
     is_the_same(vit_jax.load(str(to)), ours)
 
 
@@ -168,35 +173,128 @@ def test_onnx_runs_at_any_batch_size(tmp_path, kind):
     np.testing.assert_allclose(got, expected[:b], rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_file_that_gives_other_numbers_is_not_left_behind(tmp_path, monkeypatch):
-  def corrupting(path, **arrays):
-    real(path, **arrays | {'head/kernel': arrays['head/kernel'] * 1.001})
+@pytest.mark.parametrize('kind', ['class token', 'mean', 'MAP', 'sincos', 'no positions'])
+def test_timm_reads_our_npz(tmp_path, kind, timm):
+  ours = model(**MODELS[kind])
+  export(ours, tmp_path / 'model.npz', 'npz')
+  pool = {} if ours.config.pool == 'token' else POOLS[ours.config.pool]
+  theirs = timm_model(timm, ours.config, ours.classes, ours.size, **pool)
+  theirs.load_pretrained(str(tmp_path / 'model.npz'))
+  expected = run(theirs, IMAGES, **STATISTICS)
+  assert np.abs(np.asarray(ours.logits(IMAGES)) - expected).max() <= 2e-5 * np.abs(expected).max()
 
-  real = np.savez
-  monkeypatch.setattr(module.np, 'savez', corrupting)
+
+@pytest.mark.parametrize('kind', ['hidden layer', 'hybrid'])
+def test_a_released_file_comes_back_to_the_bit(tmp_path, kind):
+  config = ModelConfig(**{'variant': 'mu/8', 'depth': 11} | MODELS[kind])  # More than ten: an order of names would show.
+  google_file(tmp_path / 'released.npz', config, classes=5, size=(32, 32))
+  export(vit_jax.load(str(tmp_path / 'released.npz')), tmp_path / 'again.npz', 'npz')
+  with np.load(tmp_path / 'released.npz') as old, np.load(tmp_path / 'again.npz') as new:
+    described = lambda file: {name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file}
+    assert described(new) == described(old)
+    assert kind != 'hybrid' or new['gn_root/scale'].shape == (1, 1, 1, 32)
+
+
+@pytest.mark.parametrize('format', NOT)
+def test_a_file_that_gives_other_numbers_is_not_left_behind(tmp_path, monkeypatch, format):
+  """And what was there before is still there."""
+  if format == 'onnx':
+    pytest.importorskip('onnxruntime')
+  write, read = module.FORMATS[format]
+
+  def corrupting(ours: Pretrained, to: Path):
+    head = {'kernel': ours.params['head']['kernel'] * 1.001, 'bias': ours.params['head']['bias']}
+    write(dataclasses.replace(ours, params=ours.params | {'head': head}), to)
+
+  to = tmp_path / NAMES.get(format, 'directory')
+  export(model(), to, format)
+  before = contents(tmp_path)
+  monkeypatch.setitem(module.FORMATS, format, (corrupting, read))
   with pytest.raises(UserError, match=r'read again, it differs by .* 1e-04 is the most'):
-    export(model(), tmp_path / 'model.npz', 'npz')
+    export(model(), to, format)
+  assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+  """Every file below it."""
+  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+FULL = {
+  'npz': ('np.savez', OSError(errno.ENOSPC, 'No space left on device')),
+  'timm': ('save_file', SafetensorError('I/O error: No space left on device')),
+}
+
+
+@pytest.mark.parametrize('format', FULL)
+def test_a_full_disk_is_one_line_and_nothing_left_behind(tmp_path, monkeypatch, format):
+  def full(*args, **kwargs):
+    raise error
+
+  name, error = FULL[format]
+  monkeypatch.setattr(f'{module.__name__}.{name}', full)
+  with pytest.raises(UserError, match=r'^can not write .*: .*No space left on device$'):
+    export(model(), tmp_path / NAMES.get(format, 'directory'), format)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_exporting_again_replaces_ours_and_nothing_else(tmp_path):
-  for _ in range(2):
-    export(model(), tmp_path / 'timm', 'timm')
+  for format in ('huggingface', 'timm', 'timm'):
+    export(model(), tmp_path / 'directory', format)
     export(model(), tmp_path / 'model.npz', 'npz')
-  (tmp_path / 'photos').mkdir()
-  (tmp_path / 'photos' / 'cat.jpg').write_text('')
-  with pytest.raises(UserError, match='other things in it'):
-    export(model(), tmp_path / 'photos', 'timm')
-  with pytest.raises(UserError, match='is a directory, and npz is a file'):
-    export(model(), tmp_path / 'photos', 'npz')
-  with pytest.raises(UserError, match='is a file, and timm is a directory'):
-    export(model(), tmp_path / 'model.npz', 'timm')
-  with pytest.raises(UserError, match='Did you mean'):
-    export(model(), tmp_path / 'x', 'tim')
+  assert {path.name for path in (tmp_path / 'directory').iterdir()} == {'model.safetensors', 'config.json'}
+  assert len({path.stat().st_mode for path in tmp_path.rglob('*') if path.is_file()}) == 1  # As the umask says.
+  (tmp_path / 'directory' / 'README.md').write_text('mine')
+  (tmp_path / 'other.json').write_text('mine')
+  before = contents(tmp_path)
+  refused = {
+    'is a directory that holds README.md': ('directory', 'timm'),
+    'is a directory, and npz is a file': ('directory', 'npz'),
+    'is a file, and timm is a directory': ('model.npz', 'timm'),
+    'other.json would be written beside it, and lies there already': ('other.npz', 'npz'),
+    'expected a name that ends in .npz': ('model', 'npz'),
+    'Did you mean': ('x', 'tim'),
+    'can not write': ('model.npz/x.npz', 'npz'),
+  }
+  for message, (name, format) in refused.items():
+    with pytest.raises(UserError, match=message):
+      export(model(), tmp_path / name, format)
+  assert contents(tmp_path) == before
 
 
-def test_what_the_arrays_of_an_npz_can_not_tell_lies_beside_it(tmp_path):
-  export(model(gelu='erf'), tmp_path / 'model.npz', 'npz')
-  facts = json.loads((tmp_path / 'model.json').read_text())
-  assert facts['gelu'] == 'erf'
-  assert facts['labels'] == ['é0', 'é1', 'é2', 'é3', 'é4']
+def test_the_directory_one_stands_in_can_be_filled(tmp_path, monkeypatch):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  export(model(), Path(), 'timm')
+  is_the_same(vit_jax.load('.'), model())
+
+
+def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_it(tmp_path, monkeypatch):
+  onnxruntime = pytest.importorskip('onnxruntime')
+  monkeypatch.setattr(module, 'PROTOBUF', 0)  # As if it were.
+  export(model(), tmp_path / 'here' / 'model.onnx', 'onnx')
+  assert {path.name for path in (tmp_path / 'here').iterdir()} == {'model.onnx', 'model.onnx.data'}
+  (tmp_path / 'here').rename(tmp_path / 'there')
+  session = onnxruntime.InferenceSession(tmp_path / 'there' / 'model.onnx', providers=['CPUExecutionProvider'])
+  (got,) = session.run(['logits'], {'images': IMAGES})
+  np.testing.assert_allclose(got, model().logits(IMAGES), rtol=0, atol=1e-5 * np.abs(got).max())
+
+
+def test_stablehlo_beyond_2_gib_is_refused_before_it_is_tried(tmp_path, monkeypatch):
+  monkeypatch.setattr(module, 'FLATBUFFER', 0)
+  with pytest.raises(UserError, match='StableHLO files end at 2 GiB, and the parameters have'):
+    export(model(), tmp_path / 'model.stablehlo', 'stablehlo')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+  with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
+    export(model(), tmp_path / 'model.onnx', 'onnx')
+
+
+def test_formats_that_do_not_know_the_sigmoid_loss_say_so(tmp_path):
+  ours = dataclasses.replace(model(), loss='sigmoid')
+  assert len(export(ours, tmp_path / 'model.npz', 'npz')) == 1
+  assert vit_jax.load(str(tmp_path / 'model.npz')).loss == 'sigmoid'
+  assert 'of a sigmoid for each class' in export(ours, tmp_path / 'timm', 'timm')[1]

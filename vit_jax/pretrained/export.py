@@ -1,14 +1,18 @@
 """A model given back in another format. Whatever is written is read again, and its numbers compared with the model's own."""
 
+import dataclasses
+import importlib.util
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import flax.traverse_util
 import jax
+import jax.export
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, did_you_mean
@@ -24,89 +28,98 @@ IMAGES = 3
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 FLATBUFFER = 2**31 - 2**24  # Bytes: what jax.export can serialise, and room for the program.
 PROTOBUF = 2**31 - 2**24  # Bytes: an ONNX file; beyond, its arrays lie in a file beside it.
+DIRECTORY = {'model.safetensors', 'config.json', 'preprocessor_config.json'}  # What those of timm and huggingface hold.
 
 
 def export(model: Pretrained, to: Path, format: str) -> list[str]:
   """Writes `model` to the file or directory `to`, as npz, timm, huggingface, onnx or stablehlo; lines that say what came of it.
 
-  UserError, and nothing left behind, where the format cannot hold the model or what was written gives other numbers.
+  Only StableHLO holds a program, of the model's dtype; all others are parameters, compared in float32. UserError, and
+  nothing left behind, where the format cannot hold the model or what was written gives other numbers.
   """
   if format not in FORMATS:
     raise UserError(f'--format={format}.{did_you_mean(format, FORMATS)}')
   write, read = FORMATS[format]
-  refuse_other_directory(to, format)
-  part = to.with_name(f'{to.name}.{os.getpid()}.part{to.suffix}')
+  refuse_place(to, format)
+  place = to.resolve()
+  if format != 'stablehlo':
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype='float32'))
   try:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write(model, part)
-    difference = compare(model, read(part))
-    if not difference <= LIMIT:
-      raise UserError(f'{to}: read again, it differs by {difference:.1e} of the largest number, and {LIMIT:.0e} is the most')
-    size = sum(file.stat().st_size for file in written(part))
-    move(part, to)
-  except OSError as error:
-    raise UserError(f'can not write {to}: {error.strerror or error}') from None
-  finally:
-    for left in written(part):
-      shutil.rmtree(left) if left.is_dir() else left.unlink()
-    shutil.rmtree(part, ignore_errors=True)
-  return [f'{to}: {format}, {size / 2**20:,.1f} MiB; read again, it differs by {difference:.1e} of the largest number']
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f'.{place.name}.') as folder:
+      made = Path(folder) / place.name
+      write(model, made)
+      difference = compare(model, read(made))
+      if not difference <= LIMIT:
+        raise UserError(f'{to}: read again, it differs by {difference:.1e} of the largest number, and {LIMIT:.0e} is the most')
+      size = move(made, place)
+  except (OSError, SafetensorError) as error:
+    raise UserError(f'can not write {to}: {getattr(error, "strerror", None) or error}') from None
+  lines = [f'{to}: {format}, {size / 2**20:,.1f} MiB; read again, it differs by {difference:.1e} of the largest number']
+  if model.loss == 'sigmoid' and format != 'npz':
+    lines.append(f'{to}: its logits are of a sigmoid for each class, not of a softmax, which {format} does not tell')
+  return lines
 
 
-def written(part: Path) -> list[Path]:
-  """The files of a directory, or a file and what lies beside it."""
-  if part.is_dir():
-    return sorted(part.iterdir())
-  return [path for path in (part, part.with_suffix('.json'), part.with_suffix('.data')) if path.exists()]
-
-
-def move(part: Path, to: Path):
-  """To the name that was asked for, a file after those beside it."""
-  if part.is_dir():
-    shutil.rmtree(to, ignore_errors=True)
-    part.replace(to)
-    return
-  for path in reversed(written(part)):
-    path.replace(to if path == part else to.with_suffix(path.suffix))
-
-
-def refuse_other_directory(to: Path, format: str):
-  """UserError where `to` is a directory that is not ours to replace, or a file where a directory is to be."""
+def refuse_place(to: Path, format: str):
+  """UserError where `to` is not what the format is, or holds what is not ours to replace."""
   directory = format in ('timm', 'huggingface')
   if to.is_dir() and not directory:
     raise UserError(f'--to={to} is a directory, and {format} is a file')
   if directory and to.is_file():
     raise UserError(f'--to={to} is a file, and {format} is a directory')
-  if to.is_dir() and any(to.iterdir()) and not (to / 'model.safetensors').exists():
-    raise UserError(f'--to={to} is a directory with other things in it: choose a new one')
+  if to.is_dir() and (others := {path.name for path in to.iterdir()} - DIRECTORY):
+    raise UserError(f'--to={to} is a directory that holds {min(others)}: choose a new one')
+  if format == 'npz' and to.suffix != '.npz':
+    raise UserError(f'--to={to}: expected a name that ends in .npz')
+  if format == 'npz' and to.with_suffix('.json').exists() and not to.exists():
+    raise UserError(f'--to={to}: {to.stem}.json would be written beside it, and lies there already: choose another name')
+
+
+def move(made: Path, place: Path) -> int:
+  """To where it was asked for, files beside a file before it; the bytes that they have."""
+  source, target = (made, place) if made.is_dir() else (made.parent, place.parent)
+  target.mkdir(exist_ok=True)
+  files = sorted(source.iterdir(), key=lambda file: file == made)
+  size = sum(file.stat().st_size for file in files)
+  umask = os.umask(0)
+  os.umask(umask)
+  for file in files:
+    file.chmod(0o666 & ~umask)  # safetensors and onnx make files that nobody but their owner reads.
+    file.replace(target / file.name)
+  for name in DIRECTORY - {file.name for file in files} if target == place else ():
+    (place / name).unlink(missing_ok=True)  # Of another format.
+  return size
 
 
 def compare(model: Pretrained, again: Callable[[np.ndarray], np.ndarray]) -> float:
-  """The largest difference between what the model and `again` say of random images, relative to the largest number."""
+  """The largest difference between what the model and `again` say of random images, relative to the largest number.
+
+  On the CPU: accelerators round the products of float32 by more than the limit, and not all alike.
+  """
   images = np.random.default_rng(0).integers(0, 256, (IMAGES, *model.size, 3), np.uint8)
-  ours, theirs = np.asarray(output(model)(images)), np.asarray(again(images))
+  with jax.default_device('cpu'):
+    ours, theirs = np.asarray(function(model)(images)), np.asarray(again(images))
   if ours.shape != theirs.shape:
     return float('inf')
   return float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-30))
 
 
-def output(model: Pretrained) -> Callable[[np.ndarray], jax.Array]:
-  """Logits, or features where there is no head."""
-  return model.logits if model.classes else model.features
+def function(model: Pretrained) -> Callable[[np.ndarray], jax.Array]:
+  """Images [b, h, w, 3] -> logits, or features where there is no head, wherever JAX computes by default."""
+  apply = jax.jit(lambda params, images: model.model.apply({'params': params}, images))
+  return lambda images: apply(model.params, images)
 
 
 def read_ours(to: Path) -> Callable[[np.ndarray], jax.Array]:
   """By `load`, with nothing said besides."""
-  return output(load(str(to)))
+  return function(load(str(to)))
 
 
 def write_npz(model: Pretrained, to: Path):
   """Google's layout of 2020, and beside it, in a .json, what its arrays cannot tell."""
-  arrays = to_google(flax.traverse_util.flatten_dict(model.params, sep='/'))
-  np.savez(to, **arrays)
-  how, config = model.preprocessing, model.config
-  facts = {'gelu': config.gelu, 'norm_eps': config.norm_eps, 'loss': model.loss, **how}
-  facts |= {'position': config.position} if config.position == 'none' else {}
+  np.savez(to, **to_google(with_positions(model)))
+  facts = {'gelu': model.config.gelu, 'norm_eps': model.config.norm_eps, 'loss': model.loss, **model.preprocessing}
   facts |= {'labels': model.labels} if model.labels else {}
   to.with_suffix('.json').write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
 
@@ -160,23 +173,21 @@ def read_stablehlo(to: Path) -> Callable[[np.ndarray], jax.Array]:
 
 def write_onnx(model: Pretrained, to: Path):
   """With 'images' uint8 [b, h, w, 3] in and 'logits' or 'features' out, b free."""
-  try:
-    import onnx
+  if any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxruntime')):
+    raise UserError("ONNX needs `pip install '.[export]'`")
+  import onnx
 
-    from vit_jax.pretrained.onnx_graph import to_onnx
-  except ImportError:
-    raise UserError("ONNX needs `pip install '.[export]'`") from None
+  from vit_jax.pretrained.onnx_graph import to_onnx
+
   large = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) > PROTOBUF
-  beside = {'save_as_external_data': True, 'location': to.with_suffix('.data').name} if large else {}
-  onnx.save_model(to_onnx(model), to, **beside)
+  beside = {'save_as_external_data': True, 'location': f'{to.name}.data'} if large else {}
+  onnx.save_model(to_onnx(model), to, format='protobuf', **beside)
 
 
 def read_onnx(to: Path) -> Callable[[np.ndarray], np.ndarray]:
   """By onnxruntime, on the CPU."""
-  try:
-    import onnxruntime
-  except ImportError:
-    raise UserError("ONNX needs `pip install '.[export]'`") from None
+  import onnxruntime
+
   session = onnxruntime.InferenceSession(to, providers=['CPUExecutionProvider'])
   return lambda images: session.run(None, {'images': images})[0]
 

@@ -1,7 +1,9 @@
 """Our model as an ONNX graph, node by node, with the `onnx` package's own helpers.
 
-Written out rather than converted: a converter follows one release of JAX (jax2onnx 0.13, the last for Python 3.11, fails
-beside JAX 0.10.2), and the graph is as short as the model. Shapes: b batch, n tokens, d width, h heads, c channels of a head.
+Written out rather than converted: the graph is as short as the model, and a converter follows one release of JAX. jax2onnx
+0.13, the last for Python 3.11, does not trace flax's `nn.scan`, which is around our blocks.
+
+Shapes: b batch, n tokens, d width, h heads, c channels of a head.
 """
 
 from collections.abc import Sequence
