@@ -72,10 +72,10 @@ def test_positions_that_do_not_work_out_are_an_error(tokens_then, tokens_now, gr
     resample_positions(np.zeros((1, tokens_then, 2), np.float32), tokens_now, grid, old_grid)
 
 
-def params_of(*, size: tuple[int, int], classes: int, seed: int, **fields) -> dict:
-  """Random parameters of a tiny model with patches of 4 px."""
+def params_of(*, size: tuple[int, int], classes: int, seed: int, patch: int = 4, **fields) -> dict:
+  """Random parameters of a tiny model."""
   rng = np.random.default_rng(seed)
-  model = vit(ModelConfig(variant='mu/4', width=8, depth=2, mlp=12, heads=2, **fields), classes)
+  model = vit(ModelConfig(variant=f'mu/{patch}', width=8, depth=2, mlp=12, heads=2, **fields), classes)
   return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract_params(model, size))
 
 
@@ -123,8 +123,25 @@ def test_a_head_is_kept_where_that_is_asked_for():
 
 
 def test_a_head_of_other_classes_can_not_be_kept():
-  old, new = (params_of(size=(8, 8), classes=classes, seed=0) for classes in (7, 3))
-  with pytest.raises(UserError, match=r'head/bias is \[7\] in the file, \[3\] in the model'):
+  old, new = (params_of(size=(8, 8), classes=classes, seed=0) for classes in (1200, 3))
+  with pytest.raises(UserError, match='the head of config.init has 1,200 classes and this task 3'):
+    adapt(old, new, grid=(2, 2), keep_head=True)
+
+
+@pytest.mark.parametrize(
+  ('old_hidden', 'new_hidden', 'message'),
+  [(True, False, r'pre_logits/kernel \[8, 8\] is not in the model'), (False, True, 'pre_logits/kernel is not in the file')],
+)
+def test_a_head_is_kept_with_its_hidden_layer_or_not_at_all(old_hidden, new_hidden, message):
+  old, new = (params_of(size=(8, 8), classes=7, seed=0, hidden_head=hidden) for hidden in (old_hidden, new_hidden))
+  with pytest.raises(UserError, match=message):
+    adapt(old, new, grid=(2, 2), keep_head=True)
+
+
+def test_a_head_that_the_file_does_not_have_can_not_be_kept():
+  old, new = (params_of(size=(8, 8), classes=3, seed=seed) for seed in (0, 1))
+  del old['head']
+  with pytest.raises(UserError, match='head/kernel is not in the file'):
     adapt(old, new, grid=(2, 2), keep_head=True)
 
 
@@ -139,12 +156,10 @@ def test_positions_are_resampled_by_the_method_that_is_named(method):
 
 def test_patches_of_another_size_are_resized_by_the_pseudo_inverse_and_registers_left_alone():
   old = params_of(size=(8, 8), classes=3, seed=0, registers=2)
-  new = params_of(size=(12, 12), classes=3, seed=1, registers=2)
-  new['embedding']['kernel'] = np.zeros((6, 6, 3, 8), np.float32)  # Of a model with patches of 6 px: the same grid of 2x2.
-  new['Transformer']['posembed_input']['pos_embedding'] = np.zeros_like(flat(old)[POSITION])
+  new = params_of(size=(12, 12), classes=3, seed=1, registers=2, patch=6)  # The same grid of 2x2.
   out, changes = adapt(old, new, grid=(2, 2))
   np.testing.assert_array_equal(flat(out)[PATCH], pi_resize(flat(old)[PATCH], (6, 6)))
-  assert flat(out)['registers'] is flat(old)['registers']
+  assert all(flat(out)[name] is flat(old)[name] for name in ('registers', 'cls', POSITION))
   assert Change(PATCH, 'PI-resized', (4, 4, 3, 8), (6, 6, 3, 8)) in changes
 
 
@@ -184,10 +199,13 @@ CLS, QUERY = 'cls', 'Transformer/encoderblock/MultiHeadDotProductAttention_1/que
 MISFITS = [
   # What is done to the file -> what the error says.
   (without(CLS), ['cls is not in the file']),
-  (lambda tree: tree | {'registers': np.zeros((1, 2, 8))}, ['registers [1, 2, 8] is not in the model']),
+  (lambda tree: tree | {'more': np.zeros((1, 2, 8))}, ['more [1, 2, 8] is not in the model']),
   (lambda tree: tree | {CLS: np.zeros((1, 1, 6))}, ['cls is [1, 1, 6] in the file, [1, 1, 8] in the model']),
   (lambda tree: tree | {QUERY: tree[QUERY][:1]}, [f'{QUERY} is [1, 8, 2, 4] in the file, [2, 8, 2, 4] in the model']),
   (lambda tree: without(CLS)(tree) | {'mask': np.zeros(3)}, ['cls is not in the file', 'mask [3] is not in the model']),
+  (without('registers'), ['registers is not in the file']),
+  (without(POSITION), [f'{POSITION} is not in the file']),  # Of a model with sinusoidal positions, or none.
+  (lambda tree: tree | {PATCH: np.zeros((1, 1, 64, 8))}, [f'{PATCH} is [1, 1, 64, 8] in the file']),  # A hybrid's.
   (lambda tree: tree | {POSITION: tree[POSITION][..., :6]}, [POSITION, '[1, 5, 6]', '[1, 5, 8]']),
   (lambda tree: tree | {f'more_{i}': np.zeros(1) for i in range(8)}, ['more_0', 'more_4', 'and 3 more']),
 ]
@@ -195,7 +213,7 @@ MISFITS = [
 
 @pytest.mark.parametrize(('change', 'messages'), MISFITS, ids=[row[1][0] for row in MISFITS])
 def test_what_does_not_fit_is_an_error_that_lists_it(change, messages):
-  params = params_of(size=(8, 8), classes=3, seed=0)
+  params = params_of(size=(8, 8), classes=3, seed=0, registers=2)
   loaded = unflatten_dict(change(flat(params)), sep='/')
   with pytest.raises(UserError) as error:
     adapt(loaded, params, grid=(2, 2))

@@ -1,5 +1,6 @@
-"""Resampling matrices against scipy, PyTorch and timm."""
+"""Resampling matrices against scipy, PyTorch, JAX and timm."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -57,6 +58,13 @@ def test_half_pixel_methods_are_pytorchs(matrix, mode, old, new):
   table = RNG.normal(size=(1, 1, old, 6))
   theirs = torch.nn.functional.interpolate(torch.from_numpy(table), size=(new, 6), mode=mode, align_corners=False)
   np.testing.assert_allclose(matrix(old, new) @ table[0, 0], theirs[0, 0].numpy(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(('old', 'new'), PAIRS)
+def test_half_pixel_resampling_is_jaxs(old, new):
+  table = RNG.normal(size=(old, 6, 2)).astype(np.float32)
+  theirs = jax.image.resize(table, (new, 5, 2), 'bilinear', antialias=False)
+  np.testing.assert_allclose(resample_grid(table, (new, 5), 'half_pixel'), theirs, rtol=0, atol=1e-5)  # In float32.
 
 
 @pytest.mark.parametrize(('old', 'new'), [(4, 7), (16, 32), (8, 5), (32, 16), (6, 6)])

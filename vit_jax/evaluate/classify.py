@@ -1,11 +1,21 @@
 """Classification: exact accuracy and loss over a whole split, every example once, on any number of devices."""
 
+import collections
+import dataclasses
+import functools
+import time
 from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vit_jax.config import DataConfig
+from vit_jax.data.loader import eval_batches
 from vit_jax.losses import multi_hot
+from vit_jax.mesh import everywhere, make_mesh, rows, to_global
+
+AHEAD = 2  # Batches on their way through the devices at a time.
 
 
 def count(
@@ -16,7 +26,12 @@ def count(
   loss: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
   """Sums over the examples of a batch that its mask keeps; a prediction is right that is among the labels [b, m]."""
-  logits, mask = predict(params, batch['image']), batch['mask']
+  return counts(predict(params, batch['image']), batch, loss=loss)
+
+
+def counts(logits: jax.Array, batch: dict[str, jax.Array], *, loss: Callable) -> dict[str, jax.Array]:
+  """`count`, of logits [b, k]."""
+  mask = batch['mask']
   _, top = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # [b, 5]
   hits = (top[:, :, None] == batch['label'][:, None, :]).any(axis=-1) & mask[:, None]
   losses = loss(logits, multi_hot(batch['label'], logits.shape[-1]))
@@ -35,3 +50,87 @@ def classify(counted: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
   examples = total['examples']
   means = {'accuracy': total['correct'], 'accuracy_top5': total['correct_top5'], 'loss': total['loss']}
   return {name: value / max(1, examples) for name, value in means.items()} | {'examples': examples}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+  """Of a whole split: means over its examples, and what was said of each of them."""
+
+  accuracy: float
+  accuracy_top5: float
+  loss: float
+  examples: int
+  skipped: int  # Examples that could not be read.
+  images_per_second: float  # Without compilation.
+  labels: np.ndarray  # int32 [examples, m], the data set's classes; -1 pads.
+  predicted: np.ndarray  # int32 [examples], the data set's classes; -1 is one that it has not.
+
+
+def evaluate(
+  params: dict,
+  source,
+  data: DataConfig,
+  *,
+  predict: Callable[[dict, jax.Array], jax.Array],
+  loss: Callable[[jax.Array, jax.Array], jax.Array],
+  columns: np.ndarray,
+  progress: Callable[[int], None],
+) -> Evaluation:
+  """Of every example of `source` once, over all devices; images unrounded, as published numbers were made.
+
+  `columns` [the data set's classes]: the number of each one's logit. `data.eval_batch` is filled up to what divides over the
+  devices; `progress` is told of each batch that is done.
+  """
+  mesh = make_mesh(1, batches={})
+  data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
+  params = jax.device_put(params, everywhere(mesh))
+  step = compiled(params, data, most_labels=source.most_labels, mesh=mesh, predict=predict, loss=loss)
+  began, running, done = time.monotonic(), collections.deque(), []
+
+  def finish():
+    done.append(jax.device_get(running.popleft()))
+    progress(data.eval_batch)
+
+  for batch in eval_batches(source, data, host=jax.process_index(), hosts=jax.process_count(), exact=True):
+    label = np.where(batch['label'] < 0, -1, columns[batch['label']])
+    running.append(step(params, to_global(batch | {'label': label.astype(np.int32)}, mesh)))
+    if len(running) > AHEAD:
+      finish()
+  while running:
+    finish()
+  return evaluation(done, columns, examples=len(source), seconds=time.monotonic() - began)
+
+
+def compiled(params: dict, data: DataConfig, *, most_labels: int, mesh, predict: Callable, loss: Callable) -> Callable:
+  """(parameters, a batch) -> its counts, and the class said of each example: a program for batches of this one shape."""
+
+  def step(params, batch):
+    logits = predict(params, batch['image'])
+    return counts(logits, batch, loss=loss), {name: batch[name] for name in ('label', 'mask')}, logits.argmax(axis=-1)
+
+  b = data.eval_batch
+  shapes = {'image': ((b, *data.size, 3), np.float32), 'label': ((b, most_labels), np.int32), 'mask': ((b,), np.bool_)}
+  batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
+  return jax.jit(step, out_shardings=everywhere(mesh)).lower(params, batch).compile()
+
+
+def evaluation(done: list, columns: np.ndarray, *, examples: int, seconds: float) -> Evaluation:
+  """The batches put together."""
+  counted, batches, best = zip(*done, strict=True)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  back = functools.partial(numbers_in, columns)
+  result = classify(counted)
+  return Evaluation(
+    **result,
+    skipped=examples - result['examples'],
+    images_per_second=result['examples'] / seconds,
+    labels=back(np.concatenate([batch['label'] for batch in batches])[mask]),
+    predicted=back(np.concatenate(best)[mask]),
+  )
+
+
+def numbers_in(columns: np.ndarray, logits: np.ndarray) -> np.ndarray:
+  """Numbers of logits -> of the data set's classes; -1 where it has not that class."""
+  places = np.full(max(columns.max(), logits.max(initial=0)) + 2, -1, np.int32)  # The last is what -1 means.
+  places[columns] = np.arange(len(columns))
+  return places[logits]

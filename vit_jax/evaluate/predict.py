@@ -1,6 +1,7 @@
 """Image files -> the most probable classes of each, in batches."""
 
 import dataclasses
+import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,29 +50,34 @@ def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterato
 
   UserError where the model cannot classify: it has no head, or one that was never trained.
   """
+  refuse_unfit(model)
   files = Files(tuple(map(str, paths)))
   if not files.paths:
     raise UserError('there are no images to predict')
-  model.refuse_no_head()
-  if not model.params['head']['kernel'].any():
-    raise UserError(f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first')
-  how = model.preprocessing
-  data = DataConfig(
-    eval_batch=min(batch, len(files)),
-    size=model.size,
-    eval_crop=how['crop'],
-    eval_short_side=how['short_side'],
-    bad_images='skip',
-  )
+  data = data_config(model, batch=min(batch, len(files)))
   names = model.labels or tuple(f'class {i}' for i in range(model.classes))
   for k, part in enumerate(eval_batches(files, data, host=0, hosts=1, exact=True)):
-    probabilities = np.asarray(PROBABILITIES[model.loss](model.logits(part['image'])))
+    probabilities = np.asarray(PROBABILITIES[model.loss](model.logits(part['image'])))  # [b, k]
     best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
     for row, path in enumerate(files.paths[k * data.eval_batch : (k + 1) * data.eval_batch]):
       if part['mask'][row]:
         yield Prediction(path, tuple(names[i] for i in best[row]), tuple(probabilities[row, best[row]].tolist()))
       else:
         yield Prediction(path, error=why(files, k * data.eval_batch + row, data.max_pixels))
+
+
+def refuse_unfit(model):
+  """UserError where a Pretrained cannot classify: it has no head, or one that was never trained."""
+  model.refuse_no_head()
+  if not model.params['head']['kernel'].any():
+    raise UserError(f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first')
+
+
+def data_config(model, *, batch: int, **options) -> DataConfig:
+  """What an image goes through on its way to a Pretrained. Images that cannot be read are left out, unless `options` say so."""
+  how = model.preprocessing
+  preprocessing = {'size': model.size, 'eval_crop': how['crop'], 'eval_short_side': how['short_side']}
+  return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
 
 
 def why(files: Files, i: int, max_pixels: int) -> str:
@@ -85,15 +91,23 @@ def why(files: Files, i: int, max_pixels: int) -> str:
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:
-  """Files, folders (every image below them) and glob patterns -> paths, sorted within each. UserError where one has nothing."""
+  """Files, folders (every image below them) and glob patterns -> paths, each once, sorted within each of the patterns.
+
+  UserError where one of them has nothing. A file that is named is taken for an image whatever its name.
+  """
   paths = []
   for pattern in patterns:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-      found = sorted(below for below in path.rglob('*') if below.suffix.lower() in EXTENSIONS and below.is_file())
-    else:
-      found = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    # Unlike pathlib's, this glob leaves hidden files alone.
+    matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    found = [path for match in matches for path in (images_below(Path(match)) if Path(match).is_dir() else [match])]
     if not found:
       raise UserError(f'{pattern}: there is no such image, folder of images, or pattern that matches one')
-    paths += map(str, found)
-  return paths
+    paths += found
+  return list(dict.fromkeys(paths))
+
+
+def images_below(folder: Path) -> list[str]:
+  """The image files anywhere in a folder, sorted. Hidden files and folders are passed over."""
+  hidden = lambda path: any(part.startswith('.') for part in path.relative_to(folder).parts)
+  found = (path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS and path.is_file())
+  return sorted(str(path) for path in found if not hidden(path))

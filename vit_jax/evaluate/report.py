@@ -1,143 +1,114 @@
-"""A whole split through a pre-trained model: exact accuracy, by class too, and what is taken for what.
+"""An evaluation class by class: a table of accuracies, and a picture of what is taken for what."""
 
-Shapes: b batch, m labels of an example, k classes of the model.
-"""
-
-import csv
-import dataclasses
-import functools
-import io
-import time
-from collections.abc import Iterable
+import warnings
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from vit_jax.config import DataConfig
-from vit_jax.data.loader import eval_batches
-from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classify import classify, count
-from vit_jax.losses import LOSSES
-from vit_jax.mesh import everywhere, make_mesh, rows, to_global
-from vit_jax.pretrained.labels import class_names, synsets
 
-MATRIX = 4096  # Classes: a larger confusion matrix is nobody's picture.
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Report:
-  """`result` as `classify` gives it, and of every single-labelled example: [k] right, [k] seen, [k, k] true by predicted."""
-
-  result: dict[str, float]
-  seconds: float
-  correct: np.ndarray
-  seen: np.ndarray
-  confusion: np.ndarray | None
+NUMBERS = 20  # Classes up to which each cell of the picture has its number.
+NAMES = 100  # Classes up to which rows and columns have their names; with more, the largest confusions are listed.
+MOST = 2000  # Classes of which a picture can still be read.
+LISTED = 40  # Mistakes.
+LONGEST = 32  # Letters of a name.
+LIST_WIDTH, LIST_HEIGHT = 9.0, 13.5  # Inches.
+DPI = 100
+TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
+OTHER = 'any other'
 
 
-def match_classes(model, source: Source) -> tuple[np.ndarray, str]:
-  """(the model's class for each of the source's classes, what is to be said of it).
+def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """(examples, right ones) of each class [k]. An example of several labels [n, m] counts for each of them."""
+  right = ((labels == predicted[:, None]) & (labels >= 0)).any(axis=1)  # [n]
+  count = lambda chosen: np.bincount(chosen[chosen >= 0], minlength=classes)
+  return count(labels), count(labels[right])
 
-  The source may have the model's classes in another order, or some of them, or call ImageNet's by their synsets. UserError
-  that names what differs.
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+  """[k, k + 1] examples of class i (rows) that were taken for class j; the last column: for one that the data has not."""
+  out = np.zeros((classes, classes + 1), np.int64)
+  np.add.at(out, (labels[:, 0], predicted), 1)  # -1 is the last column.
+  return out
+
+
+def draw_confusion(matrix: np.ndarray, names: tuple[str, ...], path: str | Path, *, title: str):
+  """Writes a PNG of what `confusion` gives, each row by its shares.
+
+  Few classes have their names at the rows and columns; of many, the mistakes that happen most are listed beside the picture.
+  UserError where nothing can be written there.
   """
-  theirs, ours = source.label_names, model.labels
-  for which in ('imagenet1k', 'imagenet21k'):
-    if ours == class_names(which) and set(theirs) <= set(synsets(which)):
-      ours = synsets(which)
-  if not ours:
-    if len(theirs) != model.classes:
-      raise UserError(f'{model.source} has {model.classes} classes and no names for them, the data {len(theirs)}')
-    return np.arange(model.classes), f'{model.source} has no names for its classes: they are taken in the order of the data'
-  place = {name: i for i, name in enumerate(ours)}
-  if unknown := [name for name in theirs if name not in place]:
-    unseen = [name for name in ours if name not in set(theirs)]
-    raise UserError(f'the classes differ: only the data has {unknown[:3]}, only {model.source} has {unseen[:3]}')
-  said = '' if len(theirs) == len(ours) else f'the data has {len(theirs)} of the {len(ours):,} classes; a prediction may be any'
-  return np.array([place[name] for name in theirs]), said
+  from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import.
+  from matplotlib.figure import Figure
+
+  matrix = matrix if matrix[:, -1].any() else matrix[:, :-1]
+  columns, k = (*names, OTHER)[: matrix.shape[1]], len(names)
+  side = max(3.5, 0.6 * k if k <= NUMBERS else 0.16 * k if k <= NAMES else 2 * k / DPI)  # Inches: two pixels a cell, or more.
+  margin = 4.5 if k <= NAMES else 2.5  # For names.
+  beside = [LIST_WIDTH] if k > NAMES else []
+  high = max(side, LIST_HEIGHT * len(beside)) + margin - 1
+  figure = Figure(figsize=(side + margin + sum(beside), high), dpi=DPI, layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(1, 1 + len(beside), width_ratios=[side + margin, *beside], squeeze=False)[0]
+  draw_matrix(figure, axes[0], matrix, title, size=10 if k <= NAMES else 15)
+  if k <= NAMES:
+    write_names(axes[0], names, columns, size=10 if k <= NUMBERS else 7)
+  if k <= NUMBERS:
+    write_numbers(axes[0], matrix)
+  if k > NAMES:
+    write_mistakes(axes[1], matrix, columns)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', 'Glyph')  # A name in letters that the font has not.
+      figure.savefig(path, format='png')
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}') from None
 
 
-def evaluate(model, source: Source, data: DataConfig) -> Report:
-  """The model on every example of the source, once, over all devices; images unrounded, as released models were measured."""
-  began = time.monotonic()
-  mapping, k = match_classes(model, source)[0], model.classes
-  mesh = make_mesh(1, batches={'--batch': data.eval_batch})
-  predict = lambda params, images: model.model.apply({'params': params}, images)
-
-  def step(params, batch):
-    logits = predict(params, batch['image'])
-    counts = count(params, batch, predict=lambda *_: logits, loss=functools.partial(LOSSES[model.loss], smoothing=0.0))
-    return counts, {'predicted': logits.argmax(axis=-1), 'label': batch['label'], 'mask': batch['mask']}
-
-  step = jax.jit(step, in_shardings=(everywhere(mesh), rows(mesh)), out_shardings=everywhere(mesh))
-  params = jax.device_put(model.params, everywhere(mesh))
-  counted, correct, seen = [], np.zeros(k, int), np.zeros(k, int)
-  confusion = np.zeros((k, k), int) if k <= MATRIX else None
-  hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-  for batch in eval_batches(source, data, exact=True, **hosts):
-    batch = batch | {'label': np.where(batch['label'] >= 0, mapping[batch['label']], -1).astype(np.int32)}
-    counts, each = step(params, to_global(batch, mesh))
-    counted.append(counts)
-    each = jax.device_get(each)
-    single = each['mask'] & ((each['label'] >= 0).sum(axis=1) == 1)
-    true, predicted = each['label'][single].max(axis=1), each['predicted'][single]
-    np.add.at(seen, true, 1)
-    np.add.at(correct, true[true == predicted], 1)
-    if confusion is not None:
-      np.add.at(confusion, (true, predicted), 1)
-  return Report(classify(counted), time.monotonic() - began, correct, seen, confusion)
+def shares(matrix: np.ndarray) -> np.ndarray:
+  """Each row divided by its sum."""
+  return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
 
 
-def per_class(report: Report, names: tuple[str, ...]) -> str:
-  """CSV: class, examples, correct, accuracy; the classes that occur. UserError where examples have several labels."""
-  refuse_several_labels(report)
-  out = io.StringIO()
-  table = csv.writer(out, lineterminator='\n')
-  table.writerow(['class', 'examples', 'correct', 'accuracy'])
-  for i in np.flatnonzero(report.seen):
-    table.writerow([names[i], report.seen[i], report.correct[i], f'{report.correct[i] / report.seen[i]:.4f}'])
-  return out.getvalue()
+def draw_matrix(figure, axes, matrix: np.ndarray, title: str, *, size: int):
+  """The shares in colours. Their square root, so that one mistake among many examples shows."""
+  from matplotlib.colors import PowerNorm
+
+  drawn = axes.imshow(shares(matrix), cmap='Blues', norm=PowerNorm(0.5, 0, 1), interpolation='nearest')
+  axes.set_title(title, fontsize=size + 2, parse_math=False)
+  axes.set_xlabel('predicted', fontsize=size)
+  axes.set_ylabel('label', fontsize=size)
+  axes.tick_params(labelsize=size)
+  bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, fraction=0.05, ticks=TICKS, format='{x:.0%}')
+  bar.ax.tick_params(labelsize=size)
+  bar.set_label("share of the label's examples", fontsize=size)
 
 
-def refuse_several_labels(report: Report):
-  """UserError where not every example has one label."""
-  if report.seen.sum() != report.result['examples']:
-    several = report.result['examples'] - report.seen.sum()
-    raise UserError(f'{several:,} examples have several labels: accuracy by class is not defined for them')
+def write_names(axes, rows: tuple[str, ...], columns: tuple[str, ...], *, size: int):
+  """At both sides."""
+  axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=90, fontsize=size, parse_math=False)
+  axes.set_yticks(range(len(rows)), [short(name) for name in rows], fontsize=size, parse_math=False)
 
 
-def draw_confusion(report: Report, names: tuple[str, ...], path: Path):
-  """A picture of the confusion matrix: rows are the classes that occur, shares of a row as colours, and numbers where there is
-  room. UserError where examples have several labels, or there are too many classes."""
-  import matplotlib.figure
-
-  refuse_several_labels(report)
-  if report.confusion is None:
-    raise UserError(f'{len(report.seen):,} classes are too many for a confusion matrix: {MATRIX:,} is the most')
-  true = np.flatnonzero(report.seen)
-  predicted = np.flatnonzero(report.confusion.any(axis=0) | (report.seen > 0))
-  shares = report.confusion[np.ix_(true, predicted)] / report.seen[true, None]
-  few = max(shares.shape) <= 40
-  side = min(30, 3 + 0.45 * max(shares.shape)) if few else 12
-  figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout='constrained', dpi=100)
-  axes = figure.add_subplot()
-  image = axes.imshow(shares, vmin=0, vmax=1, cmap='Blues', interpolation='nearest')
-  axes.set(xlabel='predicted', ylabel='true')
-  if few:
-    axes.set_xticks(range(len(predicted)), [names[i] for i in predicted], rotation=45, ha='right')
-    axes.set_yticks(range(len(true)), [names[i] for i in true])
-    for (row, column), share in np.ndenumerate(shares):
-      if share:
-        axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', color='white' if share > 0.5 else 'black')
-  figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
-  figure.savefig(path)
+def write_numbers(axes, matrix: np.ndarray):
+  """The number of examples in each cell that has any."""
+  dark = shares(matrix) > 0.4
+  for i, j in np.argwhere(matrix):
+    axes.text(j, i, f'{matrix[i, j]:,}', ha='center', va='center', fontsize=9, color='white' if dark[i, j] else 'black')
 
 
-def differences(asked: dict, own: dict) -> Iterable[str]:
-  """'size 384x384 instead of 224x224', … for what was asked for otherwise than the model was made with."""
-  text = lambda value: 'x'.join(map(str, value)) if isinstance(value, tuple) else str(value)
-  for name, value in asked.items():
-    if value != own[name]:
-      yield f'{name} {text(value)} instead of {text(own[name])}'
+def write_mistakes(axes, matrix: np.ndarray, columns: tuple[str, ...]):
+  """What happens most of all that is wrong."""
+  wrong = matrix.copy()
+  np.fill_diagonal(wrong, 0)
+  order = np.argsort(-wrong, axis=None, kind='stable')[:LISTED]
+  pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+  lines = [f'{wrong[i, j]:5,}  {short(columns[i])} → {short(columns[j])}' for i, j in pairs]
+  text = '\n'.join(['The commonest mistakes: examples, label → predicted', '', *lines])
+  axes.axis('off')
+  axes.text(0, 1, text, transform=axes.transAxes, va='top', fontsize=14, linespacing=1.5, parse_math=False)
+
+
+def short(name: str) -> str:
+  """At most so much of a name as there is room for."""
+  return name if len(name) <= LONGEST else name[: LONGEST - 1] + '…'

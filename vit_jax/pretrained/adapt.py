@@ -12,6 +12,7 @@ from vit_jax.pretrained.resample import pi_resize, resample_grid
 POSITION = 'Transformer/posembed_input/pos_embedding'
 PATCH = 'embedding/kernel'
 HEAD = ('head/', 'pre_logits/')
+RGB = 3  # Channels of a patch of pixels. One of a hybrid's stem has more, and no size that could be resized.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ def adapt(
   Everything else must be there in the same shape, and nothing of `loaded` left over: UserError that lists what does not fit.
   """
   old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (loaded, params))
+  if keep_head:
+    refuse_other_classes(old, new)
   is_head = lambda name: name.startswith(HEAD) and not keep_head
   fitted, wrong = {}, []
   for name, array in new.items():
@@ -62,6 +65,13 @@ def adapt(
   return flax.traverse_util.unflatten_dict(fitted, sep='/'), changes
 
 
+def refuse_other_classes(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> None:
+  """UserError where both flat trees have a head, of different numbers of classes."""
+  theirs, ours = (tree['head/bias'].shape[0] if 'head/bias' in tree else None for tree in (old, new))
+  if theirs and ours and theirs != ours:
+    raise UserError(f'the head of config.init has {theirs:,} classes and this task {ours:,}: it cannot be kept, take a new one')
+
+
 def fit(
   name: str, array: np.ndarray, wanted: tuple[int, ...], *, grid: tuple[int, int], old_grid: tuple[int, int] | None, method: str
 ) -> np.ndarray | None:
@@ -70,15 +80,13 @@ def fit(
     return resample_positions(array, wanted[1], grid, old_grid, method)
   if array.shape == wanted:
     return array
-  if (
-    name == PATCH and array.ndim == 4 and array.shape[2:] == wanted[2:] and wanted[2] == 3
-  ):  # Of pixels, not of a stem's places.
+  if name == PATCH and array.ndim == 4 and array.shape[2:] == wanted[2:] and wanted[2] == RGB:
     return pi_resize(array, wanted[:2])
   return None
 
 
 def what(name: str, old: np.ndarray | None, new: np.ndarray) -> str:
-  """In a word."""
+  """What became of `old`, in a word."""
   if old is new:
     return 'kept'
   if old is None or name.startswith(HEAD):

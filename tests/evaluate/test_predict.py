@@ -1,0 +1,75 @@
+"""Image files to classes: the order, the numbers, and files that are no images."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.evaluate.conftest import NAMES
+from vit_jax.errors import UserError
+from vit_jax.evaluate.predict import find_images, predictions
+
+
+@pytest.fixture
+def paths(photos):
+  return find_images([str(photos)])
+
+
+@pytest.mark.parametrize('batch', [1, 5, 37, 64])
+def test_each_image_has_its_own_prediction_whatever_the_batch(make_model, paths, batch):
+  model = make_model()
+  images = np.stack([np.asarray(Image.open(path)) for path in paths])
+  logits = np.asarray(model.logits(images), np.float64)
+  expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  found = list(predictions(model, paths, top=3, batch=batch))
+  assert [each.path for each in found] == paths
+  for each, row in zip(found, expected, strict=True):
+    order = np.argsort(-row)[:3]
+    assert each.labels == tuple(NAMES[i] for i in order)
+    np.testing.assert_allclose(each.probabilities, row[order], atol=1e-5)
+
+
+def test_probabilities_of_a_sigmoid_model_are_each_its_own(make_model, paths):
+  model = dataclasses.replace(make_model(), loss='sigmoid')
+  (each,) = model.predict(paths[:1])
+  logits = np.sort(np.asarray(model.logits(np.asarray(Image.open(paths[0]))[None]), np.float64)[0])[::-1]
+  np.testing.assert_allclose(each.probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_classes_without_names_are_numbered(make_model, paths):
+  (each,) = make_model(()).predict(paths[:1], top=4)
+  assert sorted(each.labels) == ['class 0', 'class 1', 'class 2', 'class 3']
+
+
+def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_model, paths):
+  (tmp_path / 'empty.png').touch()
+  (tmp_path / 'text.jpg').write_text('hello')
+  whole = io.BytesIO()
+  Image.new('RGB', (64, 64), 'red').save(whole, 'JPEG')
+  (tmp_path / 'cut.jpg').write_bytes(whole.getvalue()[:300])
+  bad = [str(tmp_path / name) for name in ('empty.png', 'text.jpg', 'cut.jpg', 'gone.jpg')]
+  model = make_model()
+  found = list(predictions(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))
+  assert [bool(each.error) for each in found] == [True, False, True, True, True, False]
+  assert found[0].error == 'the file is empty'
+  assert found[2].error == 'it is no image of a known format'
+  assert 'No such file' in found[4].error
+  assert [found[i].labels for i in (1, 5)] == [each.labels for each in model.predict(paths[:2], top=1)]
+
+
+def test_images_are_found_by_file_folder_and_pattern_each_once(tmp_path):
+  for name in ('b/2.PNG', 'b/1.jpg', 'a.jpeg', 'notes.txt', '.hidden/x.jpg', 'b/._1.jpg'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  here = lambda *names: [str(tmp_path / name) for name in names]
+  assert find_images(here('')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG')
+  assert find_images(here('b/2.PNG', 'b', 'notes.txt')) == here('b/2.PNG', 'b/1.jpg', 'notes.txt')
+  assert find_images(here('*')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG', 'notes.txt')
+  assert find_images(here('**/*.jpg')) == here('b/1.jpg')
+  (tmp_path / 'odd [1].jpg').touch()
+  assert find_images(here('odd [1].jpg')) == here('odd [1].jpg')
+  for nothing in ('none.jpg', '*.webp'):
+    with pytest.raises(UserError, match='there is no such image'):
+      find_images(here(nothing))
