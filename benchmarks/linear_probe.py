@@ -3,7 +3,7 @@
     python benchmarks/linear_probe.py --init S_16.npz --data folder:photos
 
 Logistic regression (scikit-learn) on the features, standardised by the training split's mean and deviation; its strength is the
-best of a sweep by five-fold cross-validation on the training split.
+best of a sweep by the likelihood in five-fold cross-validation on the training split.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 
-STRENGTHS = 10.0 ** np.arange(-5, 2)
+STRENGTHS = 10.0 ** np.arange(-4, 2.5, 0.5)
 
 
 def extract(model, source, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def main():
   seconds = time.monotonic() - began
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-9
   x, x_test = (x - mean) / std, (x_test - mean) / std
-  probe = GridSearchCV(LogisticRegression(max_iter=2000), {'C': STRENGTHS}, cv=5).fit(x, y)
+  probe = GridSearchCV(LogisticRegression(max_iter=2000), {'C': STRENGTHS}, cv=5, scoring='neg_log_loss').fit(x, y)
   result, c = probe.score(x_test, y_test), probe.best_params_['C']
   print(f'{args.init} on {args.data}: {100 * result:.1f} % of {len(y_test)}, a linear probe trained on {len(y)} (C {c:g})')
   print(f'{(len(y) + len(y_test)) / seconds:.1f} images/s')
