@@ -75,6 +75,20 @@ def add_model(command: argparse.ArgumentParser):
     said.add_argument(f'--{name}', **options)
 
 
+def add_batch(command: argparse.ArgumentParser):
+  """--batch."""
+  command.add_argument(
+    '--batch', type=positive, help='images at a time, over all devices; by default 16 on a CPU, 128 elsewhere'
+  )
+
+
+def batch_size(args: argparse.Namespace) -> int:
+  """What --batch says. A CPU spends a third less on batches that fit its caches; anything else wants large ones."""
+  import jax
+
+  return args.batch or (16 if jax.default_backend() == 'cpu' else 128)
+
+
 def overrides(args: argparse.Namespace) -> dict:
   """What was said of the model, as keywords of `load`. UserError for what goes with nothing."""
   said = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}

@@ -4,7 +4,7 @@ import functools
 import json
 import sys
 
-from vit_jax.commands.arguments import PREPROCESSING, add_model, load_model, overrides, positive, whole
+from vit_jax.commands.arguments import PREPROCESSING, add_batch, add_model, batch_size, load_model, overrides, whole
 from vit_jax.commands.results import STDOUT, as_csv, as_table, refuse_places, say, write
 from vit_jax.errors import UserError
 
@@ -89,7 +89,7 @@ def run(args, model, source, columns):
   from vit_jax.step import predict
 
   reading = {'workers': args.workers, 'threads': args.threads, 'bad_images': args.bad_images}
-  data = data_config(model, batch=min(args.batch, len(source)), **reading)
+  data = data_config(model, batch=min(batch_size(args), len(source)), **reading)
   predict, loss = functools.partial(predict, model=model.model), LOSSES[model.loss]
   bar = tqdm.tqdm(total=len(source), unit='image', dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
   with bar:
@@ -172,7 +172,7 @@ def add(commands):
   command.add_argument('--data', required=True, metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
   command.add_argument('--split', default='', help='by default the held-out split: test, validation or val')
   command.add_argument('--dir', default='', help="where TFDS data sets lie; by default $TFDS_DATA_DIR, or TFDS's own")
-  command.add_argument('--batch', type=positive, default=64, help='images at a time, over all devices')
+  add_batch(command)
   command.add_argument('--workers', type=whole, default=0, help='processes that read images; 0 does it in threads')
   command.add_argument('--threads', type=whole, default=0, help='threads that read images, in each process; 0 chooses')
   command.add_argument('--bad_images', default='error', choices=('error', 'skip'), help='what an unreadable image is')

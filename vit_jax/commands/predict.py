@@ -3,7 +3,7 @@
 import json
 import sys
 
-from vit_jax.commands.arguments import add_model, load_model, positive
+from vit_jax.commands.arguments import add_batch, add_model, batch_size, load_model, positive
 from vit_jax.commands.results import STDOUT, as_csv, refuse_places, say, write
 from vit_jax.errors import UserError
 
@@ -20,7 +20,7 @@ def predict(args):
   refuse_unfit(model)
   if args.top and args.top > model.classes:
     raise UserError(f'--top {args.top}: {model.source} has {model.classes} classes')
-  made = predictions(model, paths, top=args.top or 5, batch=args.batch)
+  made = predictions(model, paths, top=args.top or 5, batch=batch_size(args))
   done = shown(made, paths, table=STDOUT not in (args.json, args.csv))
   write(json.dumps([as_object(each) for each in done], indent=1) + '\n', args.json)
   write(as_csv([('path', 'rank', 'label', 'probability', 'error'), *(row for each in done for row in as_rows(each))]), args.csv)
@@ -80,7 +80,7 @@ def add(commands):
   command.set_defaults(function=predict)
   command.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a folder with everything below it, or a pattern')
   command.add_argument('--top', type=positive, help='classes of each image; by default 5, or all where there are fewer')
-  command.add_argument('--batch', type=positive, default=32, help='images at a time')
+  add_batch(command)
   command.add_argument('--json', metavar='FILE', help='a list of objects; - for stdout, in place of the table')
   command.add_argument('--csv', metavar='FILE', help='path, rank, label, probability, error; - for stdout')
   add_model(command)

@@ -6,7 +6,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import shape
 from vit_jax.pretrained.arrays import Arrays
-from vit_jax.pretrained.torch_names import ATTENTION, POSITION, Layout, count, heads_of, place_positions, shares
+from vit_jax.pretrained.torch_names import ATTENTION, POSITION, Layout, count, heads_of, place_positions, shares, width_of
 
 KEY = 'embeddings.patch_embeddings.projection.weight'
 PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.')  # Of the backbone in a model with a head.
@@ -70,7 +70,7 @@ def read_huggingface(
   """(the flat tree, what is known besides) of the arrays, config.json and preprocessor_config.json."""
   config = config or {}
   prefix = next(prefix for prefix in PREFIXES if prefix + KEY in arrays)
-  width = arrays.shape(prefix + KEY)[0]
+  width = width_of(arrays, prefix + KEY)
   dino = any('.layer_scale1.' in name for name in arrays)
   if dino and 'classifier.weight' in arrays:
     raise UserError(

@@ -17,6 +17,7 @@ from vit_jax.pretrained.torch_names import (
   heads_of,
   place_positions,
   shares,
+  width_of,
 )
 
 KEY = 'patch_embed.proj.weight'
@@ -90,7 +91,7 @@ def read_timm(arrays: Arrays, config: dict | None, *, heads: int) -> tuple[dict[
       raise UserError(f'{arrays.source} holds {name}: it is {other}, which is not among the models here')
   config = config or {}
   arguments = config.get('model_args') or {}
-  width, depth = arrays.shape(KEY)[0], count(arrays, 'blocks.')
+  width, depth = width_of(arrays, KEY), count(arrays, 'blocks.')
   heads = heads or arguments.get('num_heads') or heads_of(width, depth, arrays.source)
   kept = {name: arrays.header(name) for name in arrays if name != 'mask_token'}
   layout = with_stem(arrays)

@@ -42,6 +42,8 @@ KINDS = {
   ),
   'out': Kind('kernel', lambda w, heads: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T),
 }
+AXES = {'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}  # Of a weight there.
+HEADS = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}  # The axis that is h·c there.
 
 # Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
 Names = dict[str, tuple[str, str]]
@@ -65,6 +67,10 @@ class Layout:
       raise UserError(f'{arrays.source} holds what this Vision Transformer has no place for: {", ".join(unknown[:5])}{more}')
     depth = len({block for _, block, _, _ in found.values() if block is not None})
 
+    for name, (_, _, kind, part) in found.items():
+      if wrong := misfit(arrays.shape(name), kind, part, heads):
+        raise UserError(f'{arrays.source}: {name} is {list(arrays.shape(name))}: {wrong}')
+
     def stream() -> Iterator[tuple[str, int | None, np.ndarray]]:
       for name, (ours, block, kind, part) in found.items():
         array = arrays[name]
@@ -72,7 +78,7 @@ class Layout:
           array = KINDS[kind].here(array, heads) if part == 'weight' else KINDS[kind].bias_here(array, heads)
         yield ours, block, array
 
-    return fold_scales(stack(stream(), depth=depth, source=arrays.source), self.scales)
+    return fold_scales(stack(stream(), depth=depth, source=arrays.source), self.scales, arrays.source)
 
   def find(self, name: str) -> tuple[str, int | None, str, str] | None:
     """(our name, block, kind, weight or bias) of an array of theirs; None where it has no place."""
@@ -80,7 +86,7 @@ class Layout:
       return self.tables[name], None, '', ''
     before, _, after = self.block.partition('{}')
     number, _, rest = name.removeprefix(before).partition(after)
-    block = int(number) if name.startswith(before) and number.isdigit() else None
+    block = int(number) if name.startswith(before) and number.isdecimal() else None
     if block is not None and rest in self.scales:
       return STACKED + rest, block, '', ''
     module, _, part = (name if block is None else rest).rpartition('.')
@@ -110,16 +116,34 @@ class Layout:
     return out
 
 
-def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str]) -> dict[str, np.ndarray]:
+def misfit(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
+  """What is wrong with the shape of a layer's array; '' where it can come here."""
+  axes = 1 if part == 'bias' else AXES.get(kind, len(shape))
+  if len(shape) != axes:
+    return f'{axes} axes are expected'
+  axis = HEADS.get((kind, part))
+  return f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
+
+
+def width_of(arrays: Arrays, name: str) -> int:
+  """By the kernel of the patches. UserError where it is none."""
+  shape = arrays.shape(name)
+  if len(shape) != 4:
+    raise UserError(f'{arrays.source}: {name} is {list(shape)}: expected [width, channels, height, width of a patch]')
+  return shape[0]
+
+
+def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str], source: str) -> dict[str, np.ndarray]:
   """LayerScale's vectors [depth, d] multiplied into the layers whose results they scale: the same function without them."""
   flat = dict(flat)
   for scale, layer in scales.items():
     if STACKED + scale not in flat:
       continue
     gamma = flat.pop(STACKED + scale)
-    for part in ('kernel', 'bias'):
-      array = flat[f'{STACKED}{layer}/{part}']
-      flat[f'{STACKED}{layer}/{part}'] = array * gamma.reshape(gamma.shape[0], *[1] * (array.ndim - 2), -1)
+    for name in (f'{STACKED}{layer}/kernel', f'{STACKED}{layer}/bias'):
+      if name not in flat or flat[name].shape[-1:] != gamma.shape[1:]:
+        raise UserError(f'{source}: {scale} is {list(gamma.shape[1:])}, and there is no {name} of as many outputs')
+      flat[name] = flat[name] * gamma.reshape(gamma.shape[0], *[1] * (flat[name].ndim - 2), -1)
   return flat
 
 
@@ -129,7 +153,7 @@ def place_positions(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   A file may have none for the class token (whose own embedding then is all there is: a row of zeros), or some for the
   registers, which are added to them: they are always at the same place.
   """
-  if POSITION not in flat or 'cls' not in flat:
+  if POSITION not in flat or 'cls' not in flat or flat[POSITION].ndim != 3:
     return flat
   table, registers = flat[POSITION], flat.get('registers')
   square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
