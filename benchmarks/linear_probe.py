@@ -51,7 +51,7 @@ def main():
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-9
   x, x_test = (x - mean) / std, (x_test - mean) / std
   probe = GridSearchCV(LogisticRegression(max_iter=2000), {'C': STRENGTHS}, cv=5, scoring='neg_log_loss').fit(x, y)
-  result, c = probe.score(x_test, y_test), probe.best_params_['C']
+  result, c = probe.best_estimator_.score(x_test, y_test), probe.best_params_['C']
   print(f'{args.init} on {args.data}: {100 * result:.1f} % of {len(y_test)}, a linear probe trained on {len(y)} (C {c:g})')
   print(f'{(len(y) + len(y_test)) / seconds:.1f} images/s')
 
