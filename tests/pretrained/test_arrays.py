@@ -184,7 +184,7 @@ HOSTILE = {
 def test_a_hostile_file_is_one_line_within_a_second_and_without_memory(tmp_path, make):
   path = tmp_path / 'hostile.npz'
   path.write_bytes(make())
-  before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+  before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
   tracemalloc.start()
   try:
     with pytest.raises(UserError) as error:
@@ -192,7 +192,7 @@ def test_a_hostile_file_is_one_line_within_a_second_and_without_memory(tmp_path,
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert time.perf_counter() - began < 1
+  assert time.process_time() - began < 1
   assert peak < 20e6
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200e3  # KiB.
   assert str(path) in str(error.value)

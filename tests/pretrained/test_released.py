@@ -232,10 +232,10 @@ def test_a_file_that_is_no_whole_model_is_one_line_within_a_second(tmp_path, cas
   change(arrays)
   np.savez(tmp_path / 'model.npz', **arrays)
   vit_jax.load  # noqa: B018 -- imported before the clock starts.
-  began = time.perf_counter()
+  began = time.process_time()
   with pytest.raises(UserError, match=message) as error:
     vit_jax.load(str(tmp_path / 'model.npz'))
-  assert time.perf_counter() - began < 1
+  assert time.process_time() - began < 1
   assert '\n' not in str(error.value)
   assert 'model.npz' in str(error.value)
 
