@@ -80,6 +80,12 @@ def test_another_size_resamples_the_positions_and_says_so(file):
   assert plain.notes == ()
 
 
+def test_a_short_side_is_taken_as_it_is_said_and_the_models_own_goes_with_the_size(file):
+  file.with_suffix('.json').write_text(json.dumps({'crop': 'center', 'short_side': 40}))
+  assert vit_jax.load(str(file), size=48, short_side=50).preprocessing['short_side'] == 50
+  assert vit_jax.load(str(file), size=48).preprocessing['short_side'] == 60
+
+
 def test_another_patch_resizes_the_kernels_and_says_so(file):
   plain, finer = vit_jax.load(str(file)), vit_jax.load(str(file), patch=12)
   np.testing.assert_array_equal(finer.params['embedding']['kernel'], pi_resize(plain.params['embedding']['kernel'], (12, 12)))

@@ -153,6 +153,8 @@ def from_user(said: dict) -> dict:
       if len(values) != 3 or not all(0 <= value <= 1 for value in values):
         raise UserError(f'{name}={said[name]}: expected three shares of the range of a pixel, such as 0.5,0.5,0.5')
       facts[fact] = tuple(round(255 * value, 6) for value in values)  # As a person would write it.
+  if 'short_side' in said:
+    facts['wanted_short_side'] = facts.pop('short_side')
   if 'size' in said:
     size = facts.pop('size')
     facts['wanted'] = (size, size) if isinstance(size, int) else tuple(size)
@@ -239,6 +241,8 @@ def with_patch(flat: dict[str, np.ndarray], side: int, source: str) -> tuple[dic
 
 def short_side(facts: dict, native: tuple[int, int], size: tuple[int, int]) -> int:
   """What a 'center' crop resizes the short side to first, in the same proportion to the size as it was in training."""
+  if 'wanted_short_side' in facts:  # Of the size as it is now.
+    return max(facts['wanted_short_side'], max(size))
   then = facts.get('short_side') or round(max(native) * 256 / 224)
   return max(round(then * max(size) / max(native)), max(size)) if size != native else max(then, max(size))
 
