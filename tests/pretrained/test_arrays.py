@@ -26,7 +26,7 @@ ARRAYS = {
 }
 
 
-def same(found, expected=ARRAYS):
+def assert_same(found, expected=ARRAYS):
   assert set(found) == set(expected)
   for name, array in expected.items():
     if array.dtype.kind == 'f':
@@ -49,7 +49,7 @@ def file(request, tmp_path):
 
 
 def test_what_was_written_is_read(file):
-  same(open_arrays(file))
+  assert_same(open_arrays(file))
 
 
 def test_a_shape_is_known_before_an_array_is_read(file):
@@ -105,7 +105,7 @@ def test_several_safetensors_of_a_directory_are_one(tmp_path):
   names = sorted(ARRAYS)
   for i, part in enumerate((names[:2], names[2:])):
     save_file({name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i}-of-00002.safetensors')
-  same(open_arrays(tmp_path))
+  assert_same(open_arrays(tmp_path))
   save_file({'cls': ARRAYS['cls']}, tmp_path / 'again.safetensors')
   with pytest.raises(UserError, match='holds cls twice'):
     open_arrays(tmp_path)
