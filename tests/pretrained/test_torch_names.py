@@ -1,15 +1,22 @@
-"""What timm's and Hugging Face's files may get wrong: one line that names the array. Reading them right is test_parity's."""
+"""What timm's and Hugging Face's files may get wrong is one line that names it; what they say in several ways is read right.
+
+The families themselves are test_parity's.
+"""
 
 import json
+import math
 
+import flax.traverse_util
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
+from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.test_export import model
 from vit_jax.errors import UserError
 from vit_jax.pretrained.export import export
+from vit_jax.pretrained.timm_names import crop_share, to_timm
 
 
 @pytest.fixture
@@ -54,6 +61,22 @@ WRONG = {
   'LayerScale of another width': ('timm', also(blocks__0__ls1__gamma=one, blocks__1__ls1__gamma=one), 'of as many outputs'),
   'a gated MLP': ('timm', also(blocks__0__mlp__fc1__weight=np.zeros((256, 32), np.float32)), 'mlp|Dense_0'),
   'an unknown array': ('huggingface', also(vit__surprise=one), 'has no place for: surprise'),
+  'fused projections of another size': (
+    'timm',
+    also(blocks__0__attn__qkv__bias=np.zeros(97, np.float32)),
+    r'blocks.0.attn.qkv.bias is \[97\]: it does not divide into 3 projections',
+  ),
+  'a projection twice': ('timm', also(blocks__0__attn__q__weight=np.eye(32, dtype=np.float32)), 'qkv.weight holds too'),
+  'a block twice': ('timm', also(blocks__00__norm1__weight=one), 'has no place for: blocks.00.norm1.weight'),
+  'a block in other digits': ('timm', also(blocks__١__norm1__weight=one), 'has no place for: blocks'),
+  'a layer twice': ('huggingface', also(layernorm__weight=one), 'holds layernorm.weight with and without vit. before it'),
+  'positions of another rank': ('timm', also(pos_embed=np.zeros((17, 32), np.float32)), 'pos_embed is .* 3 axes are expected'),
+  'no positions': ('timm', without('pos_embed'), 'has no position embeddings'),
+  'registers of another width': (
+    'timm',
+    also(reg_token=np.zeros((1, 4, 1), np.float32), pos_embed=np.zeros((1, 21, 32), np.float32)),
+    r'registers are \[1, 4, 1\]',
+  ),
 }
 
 
@@ -65,16 +88,208 @@ def test_a_model_that_we_are_not_is_one_line_that_names_the_array(hub, case):
   assert '\n' not in str(error.value)
 
 
-def test_heads_that_do_not_divide_are_an_error(hub):
-  with pytest.raises(UserError, match='does not divide into 5 heads'):
-    hub('huggingface', said={'num_attention_heads': 5})
+# What config.json may say.
+SAID = {
+  'heads that do not divide': ('huggingface', {'num_attention_heads': 5}, 'does not divide into 5 heads'),
+  'heads in words': ('huggingface', {'num_attention_heads': 'four'}, 'num_attention_heads is .four.: expected a whole number'),
+  'heads below zero': ('timm', {'model_args': {'num_heads': -1}}, '-1 heads: expected a positive number'),
+  'another activation': ('huggingface', {'hidden_act': 'quick_gelu'}, "the activation 'quick_gelu' is not among those here"),
+  'another activation of timm': ('timm', {'model_args': {'num_heads': 4, 'act_layer': 'silu'}}, "the activation 'silu'"),
+  'no activation': ('huggingface', {'hidden_act': ['gelu']}, 'expected a text'),
+  'an epsilon in words': ('huggingface', {'layer_norm_eps': 'small'}, 'expected a number'),
+  'labels without numbers': ('huggingface', {'id2label': {'cat': 0}}, 'id2label has the keys cat'),
+  'a list of labels': ('huggingface', {'id2label': ['cat']}, 'expected an object'),
+  'the mean with a class token': (
+    'timm',
+    {'model_args': {'num_heads': 4, 'global_pool': 'avg'}},
+    "'avg', and with these arrays only 'token'",
+  ),
+  'registers pooled': ('timm', {'model_args': {'num_heads': 4, 'pool_include_prefix': True}}, 'pool_include_prefix'),
+  'arguments in a list': ('timm', {'model_args': [4]}, r'model_args is \[4\]: expected an object'),
+  'one mean': ('timm', {'pretrained_cfg': {'mean': [0.5]}}, 'expected three numbers'),
+  'a crop of nothing': ('timm', {'pretrained_cfg': {'input_size': [3, 32, 32], 'crop_pct': 0}}, 'crop_pct is 0'),
+  'a size of nothing': (
+    'timm',
+    {'model_args': {'img_size': 0, 'num_heads': 4}, 'pretrained_cfg': {'input_size': [3, 0, 0]}},
+    'size',
+  ),
+}
 
 
-def test_an_activation_that_we_do_not_have_is_an_error(hub):
-  with pytest.raises(UserError, match="the activation 'quick_gelu' is not among those here"):
-    hub('huggingface', said={'hidden_act': 'quick_gelu'})
+@pytest.mark.parametrize('case', SAID)
+def test_what_a_config_may_get_wrong_is_one_line(hub, case):
+  format, said, message = SAID[case]
+  with pytest.raises(UserError, match=message) as error:
+    hub(format, said=said)
+  assert '\n' not in str(error.value)
+
+
+PREPROCESSORS = {
+  'other factor': ({'rescale_factor': 1 / 127.5}, 'only pixels times 1/255'),
+  'no factor': ({'do_rescale': False, 'rescale_factor': None}, 'do_rescale=false'),
+  'one mean': ({'image_mean': 0.5}, 'expected a list'),
+  'half a size': ({'crop_size': {'height': 32}}, 'expected a height and a width'),
+}
+
+
+@pytest.fixture
+def preprocessed(tmp_path):
+  """Writes one of our models for Hugging Face, changes its preprocessor_config.json, and loads it."""
+
+  def load(said: dict, **overrides):
+    export(model(), tmp_path / 'hub', 'huggingface')
+    path = tmp_path / 'hub' / 'preprocessor_config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    return vit_jax.load(str(tmp_path / 'hub'), **overrides).preprocessing
+
+  return load
+
+
+@pytest.mark.parametrize('case', PREPROCESSORS)
+def test_a_preprocessing_that_we_do_not_do_is_one_line(preprocessed, case):
+  said, message = PREPROCESSORS[case]
+  with pytest.raises(UserError, match=message):
+    preprocessed(said)
+
+
+def test_images_that_are_not_normalised_are_divided_by_255(preprocessed):
+  found = preprocessed({'do_normalize': False})
+  assert (found['mean'], found['scale']) == ((0,) * 3, (255,) * 3)
+
+
+@pytest.mark.parametrize(('overrides', 'short_side'), [({}, 20), ({'size': 32}, 40), ({'size': 8}, 10)])
+def test_a_short_side_is_said_of_the_size_that_is_cropped_not_of_the_size_in_training(preprocessed, overrides, short_side):
+  said = {'size': {'shortest_edge': 20}, 'crop_size': {'height': 16, 'width': 16}}
+  assert preprocessed(said, **overrides)['short_side'] == short_side
 
 
 def test_the_mask_token_of_pre_training_is_left_out_and_that_is_said(hub):
   found = hub('timm', also(mask_token=np.zeros((1, 32), np.float32)))
   assert found.notes == ('mask_token, which only pre-training uses, is left out',)
+
+
+def test_a_pooler_that_the_classifier_does_not_read_is_left_out_and_that_is_said(hub):
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  pooler = {'vit__pooler__dense__weight': np.eye(32, dtype=np.float32), 'vit__pooler__dense__bias': np.ones(32, np.float32)}
+  found = hub('huggingface', also(**pooler))
+  assert len(found.notes) == 2
+  assert all('which the classifier does not read' in note for note in found.notes)
+  np.testing.assert_array_equal(found.logits(images), model().logits(images))
+
+
+def test_what_older_files_of_timm_say_at_one_level_is_read(hub):
+  seen = {'mean': [0.1, 0.2, 0.3], 'std': [0.5] * 3, 'input_size': [3, 32, 32], 'crop_pct': 0.8}
+  found = hub('timm', said=seen | {'pretrained_cfg': None}).preprocessing
+  assert found == {'size': (32, 32), 'crop': 'center', 'short_side': 40, 'mean': (25.5, 51, 76.5), 'scale': (127.5,) * 3}
+
+
+def test_an_activation_that_is_said_wins_over_that_of_the_architecture(hub):
+  tanh = {'architecture': 'vit_so400m_patch16_siglip_256', 'model_args': {'num_heads': 4}}
+  assert hub('timm', said=tanh).config.gelu == 'tanh'
+  assert hub('timm', said=tanh | {'model_args': {'num_heads': 4, 'act_layer': 'gelu'}}).config.gelu == 'erf'
+
+
+def test_every_short_side_is_the_same_after_timm_has_rounded_it_down():
+  sides = [(side, short) for side in range(16, 520, 8) for short in range(side, 2 * side)]
+  assert all(math.floor(side / crop_share(side, short)) == short for side, short in sides)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (32, 48)])
+@pytest.mark.parametrize('fields', [{}, {'registers': 3}, {'registers': 3, 'pool': 'gap'}, {'registers': 1, 'pool': 'map'}])
+def test_positions_come_back_from_timm_whatever_rows_are_before_them(tmp_path, size, fields):
+  ours = model(size=size, **fields)
+  export(ours, tmp_path / 'hub', 'timm')
+  again = vit_jax.load(str(tmp_path / 'hub'))
+  assert again.size == size
+  before, after = (flax.traverse_util.flatten_dict(m.params, sep='/') for m in (ours, again))
+  assert before.keys() == after.keys()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array)
+
+
+@pytest.mark.parametrize('variant', ['R+Ti/16', 'R26+S/32'])
+def test_hybrids_come_back_from_timm_to_the_bit(tmp_path, variant, timm):
+  import torch
+
+  ours = model(variant=variant, width=48, depth=1, mlp=96, heads=3, size=(64, 64))
+  export(ours, tmp_path / 'hub', 'timm')
+  again = vit_jax.load(str(tmp_path / 'hub'))
+  before, after = (flax.traverse_util.flatten_dict(m.params, sep='/') for m in (ours, again))
+  assert before.keys() == after.keys()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array)
+  theirs = timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True).eval()
+  images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+  with torch.no_grad():
+    expected = theirs(normalised(images, ours.config.mean, ours.config.scale)).numpy()
+  # timm standardises its kernels and normalises with other epsilons than the released code.
+  np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_timm_has_no_stems_of_other_widths_and_no_other_epsilons():
+  wrong = {'stems of 64': model(variant='R+Ti/16', stem_width=32, size=(64, 64)), 'epsilon': model(norm_eps=1e-5)}
+  for message, ours in wrong.items():
+    flat = flax.traverse_util.flatten_dict(ours.params, sep='/')
+    with pytest.raises(UserError, match=message):
+      to_timm(flat, ours.config, ours.preprocessing, ())
+
+
+def written_by_timm(tmp_path, theirs, name: str, size: tuple[int, int]):
+  """What `load` makes of a model of timm's, saved as its hub does."""
+  seen = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'input_size': [3, *size], 'crop_pct': 1.0}
+  config = {'architecture': name, 'global_pool': theirs.global_pool, 'model_args': {'num_heads': 3}, 'pretrained_cfg': seen}
+  save_file({key: tensor.numpy() for key, tensor in theirs.state_dict().items()}, tmp_path / 'model.safetensors')
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  return vit_jax.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('size', [(64, 64), (64, 96)])  # 64x96 has 24 patches, and with a class token 25: a square.
+@pytest.mark.parametrize('prefix', ['class token', 'class token without a position', 'registers', 'registers alone'])
+def test_positions_are_placed_as_timm_places_them(tmp_path, prefix, size, timm):
+  kwargs = {
+    'class token': {},
+    'class token without a position': {'no_embed_class': True},
+    'registers': {'reg_tokens': 1},
+    'registers alone': {'reg_tokens': 4, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False},
+  }[prefix]
+  small = {'img_size': size, 'embed_dim': 48, 'depth': 1, 'num_heads': 3, 'num_classes': 7}
+  theirs = redrawn(timm.create_model('vit_base_patch16_224', **small, **kwargs))
+  ours = written_by_timm(tmp_path, theirs, 'vit_base_patch16_224', size)
+  images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+  expected = run(theirs, images)
+  np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_hugging_face_images_that_are_no_squares_give_its_numbers(tmp_path, transformers):
+  import torch
+
+  sizes = {'hidden_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 3, 'patch_size': 16, 'num_labels': 7}
+  theirs = redrawn(transformers.ViTForImageClassification(transformers.ViTConfig(image_size=[64, 96], **sizes)))
+  theirs.save_pretrained(tmp_path)
+  images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+  with torch.no_grad():
+    expected = theirs(normalised(images)).logits.numpy()
+  found = vit_jax.load(str(tmp_path), mean=0.5, std=0.5).logits(images)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_every_vision_transformer_of_timms_gives_its_numbers_or_one_line(tmp_path, timm):
+  modules = ('timm.models.vision_transformer', 'timm.models.deit')
+  names = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__ in modules]
+  read = []
+  for name in names:
+    size = (56, 56) if 'patch14' in name else (64, 64)
+    if name == 'vit_base_mci_224':  # Its width can't be changed.
+      continue
+    theirs = redrawn(timm.create_model(name, img_size=size, embed_dim=48, depth=1, num_heads=3, num_classes=7))
+    try:
+      ours = written_by_timm(tmp_path, theirs, name, size)
+    except UserError as error:
+      assert '\n' not in str(error), name
+      continue
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    expected = run(theirs, images)
+    np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name)
+    read.append(name)
+  assert len(read) >= 85

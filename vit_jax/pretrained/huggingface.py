@@ -6,7 +6,20 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import shape
 from vit_jax.pretrained.arrays import Arrays
-from vit_jax.pretrained.torch_names import ATTENTION, POSITION, Layout, count, heads_of, place_positions, shares, width_of
+from vit_jax.pretrained.torch_names import (
+  ATTENTION,
+  NUMERIC,
+  POSITION,
+  Layout,
+  count,
+  heads_of,
+  patch_of,
+  patches_of,
+  place_positions,
+  told,
+  told_shares,
+  told_sides,
+)
 
 KEY = 'embeddings.patch_embeddings.projection.weight'
 PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.')  # Of the backbone in a model with a head.
@@ -57,6 +70,8 @@ DINOV2 = Layout(
 GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
 NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6}  # Where config.json does not say; ViT's is 1e-12.
 BILINEAR = 2  # Pillow's number of it.
+PREPROCESSOR = 'preprocessor_config.json'
+STATISTICS = {'mean': 'mean', 'scale': 'std'}  # Ours, theirs.
 
 
 def is_huggingface(arrays: Arrays) -> bool:
@@ -70,54 +85,93 @@ def read_huggingface(
   """(the flat tree, what is known besides) of the arrays, config.json and preprocessor_config.json."""
   config = config or {}
   prefix = next(prefix for prefix in PREFIXES if prefix + KEY in arrays)
-  width = width_of(arrays, prefix + KEY)
+  width, patch = patch_of(arrays, prefix + KEY)
   dino = any('.layer_scale1.' in name for name in arrays)
   if dino and 'classifier.weight' in arrays:
     raise UserError(
       f"{arrays.source} holds DINOv2's classifier, which reads the class token and the mean of the patches side by side: "
       'no head here does. Save its backbone alone (model.dinov2.save_pretrained), and fine-tune that'
     )
-  left_out = [name for name in arrays if name.endswith('mask_token')]
-  inside = Arrays(arrays.source, {n.removeprefix(prefix): arrays.header(n) for n in arrays if n not in left_out})
-  heads = heads or config.get('num_attention_heads') or heads_of(width, count(inside, 'encoder.layer.'), arrays.source)
-  flat = place_positions((DINOV2 if dino else VIT).read(inside, heads))
-  notes = tuple(f'{name}, which only pre-training uses, is left out' for name in left_out)
-  return flat, facts_of(config, dino) | preprocessing_of(preprocessor or {}) | {'notes': notes}
+  inside, notes = backbone(arrays, prefix)
+  if 'pooler.dense.weight' in inside and told(config, 'pooler_act', str) not in (None, 'tanh'):
+    raise UserError(f'{arrays.source}: pooler_act is {config["pooler_act"]!r}, and only tanh is known here')
+  heads = heads_of(heads or told(config, 'num_attention_heads', int), width, count(inside, 'encoder.layer.'), arrays.source)
+  facts = facts_of(config, dino)
+  flat = (DINOV2 if dino else VIT).read(inside, heads)
+  flat = place_positions(flat, patches_of(facts.get('size'), patch), arrays.source)
+  return flat, facts | preprocessing_of(preprocessor or {}, facts.get('size')) | {'notes': notes}
+
+
+def backbone(arrays: Arrays, prefix: str) -> tuple[Arrays, tuple[str, ...]]:
+  """(the arrays by their names in the backbone, a line for each that is left out). UserError where two have one name."""
+  notes, kept = [], {}
+  for name in arrays:
+    inside = name.removeprefix(prefix)
+    if name.endswith('mask_token'):
+      notes.append(f'{name}, which only pre-training uses, is left out')
+    elif inside.startswith('pooler.') and 'classifier.weight' in arrays:
+      notes.append(f'{name}, which the classifier does not read, is left out')
+    elif inside in kept:
+      raise UserError(f'{arrays.source} holds {inside} with and without {prefix} before it')
+    else:
+      kept[inside] = arrays.header(name)
+  return Arrays(arrays.source, kept), tuple(notes)
 
 
 def facts_of(config: dict, dino: bool) -> dict:
   """What config.json says that arrays don't."""
-  activation = config.get('hidden_act', 'gelu')
+  activation = told(config, 'hidden_act', str) or 'gelu'
   if activation not in GELU:
     raise UserError(f'the activation {activation!r} is not among those here: {", ".join(GELU)}')
-  eps = config.get('layer_norm_eps', NORM_EPS.get(config.get('model_type'), 1e-6 if dino else 1e-12))
-  facts = {'gelu': GELU[activation], 'norm_eps': eps, 'positions': 'bicubic'}  # As transformers' own interpolation does.
+  eps = told(config, 'layer_norm_eps', NUMERIC)
+  usual = NORM_EPS.get(told(config, 'model_type', str), 1e-6 if dino else 1e-12)
+  facts = {'gelu': GELU[activation], 'norm_eps': usual if eps is None else eps}
+  facts['positions'] = 'bicubic'  # As transformers' own interpolation does.
   facts['assumed'] = () if config else ('gelu', 'norm_eps')
-  names = config.get('id2label') or {}
-  labels = tuple(names[key] for key in sorted(names, key=int))
-  if labels and labels != tuple(f'LABEL_{i}' for i in range(len(labels))):
-    facts['labels'] = labels
-  return facts
+  if size := told_sides(config.get('image_size'), 'image_size'):
+    facts['size'] = size
+  labels = labels_of(told(config, 'id2label', dict) or {})
+  return facts | ({'labels': labels} if labels and labels != unnamed(len(labels)) else {})
 
 
-def preprocessing_of(preprocessor: dict) -> dict:
-  """What preprocessor_config.json says. UserError for a step that we don't have."""
-  if abs(preprocessor.get('rescale_factor', 1 / 255) * 255 - 1) > 1e-6:
-    raise UserError(f'preprocessor_config.json: rescale_factor={preprocessor["rescale_factor"]}, and only 1/255 is known here')
-  names = {'mean': 'image_mean', 'scale': 'image_std'}
-  facts = {ours: shares(preprocessor[theirs]) for ours, theirs in names.items() if theirs in preprocessor}
-  size, crop = preprocessor.get('size'), preprocessor.get('crop_size')
-  if preprocessor.get('do_center_crop') and crop:
-    facts |= {'crop': 'center', 'wanted': sides(crop)}
-    facts |= {'short_side': size['shortest_edge']} if isinstance(size, dict) and 'shortest_edge' in size else {}
-  elif isinstance(size, int) or (isinstance(size, dict) and 'height' in size):
-    facts |= {'crop': 'resize', 'wanted': sides(size)}
-  return facts
+def labels_of(names: dict[str, str]) -> tuple[str, ...]:
+  """In the order of the logits. UserError where they are not numbered from 0."""
+  if names.keys() != {str(i) for i in range(len(names))}:
+    raise UserError(f'config.json: id2label has the keys {", ".join(names)[:60]}: expected "0", "1" and so on')
+  return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
-def sides(size: int | dict) -> tuple[int, int]:
-  """(height, width)."""
-  return (size, size) if isinstance(size, int) else (size['height'], size['width'])
+def unnamed(classes: int) -> tuple[str, ...]:
+  """What transformers calls classes that nobody named."""
+  return tuple(f'LABEL_{i}' for i in range(classes))
+
+
+def preprocessing_of(preprocessor: dict, native: tuple[int, int] | None) -> dict:
+  """What preprocessor_config.json says, for a model whose positions are for images of `native`.
+
+  A short side is said for images of the size that is cropped, and told in proportion to `native`. UserError for a step that
+  we don't have.
+  """
+  says = lambda name, kind: told(preprocessor, name, kind, PREPROCESSOR)
+  sides = lambda name: told_sides(preprocessor.get(name), name, PREPROCESSOR)
+  factor = says('rescale_factor', NUMERIC)
+  if says('do_rescale', bool) is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
+    got = 'do_rescale=false' if factor is None else f'rescale_factor={factor}'
+    raise UserError(f'{PREPROCESSOR}: {got}, and only pixels times 1/255 are known here')
+  if says('do_normalize', bool) is False:
+    facts = {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
+  else:
+    shares = {ours: told_shares(preprocessor, f'image_{theirs}', PREPROCESSOR) for ours, theirs in STATISTICS.items()}
+    facts = {name: values for name, values in shares.items() if values}
+  size = preprocessor.get('size') or None
+  edge = told(size, 'shortest_edge', int, PREPROCESSOR) if isinstance(size, dict) else None
+  if not says('do_center_crop', bool) or not preprocessor.get('crop_size'):
+    return facts | ({'crop': 'resize', 'wanted': sides('size')} if size and not edge else {})
+  wanted = sides('crop_size')
+  short = edge or (min(sides('size')) if size else None)
+  if short and native and native != wanted:
+    short = round(short * max(native) / max(wanted))
+  return facts | {'crop': 'center', 'wanted': wanted} | ({'short_side': short} if short else {})
 
 
 def to_huggingface(
@@ -151,7 +205,7 @@ def to_huggingface(
 def config_json(config: ModelConfig, s, preprocessing: dict, labels: tuple[str, ...], flat: dict[str, np.ndarray]) -> dict:
   """What `from_pretrained` builds the model from."""
   classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
-  names = labels or tuple(f'LABEL_{i}' for i in range(classes))
+  names = labels or unnamed(classes)
   made = {
     'architectures': [
       'Dinov2WithRegistersModel' if config.registers else 'ViTForImageClassification' if classes else 'ViTModel'

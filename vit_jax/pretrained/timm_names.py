@@ -7,17 +7,21 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import shape
+from vit_jax.models.variants import Shape, Stem, shape
 from vit_jax.pretrained.arrays import Arrays, Header
 from vit_jax.pretrained.torch_names import (
   ATTENTION,
+  NUMERIC,
   POSITION,
   Layout,
   count,
   heads_of,
+  patch_of,
+  patches_of,
   place_positions,
-  shares,
-  width_of,
+  told,
+  told_shares,
+  told_sides,
 )
 
 KEY = 'patch_embed.proj.weight'
@@ -65,12 +69,16 @@ FUSED = {'attn.qkv': ('attn.q', 'attn.k', 'attn.v'), 'attn_pool.kv': ('attn_pool
 
 # Other models by an array that only they have.
 OTHERS = {
-  'dist_token': 'a distilled DeiT, which has two heads',
+  'dist_token': 'a distilled DeiT with its two heads',
   'fc_norm.weight': 'a model whose last norm comes after pooling',
   'norm_pre.weight': 'a model with a norm before the blocks, as CLIP has',
 }
 # These are defined with the tanh form (timm 1.0.31, models/vision_transformer.py); all others with erf.
 TANH = re.compile(r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|(so400m|giantopt)_patch16_siglip)')
+OVER_REGISTERS = ('test_vit3',)  # Are defined with pool_include_prefix.
+GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh'}
+POOL = {'token': 'token', 'gap': 'avg', 'map': 'map'}
+NORM_EPS = 1e-6
 HYBRIDS = {
   'R+Ti/16': 'vit_tiny_r_s16_p8_224',
   'R26+S/32': 'vit_small_r26_s32_224',
@@ -90,18 +98,36 @@ def read_timm(arrays: Arrays, config: dict | None, *, heads: int) -> tuple[dict[
     if name in arrays:
       raise UserError(f'{arrays.source} holds {name}: it is {other}, which is not among the models here')
   config = config or {}
-  arguments = config.get('model_args') or {}
-  width, depth = width_of(arrays, KEY), count(arrays, 'blocks.')
-  heads = heads or arguments.get('num_heads') or heads_of(width, depth, arrays.source)
+  arguments = told(config, 'model_args', dict) or {}
+  refuse_other_pooling(arrays, config, arguments)
+  width, patch = patch_of(arrays, KEY)
+  heads = heads_of(heads or told(arguments, 'num_heads', int), width, count(arrays, 'blocks.'), arrays.source)
   kept = {name: arrays.header(name) for name in arrays if name != 'mask_token'}
-  layout = with_stem(arrays)
-  flat = place_positions(layout.read(Arrays(arrays.source, split(kept)), heads))
+  flat = with_stem(arrays).read(Arrays(arrays.source, split(kept, arrays.source)), heads)
+  facts = facts_of(config, arguments)
+  step = Stem((0,) * count(arrays, f'{STEM}stages.'), 0).stride if any(name.startswith(STEM) for name in arrays) else 1
+  flat = place_positions(flat, patches_of(facts.get('size'), (patch[0] * step, patch[1] * step)), arrays.source)
   notes = ('mask_token, which only pre-training uses, is left out',) if 'mask_token' in arrays else ()
-  return flat, facts_of(config, arguments) | {'notes': notes}
+  return flat, facts | {'notes': notes}
 
 
-def split(headers: dict[str, Header]) -> dict[str, Header]:
-  """The fused projections one by one."""
+def refuse_other_pooling(arrays: Arrays, config: dict, arguments: dict):
+  """UserError where config.json says that the head reads something else than it does here with these arrays."""
+  ours = 'map' if 'attn_pool.latent' in arrays else 'token' if 'cls_token' in arrays else 'avg'
+  said = told(arguments, 'global_pool', str) or told(config, 'global_pool', str) or ours
+  if said != ours:
+    raise UserError(
+      f'{arrays.source}: its config.json says global_pool={said!r}, and with these arrays only {ours!r} is known here'
+    )
+  over_registers = told(arguments, 'pool_include_prefix', bool)
+  if over_registers is None:
+    over_registers = told(config, 'architecture', str) in OVER_REGISTERS
+  if over_registers:
+    raise UserError(f'{arrays.source}: its head reads registers (pool_include_prefix), and none here does')
+
+
+def split(headers: dict[str, Header], source: str) -> dict[str, Header]:
+  """The fused projections one by one. UserError for one that does not divide, or that is there by itself too."""
   out = {}
   for name, header in headers.items():
     module, _, part = name.rpartition('.')
@@ -109,10 +135,16 @@ def split(headers: dict[str, Header]) -> dict[str, Header]:
     if fused is None:
       out[name] = header
       continue
-    pieces, rows = FUSED[fused], header.shape[0] // len(FUSED[fused])
+    pieces = FUSED[fused]
+    if not header.shape or header.shape[0] % len(pieces):
+      raise UserError(f'{source}: {name} is {list(header.shape)}: it does not divide into {len(pieces)} projections')
+    rows = header.shape[0] // len(pieces)
     for i, piece in enumerate(pieces):
       read = lambda header=header, i=i, rows=rows: header.read()[i * rows : (i + 1) * rows]
-      out[f'{module.removesuffix(fused)}{piece}.{part}'] = Header((rows, *header.shape[1:]), header.dtype, read)
+      made = f'{module.removesuffix(fused)}{piece}.{part}'
+      if made in headers:
+        raise UserError(f'{source} holds {made}, which {name} holds too')
+      out[made] = Header((rows, *header.shape[1:]), header.dtype, read)
   return out
 
 
@@ -131,19 +163,24 @@ def with_stem(arrays) -> Layout:
 
 def facts_of(config: dict, arguments: dict) -> dict:
   """What timm's config.json says that arrays don't."""
-  tanh = arguments.get('act_layer') == 'gelu_tanh' or TANH.match(config.get('architecture', ''))
-  if arguments.get('act_layer', 'gelu') not in ('gelu', 'gelu_tanh'):
-    raise UserError(f'the activation {arguments["act_layer"]!r} is not among those here: gelu, gelu_tanh')
-  seen = config.get('pretrained_cfg') or {}
-  facts = {'gelu': 'tanh' if tanh else 'erf', 'norm_eps': 1e-6}
+  tanh = TANH.match(told(config, 'architecture', str) or '')
+  activation = told(arguments, 'act_layer', str) or ('gelu_tanh' if tanh else 'gelu')
+  if activation not in GELU:
+    raise UserError(f'the activation {activation!r} is not among those here: {", ".join(GELU)}')
+  facts = {'gelu': GELU[activation], 'norm_eps': NORM_EPS}
   facts['assumed'] = () if config else tuple(facts)
-  facts |= {ours: shares(seen[theirs]) for ours, theirs in (('mean', 'mean'), ('scale', 'std')) if theirs in seen}
-  size = seen.get('input_size', ())[1:]
+  seen = told(config, 'pretrained_cfg', dict) or config  # Older files have it all at one level.
+  statistics = {'mean': told_shares(seen, 'mean'), 'scale': told_shares(seen, 'std')}
+  facts |= {name: value for name, value in statistics.items() if value}
+  size = told_sides(arguments.get('img_size') or (told(seen, 'input_size', list) or [])[1:] or None, 'the size of an image')
   if size:
-    cropped = seen.get('crop_pct', 1) < 1
-    facts |= {'size': tuple(size), 'crop': 'center' if cropped else 'resize'}
-    facts |= {'short_side': math.floor(max(size) / seen['crop_pct'])} if cropped else {}
-  labels = config.get('label_names') or seen.get('label_names')
+    share = told(seen, 'crop_pct', NUMERIC)
+    share = 1 if share is None else share
+    if share <= 0:
+      raise UserError(f'config.json: crop_pct is {share}: expected a positive number')
+    facts |= {'size': size, 'crop': 'center' if share < 1 else 'resize'}
+    facts |= {'short_side': math.floor(max(size) / share)} if share < 1 else {}
+  labels = told(config, 'label_names', list) or told(seen, 'label_names', list)
   return facts | ({'labels': tuple(map(str, labels))} if labels else {})
 
 
@@ -151,12 +188,16 @@ def to_timm(
   flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict]:
   """(arrays, config.json) for `timm.create_model('local-dir:…')`. UserError for what timm's Vision Transformer cannot be."""
-  if config.patch_norm or config.hidden_head:
-    what = 'norms around its patches' if config.patch_norm else 'a hidden layer in its head'
-    raise UserError(f"timm's Vision Transformer has no {what}")
   s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
-  if s.stem and config.variant not in HYBRIDS:
-    raise UserError(f'timm has the hybrids {", ".join(HYBRIDS)}, and no {config.variant}')
+  wrong = {
+    'no norms around its patches': config.patch_norm,
+    'no hidden layer in its head': config.hidden_head,
+    f'norms with an epsilon of {NORM_EPS}, not {config.norm_eps}': config.norm_eps != NORM_EPS,
+    f'the hybrids {", ".join(HYBRIDS)}, and no {config.variant}': s.stem is not None and config.variant not in HYBRIDS,
+    f'stems of 64 channels, not {config.stem_width}': s.stem is not None and config.stem_width != 64,
+  }
+  if found := [what for what, is_so in wrong.items() if is_so]:
+    raise UserError(f"timm's Vision Transformer has {found[0]}")
   if config.registers and POSITION in flat:  # There, registers have positions too.
     table, d = flat[POSITION], flat[POSITION].shape[-1]
     first = int(config.pool == 'token')
@@ -165,29 +206,34 @@ def to_timm(
   stages = [f'{STEM}stages.{i}.blocks.{j}.' for i, n in enumerate(s.stem.blocks) for j in range(n)] if s.stem else []
   short = [f'{STEM}conv.weight'] if s.stem and not s.stem.blocks else []
   arrays = merge(with_stem([*stages, *short]).write(flat))
-  size, patch = tuple(preprocessing['size']), s.patch
-  classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+  return arrays, config_json(flat, config, s, preprocessing, labels)
+
+
+def config_json(
+  flat: dict[str, np.ndarray], config: ModelConfig, s: Shape, preprocessing: dict, labels: tuple[str, ...]
+) -> dict:
+  """What `create_model` builds the model from, and what an image goes through before it."""
+  size, classes = tuple(preprocessing['size']), flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+  center = preprocessing['crop'] == 'center'
   arguments = {
     'img_size': list(size),
-    'act_layer': {'tanh': 'gelu_tanh', 'erf': 'gelu'}[config.gelu],
+    'embed_dim': s.width,
+    'depth': s.depth,
+    'num_heads': s.heads,
+    'mlp_ratio': s.mlp / s.width,
+    'act_layer': {ours: theirs for theirs, ours in GELU.items()}[config.gelu],
     'class_token': config.pool == 'token',
-    'global_pool': {'token': 'token', 'gap': 'avg', 'map': 'map'}[config.pool],
+    'global_pool': POOL[config.pool],
     'fc_norm': False,
     'reg_tokens': config.registers,
   }
   if not s.stem:
-    arguments |= {
-      'patch_size': list(patch) if patch[0] != patch[1] else patch[0],
-      'embed_dim': s.width,
-      'depth': s.depth,
-      'num_heads': s.heads,
-      'mlp_ratio': s.mlp / s.width,
-    }
+    arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
   seen = {
     'input_size': [3, *size],
     'interpolation': 'bilinear',
-    'crop_pct': max(size) / preprocessing['short_side'] if preprocessing['crop'] == 'center' else 1.0,
-    'crop_mode': 'center' if preprocessing['crop'] == 'center' else 'squash',
+    'crop_pct': crop_share(max(size), preprocessing['short_side']) if center else 1.0,
+    'crop_mode': 'center' if center else 'squash',
     'mean': [value / 255 for value in config.mean],
     'std': [value / 255 for value in config.scale],
     'num_classes': classes,
@@ -196,7 +242,13 @@ def to_timm(
   }
   architecture = HYBRIDS.get(config.variant, 'vit_base_patch16_224')
   made = {'architecture': architecture, 'num_classes': classes, 'num_features': s.width, 'model_args': arguments}
-  return arrays, made | {'pretrained_cfg': seen} | ({'label_names': list(labels)} if labels else {})
+  return made | {'pretrained_cfg': seen} | ({'label_names': list(labels)} if labels else {})
+
+
+def crop_share(side: int, short_side: int) -> float:
+  """What a crop keeps of a short side: side / share, rounded down as timm does, is that short side again."""
+  share = side / short_side
+  return share if math.floor(side / share) == short_side else math.nextafter(share, 0)
 
 
 def merge(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

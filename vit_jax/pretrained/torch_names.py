@@ -6,6 +6,7 @@ c channels of a head, i inputs, o outputs, p q patch.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from vit_jax.pretrained.blocks import STACKED, stack, unstack
 
 POSITION = 'Transformer/posembed_input/pos_embedding'
 ATTENTION = 'MultiHeadDotProductAttention_1'
+NUMBER = re.compile('0|[1-9][0-9]*')  # Of a block, as these libraries write it: none has two names.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ KINDS = {
   ),
   'out': Kind('kernel', lambda w, heads: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T),
 }
-AXES = {'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}  # Of a weight there.
+AXES = {'table': 3, 'scale': 1, 'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}  # Of a weight, or of an array by itself.
 HEADS = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}  # The axis that is h·c there.
 
 # Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
@@ -83,12 +85,12 @@ class Layout:
   def find(self, name: str) -> tuple[str, int | None, str, str] | None:
     """(our name, block, kind, weight or bias) of an array of theirs; None where it has no place."""
     if name in self.tables:
-      return self.tables[name], None, '', ''
+      return self.tables[name], None, 'table', ''
     before, _, after = self.block.partition('{}')
     number, _, rest = name.removeprefix(before).partition(after)
-    block = int(number) if name.startswith(before) and number.isdecimal() else None
+    block = int(number) if name.startswith(before) and NUMBER.fullmatch(number) else None
     if block is not None and rest in self.scales:
-      return STACKED + rest, block, '', ''
+      return STACKED + rest, block, 'scale', ''
     module, _, part = (name if block is None else rest).rpartition('.')
     ours, kind = (self.top if block is None else self.layers).get(module, ('', ''))
     if not ours or part not in ('weight', 'bias'):
@@ -117,20 +119,20 @@ class Layout:
 
 
 def misfit(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
-  """What is wrong with the shape of a layer's array; '' where it can come here."""
-  axes = 1 if part == 'bias' else AXES.get(kind, len(shape))
+  """What is wrong with the shape of an array of theirs; '' where it can come here."""
+  axes = 1 if part == 'bias' else AXES[kind]
   if len(shape) != axes:
     return f'{axes} axes are expected'
   axis = HEADS.get((kind, part))
   return f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
 
 
-def width_of(arrays: Arrays, name: str) -> int:
-  """By the kernel of the patches. UserError where it is none."""
+def patch_of(arrays: Arrays, name: str) -> tuple[int, tuple[int, int]]:
+  """(width, height and width of a patch) by the kernel of the patches. UserError where it is none."""
   shape = arrays.shape(name)
-  if len(shape) != 4:
+  if len(shape) != 4 or not all(shape):
     raise UserError(f'{arrays.source}: {name} is {list(shape)}: expected [width, channels, height, width of a patch]')
-  return shape[0]
+  return shape[0], shape[2:]
 
 
 def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str], source: str) -> dict[str, np.ndarray]:
@@ -147,27 +149,42 @@ def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str], source: str
   return flat
 
 
-def place_positions(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def place_positions(flat: dict[str, np.ndarray], patches: int, source: str) -> dict[str, np.ndarray]:
   """Position embeddings with a row for the class token and none for registers, whichever rows the file has.
 
   A file may have none for the class token (whose own embedding then is all there is: a row of zeros), or some for the
-  registers, which are added to them: they are always at the same place.
+  registers, which are added to them: they are always at the same place. What is left are rows for `patches`, or as many as
+  make a square where that is not known (0). UserError where there is no table: places are then told in a way unknown here.
   """
-  if POSITION not in flat or 'cls' not in flat or flat[POSITION].ndim != 3:
-    return flat
+  if POSITION not in flat:
+    raise UserError(f'{source} has no position embeddings: rotary or relative ones are not among those here')
   table, registers = flat[POSITION], flat.get('registers')
+  cls, rows = int('cls' in flat), table.shape[1]
   square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
-  rows, r = table.shape[1], 0 if registers is None else registers.shape[1]
-  if not square(rows - 1) and square(rows):
+  layouts = (cls, 0, cls + (0 if registers is None else registers.shape[1]))  # Rows before those of the patches.
+  before = next((n for n in layouts if rows - n == patches), next((n for n in layouts if square(rows - n)), cls))
+  if before < cls:
     return flat | {POSITION: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
-  if r and not square(rows - 1) and square(rows - 1 - r):
-    kept = np.concatenate([table[:, :1], table[:, 1 + r :]], axis=1)
-    return flat | {POSITION: kept, 'registers': registers + table[:, 1 : 1 + r]}
-  return flat
+  if before == cls:
+    return flat
+  theirs = table[:, cls:before]
+  if registers.shape != theirs.shape:
+    raise UserError(f'{source}: registers are {list(registers.shape)}, and their position embeddings {list(theirs.shape)}')
+  kept = np.concatenate([table[:, :cls], table[:, before:]], axis=1)
+  return flat | {POSITION: kept, 'registers': registers + theirs}
 
 
-def heads_of(width: int, depth: int, source: str) -> int:
-  """What the variant of that width and depth has, else one for each 64 channels: two-dimensional kernels can't tell."""
+def patches_of(size: tuple[int, int] | None, stride: tuple[int, int]) -> int:
+  """In an image of `size`, one for each `stride` (both height, width in pixels); 0 where the size is not known."""
+  return (size[0] // stride[0]) * (size[1] // stride[1]) if size else 0
+
+
+def heads_of(said: int | None, width: int, depth: int, source: str) -> int:
+  """As said; else what the variant of that width and depth has, else one for each 64 channels: flat kernels can't tell."""
+  if said:
+    if said < 1:
+      raise UserError(f'{source}: {said} heads: expected a positive number')
+    return said
   for row in VARIANTS.values():
     if row[:2] == (width, depth):
       return row[3]
@@ -181,6 +198,36 @@ def count(names: Iterable[str], before: str) -> int:
   return len({name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)})
 
 
-def shares(values) -> tuple[float, float, float]:
-  """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them."""
-  return tuple(round(255 * float(value), 6) for value in values)
+NUMERIC = (int, float)
+NOUNS = {
+  int: 'a whole number', NUMERIC: 'a number', str: 'a text', bool: 'true or false', list: 'a list', dict: 'an object',
+}  # fmt: skip
+
+
+def told(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
+  """What a JSON object says by `name`; None where it does not, or says null. UserError where that is of another kind."""
+  value = config.get(name)
+  if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+    raise UserError(f'{file}: {name} is {value!r}: expected {NOUNS[kind]}')
+  return value
+
+
+def told_shares(config: dict, name: str, file: str = 'config.json') -> tuple[float, float, float] | None:
+  """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them; None where there are none."""
+  values = told(config, name, list, file)
+  if values is None:
+    return None
+  if len(values) != 3 or not all(isinstance(value, NUMERIC) for value in values):
+    raise UserError(f'{file}: {name} is {values}: expected three numbers')
+  return tuple(round(255 * value, 6) for value in values)
+
+
+def told_sides(value, name: str, file: str = 'config.json') -> tuple[int, int] | None:
+  """(height, width) in pixels, of one number, a list or an object of the two; None for null."""
+  if value is None:
+    return None
+  sides = [value.get('height'), value.get('width')] if isinstance(value, dict) else value
+  sides = [sides, sides] if isinstance(sides, int) else sides
+  if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    raise UserError(f'{file}: {name} is {value!r}: expected a height and a width in pixels')
+  return tuple(sides)
