@@ -100,7 +100,7 @@ def test_eight_devices_equal_one_over_twenty_steps():
       mesh = make_mesh(fsdp, batches={})
       shardings = state_shardings(jax.eval_shape(begin), mesh)
       state = jax.jit(begin, out_shardings=shardings)()
-      update = jax.jit(step, out_shardings=(shardings, everywhere(mesh)))
+      update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
     for k in range(20):
       state, metrics = update(state, to_global(batch_of(16, k), mesh) if fsdp else batch_of(16, k))
       losses.append(float(metrics['loss']))

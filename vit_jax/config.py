@@ -84,6 +84,7 @@ class OptimConfig:
   frozen: str = ''  # The parameters that stay as they are: a regular expression that matches the whole path.
   layer_decay: float = 1.0  # Learning rates fall by this factor with each block away from the head.
   ema: float = 0.0  # Polyak averaging: the decay of a moving average of the parameters, which is then what is evaluated.
+  grad_dtype: str = 'float32'  # In which gradients are summed over the devices: float32, bfloat16 (half the bytes).
   accumulate: int = 1  # Parts that a batch is computed in, one after another.
 
 
@@ -129,6 +130,7 @@ CHOICES = {
   'optim.name': ('adamw', 'sgd', 'adafactor'),
   'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
   'optim.momentum_dtype': ('float32', 'bfloat16'),
+  'optim.grad_dtype': ('float32', 'bfloat16'),
   'loss': ('softmax', 'sigmoid'),
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
 }

@@ -3,9 +3,13 @@
 The mesh has the axes ('data', 'fsdp'). Batches are split over both; parameters, optimizer state and averages over 'fsdp'.
 """
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.extend.random import define_prng_impl, threefry2x32_p
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -99,6 +103,99 @@ def state_shardings(shapes, mesh: Mesh):
   return jax.tree.map_with_path(sharding, shapes)
 
 
+def state_specs(shapes, mesh: Mesh):
+  """A tree like `shapes`: the axis of each leaf that is over 'fsdp', as a PartitionSpec."""
+  return jax.tree.map(lambda sharding: sharding.spec, state_shardings(shapes, mesh))
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This host's rows of a batch -> the whole batch, split over all devices. Returns before the copy is done."""
   return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
+
+
+def whole(shares, specs, *, cast=None, grad_dtype):
+  """On a device: its share of each array -> the whole arrays, gathered over 'fsdp' as `cast`, where that is said.
+
+  The gradient of what is gathered is summed over 'fsdp' in `grad_dtype`, and each device keeps its share of the sum.
+  """
+
+  def gathered(share, spec):
+    return gather(share, spec.index('fsdp'), cast or share.dtype, grad_dtype) if 'fsdp' in spec else share
+
+  return jax.tree.map(gathered, shares, specs)
+
+
+def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
+  """The whole of an array that is split over 'fsdp' along `axis`, as `dtype`; its transpose sums in `grad_dtype`."""
+
+  def collect(_, share):
+    return jax.lax.all_gather(share.astype(dtype), 'fsdp', axis=axis, tiled=True)
+
+  def scatter(_, grad):
+    total = jax.lax.psum_scatter(grad.astype(grad_dtype), 'fsdp', scatter_dimension=axis, tiled=True)
+    return total.astype(share.dtype)
+
+  return jax.custom_derivatives.linear_call(collect, scatter, (), share)
+
+
+def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> Callable:
+  """`gradient(params, arrays, key) -> (value, grads)`, done by every device for its own rows, as one sum over all devices.
+
+  There `params` are the device's shares, which `whole` makes whole, and draws with `key` for rows are those rows of the draws
+  that one device would make for all. XLA would choose by itself what to gather; so written it gathers parameters and sums
+  gradients, once, in `grad_dtype`, and no activation leaves its device.
+  """
+  axes = ('data', 'fsdp')
+
+  def local(params, arrays, key):
+    key = jax.random.wrap_key_data(jnp.append(key, jax.lax.axis_index(axes).astype(jnp.uint32)), impl=ROWS)
+    value, grads = gradient(params, arrays, key)
+    split = jax.tree.map(lambda spec: 'fsdp' in spec, specs)
+    everything = jax.tree.map(lambda grad, split: None if split else grad.astype(grad_dtype), grads, split)
+    shares = jax.tree.map(lambda grad, split: grad.astype(grad_dtype) if split else None, grads, split)
+    everything, shares = jax.lax.psum(everything, axes), jax.lax.psum(shares, 'data')
+    total = lambda grad, split, one, other: (other if split else one).astype(grad.dtype)
+    return jax.lax.psum(value, axes), jax.tree.map(total, grads, split, everything, shares)
+
+  spread = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(specs, PartitionSpec(axes), PartitionSpec()),
+    out_specs=(PartitionSpec(), specs),
+    check_vma=False,
+  )
+  return lambda params, arrays, key: spread(params, arrays, jax.random.key_data(key))
+
+
+def _wrapped(key: jax.Array) -> jax.Array:
+  return jax.random.wrap_key_data(key[:2], impl='threefry2x32')
+
+
+def _with_place(keys: jax.Array, key: jax.Array) -> jax.Array:
+  data = jax.random.key_data(keys)
+  return jnp.concatenate([data, jnp.broadcast_to(key[2:], (*data.shape[:-1], 1))], axis=-1)
+
+
+def _row_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+  """Threefry of each element's number in the array of all rows, as JAX itself numbers them: 64 bits, in two halves."""
+  size, place = int(np.prod(shape)), key[2]
+  # place * size, in halves of 16 bits, so that nothing runs over.
+  high, low = place * np.uint32(size >> 16), place * np.uint32(size & 0xFFFF)
+  first = (high << 16) + low
+  carry = (high >> 16) + (first < low).astype(jnp.uint32)
+  number = first + jax.lax.iota(jnp.uint32, size)
+  over = carry + (number < first).astype(jnp.uint32)
+  bits = jax.lax.bitwise_xor(*threefry2x32_p.bind(key[0], key[1], over, number)).reshape(shape)
+  return bits.astype(f'uint{width}')
+
+
+# Keys of which each device draws its own rows: a Threefry key and the number of the device's rows among all.
+ROWS = define_prng_impl(
+  key_shape=(3,),
+  seed=lambda seed: jnp.append(jax.random.key_data(jax.random.key(seed, impl='threefry2x32')), jnp.uint32(0)),
+  split=lambda key, shape: _with_place(jax.random.split(_wrapped(key), shape), key),
+  fold_in=lambda key, data: _with_place(jax.random.fold_in(_wrapped(key), data), key),
+  random_bits=_row_bits,
+  name='rows',
+  tag='rows',
+)

@@ -1,5 +1,6 @@
 """What is trained, one update of it, and one prediction. Shapes: b batch, h w image, m labels of an example, k classes."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,9 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from vit_jax.data.augment import mixup
 from vit_jax.losses import multi_hot
+from vit_jax.mesh import Mesh, state_specs, sum_over_devices, whole
 
 
 @flax.struct.dataclass
@@ -53,11 +56,13 @@ def train_step(
   mixup_alpha: float = 0.0,
   accumulate: int = 1,
   ema: float = 0.0,
+  mesh: Mesh | None = None,
+  grad_dtype: str = 'float32',
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update from {'image': uint8 [b, h, w, 3], 'label': int [b, m], 'mask': bool [b]}.
 
   The loss is the mean over the examples that the mask keeps. Every random number is a function of `seed` and the step.
-  `lr` is the schedule in `tx`, for the record.
+  `lr` is the schedule in `tx`, for the record. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], multi_hot(batch['label'], model.classes)
@@ -65,11 +70,12 @@ def train_step(
     images, targets = mixup(jax.random.fold_in(key, 0), images, targets, mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
 
-  def part_loss(params, images, targets, weights, key):
-    logits = model.apply({'params': params}, images, train=True, rngs={'dropout': key})
-    return jnp.sum(weights * loss(logits, targets))
-
-  value, grads = sum_of_parts(jax.value_and_grad(part_loss), accumulate, state.params, (images, targets, weights), key)
+  gradient = functools.partial(gradient_in_parts, model=model, loss=loss, parts=accumulate)
+  if mesh is not None:
+    specs = state_specs(state.params, mesh)
+    gradient = functools.partial(gradient, specs=specs, grad_dtype=grad_dtype)
+    gradient = sum_over_devices(gradient, mesh, specs, grad_dtype)
+  value, grads = gradient(state.params, (images, targets, weights), key)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
@@ -80,6 +86,26 @@ def train_step(
     'skipped': jnp.sum(~batch['mask']),
   }
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=average), metrics
+
+
+def gradient_in_parts(
+  params: dict, arrays: tuple, key: jax.Array, *, model: nn.Module, loss: Callable, parts: int, specs=None, grad_dtype=None
+) -> tuple[jax.Array, dict]:
+  """(the weighted sum of the losses of images, targets and weights, its gradient); `params` are shares laid out as `specs`, if
+  those are given, of which a block is made whole when its turn comes."""
+  if specs is not None:
+    blocks = specs['Transformer']['encoderblock']
+    specs = specs | {'Transformer': specs['Transformer'] | {'encoderblock': jax.tree.map(lambda _: PartitionSpec(), blocks)}}
+    one = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), blocks)
+    gather = lambda block: {'params': whole(block['params'], one, cast=model.config.dtype, grad_dtype=grad_dtype)}
+    model = model.clone(gather=gather if any('fsdp' in spec for spec in jax.tree.leaves(one)) else None)
+
+  def part_loss(params, images, targets, weights, key):
+    params = params if specs is None else whole(params, specs, grad_dtype=grad_dtype)
+    logits = model.apply({'params': params}, images, train=True, rngs={'dropout': key})
+    return jnp.sum(weights * loss(logits, targets))
+
+  return sum_of_parts(jax.value_and_grad(part_loss), parts, params, arrays, key)
 
 
 def sum_of_parts(function: Callable, parts: int, params: dict, arrays: tuple[jax.Array, ...], key: jax.Array):

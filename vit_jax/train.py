@@ -177,6 +177,8 @@ def compiled_step(
     mixup_alpha=config.mixup,
     accumulate=config.optim.accumulate,
     ema=config.optim.ema,
+    mesh=mesh,
+    grad_dtype=config.optim.grad_dtype,
   )
   step.__name__ = 'train_step'  # What profiles and compilation events call it.
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

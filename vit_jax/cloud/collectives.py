@@ -13,7 +13,7 @@ KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective
 COLLECTIVE = re.compile(rf'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s({"|".join(KINDS)})(-start)?\(([^)]*)\)')
 RESULT = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s[\w\-]+\(')
 ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
-CHANNEL = re.compile(r'channel_id=(\d+)')
+CHAIN = re.compile(r'channel_id=\d+|chain_id="\d+"')
 WHILE = re.compile(r'\swhile\(.*body=%?([\w.\-]+)')
 BITS = re.compile(r'\D+(\d+)')
 
@@ -34,15 +34,13 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 def collect(
   bodies: dict[str, list[str]], name: str, found: dict[tuple[str, str], float], *, times: int, above: tuple[str, ...]
 ):
-  """Puts the bytes of every collective below computation `name`, which runs `times`, into `found`, by its kind and channel.
-
-  The channel tells one from another: a TPU's compiler repeats an instruction in each fusion that works at it.
-  """
+  """Puts the bytes of every collective below computation `name`, which runs `times`, into `found`, by its kind and name,
+  or chain: a TPU's compiler repeats an instruction in each fusion that works at it, and numbers such chains."""
   for line in bodies.get(name, ()):
     if match := COLLECTIVE.match(line):
-      kind, channel = match[3], CHANNEL.search(line)
-      key = kind, channel[1] if channel else f'{name} {match[1]}'
-      found[key] = max(found.get(key, 0.0), times * moved(match, bodies[name]))
+      chain = ' '.join(CHAIN.findall(line))
+      key = match[3], chain if 'chain' in chain else match[1]
+      found[key] = times * moved(match, bodies[name])
       continue
     loop = WHILE.search(line)
     runs = times * (trip_count(bodies, line) or 1) if loop else times

@@ -20,13 +20,14 @@ from vit_jax.models.resnet import resnet
 from vit_jax.models.variants import Shape, shape
 
 GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.partial(nn.gelu, approximate=False)}
+# What a block's backward pass need not compute again, by config.model.remat.
 REMAT = {
-  'none': lambda block: block,
-  'dots': functools.partial(
-    nn.remat, prevent_cse=False, static_argnums=(3,), policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  ),
-  'full': functools.partial(nn.remat, prevent_cse=False, static_argnums=(3,)),
+  'none': lambda operation, *_, **__: operation.name not in COPIES,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
+# Gathered parameters and copies of them, where devices hold parts: gathered again, so that no device holds them all.
+COPIES = ('linear_call', 'broadcast_in_dim', 'concatenate', 'convert_element_type', 'name', 'reshape', 'transpose')
 
 xavier = functools.partial(nn.initializers.variance_scaling, 1.0, 'fan_avg', 'uniform')
 
@@ -186,6 +187,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   shape: Shape
   dtype: jnp.dtype
+  gather: Callable | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, registers: jax.Array, train: bool) -> jax.Array:
@@ -194,9 +196,13 @@ class Transformer(nn.Module):
       x = PositionEmbedding(name='posembed_input')(x)
     x = nn.Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
+    block = EncoderBlock if self.gather is None else nn.map_variables(EncoderBlock, 'params', self.gather)
+    if c.remat != 'none' or self.gather:
+      loop = 0 < c.unroll < self.shape.depth  # Without one XLA would see both passes, and keep what is computed in each.
+      block = nn.remat(block, prevent_cse=not loop, static_argnums=(3,), policy=REMAT[c.remat])
     # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
     blocks = nn.scan(
-      REMAT[c.remat](EncoderBlock),
+      block,
       variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast),
@@ -217,6 +223,7 @@ class VisionTransformer(nn.Module):
   config: ModelConfig
   shape: Shape
   classes: int
+  gather: Callable | None = None  # A block's {'params': …} as it lies on a device -> the whole of it.
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -235,7 +242,7 @@ class VisionTransformer(nn.Module):
     if c.registers:
       registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
       registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
-    x = Transformer(c, self.shape, dtype, name='Transformer')(x, registers, train)[:, :tokens]
+    x = Transformer(c, self.shape, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
     self.sow('tokens', 'tokens', x)
     x = self.pool(x)  # [b, d]
     if c.hidden_head:
