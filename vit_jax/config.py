@@ -53,6 +53,7 @@ class ModelConfig:
   position: str = 'learned'  # learned, sincos2d, none.
   registers: int = 0  # Learned tokens that take part in attention and are dropped at the end.
   patch_norm: bool = False  # LayerNorm before and after the patch projection ("dual patch norm").
+  attention: str = 'auto'  # auto (the devices' own kernel), xla, pallas (ours for TPU), cudnn (NVIDIA's).
   dropout: float = 0.0
   drop_path: float = 0.0  # Stochastic depth: the rate of the last block; it grows linearly from 0 at the first.
   gelu: str = 'tanh'  # tanh (the originals), erf.
@@ -124,6 +125,7 @@ CHOICES = {
   'data.bad_images': ('error', 'skip'),
   'model.pool': ('token', 'gap', 'map'),
   'model.position': ('learned', 'sincos2d', 'none'),
+  'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
   'model.gelu': ('tanh', 'erf'),
   'model.dtype': ('float32', 'bfloat16'),
   'model.remat': ('none', 'dots', 'full'),

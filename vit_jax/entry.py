@@ -43,10 +43,10 @@ def read_config(args: list[str]) -> Config:
   args = [f'--config={args[i + 1]}' if arg == '--config' and i + 1 < len(args) else arg for i, arg in enumerate(args)]
   args = [arg for i, arg in enumerate(args) if arg.startswith('-')]
   refuse_unknown_settings(args)
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file('config', None, 'The recipe: FILE or FILE:ARGUMENT.', flag_values=values)
+  values, argv = flags.FlagValues(), ['', *args]
+  config = config_flags.DEFINE_config_file('config', None, 'The recipe: FILE or FILE:ARGUMENT.', values, sys_argv=argv)
   try:
-    left = values(['plan', *args])[1:]
+    left = values(argv)[1:]
   except flags.Error as error:
     raise UserError(str(error)) from None
   if config.value is None or left:

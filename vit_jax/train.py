@@ -185,7 +185,8 @@ def compiled_step(
   shardings, b = state_shardings(state, mesh), config.data.batch
   shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), np.int32), 'mask': ((b,), np.bool_)}
   batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
-  return jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0).lower(state, batch).compile()
+  with jax.set_mesh(mesh):  # Kernels ask it what they are compiled for, and how a batch is split.
+    return jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0).lower(state, batch).compile()
 
 
 def evaluator(
@@ -197,7 +198,8 @@ def evaluator(
 
   def evaluate(params: dict) -> dict[str, float]:
     batches = prefetch(eval_batches(source, config.data, **hosts()), config.data.prefetch, mesh)
-    result = classify(counts(params, batch) for batch in batches)
+    with jax.set_mesh(mesh):
+      result = classify(counts(params, batch) for batch in batches)
     result |= {'skipped': len(source) - result['examples']} if config.data.bad_images == 'skip' else {}
     return {f'{source.split}_{name}': value for name, value in result.items()}
 

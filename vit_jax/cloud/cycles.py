@@ -1,12 +1,15 @@
 """What a program compiled for a TPU should cost: the compiler's own estimates in its HLO text, added up.
 
-Every fusion, convolution and copy carries `estimated_cycles`. A loop's body counts as often as it runs; what is inside a fusion
-not at all, since the fusion counts. Estimates, not times: waiting for memory and for other chips is not all in them.
+Every fusion, convolution and copy carries `estimated_cycles`; hand-written kernels don't (kernels.py says what they cost). A
+loop's body counts as often as it runs; what is inside a fusion not at all, since the fusion counts. Estimates, not times:
+waiting for memory and for other chips is not all in them.
 """
 
 import collections
 import dataclasses
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-<>]+) .*\{\s*$')
 INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = .*?\s([\w\-]+)\(')
@@ -29,13 +32,16 @@ class Cost:
   missing: tuple[str, ...]
 
 
-def cost(hlo: str) -> Cost:
-  """Of a program, from `compiled.as_text()`. ValueError where there is no entry computation."""
+def cost(hlo: str, kernels: Mapping[str, int] = MappingProxyType({})) -> Cost:
+  """Of a program, from `compiled.as_text()`, where a call of a hand-written kernel costs what `kernels` says: {name: cycles}.
+
+  ValueError where there is no entry computation.
+  """
   bodies, entry = computations(hlo)
   if entry is None:
     raise ValueError('the text has no ENTRY computation: it is no HLO')
   by_name, missing = collections.Counter(), []
-  cycles = add_up(bodies, entry, by_name, missing, times=1, above=())
+  cycles = add_up(bodies, entry, Tally(by_name, missing, kernels), times=1, above=())
   return Cost(cycles, by_name, tuple(missing))
 
 
@@ -54,15 +60,16 @@ def computations(hlo: str) -> tuple[dict[str, list[str]], str | None]:
   return bodies, entry
 
 
-def add_up(
-  bodies: dict[str, list[str]],
-  name: str,
-  by_name: collections.Counter,
-  missing: list[str],
-  *,
-  times: int,
-  above: tuple[str, ...],
-) -> int:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tally:
+  """What is found on the way through a program, and what is known before."""
+
+  by_name: collections.Counter
+  missing: list[str]
+  kernels: Mapping[str, int]
+
+
+def add_up(bodies: dict[str, list[str]], name: str, tally: Tally, *, times: int, above: tuple[str, ...]) -> int:
   """Cycles of one run of computation `name`, which runs `times` in all; itemised on the way."""
   cycles = 0
   for line in bodies.get(name, ()):
@@ -73,20 +80,28 @@ def add_up(
     if kind == 'while':
       trips = trip_count(bodies, line)
       if trips is None:
-        missing.append(f'{instruction}: a loop that does not say how often it runs, counted once')
+        tally.missing.append(f'{instruction}: a loop that does not say how often it runs, counted once')
       body, trips = re.search(r'body=%?([\w.\-]+)', line)[1], trips or 1
-      cycles += trips * add_up(bodies, body, by_name, missing, times=times * trips, above=(*above, name))
-    elif 'custom_call_target="tpu_custom_call"' in line:
-      missing.append(f'{instruction}: a kernel, which carries no estimate')
-    elif match := CYCLES.search(line):
-      own = int(match[1]) if int(match[1]) <= UNKNOWN else 0
-      label = OP_NAME.search(line)
-      by_name[re.sub(r'\d+', '#', label[1]) if label else kind] += own * times
-      cycles += own
-    elif kind in CALLS:
+      cycles += trips * add_up(bodies, body, tally, times=times * trips, above=(*above, name))
+    elif kind in CALLS and not CYCLES.search(line):
       for callee in (called for called in CALLED.findall(line) if called in bodies and called not in above):
-        cycles += add_up(bodies, callee, by_name, missing, times=times, above=(*above, name))
+        cycles += add_up(bodies, callee, tally, times=times, above=(*above, name))
+    else:
+      own, label = own_cycles(line, instruction, tally), OP_NAME.search(line)
+      tally.by_name[re.sub(r'\d+', '#', label[1]) if label else kind] += own * times
+      cycles += own
   return cycles
+
+
+def own_cycles(line: str, instruction: str, tally: Tally) -> int:
+  """Of one instruction that calls nothing: the compiler's estimate, or the kernel's schedule."""
+  if 'custom_call_target="tpu_custom_call"' in line:
+    kernel = next((name for name in tally.kernels if name in instruction), None)
+    if kernel is None:
+      tally.missing.append(f'{instruction}: a kernel, which carries no estimate')
+    return tally.kernels.get(kernel, 0)
+  match = CYCLES.search(line)
+  return int(match[1]) if match and int(match[1]) <= UNKNOWN else 0
 
 
 def trip_count(bodies: dict[str, list[str]], line: str) -> int | None:

@@ -4,18 +4,20 @@ Memory is the compiler's own account. Times are estimates: the compiler's cycles
 """
 
 import dataclasses
+import math
 import re
 import time
 
 import jax
 
 from vit_jax.cloud.cycles import cost
+from vit_jax.cloud.kernels import kernel_cycles
 from vit_jax.cloud.topologies import GIB, Topology
 from vit_jax.config import Config, total_steps, validate
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
 from vit_jax.step import abstract_params
 from vit_jax.train import abstract_state, batch_sizes, compiled_step
@@ -92,7 +94,7 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   except jax.errors.JaxRuntimeError as error:
     return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
-  memory, counted = memory_of(compiled), cost(hlo)
+  memory, counted = memory_of(compiled), cost(hlo, kernels_of(config, model, topology, hlo))
   made = Plan(
     **known,
     fits=memory['peak'] <= topology.generation.hbm * GIB / topology.generation.devices,
@@ -104,6 +106,16 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
     compile_seconds=seconds,
   )
   return made, hlo
+
+
+def kernels_of(config: Config, model: VisionTransformer, topology: Topology, hlo: str) -> dict[str, int]:
+  """Cycles of one call of each hand-written kernel that the program has."""
+  if 'tpu_custom_call' not in hlo:
+    return {}
+  c, s = config.model, model.shape
+  n = math.prod(s.grid(config.data.size)) + (c.pool == 'token') + c.registers
+  b = config.data.batch // config.optim.accumulate // topology.devices
+  return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads)
 
 
 def data_facts(config: Config) -> tuple[int, int, int]:

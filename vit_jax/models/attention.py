@@ -1,11 +1,27 @@
 """softmax(q kᵀ / √c) v for every head: which kernel computes it, and when.
 
-Shapes: b batch, n m tokens, h heads, c channels of a head.
+Shapes: b batch, n m tokens, h heads, c channels of a head, d = h·c. `qkv` is [b, n, 3·d]: all of q, all of k, all of v.
 """
+
+import functools
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import einops
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from vit_jax.errors import UserError
+from vit_jax.kernels import attention as kernel
+
+
+def self_attention(x: jax.Array, bias: jax.Array, heads: int, how: str) -> jax.Array:
+  """Of qkv = x [b, n, 3·d] + bias [3·d] -> [b, n, d].
+
+  `how`: xla, pallas (TPU), cudnn (GPU), or auto, which takes what the devices have.
+  """
+  return KINDS[choice(x, heads) if how == 'auto' else how](x, bias, heads)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -26,3 +42,86 @@ def weights(q: jax.Array, k: jax.Array) -> jax.Array:
   """[b, n, h, c] queries over [b, m, h, c] keys -> [b, h, n, m]: what each query takes of each value, to look at."""
   scores = jnp.einsum('bnhc,bmhc->bhnm', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
   return jax.nn.softmax(scores, axis=-1)
+
+
+def split(qkv: jax.Array, heads: int) -> list[jax.Array]:
+  """[b, n, 3·d] -> q, k and v, each [b, n, h, c]."""
+  return [x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1)]
+
+
+def xla(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+  """What the compiler makes of `attend`; a TPU has layouts of its own, and wants the plain equation."""
+  q, k, v = split(x + bias, heads)
+  out = jax.nn.dot_product_attention(q, k, v, implementation='xla') if platform() == 'tpu' else attend(q, k, v)
+  return out.reshape(*x.shape[:-1], -1)
+
+
+def cudnn(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+  """NVIDIA's fused kernel."""
+  return jax.nn.dot_product_attention(*split(x + bias, heads), implementation='cudnn').reshape(*x.shape[:-1], -1)
+
+
+def pallas(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+  """Our TPU kernel. Each device takes its own images: where nobody has split them yet (a train step has), this does."""
+  n, d = x.shape[-2], x.shape[-1] // 3
+  if not kernel.fits(n, d, x.dtype.itemsize):
+    raise UserError(f"config.model.attention='pallas': {n} tokens of width {d} are too many for it; use 'xla'")
+  run = functools.partial(kernel.attention, heads=heads, interpret=platform() != 'tpu')
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
+  if not axes:
+    return run(x, bias)
+  rows = PartitionSpec(axes)
+  return jax.shard_map(run, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)(x, bias)
+
+
+KINDS = {'xla': xla, 'pallas': pallas, 'cudnn': cudnn}
+
+
+def platform() -> str:
+  """Of the devices that the program is made for: those of the mesh in force, which need not be here, or our own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+
+
+def choice(x: jax.Array, heads: int) -> str:
+  """What `auto` means for these tokens: in bfloat16 the devices' own kernel, where it takes them and does what it should."""
+  n, d = x.shape[-2], x.shape[-1] // 3
+  if x.dtype != jnp.bfloat16:
+    return 'xla'
+  if platform() == 'tpu':
+    here = jax.default_backend() == 'tpu'
+    return 'pallas' if kernel.fits(n, d) and (not here or works(n, d, heads)) else 'xla'
+  c = d // heads
+  return 'cudnn' if platform() in ('gpu', 'cuda') and c % 8 == 0 and c <= 128 else 'xla'
+
+
+@functools.cache
+def works(n: int, d: int, heads: int) -> bool:
+  """Whether the kernel agrees with `attend` on this hardware, output and gradient, on random data; a warning if not.
+
+  In a thread of its own, where no trace and no mesh are in force.
+  """
+  with ThreadPoolExecutor(1) as thread:
+    error = thread.submit(disagreement, n, d, heads).result()
+  if error > 0.02:
+    what = f'{n} tokens in {heads} heads of {d // heads}'
+    warnings.warn(f'the attention kernel is off by {error:.1%} on {what}: using XLA', stacklevel=2)
+  return error <= 0.02
+
+
+def disagreement(n: int, d: int, heads: int) -> float:
+  """The kernel's largest relative error against `attend` in float32."""
+  shapes = {'x': (2, n, 3 * d), 'bias': (3 * d,), 'do': (2, n, d)}
+  x, bias, do = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(shapes.values()))
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def both(function, dtype, x, bias, do):
+    out, back = jax.vjp(functools.partial(function, heads=heads), x.astype(dtype), bias.astype(dtype))
+    return out, *back(do.astype(dtype))
+
+  ours = both(pallas, jnp.bfloat16, x, bias, do)
+  with jax.default_matmul_precision('float32'):
+    theirs = both(xla, jnp.float32, x, bias, do)
+  off = lambda x, y: float(jnp.linalg.norm((x - y).ravel()) / jnp.linalg.norm(y.ravel()))
+  return max(off(x.astype(jnp.float32), y) for x, y in zip(ours, theirs, strict=True))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.attention import attend, weights
+from vit_jax.models.attention import attend, self_attention, split, weights
 from vit_jax.models.resnet import resnet
 from vit_jax.models.variants import Shape, shape
 
@@ -51,30 +51,39 @@ class Attention(nn.Module):
   """Multi-head attention of `x` [b, n, d] over `context` [b, m, d], or over itself -> [b, n, d]."""
 
   heads: int
+  how: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
     d, heads = x.shape[-1], (self.heads, x.shape[-1] // self.heads)
     affine = functools.partial(Affine, (d, *heads), heads, xavier(in_axis=0, out_axis=(1, 2)), self.dtype)
-    q, k, v = (affine(name=name)() for name in ('query', 'key', 'value'))
-    if context is None:
-      q, k, v = project((q, k, v), x)
-    else:
-      q, k, v = *project((q,), x), *project((k, v), context)
-    if self.is_mutable_collection('attention') and not self.is_initializing():  # Somebody looks: mutable=['attention'].
-      self.sow('attention', 'weights', weights(q, k))
+    query, key, value = (affine(name=name)() for name in ('query', 'key', 'value'))
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
-    return attend(q, k, v).reshape(x.shape) @ kernel.reshape(d, d) + bias
+    if context is None:
+      qkv_kernel, qkv_bias = side_by_side(query, key, value)
+      qkv = x @ qkv_kernel  # [b, n, 3·d], and one product
+      self.look(*split(qkv + qkv_bias, self.heads)[:2])
+      out = self_attention(qkv, qkv_bias, self.heads, self.how)
+    else:
+      affine = lambda x, w, b: (x @ w + b).reshape(*x.shape[:-1], -1, heads[1])
+      q = affine(x, *side_by_side(query))
+      k, v = jnp.split(affine(context, *side_by_side(key, value)), 2, axis=2)
+      self.look(q, k)
+      out = attend(q, k, v).reshape(x.shape)
+    return out @ kernel.reshape(d, d) + bias
+
+  def look(self, q: jax.Array, k: jax.Array):
+    """Keeps the attention weights where somebody asks for them: mutable=['attention']."""
+    if self.is_mutable_collection('attention') and not self.is_initializing():
+      self.sow('attention', 'weights', weights(q, k))
 
 
-def project(affines: tuple[tuple[jax.Array, jax.Array], ...], x: jax.Array) -> list[jax.Array]:
-  """Several linear maps of `x` [b, n, d], each to [b, n, heads, channels], as one matrix product."""
-  d, (heads, channels) = x.shape[-1], affines[0][1].shape
-  kernel = jnp.concatenate([kernel.reshape(d, -1) for kernel, _ in affines], axis=1)
-  bias = jnp.concatenate([bias.reshape(-1) for _, bias in affines])
-  outs = jnp.split(x @ kernel + bias, len(affines), axis=-1)
-  return [out.reshape(*x.shape[:-1], heads, channels) for out in outs]
+def side_by_side(*affines: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """Linear maps [d, h, c] with biases [h, c] as one: [d, maps·h·c] and [maps·h·c], for one matrix product."""
+  kernels, biases = zip(*affines, strict=True)
+  kernels = [kernel.reshape(kernel.shape[0], -1) for kernel in kernels]
+  return jnp.concatenate(kernels, axis=1), jnp.concatenate([bias.reshape(-1) for bias in biases])
 
 
 class MlpBlock(nn.Module):
@@ -100,6 +109,7 @@ class EncoderBlock(nn.Module):
 
   mlp: int
   heads: int
+  attention: str
   gelu: str
   dropout: float
   drop_paths: bool
@@ -109,7 +119,7 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, drop_path: jax.Array, train: bool) -> tuple[jax.Array, None]:
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-    attention = Attention(self.heads, self.dtype, name='MultiHeadDotProductAttention_1')
+    attention = Attention(self.heads, self.attention, self.dtype, name='MultiHeadDotProductAttention_1')
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
     drop = nn.Dropout(self.dropout, deterministic=not train)
     path = functools.partial(self.keep_path, drop_path) if train and self.drop_paths else lambda branch: branch
@@ -174,7 +184,7 @@ class MapHead(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])).astype(self.dtype)
     probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
-    x = Attention(self.heads, self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
+    x = Attention(self.heads, 'xla', self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
     norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0')
     mlp = MlpBlock(self.mlp, self.gelu, 0.0, self.dtype, name='MlpBlock_0')
     x = x + mlp(norm(x), train=False)
@@ -191,7 +201,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, registers: jax.Array, train: bool) -> jax.Array:
-    c = self.config
+    c, s = self.config, self.shape
     if c.position == 'learned':
       x = PositionEmbedding(name='posembed_input')(x)
     x = nn.Dropout(c.dropout, deterministic=not train)(x)
@@ -206,10 +216,10 @@ class Transformer(nn.Module):
       variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast),
-      length=self.shape.depth,
-      unroll=c.unroll or self.shape.depth,
-    )(self.shape.mlp, self.shape.heads, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype, name='encoderblock')
-    x, _ = blocks(x, jnp.linspace(0, c.drop_path, self.shape.depth), train)
+      length=s.depth,
+      unroll=c.unroll or s.depth,
+    )(s.mlp, s.heads, c.attention, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype, name='encoderblock')
+    x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), train)
     return nn.LayerNorm(epsilon=c.norm_eps, dtype=self.dtype, name='encoder_norm')(x)
 
 

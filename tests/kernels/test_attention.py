@@ -1,0 +1,108 @@
+"""The attention kernel, interpreted on a CPU, against NumPy in float64 and against XLA in bfloat16."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from vit_jax.kernels import attention as kernel
+from vit_jax.models.attention import split
+
+SOME_LENGTHS = [1, 2, 7, 8, 16, 49, 64, 65, 127, 128, 129, 196, 197, 256, 257]
+ALL_LENGTHS = [n for n in range(1, 301) if n not in SOME_LENGTHS]
+
+
+def draw(n: int, heads: int, c: int, b: int = 1) -> list[np.ndarray]:
+  """x [b, n, 3·d], bias [3·d] and the output's gradient [b, n, d], in bfloat16's numbers."""
+  rng, d = np.random.default_rng(n), heads * c
+  shapes = ((b, n, 3 * d), (3 * d,), (b, n, d))
+  return [np.asarray(jnp.asarray(rng.normal(size=shape), jnp.bfloat16)) for shape in shapes]
+
+
+def exact(x, bias, do, heads):
+  """(output, gradient of x, gradient of the bias) in float64, by the formulas."""
+  x, bias, do = (v.astype(np.float64) for v in (x, bias, do))
+  b, n, d = do.shape
+  lay = lambda v: v.reshape(b, n, heads, -1).transpose(0, 2, 1, 3)
+  q, k, v = (lay(part) for part in np.split(x + bias, 3, axis=-1))
+  scale, do = q.shape[-1] ** -0.5, lay(do)
+  p = np.exp(scale * (s := q @ k.swapaxes(2, 3)) - scale * s.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  dp = do @ v.swapaxes(2, 3)
+  ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * scale
+  back = lambda v: v.transpose(0, 2, 1, 3).reshape(b, n, d)
+  dx = np.concatenate([back(g) for g in (ds @ k, ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ do)], axis=-1)
+  return back(p @ v), dx, dx.sum(axis=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def out_and_gradients(function, x, bias, do, heads):
+  out, back = jax.vjp(lambda x, bias: function(x, bias, heads), x, bias)
+  return out, *back(do)
+
+
+def ours(x, bias, heads):
+  return kernel.attention(x, bias, heads, interpret=True)
+
+
+def xla(x, bias, heads):
+  """What a model in bfloat16 computes on a TPU without the kernel."""
+  return jax.nn.dot_product_attention(*split(x + bias, heads), implementation='xla').reshape(*x.shape[:-1], -1)
+
+
+def errors(function, arrays, heads) -> list[float]:
+  """Relative errors of output and gradients in the Euclidean norm."""
+  found = out_and_gradients(function, *arrays, heads)
+  norm = lambda v: np.linalg.norm(v.astype(np.float64).ravel())
+  return [norm(np.asarray(f, np.float64) - e) / max(norm(e), 1e-9) for f, e in zip(found, exact(*arrays, heads), strict=True)]
+
+
+def refuse_worse_than_xla(n: int, heads: int, c: int):
+  arrays = draw(n, heads, c)
+  for name, mine, theirs in zip(('out', 'dx', 'dbias'), errors(ours, arrays, heads), errors(xla, arrays, heads), strict=True):
+    assert mine <= 1.06 * theirs, f'{name} of {n} tokens in {heads} heads of {c}: {mine} against {theirs}'
+
+
+@pytest.mark.parametrize('n', SOME_LENGTHS)
+def test_it_is_as_near_to_float64_as_xla_in_bfloat16(n):
+  refuse_worse_than_xla(n, heads=2, c=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('n', [*ALL_LENGTHS, 576, 577, 640, 641, 785, 1024, 1025, 1370])
+def test_every_length_is_as_near_to_float64_as_xla_in_bfloat16(n):
+  refuse_worse_than_xla(n, heads=2, c=64)
+
+
+@pytest.mark.parametrize(('heads', 'c'), [(1, 64), (3, 64), (5, 32), (16, 72), (8, 80), (3, 88), (4, 96), (2, 104), (3, 128)])
+def test_heads_that_share_registers_are_told_apart(heads, c):
+  refuse_worse_than_xla(50, heads, c)
+
+
+@pytest.mark.parametrize('name', ['QUERIES', 'UNROLLED'])
+def test_blocks_of_queries_and_groups_of_heads_change_nothing(name, monkeypatch):
+  arrays = draw(70, 4, 64)
+  whole = errors(ours, arrays, 4)
+  monkeypatch.setattr(kernel, name, 32 if name == 'QUERIES' else 1)
+  jax.clear_caches()
+  np.testing.assert_allclose(errors(ours, arrays, 4), whole, rtol=0.05)
+  jax.clear_caches()
+
+
+def test_each_device_of_a_mesh_takes_its_own_images():
+  arrays = draw(20, 2, 64, b=8)
+  mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+  rows = PartitionSpec(('data', 'fsdp'))
+  run = lambda x, bias: kernel.attention(x, bias, 2, True)
+  split_up = jax.shard_map(run, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)
+  found = out_and_gradients(lambda x, bias, heads: split_up(x, bias), *arrays, 2)
+  for mine, whole in zip(found, out_and_gradients(ours, *arrays, 2), strict=True):
+    np.testing.assert_allclose(np.asarray(mine, np.float32), np.asarray(whole, np.float32), rtol=0.02, atol=0.02)
+
+
+def test_what_is_too_large_for_fast_memory_is_told_beforehand():
+  assert all(kernel.fits(n, d) for n, d in [(197, 768), (577, 1024), (257, 1664), (1025, 768)])
+  assert not kernel.fits(4097, 1664)
