@@ -1,13 +1,11 @@
 """Cycles of compiled programs: loops, calls, what is unknown; and the same sum by an independent script, where it is."""
 
-import importlib.util
-from pathlib import Path
+import collections
 
 import pytest
 
+from tests.cloud.tpu_cycles import independent_script
 from vit_jax.cloud.cycles import cost
-
-SCRIPT = Path(__file__).parents[3] / 'shared' / 'tools' / 'tpu_cycles.py'
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 
@@ -59,14 +57,8 @@ def test_a_kernel_counts_as_its_schedule_says_where_that_is_known():
 
 
 def test_the_sum_is_that_of_an_independent_script():
-  if not SCRIPT.is_file():
-    pytest.skip(f'no {SCRIPT}')
-  spec = importlib.util.spec_from_file_location('tpu_cycles', SCRIPT)
-  script = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(script)
+  script = independent_script()
   bodies, entry = script.computations(HLO)
-  import collections
-
   by, missing = collections.Counter(), []
   assert script.total(bodies, entry, None, by, missing) == cost(HLO).cycles
   assert by == +cost(HLO).by_name

@@ -10,6 +10,7 @@ import time
 
 import jax
 
+from vit_jax.cloud.collectives import collective_bytes
 from vit_jax.cloud.cycles import cost
 from vit_jax.cloud.kernels import kernel_cycles
 from vit_jax.cloud.topologies import GIB, Topology
@@ -19,7 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
-from vit_jax.step import abstract_params
+from vit_jax.step import TrainState, abstract_params
 from vit_jax.train import abstract_state, batch_sizes, compiled_step
 
 TPUV3_CORE = 61.5e12  # bfloat16 FLOP/s: 123e12 a chip of two cores. The paper counts TPUv3-core-days.
@@ -30,9 +31,7 @@ KNOWN = {
   'folder:imagenet21k': (14_000_000, 21_843, 1),
   'folder:jft': (303_000_000, 18_291, 1),
 }
-COLLECTIVES = re.compile(r' = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(')
-SIDES = re.compile(r'(\w+)\[([\d,]*)\]')
-BYTES = {'f32': 4, 'bf16': 2, 's32': 4, 'u32': 4, 'u8': 1, 's8': 1, 'pred': 1, 'f16': 2}
+REMATS = ('none', 'dots', 'full')  # The less is kept, the more is computed again.
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm', re.IGNORECASE)
 UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -94,11 +93,11 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   except jax.errors.JaxRuntimeError as error:
     return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
-  memory, counted = memory_of(compiled), cost(hlo, kernels_of(config, model, topology, hlo))
+  (peak, memory), counted = memory_of(compiled, state), cost(hlo, kernels_of(config, model, topology, hlo))
   made = Plan(
     **known,
-    fits=memory['peak'] <= topology.generation.hbm * GIB / topology.generation.devices,
-    hbm=memory.pop('peak'),
+    fits=peak <= topology.generation.hbm * GIB / topology.generation.devices,
+    hbm=peak,
     memory=memory,
     cycles=counted.cycles,
     missing=counted.missing,
@@ -118,6 +117,27 @@ def kernels_of(config: Config, model: VisionTransformer, topology: Topology, hlo
   return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads)
 
 
+def remedies(config: Config, devices: int) -> list[dict[str, object]]:
+  """Settings that make a run smaller, the cheapest first: remat, then accumulation, then fsdp, then all of them."""
+  c = config
+  remat = [{'model.remat': kind} for kind in REMATS[REMATS.index(c.model.remat) + 1 :]]
+  parts = [c.optim.accumulate * 2**i for i in range(1, 6)]
+  parts = [{'optim.accumulate': count} for count in parts if c.data.batch % (count * devices) == 0]
+  shares = [{'mesh.fsdp': count} for count in (8, devices) if c.mesh.fsdp < count <= devices and devices % count == 0]
+  full = remat[-1] if remat else {}
+  both = [full | part for part in parts] + [full | share for share in shares]
+  every = [full | part | shares[-1] for part in parts] if shares else []
+  return [*remat, *parts, *shares, *(both if full else []), *every]
+
+
+def with_settings(config: Config, settings: dict[str, object]) -> Config:
+  """The config with {'model.remat': 'full', …} changed."""
+  for name, value in settings.items():
+    group, field = name.split('.')
+    config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
+  return config
+
+
 def data_facts(config: Config) -> tuple[int, int, int]:
   """(training examples, classes, most labels of an example): of the data where it is here, else as published."""
   data = config.data
@@ -130,13 +150,16 @@ def data_facts(config: Config) -> tuple[int, int, int]:
     raise
 
 
-def memory_of(compiled) -> dict[str, float]:
-  """Bytes of a device at the peak, and what they are for."""
+def memory_of(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
+  """(bytes of a device at the peak, and what they are for)."""
   found = compiled.memory_analysis()
   arguments, out, kept = found.argument_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes
-  temporary = found.temp_size_in_bytes
-  peak = getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + temporary
-  return {'peak': peak, 'state and batch': arguments, 'results': out - kept, 'temporary': temporary}
+  peak = getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + found.temp_size_in_bytes
+  held = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  parts = {'parameters': held(state.params), 'optimizer': held(state.opt_state), 'average': held(state.ema)}
+  parts['batch'] = max(0, arguments - sum(parts.values()))
+  parts['gradients and activations'] = max(0, peak - sum(parts.values()))
+  return peak, {name: size for name, size in parts.items() if size}
 
 
 def without_memory(error: Exception) -> dict:
@@ -146,23 +169,6 @@ def without_memory(error: Exception) -> dict:
     raise error
   used = float(match[1]) * UNIT[match[2].upper()]
   return {'fits': False, 'hbm': used, 'memory': {}, 'cycles': None, 'missing': (), 'collectives': {}}
-
-
-def collective_bytes(hlo: str) -> dict[str, float]:
-  """Bytes of the results of each kind of collective in the program's text; those in a loop's body count once."""
-  out = {}
-  for line in hlo.splitlines():
-    if match := COLLECTIVES.search(line):
-      out[match[2]] = out.get(match[2], 0) + sum(size_of(*found) for found in SIDES.findall(match[1]))
-  return out
-
-
-def size_of(dtype: str, sides: str) -> float:
-  """Bytes of 'f32[768,3072]'."""
-  size = BYTES.get(dtype, 0)
-  for side in filter(None, sides.split(',')):
-    size *= int(side)
-  return size
 
 
 def describe(config: Config, plan: Plan) -> list[str]:
@@ -190,5 +196,23 @@ def describe(config: Config, plan: Plan) -> list[str]:
     f'run         {seconds / 3600:,.1f} hours, {seconds / 3600 * t.chips:,.0f} chip-hours, {days:,.0f} TPUv3-core-days at that '
     'MFU (estimates)',
   ]
-  lines += [f'network     {name} {value / 1e6:,.1f} MB a step' for name, value in plan.collectives.items()]
+  over = 'ICI' if t.slices == 1 else 'ICI, and DCN between slices'
+  lines += [f'network     {name} of {value / 1e6:,.1f} MB a step over {over}' for name, value in plan.collectives.items()]
   return lines + [f'not counted {what}' for what in plan.missing]
+
+
+def side_by_side(plans: dict[str, Plan]) -> list[tuple[str, ...]]:
+  """A table of plans: their names, then one row a quantity."""
+  number = lambda value, text: text.format(value) if value is not None else '-'
+  hours = lambda plan: plan.seconds_per_step and plan.seconds_per_step * plan.steps * plan.topology.chips / 3600
+  rows = {
+    'fits': lambda plan: 'yes' if plan.fits else 'no',
+    'GiB of a chip': lambda plan: f'{plan.hbm / GIB:.2f} of {plan.topology.generation.hbm}',
+    'M cycles a step': lambda plan: number(plan.cycles and plan.cycles / 1e6, '{:.1f}'),
+    'ms a step': lambda plan: number(plan.seconds_per_step and 1000 * plan.seconds_per_step, '{:.1f}'),
+    'MFU %': lambda plan: number(plan.mfu and 100 * plan.mfu, '{:.0f}'),
+    'images/s': lambda plan: number(plan.seconds_per_step and plan.batch / plan.seconds_per_step, '{:,.0f}'),
+    'chip-hours': lambda plan: number(hours(plan), '{:,.0f}'),
+    'network MB a step': lambda plan: f'{sum(plan.collectives.values()) / 1e6:,.1f}',
+  }
+  return [('estimates', *plans), *((name, *map(row, plans.values())) for name, row in rows.items())]

@@ -1,8 +1,11 @@
 """Where a command's results go: stdout or a file for what was asked for, stderr for what the person should know."""
 
+import contextlib
 import csv
 import io
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +17,25 @@ STDOUT = '-'
 def say(text: str):
   """A line for the person."""
   print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def working(text: str, every: float = 20):
+  """Says what is being done, and every so many seconds for how long already, until it is."""
+  done, began = threading.Event(), time.monotonic()
+
+  def remind():
+    while not done.wait(every):
+      say(f'{text} … {time.monotonic() - began:.0f} s')
+
+  say(f'{text} …')
+  thread = threading.Thread(target=remind, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
 
 
 def refuse_places(**places: str | None):
