@@ -153,7 +153,8 @@ def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> 
     split = jax.tree.map(lambda spec: 'fsdp' in spec, specs)
     everything = jax.tree.map(lambda grad, split: None if split else grad.astype(grad_dtype), grads, split)
     shares = jax.tree.map(lambda grad, split: grad.astype(grad_dtype) if split else None, grads, split)
-    everything, shares = jax.lax.psum(everything, axes), jax.lax.psum(shares, 'data')
+    everything = jax.lax.psum(everything, axes)
+    shares = jax.lax.psum(shares, 'data') if mesh.shape['data'] > 1 else shares
     total = lambda grad, split, one, other: (other if split else one).astype(grad.dtype)
     return jax.lax.psum(value, axes), jax.tree.map(total, grads, split, everything, shares)
 
