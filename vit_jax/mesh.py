@@ -132,8 +132,15 @@ def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
     return jax.lax.all_gather(share.astype(dtype), 'fsdp', axis=axis, tiled=True)
 
   def scatter(_, grad):
-    total = jax.lax.psum_scatter(grad.astype(grad_dtype), 'fsdp', scatter_dimension=axis, tiled=True)
+    total = jax.lax.platform_dependent(grad.astype(grad_dtype), cpu=all_reduce, default=reduce_scatter)
     return total.astype(share.dtype)
+
+  def reduce_scatter(grad):
+    return jax.lax.psum_scatter(grad, 'fsdp', scatter_dimension=axis, tiled=True)
+
+  def all_reduce(grad):  # Between processes on CPUs a reduce-scatter (gloo's) now and then adds wrong.
+    side = share.shape[axis]
+    return jax.lax.dynamic_slice_in_dim(jax.lax.psum(grad, 'fsdp'), jax.lax.axis_index('fsdp') * side, side, axis)
 
   return jax.custom_derivatives.linear_call(collect, scatter, (), share)
 
