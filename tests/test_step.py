@@ -1,6 +1,7 @@
 """One update: against optax by hand, in parts, over devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,20 @@ def test_eight_devices_equal_one_over_twenty_steps():
     losses, other = run(fsdp)
     np.testing.assert_allclose(losses, reference, rtol=1e-5)
     assert_close(jax.device_get(state.params), jax.device_get(other.params))
+
+
+@pytest.mark.parametrize('fsdp', [1, 8])
+@pytest.mark.parametrize(('dtype', 'name'), [('float32', 'f32'), ('bfloat16', 'bf16')])
+def test_gradients_are_summed_over_the_devices_in_the_dtype_that_is_asked_for(fsdp, dtype, name):
+  """In the program as it is written: the CPU's compiler widens bfloat16."""
+  model = vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dtype='bfloat16'), K)
+  begin, mesh = functools.partial(fresh, model=model), make_mesh(fsdp, batches={})
+  state = jax.eval_shape(begin)
+  step = jax.jit(stepper(model=model, mesh=mesh, grad_dtype=dtype))
+  text = step.lower(state, jax.eval_shape(lambda: batch_of(16))).as_text()
+  results = re.findall(r'"stablehlo\.(?:all_reduce|reduce_scatter)".*?\}\) : .*? -> (.*?)$', text, re.DOTALL | re.MULTILINE)
+  summed = re.findall(r'tensor<(?:\d+x)+(\w+)>', ' '.join(results))
+  assert summed == [name] * len(jax.tree.leaves(state.params))
 
 
 def test_random_draws_are_a_function_of_the_seed_and_the_step():

@@ -132,8 +132,15 @@ def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
     return jax.lax.all_gather(share.astype(dtype), 'fsdp', axis=axis, tiled=True)
 
   def scatter(_, grad):
-    total = jax.lax.psum_scatter(grad.astype(grad_dtype), 'fsdp', scatter_dimension=axis, tiled=True)
+    total = jax.lax.platform_dependent(grad.astype(grad_dtype), cpu=all_reduce, default=reduce_scatter)
     return total.astype(share.dtype)
+
+  def reduce_scatter(grad):
+    return jax.lax.psum_scatter(grad, 'fsdp', scatter_dimension=axis, tiled=True)
+
+  def all_reduce(grad):  # Between processes on CPUs a reduce-scatter (gloo's) now and then adds wrong.
+    side = share.shape[axis]
+    return jax.lax.dynamic_slice_in_dim(jax.lax.psum(grad, 'fsdp'), jax.lax.axis_index('fsdp') * side, side, axis)
 
   return jax.custom_derivatives.linear_call(collect, scatter, (), share)
 
@@ -153,7 +160,8 @@ def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> 
     split = jax.tree.map(lambda spec: 'fsdp' in spec, specs)
     everything = jax.tree.map(lambda grad, split: None if split else grad.astype(grad_dtype), grads, split)
     shares = jax.tree.map(lambda grad, split: grad.astype(grad_dtype) if split else None, grads, split)
-    everything, shares = jax.lax.psum(everything, axes), jax.lax.psum(shares, 'data')
+    everything = jax.lax.psum(everything, axes)
+    shares = jax.lax.psum(shares, 'data') if mesh.shape['data'] > 1 else shares
     total = lambda grad, split, one, other: (other if split else one).astype(grad.dtype)
     return jax.lax.psum(value, axes), jax.tree.map(total, grads, split, everything, shares)
 

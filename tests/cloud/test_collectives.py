@@ -1,8 +1,18 @@
 """Bytes over the network: by hand on a text, and against closed forms on the compiled train step."""
 
+import jax
+import optax
 import pytest
 
 from vit_jax.cloud.collectives import collective_bytes
+from vit_jax.commands.plan import QUIET
+from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
+from vit_jax.errors import UserError
+from vit_jax.mesh import distant_devices, make_mesh
+from vit_jax.models.vit import vit
+from vit_jax.optim import BLOCKS, optimizer, path_of
+from vit_jax.step import abstract_params
+from vit_jax.train import abstract_state, compiled_step
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 
@@ -53,3 +63,99 @@ def test_loops_count_as_they_run_and_what_several_fusions_work_at_counts_once():
 def test_a_text_that_is_no_program_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY'):
     collective_bytes('hello')
+
+
+def small_run(*, devices=None, width=0, mlp=0, unroll=1, fsdp=1, accumulate=1, grad_dtype='float32', **model):
+  """The arguments of `compiled_step` for a small run over `devices`, or the eight that are here."""
+  config = validate(
+    Config(
+      data=DataConfig(batch=32, size=(8, 8)),
+      model=ModelConfig(variant='mu/4', depth=3, width=width, mlp=mlp, heads=4, unroll=unroll, **model),
+      optim=OptimConfig(name='sgd', accumulate=accumulate, grad_dtype=grad_dtype),
+      mesh=MeshConfig(fsdp=fsdp),
+      steps=10,
+    )
+  )
+  model, lr = vit(config.model, 10), optax.constant_schedule(0.1)
+  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  mesh = make_mesh(fsdp, batches={}, devices=devices)
+  state = abstract_state(config, model=model, tx=tx, mesh=mesh)
+  return {'config': config, 'model': model, 'tx': tx, 'lr': lr, 'mesh': mesh, 'state': state, 'labels': 1}
+
+
+def compiled_text(**kwargs):
+  """(the compiled train step of a small run, its parameters)."""
+  run = small_run(**kwargs)
+  return compiled_step(**run).as_text(), run['state'].params
+
+
+def parts(params) -> tuple[int, int, int]:
+  """(elements in all, those split over 'fsdp' in blocks, those split elsewhere)."""
+  count = lambda keep: sum(leaf.size for keys, leaf in jax.tree.leaves_with_path(params) if keep(path_of(keys), leaf))
+  split = lambda leaf: 'fsdp' in leaf.sharding.spec
+  inside = lambda path: path.startswith(BLOCKS)
+  return (
+    count(lambda path, leaf: True),
+    count(lambda path, leaf: split(leaf) and inside(path)),
+    count(lambda path, leaf: split(leaf) and not inside(path)),
+  )
+
+
+SCALARS = 4 + 4 + 4  # The loss, and the batch's examples and skipped examples.
+
+
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_data_parallel_is_one_all_reduce_of_the_gradients(unroll, accumulate):
+  hlo, params = compiled_text(unroll=unroll, accumulate=accumulate)
+  assert collective_bytes(hlo) == {'all-reduce': 4 * parts(params)[0] + SCALARS}
+
+
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize('fsdp', [4, 8])
+def test_fsdp_gathers_parameters_twice_and_scatters_the_sum_of_their_gradients_once(fsdp, remat):
+  hlo, params = compiled_text(width=256, mlp=512, fsdp=fsdp, remat=remat)
+  everything, blocks, others = parts(params)
+  assert blocks > 0.9 * everything
+  shares = (blocks + others) // fsdp if fsdp < 8 else 0  # Summed over the axis data.
+  norms = sum('fsdp' in leaf.sharding.spec for leaf in jax.tree.leaves(params))  # Of the gradients, summed over shares.
+  assert collective_bytes(hlo) == {
+    'all-gather': 4 * (2 * blocks + others),  # A block's in the forward pass and again in the backward pass.
+    'reduce-scatter': 4 * (blocks + others),
+    'all-reduce': 4 * (everything - blocks - others + shares + norms) + SCALARS,
+  }
+
+
+def slice_of_tpus(monkeypatch) -> list:
+  """Four chips to compile for; the test is skipped where their compiler is not installed."""
+  for name, value in QUIET.items():
+    monkeypatch.setenv(name, value)
+  try:
+    return distant_devices('v5e:2x2')
+  except UserError as error:
+    pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize(('grad_dtype', 'size'), [('float32', 4), ('bfloat16', 2)])
+def test_a_tpus_program_sums_gradients_once_in_that_dtype(monkeypatch, unroll, grad_dtype, size):
+  devices = slice_of_tpus(monkeypatch)
+  hlo, params = compiled_text(devices=devices, width=256, unroll=unroll, dtype='bfloat16', grad_dtype=grad_dtype)
+  assert collective_bytes(hlo) == {'all-reduce': size * parts(params)[0] + SCALARS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll, remat):
+  """Wide enough that a device's share of a side is a multiple of 128: else the compiler takes an all-reduce and cuts it."""
+  devices = slice_of_tpus(monkeypatch)
+  hlo, params = compiled_text(devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16')
+  everything, blocks, others = parts(params)
+  norms = sum('fsdp' in leaf.sharding.spec for leaf in jax.tree.leaves(params))
+  assert collective_bytes(hlo) == {
+    'all-gather': 2 * (2 * blocks + others),
+    'reduce-scatter': 4 * (blocks + others),
+    'all-reduce': 4 * (everything - blocks - others + norms) + SCALARS,
+  }
