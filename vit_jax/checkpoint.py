@@ -29,12 +29,14 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'nump
 
 
 def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
-  """Writes what the run is, so that whoever has the directory needs nothing else.
+  """Writes what the run is, so that whoever has the directory needs nothing else; the first of several hosts does.
 
   UserError where the directory holds a run with another config (the differing fields are listed) or can't be written.
   """
   try:
     refuse_other_run(workdir, config, labels)
+    if jax.process_index():
+      return
     workdir.mkdir(parents=True, exist_ok=True)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {'python': platform.python_version()}
     data, model = config.data, config.model
@@ -48,7 +50,8 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
       'config.json': json.dumps(to_dict(config), indent=2),  # Last: a directory that has it has all.
     }
     for name, text in texts.items():
-      (workdir / name).write_text(text + '\n')
+      (workdir / f'.{name}').write_text(text + '\n')
+      (workdir / f'.{name}').replace(workdir / name)  # Whole or not at all: another host may be reading.
   except OSError as error:
     raise UserError(f'can not write to {workdir}: {error.strerror or error}; choose another --workdir') from None
 

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import Config, flat
+from vit_jax.distributed import initialize
 from vit_jax.errors import UserError, did_you_mean
 
 
@@ -25,7 +26,10 @@ def run_job(default_config: Path):
     config = config_flags.DEFINE_config_file('config', str(default_config), 'The recipe: FILE or FILE:ARGUMENT.')
     workdir = flags.DEFINE_string('workdir', None, 'Where the run goes, and is taken up again; by default runs/CONFIG-TIME.')
 
+    hosts = define_hosts()
+
     def main(_):
+      initialize(**{name: flag.value for name, flag in hosts.items()})
       from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
 
       logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
@@ -36,6 +40,18 @@ def run_job(default_config: Path):
     app.run(main, flags_parser=parse_flags)
 
   one_line_errors(job)
+
+
+def define_hosts() -> dict[str, flags.FlagHolder]:
+  """The flags that say which other processes train along; a launcher says them by environment variables."""
+  env = os.environ.get
+  process = env('VIT_JAX_PROCESS')
+  return {
+    'coordinator': flags.DEFINE_string('coordinator', env('VIT_JAX_COORDINATOR'), 'HOST:PORT of the first process.'),
+    'processes': flags.DEFINE_integer('processes', int(env('VIT_JAX_PROCESSES', '0')), 'How many; 0: the pod or job knows.'),
+    'process': flags.DEFINE_integer('process', int(process) if process else None, 'Which of them this is, from 0.'),
+    'timeout': flags.DEFINE_integer('hosts_timeout', 300, 'Seconds to wait for the others.'),
+  }
 
 
 def read_config(args: list[str]) -> Config:

@@ -30,6 +30,16 @@ PEAK_FLOPS = {
   'NVIDIA H200': 989e12,
 }
 
+# Fast memory that one fused operation may take, in KiB: more than the compiler's own 16 MiB lets products of matrices keep
+# their operands there. On v5e 32 MiB is 7 % fewer cycles for L/16 than 16, and 1 % fewer than 64; v6e's as others found it.
+SCOPED_VMEM = {'TPU v5 lite': 32768, 'TPU v6 lite': 98304}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+  """What the compiler is told beyond its defaults for these devices."""
+  limit = SCOPED_VMEM.get(mesh.devices.flat[0].device_kind)
+  return {'xla_tpu_scoped_vmem_limit_kib': str(limit)} if limit else {}
+
 
 def make_mesh(fsdp: int, *, batches: dict[str, int], devices: list | None = None) -> Mesh:
   """All devices of all hosts (or `devices`), as ('data', 'fsdp').

@@ -18,7 +18,17 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.classify import classify, count
 from vit_jax.losses import LOSSES
-from vit_jax.mesh import Mesh, describe_mesh, everywhere, make_mesh, peak_flops, rows, state_shardings, to_global
+from vit_jax.mesh import (
+  Mesh,
+  compiler_options,
+  describe_mesh,
+  everywhere,
+  make_mesh,
+  peak_flops,
+  rows,
+  state_shardings,
+  to_global,
+)
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
@@ -186,7 +196,11 @@ def compiled_step(
   shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), np.int32), 'mask': ((b,), np.bool_)}
   batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
   with jax.set_mesh(mesh):  # Kernels ask it what they are compiled for, and how a batch is split.
-    return jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0).lower(state, batch).compile()
+    return (
+      jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0)
+      .lower(state, batch)
+      .compile(compiler_options(mesh))
+    )
 
 
 def evaluator(

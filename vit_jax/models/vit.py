@@ -62,11 +62,11 @@ class Attention(nn.Module):
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
     if context is None:
       qkv_kernel, qkv_bias = side_by_side(query, key, value)
-      qkv = x @ qkv_kernel  # [b, n, 3·d], and one product
+      qkv = x @ qkv_kernel.T  # [b, n, 3·d], and one product
       self.look(*split(qkv + qkv_bias, self.heads)[:2])
       out = self_attention(qkv, qkv_bias, self.heads, self.how)
     else:
-      affine = lambda x, w, b: (x @ w + b).reshape(*x.shape[:-1], -1, heads[1])
+      affine = lambda x, w, b: (x @ w.T + b).reshape(*x.shape[:-1], -1, heads[1])
       q = affine(x, *side_by_side(query))
       k, v = jnp.split(affine(context, *side_by_side(key, value)), 2, axis=2)
       self.look(q, k)
@@ -80,10 +80,13 @@ class Attention(nn.Module):
 
 
 def side_by_side(*affines: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Linear maps [d, h, c] with biases [h, c] as one: [d, maps·h·c] and [maps·h·c], for one matrix product."""
+  """Linear maps [d, h, c] with biases [h, c] as one, for one matrix product: [maps·h·c, d] and [maps·h·c].
+
+  Transposed, as a TPU holds them: there c would be padded to 128 if it came last.
+  """
   kernels, biases = zip(*affines, strict=True)
-  kernels = [kernel.reshape(kernel.shape[0], -1) for kernel in kernels]
-  return jnp.concatenate(kernels, axis=1), jnp.concatenate([bias.reshape(-1) for bias in biases])
+  kernels = [einops.rearrange(kernel, 'd h c -> (h c) d') for kernel in kernels]
+  return jnp.concatenate(kernels), jnp.concatenate([bias.reshape(-1) for bias in biases])
 
 
 class MlpBlock(nn.Module):
