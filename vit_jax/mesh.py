@@ -136,7 +136,8 @@ def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
     return total.astype(share.dtype)
 
   def reduce_scatter(grad):
-    return jax.lax.psum_scatter(grad, 'fsdp', scatter_dimension=axis, tiled=True)
+    flat = grad if axis else grad.reshape(grad.shape[0], -1)  # Else a TPU's compiler sums all for everybody.
+    return jax.lax.psum_scatter(flat, 'fsdp', scatter_dimension=axis, tiled=True).reshape(share.shape)
 
   def all_reduce(grad):  # Between processes on CPUs a reduce-scatter (gloo's) now and then adds wrong.
     side = share.shape[axis]
