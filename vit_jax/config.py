@@ -60,7 +60,7 @@ class ModelConfig:
   mean: tuple[float, float, float] = (127.5, 127.5, 127.5)  # Of a uint8 channel: the model sees (image - mean) / scale.
   scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
   dtype: str = 'float32'  # Of the computation: float32, bfloat16. Parameters are float32.
-  remat: str = 'none'  # What the backward pass computes again: none, dots (all but matrix products), full.
+  remat: str = 'none'  # What the backward pass computes again: none, vit (norms, GELU, softmax), dots (all but products), full.
   unroll: int = 1  # Blocks a turn of the loop over depth; 0 means all. Changes the program, never the parameters.
 
 
@@ -126,7 +126,7 @@ CHOICES = {
   'model.position': ('learned', 'sincos2d', 'none'),
   'model.gelu': ('tanh', 'erf'),
   'model.dtype': ('float32', 'bfloat16'),
-  'model.remat': ('none', 'dots', 'full'),
+  'model.remat': ('none', 'vit', 'dots', 'full'),
   'optim.name': ('adamw', 'sgd', 'adafactor'),
   'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
   'optim.momentum_dtype': ('float32', 'bfloat16'),

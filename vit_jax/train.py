@@ -18,7 +18,18 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.classify import classify, count
 from vit_jax.losses import LOSSES
-from vit_jax.mesh import Mesh, describe_mesh, everywhere, make_mesh, peak_flops, rows, state_shardings, to_global
+from vit_jax.mesh import (
+  Mesh,
+  describe_mesh,
+  everywhere,
+  make_mesh,
+  peak_flops,
+  rows,
+  spread,
+  state_shardings,
+  to_global,
+  undivided,
+)
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
@@ -52,7 +63,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
   metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
   metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
-  for note in notes:
+  for note in [*notes, *undivided(state.params, mesh)]:
     metrics.say(f'  {note}')
 
   batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
@@ -125,7 +136,7 @@ def first_state(
   taken = refuse_other_model(config, released)
   grid = model.shape.grid(config.data.size)
   params, changes = adapt(released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions)
-  params = jax.device_put(params, shardings.params)
+  params = spread(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
   return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
 

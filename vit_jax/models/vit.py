@@ -12,6 +12,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
@@ -23,6 +24,7 @@ GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.p
 # What a block's backward pass need not compute again, by config.model.remat.
 REMAT = {
   'none': lambda operation, *_, **__: operation.name not in COPIES,
+  'vit': jax.checkpoint_policies.save_only_these_names('qkv', 'attended', 'projected', 'hidden'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -65,7 +67,8 @@ class Attention(nn.Module):
     if self.is_mutable_collection('attention') and not self.is_initializing():  # Somebody looks: mutable=['attention'].
       self.sow('attention', 'weights', weights(q, k))
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
-    return attend(q, k, v).reshape(x.shape) @ kernel.reshape(d, d) + bias
+    attended = checkpoint_name(attend(q, k, v).reshape(x.shape), 'attended')
+    return checkpoint_name(attended @ kernel.reshape(d, d) + bias, 'projected')
 
 
 def project(affines: tuple[tuple[jax.Array, jax.Array], ...], x: jax.Array) -> list[jax.Array]:
@@ -73,7 +76,7 @@ def project(affines: tuple[tuple[jax.Array, jax.Array], ...], x: jax.Array) -> l
   d, (heads, channels) = x.shape[-1], affines[0][1].shape
   kernel = jnp.concatenate([kernel.reshape(d, -1) for kernel, _ in affines], axis=1)
   bias = jnp.concatenate([bias.reshape(-1) for _, bias in affines])
-  outs = jnp.split(x @ kernel + bias, len(affines), axis=-1)
+  outs = jnp.split(checkpoint_name(x @ kernel + bias, 'qkv'), len(affines), axis=-1)
   return [out.reshape(*x.shape[:-1], heads, channels) for out in outs]
 
 
@@ -91,7 +94,8 @@ class MlpBlock(nn.Module):
       nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
     )
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    hidden = drop(GELU[self.gelu](dense(self.width, name='Dense_0')(x)))
+    hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')
+    hidden = drop(GELU[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
