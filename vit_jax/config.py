@@ -79,6 +79,7 @@ class OptimConfig:
   b2: float = 0.999
   momentum_dtype: str = 'float32'  # Of the first moment: float32, bfloat16.
   weight_decay: float = 0.0  # Decoupled, times the learning rate (optax.adamw's and the paper's unit).
+  head_decay: float = 1.0  # Times the weight decay, for the kernel of the head (arXiv 2106.04560: 100).
   decay: str = '.*'  # The parameters that decay: a regular expression that matches the whole path.
   clip: float = 0.0  # The global norm that gradients are clipped to; 0 means no clipping.
   frozen: str = ''  # The parameters that stay as they are: a regular expression that matches the whole path.
@@ -160,6 +161,7 @@ RANGES = {
   'optim.b1': (0, 0.99999),
   'optim.b2': (0, 0.99999),
   'optim.weight_decay': (0, math.inf),
+  'optim.head_decay': (0, math.inf),
   'optim.clip': (0, math.inf),
   'optim.layer_decay': (0.01, 1),
   'optim.ema': (0, 0.999999),

@@ -139,7 +139,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
-def whole(shares, specs, *, cast=None, grad_dtype):
+def whole(shares, specs, *, cast=None, grad_dtype='float32'):
   """On a device: its share of each array -> the whole arrays, gathered over 'fsdp' as `cast`, where that is said.
 
   The gradient of what is gathered is summed over 'fsdp' in `grad_dtype`, and each device keeps its share of the sum.
@@ -200,6 +200,13 @@ def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> 
     check_vma=False,
   )
   return lambda params, arrays, key: spread(params, arrays, jax.random.key_data(key))
+
+
+def sums_over_devices(function: Callable, mesh: Mesh, specs) -> Callable:
+  """`function(params, batch) -> sums`, done by every device for its own rows, from its shares of `params`, and added up."""
+  axes = ('data', 'fsdp')
+  local = lambda params, batch: jax.lax.psum(function(params, batch), axes)
+  return jax.shard_map(local, mesh=mesh, in_specs=(specs, PartitionSpec(axes)), out_specs=PartitionSpec(), check_vma=False)
 
 
 def _wrapped(key: jax.Array) -> jax.Array:

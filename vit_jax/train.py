@@ -27,6 +27,8 @@ from vit_jax.mesh import (
   rows,
   spread,
   state_shardings,
+  state_specs,
+  sums_over_devices,
   to_global,
   undivided,
 )
@@ -36,7 +38,7 @@ from vit_jax.optim import optimizer, schedule
 from vit_jax.pretrained.adapt import adapt, table
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.released import load
-from vit_jax.step import TrainState, abstract_params, init_state, predict, train_step
+from vit_jax.step import TrainState, abstract_params, init_state, predict_from_shares, train_step
 
 CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')
 
@@ -203,7 +205,10 @@ def evaluator(
   config: Config, source: Source, *, model: VisionTransformer, mesh: Mesh, state: TrainState
 ) -> Callable[[dict], dict[str, float]]:
   """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first."""
-  counts = functools.partial(count, predict=functools.partial(predict, model=model), loss=LOSSES[config.loss])
+  specs = state_specs(state.params, mesh)
+  from_shares = functools.partial(predict_from_shares, model=model, specs=specs)
+  counts = sums_over_devices(functools.partial(count, predict=from_shares, loss=LOSSES[config.loss]), mesh, specs)
+  counts.__name__ = 'count'
   counts = jax.jit(counts, in_shardings=(state_shardings(state, mesh).params, rows(mesh)), out_shardings=everywhere(mesh))
 
   def evaluate(params: dict) -> dict[str, float]:
