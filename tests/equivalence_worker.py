@@ -23,7 +23,7 @@ from vit_jax.train import hosts, prefetch, train
 # Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'. SGD: Adam's first step is the
 # sign of the gradient, which makes rounding visible.
 CONFIG = Config(
-  data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
+  data=DataConfig(train='builtin:digits', batch=16, eval_batch=128, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1),
   optim=OptimConfig(name='sgd', lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, ema=0.9),
   mixup=0.2,

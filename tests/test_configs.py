@@ -26,7 +26,7 @@ def module(name: str):
 
 
 def arguments() -> list[tuple[str, str | None]]:
-  cases = [('quickstart', None), ('quickstart_finetune', None)]
+  cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
   for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
     cases += [('pretrain', f'{variant},{data},{count}') for count in epochs] + [('pretrain', f'{variant},{data}')]
   for data in module('finetune').RECIPES:
@@ -42,7 +42,7 @@ def build(name: str, argument: str | None):
 @pytest.mark.parametrize(('name', 'argument'), arguments())
 def test_a_step_of_the_config_traces(name, argument):
   config = build(name, argument)
-  data = (argument or ',').split(',')[1]
+  data = (argument or '').partition(',')[2].partition(',')[0]
   steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
   model = vit(config.model, CLASSES.get(data, 10))
   lr = schedule(config.optim, steps=steps, epoch=epoch)
@@ -81,6 +81,15 @@ def test_table_3_in_steps():
     config = build('pretrain', argument)
     assert config.data.batch == 4096
     assert config.epochs * EXAMPLES[argument.split(',')[1]] / 4096 == pytest.approx(steps, rel=2e-3)
+
+
+def test_the_largest_model_has_the_published_parameters_and_its_head_decays_a_hundredfold():
+  """arXiv 2106.04560: 1,843 million, with another head; 0.03 and 3."""
+  config = build('scaling', 'G/14')
+  sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(vit(config.model, 29_593), config.data.size))
+  pooling, head = (sum(jax.tree.leaves(sizes[name])) for name in ('MAPHead_0', 'head'))
+  assert sum(jax.tree.leaves(sizes)) - pooling - head == pytest.approx(1_843e6, rel=1e-3)
+  assert (config.optim.weight_decay, config.optim.weight_decay * config.optim.head_decay) == (0.03, pytest.approx(3.0))
 
 
 def test_fine_tuning_is_at_384_pixels_or_the_nearest_that_the_patch_divides():

@@ -1,12 +1,19 @@
 """Devices and shardings, on eight simulated devices."""
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.mesh import describe_mesh, make_mesh, peak_flops, state_shardings, to_global
+from vit_jax.mesh import describe_mesh, make_mesh, peak_flops, spread, state_shardings, to_global, undivided
+from vit_jax.models.vit import vit
+from vit_jax.step import init_state
 
 
 def test_data_takes_what_fsdp_leaves():
@@ -51,3 +58,59 @@ def test_a_chip_that_is_not_in_the_table_has_no_known_peak():
   mesh = make_mesh(1, batches={})
   assert peak_flops(mesh) is None
   assert describe_mesh(mesh) == '8 x cpu (data 8, fsdp 1)'
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Chip:
+  """What a mesh asks of a device."""
+
+  slice_index: int
+  id: int
+  process_index: int = 0
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
+
+
+@pytest.mark.parametrize('fsdp', [1, 2, 4])
+def test_devices_that_share_parameters_are_of_one_slice_and_data_goes_from_slice_to_slice(fsdp):
+  chips = [Chip(slice_index=i % 2, id=i) for i in range(8)]
+  mesh = make_mesh(fsdp, batches={}, devices=chips)
+  assert dict(mesh.shape) == {'data': 8 // fsdp, 'fsdp': fsdp}
+  assert [chip.slice_index for chip in mesh.devices.flat] == [0, 0, 0, 0, 1, 1, 1, 1]
+  assert {chip.id for chip in mesh.devices.flat} == set(range(8))
+
+
+def test_parameters_over_several_slices_are_refused():
+  with pytest.raises(UserError, match='fsdp=8 does not divide the 4 devices of a slice'):
+    make_mesh(8, batches={}, devices=[Chip(slice_index=i % 2, id=i) for i in range(8)])
+
+
+def test_a_large_array_that_no_device_can_share_is_named():
+  mesh = make_mesh(8, batches={})
+  shape = lambda *sides: jax.ShapeDtypeStruct(sides, np.float32)
+  tree = {'head': {'kernel': shape(333, 999), 'bias': shape(999)}, 'other': shape(512, 1024)}
+  laid_out = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  tree = jax.tree.map(laid_out, tree, state_shardings(tree, mesh))
+  assert undivided(tree, mesh) == [
+    'head/kernel [333, 999] is whole on every device: none of its sides divides by config.mesh.fsdp=8'
+  ]
+  assert undivided(tree, make_mesh(1, batches={})) == []
+
+
+def test_an_array_of_the_host_reaches_each_device_as_its_share():
+  mesh = make_mesh(8, batches={})
+  array = np.arange(512 * 1024, dtype=np.float32).reshape(512, 1024)
+  out = spread({'kernel': array}, state_shardings({'kernel': array}, mesh))['kernel']
+  assert {shard.data.shape for shard in out.addressable_shards} == {(512, 128)}
+  np.testing.assert_array_equal(out, array)
+
+
+def test_initialisation_never_holds_the_whole_state_on_a_device():
+  model = vit(ModelConfig(variant='mu/4', width=512, mlp=2048, heads=4, depth=4), 10)
+  tx = optax.adam(1e-3)
+  begin = functools.partial(init_state, 0, model=model, tx=tx, size=(8, 8), ema=True)
+  shapes, mesh = jax.eval_shape(begin), make_mesh(8, batches={})
+  whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+  used = jax.jit(begin, out_shardings=state_shardings(shapes, mesh)).lower().compile().memory_analysis()
+  assert used.output_size_in_bytes < whole / 7  # An eighth, and what is small.
+  assert used.output_size_in_bytes + used.temp_size_in_bytes < whole / 4

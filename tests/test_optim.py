@@ -96,6 +96,16 @@ def test_adamw_is_that_of_optax_and_decays_only_what_matches():
   assert np.abs(everything[-1]['head']['bias'] - got[-1]['head']['bias']).max() > 1e-3
 
 
+@pytest.mark.parametrize(('decay', 'factors'), [('.*/kernel', (100, 0, 0)), ('.*', (100, 1, 1)), ('cls', (0, 0, 1))])
+def test_the_heads_kernel_decays_so_many_times_as_fast_where_it_decays(decay, factors):
+  config = OptimConfig(name='sgd', b1=0.0, weight_decay=0.01, head_decay=100.0, decay=decay)
+  tx = optimizer(config, optax.constant_schedule(1.0), PARAMS)
+  updates, _ = tx.update(jax.tree.map(np.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+  kernel, bias, cls = (np.float32(-0.01 * factor) for factor in factors)
+  expected = {'head': {'kernel': kernel * PARAMS['head']['kernel'], 'bias': bias * PARAMS['head']['bias']}}
+  assert_trees_close(updates, expected | {'cls': cls * PARAMS['cls']})
+
+
 def test_sgd_is_that_of_optax_after_clipping_the_global_norm():
   config = OptimConfig(name='sgd', b1=0.9, clip=1.0)
   got, _ = run(optimizer(config, optax.constant_schedule(0.1), PARAMS), PARAMS, scale=3)

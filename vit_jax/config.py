@@ -61,7 +61,7 @@ class ModelConfig:
   mean: tuple[float, float, float] = (127.5, 127.5, 127.5)  # Of a uint8 channel: the model sees (image - mean) / scale.
   scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
   dtype: str = 'float32'  # Of the computation: float32, bfloat16. Parameters are float32.
-  remat: str = 'none'  # What the backward pass computes again: none, dots (all but matrix products), full.
+  remat: str = 'none'  # What the backward pass computes again: none, vit (norms, GELU, softmax), dots (all but products), full.
   unroll: int = 1  # Blocks a turn of the loop over depth; 0 means all. Changes the program, never the parameters.
 
 
@@ -80,6 +80,7 @@ class OptimConfig:
   b2: float = 0.999
   momentum_dtype: str = 'float32'  # Of the first moment: float32, bfloat16.
   weight_decay: float = 0.0  # Decoupled, times the learning rate (optax.adamw's and the paper's unit).
+  head_decay: float = 1.0  # Times the weight decay, for the kernel of the head (arXiv 2106.04560: 100).
   decay: str = '.*'  # The parameters that decay: a regular expression that matches the whole path.
   clip: float = 0.0  # The global norm that gradients are clipped to; 0 means no clipping.
   frozen: str = ''  # The parameters that stay as they are: a regular expression that matches the whole path.
@@ -128,7 +129,7 @@ CHOICES = {
   'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
   'model.gelu': ('tanh', 'erf'),
   'model.dtype': ('float32', 'bfloat16'),
-  'model.remat': ('none', 'dots', 'full'),
+  'model.remat': ('none', 'vit', 'dots', 'full'),
   'optim.name': ('adamw', 'sgd', 'adafactor'),
   'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
   'optim.momentum_dtype': ('float32', 'bfloat16'),
@@ -162,6 +163,7 @@ RANGES = {
   'optim.b1': (0, 0.99999),
   'optim.b2': (0, 0.99999),
   'optim.weight_decay': (0, math.inf),
+  'optim.head_decay': (0, math.inf),
   'optim.clip': (0, math.inf),
   'optim.layer_decay': (0.01, 1),
   'optim.ema': (0, 0.999999),

@@ -4,8 +4,8 @@ JAX's own wait ends, where a host stays away, in an abort without a word of who 
 socket of the first one, which knows who has come and says so; only then JAX's service takes over the port.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 import re
 import socket
@@ -106,57 +106,63 @@ def meet(cluster: Cluster, timeout: int):
 
 
 def gather(port: int, cluster: Cluster, deadline: float):
-  """The first process: listens until each of the others has said its number, then lets all go."""
+  """The first process: listens until each of the others has said its number, then lets all go, or says who is missing."""
   here: dict[int, socket.socket] = {}
-  missing = lambda: sorted(set(range(1, cluster.processes)) - here.keys())
-  with socket.create_server(('', port)) as server:
-    remind = time.monotonic() + 2
-    try:
-      while missing():
-        server.settimeout(0.2)
-        try:
-          connection, _ = server.accept()
-          connection.settimeout(5)
-          here[json.loads(connection.makefile().readline())] = connection
-        except (TimeoutError, ValueError):
-          pass
-        if time.monotonic() > deadline:
-          raise UserError(too_late(cluster, missing()))
-        if time.monotonic() > remind:
-          say(f'waiting at {cluster.coordinator} for {len(missing())} of {cluster.processes} hosts: {words(missing())}')
-          remind = time.monotonic() + REMIND
-      for connection in here.values():
-        connection.sendall(b'go\n')
-    except UserError as error:
-      for connection in here.values():
-        connection.sendall(f'{error}\n'.encode())
-      raise
-    finally:
-      for connection in here.values():
-        connection.close()
+  remind = time.monotonic() + 2
+  with socket.create_server(('', port)) as server, contextlib.ExitStack() as connections:
+    server.settimeout(0.2)
+    while missing := sorted(set(range(1, cluster.processes)) - here.keys()):
+      if time.monotonic() > deadline:
+        error = too_late(cluster, missing)
+        tell(here, error)
+        raise UserError(error)
+      if time.monotonic() > remind:
+        say(f'waiting at {cluster.coordinator} for {len(missing)} of {cluster.processes} hosts: {words(missing)}')
+        remind = time.monotonic() + REMIND
+      with contextlib.suppress(TimeoutError, ValueError):
+        connection = connections.enter_context(server.accept()[0])
+        here[number_of(connection)] = connection
+    tell(here, 'go')
+
+
+def number_of(connection: socket.socket) -> int:
+  """What a process that has come says first."""
+  connection.settimeout(5)
+  with connection.makefile() as lines:
+    return int(lines.readline())
+
+
+def tell(here: dict[int, socket.socket], text: str):
+  """A line for every process that has come; one that has gone again is told nothing."""
+  for connection in here.values():
+    with contextlib.suppress(OSError):
+      connection.sendall(f'{text}\n'.encode())
 
 
 def report(host: str, port: int, cluster: Cluster, deadline: float):
   """Another process: says its number to the first, and waits for its word."""
   remind = time.monotonic() + 2
-  while True:
-    try:
-      with socket.create_connection((host, port), timeout=5) as connection:
-        connection.settimeout(max(1, deadline - time.monotonic() + 10))
-        connection.sendall(f'{cluster.process}\n'.encode())
-        answer = connection.makefile().readline().strip()
-      if answer == 'go':
-        return
-      if answer:
-        raise UserError(answer)
-    except OSError:
-      pass
+  while (answer := ask_first(host, port, cluster.process, deadline)) != 'go':
+    if answer:
+      raise UserError(answer)
     if time.monotonic() > deadline:
       raise UserError(f'{too_late(cluster, [0])}; nobody listens at {cluster.coordinator}')
     if time.monotonic() > remind:
       say(f'host {cluster.process} of {cluster.processes} is waiting for host 0 at {cluster.coordinator}')
       remind = time.monotonic() + REMIND
     time.sleep(0.2)
+
+
+def ask_first(host: str, port: int, process: int, deadline: float) -> str:
+  """What the first process says to this one, or '' where it is not there or has gone."""
+  try:
+    with socket.create_connection((host, port), timeout=5) as connection:
+      connection.settimeout(max(1, deadline - time.monotonic() + 10))
+      connection.sendall(f'{process}\n'.encode())
+      with connection.makefile() as lines:
+        return lines.readline().strip()
+  except OSError:
+    return ''
 
 
 def too_late(cluster: Cluster, missing: list[int]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental import mesh_utils, topologies
 from jax.extend.random import define_prng_impl, threefry2x32_p
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -42,18 +42,27 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
 
 
 def make_mesh(fsdp: int, *, batches: dict[str, int], devices: list | None = None) -> Mesh:
-  """All devices of all hosts (or `devices`), as ('data', 'fsdp').
+  """All devices of all hosts (or `devices`), as ('data', 'fsdp'). Between slices, where the network is slow, runs 'data' alone.
 
-  UserError where they don't divide, or don't divide a batch size.
+  UserError where they don't divide, or don't divide a batch size, or one copy of the parameters would need several slices.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
+  count, slices = len(devices), len({getattr(device, 'slice_index', 0) for device in devices})
   if count % fsdp:
     raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {count} devices')
+  if count // slices % fsdp:
+    raise UserError(
+      f'config.mesh.fsdp={fsdp} does not divide the {count // slices} devices of a slice: between the {slices} slices the '
+      'network is too slow to gather parameters over'
+    )
   for name, batch in batches.items():
     if batch % count:
       raise UserError(f'{name}={batch} does not divide over {count} devices: the nearest that do are {nearest(batch, count)}')
-  return jax.make_mesh((count // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+  axes, types = ('data', 'fsdp'), (AxisType.Auto, AxisType.Auto)
+  if slices == 1:
+    return jax.make_mesh((count // fsdp, fsdp), axes, axis_types=types, devices=devices)
+  inside = (count // slices // fsdp, fsdp)
+  return Mesh(mesh_utils.create_hybrid_device_mesh(inside, (slices, 1), devices), axes, axis_types=types)
 
 
 def distant_devices(name: str, slices: int = 1) -> list:
@@ -118,12 +127,29 @@ def state_specs(shapes, mesh: Mesh):
   return jax.tree.map(lambda sharding: sharding.spec, state_shardings(shapes, mesh))
 
 
+def undivided(shapes, mesh: Mesh) -> list[str]:
+  """A line for each array that is large and yet whole on every device, since no side of it divides by fsdp."""
+  fsdp = mesh.shape['fsdp']
+  name = lambda keys: '/'.join(str(getattr(key, 'key', key)) for key in keys)
+  return [
+    f'{name(keys)} {list(leaf.shape)} is whole on every device: none of its sides divides by config.mesh.fsdp={fsdp}'
+    for keys, leaf in jax.tree.leaves_with_path(shapes)
+    if fsdp > 1 and leaf.size >= SMALL and 'fsdp' not in leaf.sharding.spec
+  ]
+
+
+def spread(arrays, shardings):
+  """Arrays of this host -> the same laid out as `shardings`: a device is given its share, and never the whole."""
+  share = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(lambda x, sharding: x if isinstance(x, jax.Array) else share(x, sharding), arrays, shardings)
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This host's rows of a batch -> the whole batch, split over all devices. Returns before the copy is done."""
   return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
-def whole(shares, specs, *, cast=None, grad_dtype):
+def whole(shares, specs, *, cast=None, grad_dtype='float32'):
   """On a device: its share of each array -> the whole arrays, gathered over 'fsdp' as `cast`, where that is said.
 
   The gradient of what is gathered is summed over 'fsdp' in `grad_dtype`, and each device keeps its share of the sum.
@@ -146,7 +172,8 @@ def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
     return total.astype(share.dtype)
 
   def reduce_scatter(grad):
-    return jax.lax.psum_scatter(grad, 'fsdp', scatter_dimension=axis, tiled=True)
+    flat = grad if axis else grad.reshape(grad.shape[0], -1)  # Else a TPU's compiler sums all for everybody.
+    return jax.lax.psum_scatter(flat, 'fsdp', scatter_dimension=axis, tiled=True).reshape(share.shape)
 
   def all_reduce(grad):  # Between processes on CPUs a reduce-scatter (gloo's) now and then adds wrong.
     side = share.shape[axis]
@@ -183,6 +210,13 @@ def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> 
     check_vma=False,
   )
   return lambda params, arrays, key: spread(params, arrays, jax.random.key_data(key))
+
+
+def sums_over_devices(function: Callable, mesh: Mesh, specs) -> Callable:
+  """`function(params, batch) -> sums`, done by every device for its own rows, from its shares of `params`, and added up."""
+  axes = ('data', 'fsdp')
+  local = lambda params, batch: jax.lax.psum(function(params, batch), axes)
+  return jax.shard_map(local, mesh=mesh, in_specs=(specs, PartitionSpec(axes)), out_specs=PartitionSpec(), check_vma=False)
 
 
 def _wrapped(key: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from vit_jax.config import OptimConfig, duration
 from vit_jax.errors import UserError
 
 BLOCKS = 'Transformer/encoderblock/'
+HEAD = 'head/kernel'
 
 
 def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule:
@@ -76,6 +77,7 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
     optax.clip_by_global_norm(config.clip) if config.clip else None,
     RULES[config.name](config),
     optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay')) if config.weight_decay else None,
+    add_head_decay(config, params) if config.weight_decay and config.head_decay != 1 else None,
     scale_by_layer(config.layer_decay, params) if config.layer_decay != 1 else None,
     optax.scale_by_learning_rate(lr),
   ]
@@ -87,6 +89,12 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
     raise UserError(f'config.optim.frozen={config.frozen!r} matches every parameter: nothing is left to train')
   labels = jax.tree.map(lambda still: 'frozen' if still else 'trained', frozen)
   return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
+
+
+def add_head_decay(config: OptimConfig, params) -> optax.GradientTransformation:
+  """The weight decay of the head's kernel, where it decays at all, beyond that of the others."""
+  both = jax.tree.map(lambda a, b: a and b, matching(params, config.decay, 'decay'), matching(params, HEAD, 'head_decay'))
+  return optax.add_decayed_weights(config.weight_decay * (config.head_decay - 1), both)
 
 
 def path_of(keys) -> str:

@@ -94,11 +94,7 @@ def gradient_in_parts(
   """(the weighted sum of the losses of images, targets and weights, its gradient); `params` are shares laid out as `specs`, if
   those are given, of which a block is made whole when its turn comes."""
   if specs is not None:
-    blocks = specs['Transformer']['encoderblock']
-    specs = specs | {'Transformer': specs['Transformer'] | {'encoderblock': jax.tree.map(lambda _: PartitionSpec(), blocks)}}
-    one = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), blocks)
-    gather = lambda block: {'params': whole(block['params'], one, cast=model.config.dtype, grad_dtype=grad_dtype)}
-    model = model.clone(gather=gather if any('fsdp' in spec for spec in jax.tree.leaves(one)) else None)
+    model, specs = on_shares(model, specs, grad_dtype)
 
   def part_loss(params, images, targets, weights, key):
     params = params if specs is None else whole(params, specs, grad_dtype=grad_dtype)
@@ -106,6 +102,18 @@ def gradient_in_parts(
     return jnp.sum(weights * loss(logits, targets))
 
   return sum_of_parts(jax.value_and_grad(part_loss), parts, params, arrays, key)
+
+
+def on_shares(model: nn.Module, specs: dict, grad_dtype: str = 'float32') -> tuple[nn.Module, dict]:
+  """The model for a device that holds shares of the parameters, laid out as `specs`: it makes each block whole when its turn
+  comes. With it the specs of what is left to be made whole before."""
+  blocks = specs['Transformer']['encoderblock']
+  left = specs | {'Transformer': specs['Transformer'] | {'encoderblock': jax.tree.map(lambda _: PartitionSpec(), blocks)}}
+  if not any('fsdp' in spec for spec in jax.tree.leaves(blocks)):
+    return model, left
+  one = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), blocks)  # Without the depth, which is never split.
+  gather = lambda block: {'params': whole(block['params'], one, cast=model.config.dtype, grad_dtype=grad_dtype)}
+  return model.clone(gather=gather), left
 
 
 def sum_of_parts(function: Callable, parts: int, params: dict, arrays: tuple[jax.Array, ...], key: jax.Array):
@@ -128,3 +136,9 @@ def sum_of_parts(function: Callable, parts: int, params: dict, arrays: tuple[jax
 def predict(params: dict, images: jax.Array, *, model: nn.Module) -> jax.Array:
   """Images [b, h, w, 3] -> logits [b, k]: all that an evaluator knows of a model."""
   return model.apply({'params': params}, images)
+
+
+def predict_from_shares(params: dict, images: jax.Array, *, model: nn.Module, specs: dict) -> jax.Array:
+  """`predict` on a device for its own images, from its shares of the parameters, laid out as `specs`."""
+  model, left = on_shares(model, specs)
+  return predict(whole(params, left), images, model=model)

@@ -26,8 +26,12 @@ from vit_jax.mesh import (
   make_mesh,
   peak_flops,
   rows,
+  spread,
   state_shardings,
+  state_specs,
+  sums_over_devices,
   to_global,
+  undivided,
 )
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
 from vit_jax.models.vit import VisionTransformer, vit
@@ -35,7 +39,7 @@ from vit_jax.optim import optimizer, schedule
 from vit_jax.pretrained.adapt import adapt, table
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.released import load
-from vit_jax.step import TrainState, abstract_params, init_state, predict, train_step
+from vit_jax.step import TrainState, abstract_params, init_state, predict_from_shares, train_step
 
 CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')
 
@@ -62,7 +66,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
   metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
   metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
-  for note in notes:
+  for note in [*notes, *undivided(state.params, mesh)]:
     metrics.say(f'  {note}')
 
   batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
@@ -135,7 +139,7 @@ def first_state(
   taken = refuse_other_model(config, released)
   grid = model.shape.grid(config.data.size)
   params, changes = adapt(released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions)
-  params = jax.device_put(params, shardings.params)
+  params = spread(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
   return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
 
@@ -207,7 +211,10 @@ def evaluator(
   config: Config, source: Source, *, model: VisionTransformer, mesh: Mesh, state: TrainState
 ) -> Callable[[dict], dict[str, float]]:
   """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first."""
-  counts = functools.partial(count, predict=functools.partial(predict, model=model), loss=LOSSES[config.loss])
+  specs = state_specs(state.params, mesh)
+  from_shares = functools.partial(predict_from_shares, model=model, specs=specs)
+  counts = sums_over_devices(functools.partial(count, predict=from_shares, loss=LOSSES[config.loss]), mesh, specs)
+  counts.__name__ = 'count'
   counts = jax.jit(counts, in_shardings=(state_shardings(state, mesh).params, rows(mesh)), out_shardings=everywhere(mesh))
 
   def evaluate(params: dict) -> dict[str, float]:

@@ -169,7 +169,7 @@ def plain_gradients():
   return gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2))
 
 
-@pytest.mark.parametrize('fields', [{'remat': 'dots', 'unroll': 2}, {'remat': 'full', 'unroll': 0}], ids=str)
+@pytest.mark.parametrize('fields', [{'remat': 'dots', 'unroll': 2}, {'remat': 'full', 'unroll': 0}, {'remat': 'vit'}], ids=str)
 def test_remat_and_unroll_change_neither_the_loss_nor_the_gradients(fields, plain_gradients):
   expected, expected_grads = plain_gradients
   value, grads = gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2, **fields))
@@ -177,6 +177,21 @@ def test_remat_and_unroll_change_neither_the_loss_nor_the_gradients(fields, plai
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), grads, expected_grads)
+
+
+def test_what_a_policy_keeps_costs_memory_and_saves_arithmetic():
+  """none > vit > full in memory, the other way round in FLOPs: of the compiled gradient, a loop's body counting once."""
+
+  def compiled(remat: str) -> tuple[float, float]:
+    model = vit(ModelConfig(variant='mu/4', width=64, mlp=256, heads=4, depth=8, remat=remat), CLASSES)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((32, 32, 32, 3), jnp.uint8))
+    loss = lambda params, images: jnp.sum(model.apply(params, images, train=True, rngs={'dropout': jax.random.key(1)}) ** 2)
+    program = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((32, 32, 32, 3), np.uint8)).compile()
+    return program.memory_analysis().temp_size_in_bytes, program.cost_analysis()['flops']
+
+  (none, few), (chosen, more), (full, most) = (compiled(remat) for remat in ('none', 'vit', 'full'))
+  assert full < 0.6 * chosen and chosen < 0.6 * none
+  assert few < more < few + 0.4 * (most - few)
 
 
 def test_bfloat16_computes_close_to_float32_on_float32_parameters():

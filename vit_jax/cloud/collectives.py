@@ -15,6 +15,7 @@ RESULT = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s[\w\-]+\(')
 ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 CHAIN = re.compile(r'channel_id=\d+|chain_id="\d+"')
 WHILE = re.compile(r'\swhile\(.*body=%?([\w.\-]+)')
+SCATTER = 'all-reduce-scatter'  # What a TPU's compiler calls a fusion of an all-reduce and the cut that follows.
 BITS = re.compile(r'\D+(\d+)')
 
 
@@ -39,8 +40,8 @@ def collect(
   for line in bodies.get(name, ()):
     if match := COLLECTIVE.match(line):
       chain = ' '.join(CHAIN.findall(line))
-      key = match[3], chain if 'chain' in chain else match[1]
-      found[key] = times * moved(match, bodies[name])
+      kind = 'reduce-scatter' if name.startswith(SCATTER) else match[3]
+      found[kind, chain if 'chain' in chain else match[1]] = times * moved(match, bodies[name], scatter=kind != match[3])
       continue
     loop = WHILE.search(line)
     runs = times * (trip_count(bodies, line) or 1) if loop else times
@@ -49,8 +50,11 @@ def collect(
         collect(bodies, callee, found, times=runs, above=(*above, name))
 
 
-def moved(match: re.Match, body: list[str]) -> float:
-  """Bytes of the arrays that one collective, a match of COLLECTIVE in `body`, is about."""
+def moved(match: re.Match, body: list[str], *, scatter: bool) -> float:
+  """Bytes of the arrays that one collective, a match of COLLECTIVE in `body`, is about. `scatter`: the body is one of SCATTER,
+  which pads what it takes."""
+  if scatter:
+    return sum(size(array) for line in body if ' parameter(' in line for array in ARRAY.findall(RESULT.match(line)[2]))
   _, result, kind, start, operands = match.groups()
   if kind == 'reduce-scatter':  # Its result is a device's share.
     types = {found[1]: found[2] for line in body if (found := RESULT.match(line))}

@@ -30,8 +30,9 @@ KNOWN = {
   'tfds:imagenet2012': (1_281_167, 1_000, 1),
   'folder:imagenet21k': (14_000_000, 21_843, 1),
   'folder:jft': (303_000_000, 18_291, 1),
+  'folder:jft3b': (3_000_000_000, 29_593, 1),
 }
-REMATS = ('none', 'dots', 'full')  # The less is kept, the more is computed again.
+REMATS = ('none', 'vit', 'dots', 'full')  # The less is kept, the more is computed again.
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm', re.IGNORECASE)
 UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
 

@@ -12,6 +12,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
@@ -23,6 +24,7 @@ GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.p
 # What a block's backward pass need not compute again, by config.model.remat.
 REMAT = {
   'none': lambda operation, *_, **__: operation.name not in COPIES,
+  'vit': jax.checkpoint_policies.save_only_these_names('qkv', 'attended', 'projected', 'hidden'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -62,7 +64,7 @@ class Attention(nn.Module):
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
     if context is None:
       qkv_kernel, qkv_bias = side_by_side(query, key, value)
-      qkv = x @ qkv_kernel.T  # [b, n, 3·d], and one product
+      qkv = checkpoint_name(x @ qkv_kernel.T, 'qkv')  # [b, n, 3·d], and one product
       self.look(*split(qkv + qkv_bias, self.heads)[:2])
       out = self_attention(qkv, qkv_bias, self.heads, self.how)
     else:
@@ -71,7 +73,7 @@ class Attention(nn.Module):
       k, v = jnp.split(affine(context, *side_by_side(key, value)), 2, axis=2)
       self.look(q, k)
       out = attend(q, k, v).reshape(x.shape)
-    return out @ kernel.reshape(d, d) + bias
+    return checkpoint_name(checkpoint_name(out, 'attended') @ kernel.reshape(d, d) + bias, 'projected')
 
   def look(self, q: jax.Array, k: jax.Array):
     """Keeps the attention weights where somebody asks for them: mutable=['attention']."""
@@ -103,7 +105,8 @@ class MlpBlock(nn.Module):
       nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
     )
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    hidden = drop(GELU[self.gelu](dense(self.width, name='Dense_0')(x)))
+    hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')
+    hidden = drop(GELU[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
