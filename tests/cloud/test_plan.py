@@ -54,7 +54,8 @@ def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
   tried = remedies(config, devices=16)
   assert tried[:6] == [
-    {'model.remat': 'vit'}, {'model.remat': 'dots'}, {'model.remat': 'full'}, {'optim.accumulate': 2}, {'optim.accumulate': 4}, {'mesh.fsdp': 8},
+    {'model.remat': 'vit'}, {'model.remat': 'dots'}, {'model.remat': 'full'},
+    {'optim.accumulate': 2}, {'optim.accumulate': 4}, {'mesh.fsdp': 8},
   ]  # fmt: skip
   assert tried[-1] == {'model.remat': 'full', 'optim.accumulate': 4, 'mesh.fsdp': 16}
   for settings in tried:
