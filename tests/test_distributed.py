@@ -42,6 +42,12 @@ def test_a_tpu_vm_asks_its_metadata():
   assert found({}, {}.get) is None
 
 
+def test_slices_of_a_queued_resource_are_in_the_metadata():
+  tpu_env = "ZONE: 'z'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+  answers = {'worker-network-endpoints': 'u:u:10.0.0.5,u:u:10.0.0.6', 'agent-worker-number': '1', 'tpu-env': tpu_env}
+  assert found({}, answers.get) == Cluster('10.0.0.9:8476', 4, 3)
+
+
 @pytest.mark.parametrize(('nodes', 'first'), [('tpu[003-006,9],x', 'tpu003'), ('node7', 'node7'), ('a,b', 'a')])
 def test_slurm_says_its_nodes_shortened(nodes, first):
   assert found({'SLURM_NTASKS': '4', 'SLURM_PROCID': '3', 'SLURM_JOB_NODELIST': nodes}) == Cluster(f'{first}:8476', 4, 3)

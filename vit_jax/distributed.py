@@ -11,7 +11,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -19,6 +20,7 @@ from vit_jax.errors import UserError
 
 PORT = 8476
 METADATA = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
+CHIPS = ('/dev/accel0', '/dev/vfio/0')  # The first of a TPU VM, up to v5 and later.
 REMIND = 15  # Seconds between two lines about hosts that are missing.
 
 
@@ -65,12 +67,14 @@ def found(env: Mapping[str, str], ask: Callable[[str], str | None] | None = None
     return over_slices(hosts, worker, env)
   if int(env.get('SLURM_NTASKS', '1')) > 1:
     return Cluster(f'{first_node(env["SLURM_JOB_NODELIST"])}:{PORT}', int(env['SLURM_NTASKS']), int(env['SLURM_PROCID']))
-  ask = ask or ask_metadata if 'TPU_SKIP_MDS_QUERY' not in env and os.path.exists('/dev/accel0') else ask  # noqa: PTH110
+  here = any(map(os.path.exists, CHIPS)) and 'TPU_SKIP_MDS_QUERY' not in env
+  ask = ask or (ask_metadata if here else None)
   endpoints = ask('worker-network-endpoints') if ask else None
   if not endpoints:
     return None
   hosts = [endpoint.split(':')[-1] for endpoint in endpoints.split(',')]
-  return over_slices(hosts, int(ask('agent-worker-number')), env)
+  slices = dict(re.findall(r"^(MEGASCALE_\w+): *'?([^'\n]*)", ask('tpu-env') or '', flags=re.MULTILINE))
+  return over_slices(hosts, int(ask('agent-worker-number')), slices | env)
 
 
 def over_slices(hosts: list[str], worker: int, env: Mapping[str, str]) -> Cluster:
@@ -181,3 +185,20 @@ def words(numbers: list[int]) -> str:
 def say(text: str):
   """A line for the person."""
   print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def parting(processes: int) -> Iterator[None]:
+  """An error in here ends a process that has peers at once: in good order it would wait for them, and they for it."""
+  try:
+    yield
+  except BaseException as error:
+    if processes == 1 or isinstance(error, SystemExit):
+      raise
+    if isinstance(error, UserError):
+      print(f'error: {error}', file=sys.stderr)
+    else:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)

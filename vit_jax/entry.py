@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import Config, flat
-from vit_jax.distributed import initialize
+from vit_jax.distributed import initialize, parting
 from vit_jax.errors import UserError, did_you_mean
 
 
@@ -29,13 +29,16 @@ def run_job(default_config: Path):
     hosts = define_hosts()
 
     def main(_):
-      initialize(**{name: flag.value for name, flag in hosts.items()})
+      processes = join_hosts(hosts)
+      if processes > 1 and not workdir.value:
+        raise UserError('several hosts need one --workdir: their clocks would name several')
       from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
 
       logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
       keep_compiled_programs()
       name = config_flags.get_config_filename(flags.FLAGS['config'])
-      train(config.value, Path(workdir.value or default_workdir(name)))
+      with parting(processes):
+        train(config.value, Path(workdir.value or default_workdir(name)))
 
     app.run(main, flags_parser=parse_flags)
 
@@ -52,6 +55,16 @@ def define_hosts() -> dict[str, flags.FlagHolder]:
     'process': flags.DEFINE_integer('process', int(process) if process else None, 'Which of them this is, from 0.'),
     'timeout': flags.DEFINE_integer('hosts_timeout', 300, 'Seconds to wait for the others.'),
   }
+
+
+def join_hosts(hosts: dict[str, flags.FlagHolder]) -> int:
+  """Meets the other hosts, if there are any; how many there are with this one."""
+  import jax
+
+  # Nothing here asks for the step at which all hosts should stop; while that service listens, SIGTERM ends no process.
+  jax.config.update('jax_enable_preemption_service', False)
+  initialize(**{name: flag.value for name, flag in hosts.items()})
+  return jax.process_count()
 
 
 def read_config(args: list[str]) -> Config:

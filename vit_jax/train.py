@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.checkpoint import Checkpoints, describe, refuse_other_run, restore
 from vit_jax.config import Config, duration, total_steps, validate
@@ -62,6 +63,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
   state, notes = first_state(config, workdir, model=model, tx=tx, mesh=mesh)
   first = int(state.step)
+  wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
   describe(workdir, config, train_source.label_names)
   checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
   metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
