@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Stands in for gcloud, xpk and kubectl: takes the flags that they take, and plays back what a test has written for them.
+
+$STAND_IN is a folder with play.json: {state: [what describing it gives, one after another; the last stays]}, and for a
+command's first words a list of [exit code, stdout, stderr]. Every call is added to calls.jsonl there.
+
+Flags: `gcloud … --help` of Google Cloud SDK 528, the parsers of xpk 1.16.0, `kubectl … --help` of 1.32.
+"""
+
+import fcntl
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+WIDE = {'project', 'quiet', 'format', 'verbosity'}
+CREATE = {'zone', 'spot', 'metadata-from-file', 'accelerator-type', 'async', 'labels', 'network', 'subnetwork', 'reserved'}
+ALWAYS_XPK = {'cluster', 'project', 'zone'}
+# Words of a command -> (flags it must have, flags it may have besides, how many words follow).
+TAKES = {
+  'gcloud compute tpus queued-resources create': (
+    {'zone', 'runtime-version', 'accelerator-type'}, CREATE | {'node-id', 'node-count', 'node-prefix'}, 1),
+  'gcloud compute tpus queued-resources describe': ({'zone'}, set(), 1),
+  'gcloud compute tpus queued-resources delete': ({'zone'}, {'force', 'async'}, 1),
+  'gcloud compute tpus tpu-vm create': ({'zone', 'version'}, CREATE, 1),
+  'gcloud compute tpus tpu-vm describe': ({'zone'}, set(), 1),
+  'gcloud compute tpus tpu-vm delete': ({'zone'}, {'async'}, 1),
+  'gcloud compute tpus tpu-vm ssh': ({'zone'}, {'worker', 'command', 'internal-ip', 'ssh-flag'}, 1),
+  'gcloud storage cp': (set(), {'recursive', 'no-clobber'}, None),
+  'gcloud storage cat': (set(), {'range'}, None),
+  'gcloud storage rm': (set(), {'recursive'}, None),
+  'xpk workload create': (
+    {'workload', 'cluster', 'command', 'tpu-type'},
+    ALWAYS_XPK | {'num-slices', 'spot', 'base-docker-image', 'script-dir', 'storage', 'max-restarts', 'restart-on-exit-codes',
+                  'docker-image', 'priority', 'env', 'on-demand', 'reservation', 'termination-grace-period-seconds'}, 0),
+  'xpk workload delete': ({'cluster'}, ALWAYS_XPK | {'workload', 'force'}, 0),
+  'xpk storage attach': (
+    {'cluster', 'type', 'auto-mount', 'mount-point', 'readonly'}, ALWAYS_XPK | {'bucket', 'size', 'mount-options'}, 1),
+  'xpk storage detach': ({'cluster'}, ALWAYS_XPK, 1),
+  'kubectl get jobset': (set(), {'output'}, 1),
+  'kubectl logs': (set(), {'selector', 'follow', 'prefix', 'tail', 'since', 'max-log-requests', 'ignore-errors'}, 0),
+}  # fmt: skip
+SWITCHES = {'spot', 'force', 'quiet', 'async', 'follow', 'prefix', 'ignore-errors', 'reserved'}
+VALUES = {
+  'accelerator-type': r'v4-\d+|v5litepod-\d+|v5p-\d+|v6e-\d+', 'tpu-type': r'v4-\d+|v5litepod-\d+|v5p-\d+|v6e-\d+|tpu7x-\d+',
+  'runtime-version': r'tpu-ubuntu2204-base|v2-alpha-tpu\w+(-lite)?', 'version': r'tpu-ubuntu2204-base|v2-alpha-tpu\w+(-lite)?',
+  'zone': r'[a-z]+-[a-z]+\d+-[a-z]', 'node-count': r'[2-9]|\d\d+', 'worker': r'all|\d+', 'readonly': 'true|false',
+  'auto-mount': 'true|false', 'type': 'gcsfuse', 'format': 'json', 'output': 'json',
+  'workload': r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?',
+}  # fmt: skip
+
+
+def refuse(why: str):
+  """As argparse and gcloud do."""
+  print(f'stand-in: ERROR: {why}', file=sys.stderr)
+  sys.exit(2)
+
+
+def flags_of(words: list[str]) -> dict[str, str]:
+  """{flag: its value}, checked."""
+  flags = {}
+  for word in words:
+    name, equals, value = word.removeprefix('--').partition('=')
+    if bool(equals) == (name in SWITCHES):
+      refuse(f'{word}: a value is {"not " if equals else ""}expected')
+    if name in VALUES and not re.fullmatch(VALUES[name], value):
+      refuse(f'{word}: no such value')
+    flags[name] = value
+  return flags
+
+
+def check(called: str, flags: dict[str, str], rest: list[str]):
+  """Refuses what the real one would refuse."""
+  needed, possible, count = TAKES[called]
+  wide = WIDE if called.startswith('gcloud') else set()
+  if absent := needed - flags.keys():
+    refuse(f'{called} needs --{" --".join(sorted(absent))}')
+  if unknown := flags.keys() - needed - possible - wide:
+    refuse(f'{called} has no --{" --".join(sorted(unknown))}')
+  if count is not None and len(rest) != count:
+    refuse(f'{called} takes {count} names, got {rest}')
+  if called.endswith('queued-resources create') and ('node-id' in flags) == ('node-count' in flags):
+    refuse('exactly one of --node-id and --node-count')
+  sources = rest[:-1] if called == 'gcloud storage cp' else []
+  for path in (*sources, flags.get('metadata-from-file', '=').partition('=')[2], flags.get('script-dir', '')):
+    if path and not Path(path).exists():
+      refuse(f'{path} does not exist')
+
+
+def next_of(place: Path, play: dict, key: str):
+  """The next of what was written for `key`; the last one stays."""
+  told = place / f'{re.sub("[^a-z]", "_", key)}.count'
+  with told.open('a+') as file:  # Several may ask at once.
+    fcntl.flock(file, fcntl.LOCK_EX)
+    count = file.tell()
+    file.write('.')
+  return play[key][min(count, len(play[key]) - 1)]
+
+
+def main():
+  """Records, checks, answers."""
+  words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+  place = Path(os.environ['STAND_IN'])
+  play = json.loads((place / 'play.json').read_text())
+  plain = [word for word in words if not word.startswith('-') or word == '-']
+  called = max((name for name in TAKES if ' '.join(plain).startswith(name)), key=len, default=None)
+  if called is None:
+    refuse(f'no such command: {" ".join(plain[:5])}')
+  flags = flags_of([word for word in words if word.startswith('-')])
+  check(called, flags, plain[len(called.split()) :])
+  with (place / 'calls.jsonl').open('a') as file:
+    file.write(json.dumps(words) + '\n')
+  code, out, err = next_of(place, play, called) if called in play else [0, '', '']
+  print(out, end='')
+  print(err, end='', file=sys.stderr)
+  sys.exit(code)
+
+
+if __name__ == '__main__':
+  main()

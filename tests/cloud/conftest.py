@@ -1,0 +1,47 @@
+"""A cloud that is none: stand-ins for its commands on PATH."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+STAND_IN = Path(__file__).parent / 'cloud_stand_in.py'
+
+
+class Cloud:
+  """What the commands are to answer, and what they were asked."""
+
+  def __init__(self, place: Path):
+    self.place = place
+
+  def play(self, **answers):
+    """`queued_resources_describe=[…]`: the answers of the command with these last words, one after another."""
+    known = {
+      'describe': 'gcloud compute tpus queued-resources describe', 'create': 'gcloud compute tpus queued-resources create',
+      'vm': 'gcloud compute tpus tpu-vm describe', 'ssh': 'gcloud compute tpus tpu-vm ssh', 'exits': 'gcloud storage cat',
+      'delete': 'gcloud compute tpus queued-resources delete', 'jobset': 'kubectl get jobset', 'pods': 'kubectl logs',
+    }  # fmt: skip
+    (self.place / 'play.json').write_text(json.dumps({known[name]: value for name, value in answers.items()}))
+
+  def calls(self, *words: str) -> list[list[str]]:
+    """The calls that have all these words."""
+    lines = (self.place / 'calls.jsonl').read_text().splitlines() if (self.place / 'calls.jsonl').exists() else []
+    return [call for call in map(json.loads, lines) if set(words) <= set(call)]
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+  place = tmp_path / 'cloud'
+  (place / 'bin').mkdir(parents=True)
+  for name in ('gcloud', 'xpk', 'kubectl'):
+    shutil.copy(STAND_IN, place / 'bin' / name)
+    text = (place / 'bin' / name).read_text()
+    (place / 'bin' / name).write_text(text.replace('/usr/bin/env python3', f'{sys.executable} -S', 1))
+    (place / 'bin' / name).chmod(0o755)
+  monkeypatch.setenv('PATH', f'{place / "bin"}:{os.environ["PATH"]}')
+  monkeypatch.setenv('STAND_IN', str(place))
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return Cloud(place)

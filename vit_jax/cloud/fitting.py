@@ -1,0 +1,67 @@
+"""What is refused before anything is created: a batch that does not divide, and a run that was not seen to fit."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vit_jax.cloud.accelerators import Accelerator
+from vit_jax.cloud.job import DATA
+from vit_jax.config import Config, to_dict, validate
+from vit_jax.errors import UserError
+from vit_jax.mesh import nearest
+from vit_jax.train import batch_sizes
+
+
+def refuse_misfit(config: Config, *, devices: int, hosts: int):
+  """UserError where mesh or batches of `config` do not divide over the devices of all hosts."""
+  config = validate(config)
+  where = f'{devices} devices of {hosts} hosts'
+  if devices % config.mesh.fsdp:
+    raise UserError(f'config.mesh.fsdp={config.mesh.fsdp} does not divide the {where}')
+  for name, batch in batch_sizes(config).items():
+    if batch % devices:
+      raise UserError(f'{name}={batch} does not divide over {where}: the nearest that do are {nearest(batch, devices)}')
+
+
+def refuse_unfit(config: Config, settings: list[str], slices: Accelerator, *, libtpu_args: str):
+  """UserError where the run does not fit the slices, or nobody can tell. What `plan` once found is remembered."""
+  path = verdicts_dir() / f'{digest(config, slices, libtpu_args)}.json'
+  if not path.is_file():
+    compile_for(settings, slices, path, libtpu_args=libtpu_args)
+  found = json.loads(path.read_text())
+  if not found['fits']:
+    text = f'it needs {found["hbm"] / 2**30:.1f} GiB of a chip of {slices.topology.name}'
+    raise UserError(f'{text}, and does not fit: config.model.remat, config.optim.accumulate, config.mesh.fsdp or chips help')
+  seconds = found['seconds_per_step']
+  time = f'; about {1000 * seconds:.0f} ms a step, {seconds * found["steps"] / 3600:.1f} hours in all' if seconds else ''
+  print(f'plan: it fits {slices.topology.name}, {found["hbm"] / 2**30:.1f} GiB of a chip{time}', file=sys.stderr)
+
+
+def compile_for(settings: list[str], slices: Accelerator, path: Path, *, libtpu_args: str):
+  """Has `plan` write what it finds to `path`. In a process of its own: libtpu reads its flags once."""
+  if not importlib.util.find_spec('libtpu'):
+    raise UserError("whether the run fits is found out with libtpu: `pip install '.[plan]'`, or launch unseen with --no_plan")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  where = [f'--topology={slices.topology.name}', f'--slices={slices.topology.slices}']
+  here = [setting.replace(f'{DATA}/', '') for setting in settings]  # What is known of the data goes by its own name.
+  command = [sys.executable, '-m', 'vit_jax', 'plan', *where, f'--json={path}', *here]
+  done = subprocess.run(command, env=os.environ | {'LIBTPU_INIT_ARGS': libtpu_args}, stdout=sys.stderr, check=False)
+  if not path.is_file():
+    raise UserError(f'plan ended with exit code {done.returncode}, and found nothing; --no_plan launches without it')
+
+
+def digest(config: Config, slices: Accelerator, libtpu_args: str) -> str:
+  """A name for what a verdict is about."""
+  where = dataclasses.asdict(slices.topology)
+  text = json.dumps([to_dict(config), where, libtpu_args], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def verdicts_dir() -> Path:
+  """Where verdicts are remembered."""
+  return Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'vit_jax' / 'plans'

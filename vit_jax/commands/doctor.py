@@ -1,0 +1,37 @@
+"""doctor: is every host fit for a run?"""
+
+import os
+from pathlib import Path
+
+from vit_jax.commands.arguments import positive, whole
+from vit_jax.distributed import initialize, parting
+
+
+def doctor(args):
+  """Looks at every host: versions, devices, a sum over all of them, workdir, data, disk, clocks. Exit code 1: not fit."""
+  import jax
+
+  initialize(coordinator=args.coordinator, processes=args.processes, process=args.process, timeout=args.hosts_timeout)
+  from vit_jax.cloud.doctor import examine
+
+  with parting(jax.process_count()):
+    findings = examine(args.workdir, args.data, devices=args.devices)
+    if jax.process_index() == 0:
+      print('\n'.join(map(str, findings)), flush=True)
+  raise SystemExit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def add(commands):
+  """The arguments."""
+  more = 'On several hosts: `launch … -- -m vit_jax doctor`, or the same command on each of them.'
+  command = commands.add_parser('doctor', help=doctor.__doc__, description=doctor.__doc__, epilog=more)
+  command.set_defaults(function=doctor)
+  option = command.add_argument
+  option('--workdir', type=Path, metavar='DIR', help='of the run: every host should write and read it')
+  option('--data', type=Path, metavar='DIR', help='that every host should find')
+  option('--devices', type=positive, metavar='N', help='that all hosts together should have')
+  said = {name: os.environ.get(f'VIT_JAX_{name.upper()}') for name in ('coordinator', 'processes', 'process')}
+  option('--coordinator', metavar='HOST:PORT', default=said['coordinator'], help='of process 0; TPU pods, GKE and SLURM know')
+  option('--processes', type=whole, default=said['processes'] or '0', metavar='N', help='how many take part')
+  option('--process', type=whole, default=said['process'], metavar='I', help='which of them this is, from 0')
+  option('--hosts_timeout', type=positive, default=300, metavar='SECONDS', help='to wait for the other hosts')
