@@ -6,12 +6,11 @@ The mesh has the axes ('data', 'fsdp'). Batches are split over both; parameters,
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, topologies
-from jax.extend.random import define_prng_impl, threefry2x32_p
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vit_jax.draws import own_rows
 from vit_jax.errors import UserError
 
 SMALL = 2**16  # Elements: an array with fewer is cheaper to keep everywhere than to gather.
@@ -192,8 +191,7 @@ def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> 
   axes = ('data', 'fsdp')
 
   def local(params, arrays, key):
-    key = jax.random.wrap_key_data(jnp.append(key, jax.lax.axis_index(axes).astype(jnp.uint32)), impl=ROWS)
-    value, grads = gradient(params, arrays, key)
+    value, grads = gradient(params, arrays, own_rows(key, jax.lax.axis_index(axes)))
     split = jax.tree.map(lambda spec: 'fsdp' in spec, specs)
     everything = jax.tree.map(lambda grad, split: None if split else grad.astype(grad_dtype), grads, split)
     shares = jax.tree.map(lambda grad, split: grad.astype(grad_dtype) if split else None, grads, split)
@@ -217,37 +215,3 @@ def sums_over_devices(function: Callable, mesh: Mesh, specs) -> Callable:
   axes = ('data', 'fsdp')
   local = lambda params, batch: jax.lax.psum(function(params, batch), axes)
   return jax.shard_map(local, mesh=mesh, in_specs=(specs, PartitionSpec(axes)), out_specs=PartitionSpec(), check_vma=False)
-
-
-def _wrapped(key: jax.Array) -> jax.Array:
-  return jax.random.wrap_key_data(key[:2], impl='threefry2x32')
-
-
-def _with_place(keys: jax.Array, key: jax.Array) -> jax.Array:
-  data = jax.random.key_data(keys)
-  return jnp.concatenate([data, jnp.broadcast_to(key[2:], (*data.shape[:-1], 1))], axis=-1)
-
-
-def _row_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-  """Threefry of each element's number in the array of all rows, as JAX itself numbers them: 64 bits, in two halves."""
-  size, place = int(np.prod(shape)), key[2]
-  # place * size, in halves of 16 bits, so that nothing runs over.
-  high, low = place * np.uint32(size >> 16), place * np.uint32(size & 0xFFFF)
-  first = (high << 16) + low
-  carry = (high >> 16) + (first < low).astype(jnp.uint32)
-  number = first + jax.lax.iota(jnp.uint32, size)
-  over = carry + (number < first).astype(jnp.uint32)
-  bits = jax.lax.bitwise_xor(*threefry2x32_p.bind(key[0], key[1], over, number)).reshape(shape)
-  return bits.astype(f'uint{width}')
-
-
-# Keys of which each device draws its own rows: a Threefry key and the number of the device's rows among all.
-ROWS = define_prng_impl(
-  key_shape=(3,),
-  seed=lambda seed: jnp.append(jax.random.key_data(jax.random.key(seed, impl='threefry2x32')), jnp.uint32(0)),
-  split=lambda key, shape: _with_place(jax.random.split(_wrapped(key), shape), key),
-  fold_in=lambda key, data: _with_place(jax.random.fold_in(_wrapped(key), data), key),
-  random_bits=_row_bits,
-  name='rows',
-  tag='rows',
-)
