@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -55,6 +56,19 @@ def test_accuracy_loss_and_confusion_are_those_of_the_logits(make_model, source,
   seen, right = per_class(result.labels, result.predicted, 4)
   assert seen.tolist() == [8, 15, 7, 7]
   assert right.tolist() == np.diag(expected).tolist()
+
+
+def test_kernels_are_told_the_mesh_that_a_batch_is_split_over(make_model, source):
+  model, seen = make_model(NAMES), []
+
+  def looking(params, images):
+    seen.append(jax.sharding.get_abstract_mesh().size)
+    return predict(params, images, model=model.model)
+
+  columns, _ = match_classes(source.label_names, model.labels, classes=model.classes, source=model.source)
+  data = data_config(model, batch=16)
+  evaluate(model.params, source, data, predict=looking, loss=LOSSES[model.loss], columns=columns, progress=lambda count: None)
+  assert seen == [8]
 
 
 def told_at(batch: int) -> int:

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models.attention import attend
+from vit_jax.config import ModelConfig
+from vit_jax.mesh import everywhere, make_mesh, rows
+from vit_jax.models import attention
+from vit_jax.models.attention import attend, works
+from vit_jax.models.vit import vit
 
 
 def equation(q, k, v):
@@ -63,3 +67,28 @@ def test_gradients_are_those_of_the_equation():
       args[i] = args[i] + moved
       values.append(np.sum(equation(*args) * weights))
     assert np.sum(np.asarray(grad) * direction) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+def test_a_kernel_that_agrees_is_used_without_a_word():
+  assert works(5, 16, 2)
+
+
+@pytest.mark.parametrize('fault', [1.1, np.nan], ids=['off by a tenth', 'not a number'])
+def test_a_kernel_that_differs_on_this_hardware_is_left_out_with_a_warning(monkeypatch, fault):
+  right = attention.kernel.attention
+  monkeypatch.setattr(attention.kernel, 'attention', lambda *args, **kwargs: fault * right(*args, **kwargs))
+  with pytest.warns(UserWarning, match='the attention kernel is off by .* on 6 tokens in 2 heads of 8: using XLA'):
+    assert not works.__wrapped__(6, 16, 2)
+
+
+def test_where_nobody_has_split_the_images_the_kernel_is_given_each_device_its_own():
+  model = vit(ModelConfig(variant='mu/4', attention='pallas'), classes=3)
+  images = np.zeros((8, 8, 8, 3), np.uint8)
+  params = model.init(jax.random.key(0), images[:1])
+  mesh = make_mesh(1, batches={})
+  apply = jax.jit(model.apply, in_shardings=(everywhere(mesh), rows(mesh)), out_shardings=rows(mesh))
+  with jax.set_mesh(mesh):
+    split = apply(params, images)
+    assert 'manual_computation' in apply.lower(params, images).as_text()
+  assert 'manual_computation' not in apply.lower(params, images).as_text()
+  np.testing.assert_allclose(split, model.apply(params, images), rtol=0, atol=1e-6)

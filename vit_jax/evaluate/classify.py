@@ -111,7 +111,8 @@ def compiled(params: dict, data: DataConfig, *, most_labels: int, mesh, predict:
   b = data.eval_batch
   shapes = {'image': ((b, *data.size, 3), np.float32), 'label': ((b, most_labels), np.int32), 'mask': ((b,), np.bool_)}
   batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
-  return jax.jit(step, out_shardings=everywhere(mesh)).lower(params, batch).compile()
+  with jax.set_mesh(mesh):  # Kernels ask it how a batch is split.
+    return jax.jit(step, out_shardings=everywhere(mesh)).lower(params, batch).compile()
 
 
 def evaluation(done: list, columns: np.ndarray, *, examples: int, seconds: float) -> Evaluation:

@@ -86,7 +86,8 @@ class Pretrained:
       raise UserError(f'images are {images.dtype} {list(images.shape)}: expected {expected}; load(…, size=…) changes the size')
     b, devices = images.shape[0], self._mesh.size
     full = np.concatenate([images, np.zeros((-b % devices, *images.shape[1:]), images.dtype)])
-    return function(self._placed, to_global({'image': full}, self._mesh)['image'])[:b]
+    with jax.set_mesh(self._mesh):  # Kernels ask it how a batch is split.
+      return function(self._placed, to_global({'image': full}, self._mesh)['image'])[:b]
 
   @functools.cached_property
   def _mesh(self) -> jax.sharding.Mesh:
