@@ -32,15 +32,17 @@ def run_hosts(command: list[str], *, hosts: int, devices: int, out: TextIO, env:
       everyone.start(f'host {i}', [sys.executable, '-u', *command], os.environ | said)
     while not signals and (codes := everyone.codes()) and None in codes.values() and not any(codes.values()):
       time.sleep(0.1)
+    failed = {name: code for name, code in everyone.codes().items() if code}
     everyone.end(signals[0] if signals else signal.SIGTERM, grace=ASKED if signals else GRACE)
   if signals:
     return 128 + signals[0]
-  codes = everyone.codes()
-  first = next((name for name in everyone.ended if codes[name]), None)  # The others fail of its failing.
-  if first is None:
+  if not failed:
     return 0
-  print(f'{first} ended with exit code {codes[first]}', file=sys.stderr)
-  return codes[first]
+  # The others fail of its failing, at almost the same time; none of them is killed by that.
+  killed = (name for name, code in failed.items() if code > 128)
+  first = next(killed, None) or next(name for name in everyone.ended if name in failed)
+  print(f'{first} ended with exit code {failed[first]}', file=sys.stderr)
+  return failed[first]
 
 
 def environment(coordinator: str, hosts: int, i: int, *, devices: int) -> dict[str, str]:
