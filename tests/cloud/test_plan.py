@@ -52,7 +52,7 @@ def test_plans_stand_side_by_side_and_what_did_not_compile_has_a_dash():
 
 def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
-  tried = remedies(config, devices=16)
+  tried = remedies(config, topology('v5e:4x4'))
   assert tried[:6] == [
     {'model.remat': 'vit'}, {'model.remat': 'dots'}, {'model.remat': 'full'},
     {'optim.accumulate': 2}, {'optim.accumulate': 4}, {'mesh.fsdp': 8},
@@ -65,7 +65,15 @@ def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
 def test_what_is_already_so_is_not_tried_again():
   config = validate(Config(data=DataConfig(batch=16), optim=OptimConfig(accumulate=1), steps=1))
   config = with_settings(config, {'model.remat': 'full', 'mesh.fsdp': 16})
-  assert remedies(config, devices=16) == []
+  assert remedies(config, topology('v5e:4x4')) == []
+
+
+def test_parameters_are_shared_out_within_a_slice_and_no_setting_is_tried_twice():
+  config = validate(Config(data=DataConfig(batch=64), steps=1))
+  for where in (topology('v5e:2x4'), topology('v5e:2x4', 2)):
+    tried = remedies(config, where)
+    assert max(settings.get('mesh.fsdp', 0) for settings in tried) == 8
+    assert len({str(settings) for settings in tried}) == len(tried)
 
 
 def run_plan(tmp_path: Path, *args: str) -> tuple[dict, str, int]:
@@ -84,7 +92,7 @@ def test_a_compiled_step_costs_what_an_independent_script_says(tmp_path):
   plan, hlo, code = run_plan(tmp_path, *args)
   assert code == 0
   assert plan['missing'] == []
-  theirs = independent_cycles(hlo, topology='v5e:2x2', b=16, n=197, d=192, heads=3, directory=tmp_path)
+  theirs = independent_cycles(hlo, topology='v5e:2x2', b=16, n=197, d=192, heads=3, dtype='bfloat16', directory=tmp_path)
   assert plan['cycles'] == pytest.approx(theirs, rel=0.01)
 
 

@@ -18,9 +18,9 @@ BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
 TURNS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 
 
-def kernel_cycles(topology: str, *, b: int, n: int, d: int, heads: int) -> dict[str, int]:
+def kernel_cycles(topology: str, *, b: int, n: int, d: int, heads: int, dtype: str) -> dict[str, int]:
   """{'attention_forward': …, 'attention_backward': …} for b images of n tokens of width d, on one chip of the slice."""
-  wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads}
+  wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads, 'dtype': dtype}
   with tempfile.TemporaryDirectory() as dump:
     flags = f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true {os.environ.get("LIBTPU_INIT_ARGS", "")}'
     command = [sys.executable, '-m', __name__, json.dumps(wanted)]
@@ -45,14 +45,13 @@ def scheduled(dump: Path) -> dict[str, int]:
 def compile_kernels(wanted: dict):
   """Compiles the attention of one layer, forward and backward, for the first device of the slice."""
   import jax
-  import jax.numpy as jnp
   from jax.sharding import SingleDeviceSharding
 
   from vit_jax.kernels.attention import attention
   from vit_jax.mesh import distant_devices
 
   sharding = SingleDeviceSharding(distant_devices(wanted['topology'])[0])
-  shaped = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+  shaped = lambda *shape: jax.ShapeDtypeStruct(shape, wanted['dtype'], sharding=sharding)
   b, n, d = (wanted[name] for name in 'bnd')
 
   def both(x, bias, do):

@@ -115,16 +115,16 @@ def kernels_of(config: Config, model: VisionTransformer, topology: Topology, hlo
   c, s = config.model, model.shape
   n = math.prod(s.grid(config.data.size)) + (c.pool == 'token') + c.registers
   b = config.data.batch // config.optim.accumulate // topology.devices
-  return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads)
+  return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads, dtype=c.dtype)
 
 
-def remedies(config: Config, devices: int) -> list[dict[str, object]]:
+def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
   """Settings that make a run smaller, the cheapest first: remat, then accumulation, then fsdp, then all of them."""
-  c = config
+  c, devices, slice_ = config, topology.devices, topology.devices // topology.slices  # fsdp stays within a slice.
   remat = [{'model.remat': kind} for kind in REMATS[REMATS.index(c.model.remat) + 1 :]]
   parts = [c.optim.accumulate * 2**i for i in range(1, 6)]
   parts = [{'optim.accumulate': count} for count in parts if c.data.batch % (count * devices) == 0]
-  shares = [{'mesh.fsdp': count} for count in (8, devices) if c.mesh.fsdp < count <= devices and devices % count == 0]
+  shares = [{'mesh.fsdp': count} for count in sorted({8, slice_}) if c.mesh.fsdp < count and slice_ % count == 0]
   full = remat[-1] if remat else {}
   both = [full | part for part in parts] + [full | share for share in shares]
   every = [full | part | shares[-1] for part in parts] if shares else []

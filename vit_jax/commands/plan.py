@@ -51,7 +51,7 @@ def first_that_fits(config, where):
   """(the settings, the plan) of the first remedy with which the run fits, or None."""
   from vit_jax.cloud.plan import remedies, with_settings
 
-  for settings in remedies(config, where.devices):
+  for settings in remedies(config, where):
     say(f'it does not fit; trying {settings}')
     found, _ = compiled(with_settings(config, settings), where)
     if found.fits:
