@@ -60,26 +60,26 @@ def errors(function, arrays, heads) -> list[float]:
   return [norm(np.asarray(f, np.float64) - e) / max(norm(e), 1e-9) for f, e in zip(found, exact(*arrays, heads), strict=True)]
 
 
-def refuse_worse_than_xla(n: int, heads: int, c: int):
+def excess(n: int, heads: int, c: int) -> float:
+  """By how much the kernel's error is above 1.06 times XLA's, of output and gradients the worst; not above 0, all is well."""
   arrays = draw(n, heads, c)
-  for name, mine, theirs in zip(('out', 'dx', 'dbias'), errors(ours, arrays, heads), errors(xla, arrays, heads), strict=True):
-    assert mine <= 1.06 * theirs, f'{name} of {n} tokens in {heads} heads of {c}: {mine} against {theirs}'
+  return np.max(np.subtract(errors(ours, arrays, heads), 1.06 * np.array(errors(xla, arrays, heads))))
 
 
 @pytest.mark.parametrize('n', SOME_LENGTHS)
 def test_it_is_as_near_to_float64_as_xla_in_bfloat16(n):
-  refuse_worse_than_xla(n, heads=2, c=64)
+  assert excess(n, heads=2, c=64) <= 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('n', [*ALL_LENGTHS, 576, 577, 640, 641, 785, 1024, 1025, 1370])
 def test_every_length_is_as_near_to_float64_as_xla_in_bfloat16(n):
-  refuse_worse_than_xla(n, heads=2, c=64)
+  assert excess(n, heads=2, c=64) <= 0
 
 
 @pytest.mark.parametrize(('heads', 'c'), [(1, 64), (3, 64), (5, 32), (16, 72), (8, 80), (3, 88), (4, 96), (2, 104), (3, 128)])
 def test_heads_that_share_registers_are_told_apart(heads, c):
-  refuse_worse_than_xla(50, heads, c)
+  assert excess(50, heads, c) <= 0
 
 
 @pytest.mark.parametrize('name', ['QUERIES', 'UNROLLED'])

@@ -89,10 +89,10 @@ def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
   assert 'read again, it differs by' in line
   assert {path.name for path in to.parent.iterdir()} == {to.name} | ({'model.json'} if format == 'npz' else set())
   if format not in ('stablehlo', 'onnx') and kind not in ('sincos', 'no positions'):  # A learned table afterwards.
-    is_the_same(vit_jax.load(str(to)), ours)
+    assert_the_same(vit_jax.load(str(to)), ours)
 
 
-def is_the_same(again: Pretrained, ours: Pretrained):
+def assert_the_same(again: Pretrained, ours: Pretrained):
   """To the bit, and in what is known of it."""
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
   same = ('gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers')
@@ -266,7 +266,7 @@ def test_the_directory_one_stands_in_can_be_filled(tmp_path, monkeypatch):
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
   export(model(), Path(), 'timm')
-  is_the_same(vit_jax.load('.'), model())
+  assert_the_same(vit_jax.load('.'), model())
 
 
 def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_it(tmp_path, monkeypatch):
