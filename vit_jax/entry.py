@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from vit_jax.config import Config, flat
 from vit_jax.distributed import initialize, parting
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.places import cache_dir
 
 
 def run_job(default_config: Path):
@@ -29,7 +30,7 @@ def run_job(default_config: Path):
     hosts = define_hosts()
 
     def main(_):
-      processes = join_hosts(hosts)
+      processes = join_hosts(**{name: flag.value for name, flag in hosts.items()})
       if processes > 1 and not workdir.value:
         raise UserError('several hosts need one --workdir: their clocks would name several')
       from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
@@ -57,13 +58,13 @@ def define_hosts() -> dict[str, flags.FlagHolder]:
   }
 
 
-def join_hosts(hosts: dict[str, flags.FlagHolder]) -> int:
-  """Meets the other hosts, if there are any; how many there are with this one."""
+def join_hosts(**said) -> int:
+  """Meets the other hosts, if there are any, as `distributed.initialize` does; how many there are with this one."""
   import jax
 
   # Nothing here asks for the step at which all hosts should stop; while that service listens, SIGTERM ends no process.
   jax.config.update('jax_enable_preemption_service', False)
-  initialize(**{name: flag.value for name, flag in hosts.items()})
+  initialize(**said)
   return jax.process_count()
 
 
@@ -123,6 +124,5 @@ def keep_compiled_programs():
   """Compiled programs are kept between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
   import jax
 
-  cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
-  default = str(Path(cache).expanduser() / 'vit_jax' / 'compiled')
-  jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', default))
+  default = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache_dir('compiled')))
+  jax.config.update('jax_compilation_cache_dir', default)

@@ -1,4 +1,4 @@
-"""What is refused before anything is created: a batch that does not divide, and a run that was not seen to fit."""
+"""What is refused before anything is created: a run that was not seen to fit."""
 
 import dataclasses
 import hashlib
@@ -10,27 +10,18 @@ import sys
 from pathlib import Path
 
 from vit_jax.cloud.accelerators import Accelerator
+from vit_jax.cloud.doctor import versions
 from vit_jax.cloud.job import DATA
-from vit_jax.config import Config, to_dict, validate
+from vit_jax.config import Config, to_dict
 from vit_jax.errors import UserError
-from vit_jax.mesh import nearest
-from vit_jax.train import batch_sizes
+from vit_jax.places import cache_dir
 
-
-def refuse_misfit(config: Config, *, devices: int, hosts: int):
-  """UserError where mesh or batches of `config` do not divide over the devices of all hosts."""
-  config = validate(config)
-  where = f'{devices} devices of {hosts} hosts'
-  if devices % config.mesh.fsdp:
-    raise UserError(f'config.mesh.fsdp={config.mesh.fsdp} does not divide the {where}')
-  for name, batch in batch_sizes(config).items():
-    if batch % devices:
-      raise UserError(f'{name}={batch} does not divide over {where}: the nearest that do are {nearest(batch, devices)}')
+CODE = Path(__file__).parents[1]
 
 
 def refuse_unfit(config: Config, settings: list[str], slices: Accelerator, *, libtpu_args: str):
   """UserError where the run does not fit the slices, or nobody can tell. What `plan` once found is remembered."""
-  path = verdicts_dir() / f'{digest(config, slices, libtpu_args)}.json'
+  path = cache_dir('plans') / f'{digest(config, slices, libtpu_args)}.json'
   if not path.is_file():
     compile_for(settings, slices, path, libtpu_args=libtpu_args)
   found = json.loads(path.read_text())
@@ -56,12 +47,9 @@ def compile_for(settings: list[str], slices: Accelerator, path: Path, *, libtpu_
 
 
 def digest(config: Config, slices: Accelerator, libtpu_args: str) -> str:
-  """A name for what a verdict is about."""
-  where = dataclasses.asdict(slices.topology)
-  text = json.dumps([to_dict(config), where, libtpu_args], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def verdicts_dir() -> Path:
-  """Where verdicts are remembered."""
-  return Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'vit_jax' / 'plans'
+  """A name for what a verdict is about: the run, the slices, and the code and the compiler that it was found with."""
+  text = json.dumps([to_dict(config), dataclasses.asdict(slices.topology), libtpu_args, versions()], sort_keys=True)
+  total = hashlib.sha256(text.encode())
+  for path in sorted(CODE.rglob('*.py')):
+    total.update(path.read_bytes())
+  return total.hexdigest()[:24]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 import re
-from pathlib import Path
 
 from vit_jax.cloud.accelerators import Accelerator, accelerator
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.places import cache_dir
 
 NAME = re.compile(r'[a-z]([-a-z0-9]*[a-z0-9])?')  # What gcloud, xpk and Kubernetes all take.
 WORKDIR, DATA = '/mnt/workdir', '/mnt/data'  # Where the buckets are on every host.
@@ -69,22 +68,17 @@ def refuse_names(job: Job):
     raise UserError(f'--workdir={job.workdir}: expected gs://BUCKET/PATH: the run has a folder of its own')
 
 
-def jobs_dir() -> Path:
-  """Where what was launched from this machine is remembered."""
-  return Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'vit_jax' / 'jobs'
-
-
 def remember(job: Job):
   """So that status, logs, stop and delete need the name alone."""
-  jobs_dir().mkdir(parents=True, exist_ok=True)
-  (jobs_dir() / f'{job.name}.json').write_text(json.dumps(dataclasses.asdict(job), indent=2) + '\n')
+  cache_dir('jobs').mkdir(parents=True, exist_ok=True)
+  (cache_dir('jobs') / f'{job.name}.json').write_text(json.dumps(dataclasses.asdict(job), indent=2) + '\n')
 
 
 def recall(name: str) -> Job:
   """UserError with the names that there are."""
-  path = jobs_dir() / f'{name}.json'
+  path = cache_dir('jobs') / f'{name}.json'
   if not NAME.fullmatch(name) or not path.is_file():
-    known = sorted(each.stem for each in jobs_dir().glob('*.json'))
+    known = sorted(each.stem for each in cache_dir('jobs').glob('*.json'))
     raise UserError(f'{name}: nothing of that name was launched from here.' + (did_you_mean(name, known) if known else ''))
   values = json.loads(path.read_text())
   return Job(**values | {'command': tuple(values['command'])})
@@ -92,4 +86,4 @@ def recall(name: str) -> Job:
 
 def forget(job: Job):
   """When it is deleted."""
-  (jobs_dir() / f'{job.name}.json').unlink(missing_ok=True)
+  (cache_dir('jobs') / f'{job.name}.json').unlink(missing_ok=True)

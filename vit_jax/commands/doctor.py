@@ -4,17 +4,19 @@ import os
 from pathlib import Path
 
 from vit_jax.commands.arguments import positive, whole
-from vit_jax.distributed import initialize, parting
+from vit_jax.distributed import parting
+from vit_jax.entry import join_hosts
 
 
 def doctor(args):
   """Looks at every host: versions, devices, a sum over all of them, workdir, data, disk, clocks. Exit code 1: not fit."""
+  hosts = {'coordinator': args.coordinator, 'processes': args.processes, 'process': args.process}
+  processes = join_hosts(**hosts, timeout=args.hosts_timeout)
   import jax
 
-  initialize(coordinator=args.coordinator, processes=args.processes, process=args.process, timeout=args.hosts_timeout)
   from vit_jax.cloud.doctor import examine
 
-  with parting(jax.process_count()):
+  with parting(processes):
     findings = examine(args.workdir, args.data, devices=args.devices)
     if jax.process_index() == 0:
       print('\n'.join(map(str, findings)), flush=True)

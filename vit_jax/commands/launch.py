@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vit_jax.commands.arguments import Parser, positive, whole
 from vit_jax.commands.results import say
+from vit_jax.config import validate
 from vit_jax.entry import default_workdir, read_config
 from vit_jax.errors import UserError, did_you_mean
 
@@ -53,9 +54,7 @@ def here(args, command: list[str], env: dict[str, str]) -> int:
 
   if trains(command):
     if args.devices_per_host:
-      from vit_jax.cloud.fitting import refuse_misfit
-
-      refuse_misfit(config_of(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts)
+      refuse_undivided(config_of(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts)
     if not says_workdir(command):
       command = [*command, f'--workdir={args.workdir or default_workdir(config_name(command))}']
   if args.dry_run:
@@ -150,18 +149,27 @@ def described(args, command: list[str], env: dict[str, str], revision: str):
 
 def check(args, job, command: list[str]):
   """UserError where the run does not go onto the slices; says what it is told to leave unchecked."""
-  from vit_jax.cloud.fitting import refuse_misfit, refuse_unfit
+  from vit_jax.cloud.fitting import refuse_unfit
 
   say(f'LIBTPU_INIT_ARGS={job.env["LIBTPU_INIT_ARGS"]}')
   if not trains(command):
     return
   slices = job.accelerator
   hosts = slices.topology.hosts if job.backend == 'gke' else slices.hosts * job.slices
-  refuse_misfit(config_of(command), devices=slices.topology.devices, hosts=hosts)
+  refuse_undivided(config_of(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts)
   if args.no_plan:
     say('NOT PLANNED: nobody knows whether this fits, or how long it takes (--no_plan)')
   elif not args.dry_run:
     refuse_unfit(config_of(command), settings_of(command), slices, libtpu_args=job.env['LIBTPU_INIT_ARGS'])
+
+
+def refuse_undivided(config, **where: int):
+  """UserError where the run's mesh or batches do not divide over these devices."""
+  from vit_jax.mesh import refuse_misfit
+  from vit_jax.train import batch_sizes
+
+  config = validate(config)
+  refuse_misfit(config.mesh.fsdp, batches=batch_sizes(config), **where)
 
 
 def prepare(job, files: str) -> list[list[str]]:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
+from vit_jax.places import cache_dir
 
 TRIES = 5  # In a row without a new byte.
 WAIT = 1.0  # Seconds before the second try; each later one waits twice as long.
@@ -33,8 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # What a disk says,
 
 def cache_directory() -> Path:
   """$VIT_JAX_CACHE, or 'vit_jax/released' in the user's cache."""
-  default = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'vit_jax' / 'released'
-  return Path(os.environ.get('VIT_JAX_CACHE') or default).expanduser()
+  return Path(os.environ.get('VIT_JAX_CACHE') or cache_dir('released')).expanduser()
 
 
 def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = None) -> Path:
