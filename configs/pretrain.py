@@ -55,8 +55,9 @@ def get_config(argument: str = 'B/16,imagenet21k') -> Config:
     data=DataConfig(
       train=source, split=split, eval_split=eval_split, batch=4096, size=(224, 224), eval_crop='center', workers=16
     ),
+    # Unrolled, XLA fuses more and keeps less: B/16 on v5e takes 30 % fewer cycles than looped with remat='vit' (estimates).
     # The sigmoid loss starts at "no class": a bias of -10 (google-research/vision_transformer issues 2 and 89).
-    model=ModelConfig(variant=variant, dropout=dropout, hidden_head=True, head_bias=-10.0, dtype='bfloat16'),
+    model=ModelConfig(variant=variant, dropout=dropout, hidden_head=True, head_bias=-10.0, dtype='bfloat16', unroll=0),
     optim=OptimConfig(
       name='adamw',
       lr=lr,

@@ -94,22 +94,19 @@ def test_eight_devices_equal_one_over_twenty_steps():
   step = stepper(model=model, tx=tx, mixup_alpha=0.2)
   begin = functools.partial(fresh, model=model, tx=tx)
 
-  def run(fsdp):
-    state, losses = begin(), []
-    update = jax.jit(step)
-    if fsdp:
-      mesh = make_mesh(fsdp, batches={})
-      shardings = state_shardings(jax.eval_shape(begin), mesh)
-      state = jax.jit(begin, out_shardings=shardings)()
-      update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+  def run(fsdp, devices):
+    mesh, losses = make_mesh(fsdp, batches={}, devices=devices), []
+    shardings = state_shardings(jax.eval_shape(begin), mesh)
+    state = jax.jit(begin, out_shardings=shardings)()
+    update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
     for k in range(20):
-      state, metrics = update(state, to_global(batch_of(16, k), mesh) if fsdp else batch_of(16, k))
+      state, metrics = update(state, to_global(batch_of(16, k), mesh))
       losses.append(float(metrics['loss']))
     return losses, state
 
-  reference, state = run(None)
+  reference, state = run(1, jax.devices()[:1])
   for fsdp in (1, 2, 8):
-    losses, other = run(fsdp)
+    losses, other = run(fsdp, jax.devices())
     np.testing.assert_allclose(losses, reference, rtol=1e-5)
     assert_close(jax.device_get(state.params), jax.device_get(other.params))
 

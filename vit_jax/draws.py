@@ -2,12 +2,15 @@
 
 So dropout is the same on any number of devices, and no device draws for another. What is drawn must have the rows, and as
 many on each device, as its first axis.
+
+Threefry derives the keys, and a hash of each element's number the bits: Threefry itself, some hundred operations an element,
+made a ViT-B/16 step with dropout take half as long again on a TPU. The hash is two rounds of Murmur3's 32-bit finalizer, which
+mix the number with half of the key, then with a key of the row's own.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.random import define_prng_impl, threefry2x32_p
+from jax.extend.random import define_prng_impl
 
 
 def own_rows(data: jax.Array, place: jax.Array) -> jax.Array:
@@ -27,18 +30,24 @@ def with_place(keys: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def row_bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-  """Threefry of each element's number in the array of all rows, as JAX itself numbers them: 64 bits, in two halves."""
+  """Hashes of (the row's number among those of all devices, the element's number in its row)."""
   if width > 32:
     raise NotImplementedError(f'{width} random bits an element: here are 32')
-  size, place = int(np.prod(shape)), key[2]
-  # place * size, in halves of 16 bits, so that nothing runs over.
-  high, low = place * np.uint32(size >> 16), place * np.uint32(size & 0xFFFF)
-  first = (high << 16) + low
-  carry = (high >> 16) + (first < low).astype(jnp.uint32)
-  number = first + jax.lax.iota(jnp.uint32, size)
-  over = carry + (number < first).astype(jnp.uint32)
-  bits = jax.lax.bitwise_xor(*threefry2x32_p.bind(key[0], key[1], over, number)).reshape(shape)
-  return bits.astype(f'uint{width}')
+  iota = lambda axis, shape: jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+  ones = (1,) * (len(shape) - 1)
+  row = key[2] * jnp.uint32(shape[0]) + iota(0, (shape[0], *ones))
+  number, stride = jnp.uint32(0), 1
+  for axis in reversed(range(1, len(shape))):
+    number, stride = number + iota(axis, (1, *shape[1:])) * jnp.uint32(stride), stride * shape[axis]
+  row = mixed(mixed(mixed(row) ^ key[1]) ^ key[0])  # Once a row: its own key.
+  return jnp.broadcast_to(mixed(mixed(number ^ key[0]) ^ row) >> jnp.uint32(32 - width), shape).astype(f'uint{width}')
+
+
+def mixed(x: jax.Array) -> jax.Array:
+  """Murmur3's finalizer of 32 bits (Austin Appleby): a bijection in which each bit of `x` reaches all."""
+  x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> jnp.uint32(16))
 
 
 # A Threefry key, and the place.

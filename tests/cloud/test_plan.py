@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloud.tpu_cycles import independent_cycles
-from vit_jax.cloud.plan import Plan, describe, remedies, side_by_side, with_settings
+from vit_jax.cloud.plan import Plan, describe, remedies, side_by_side, with_settings, without_memory
 from vit_jax.cloud.topologies import GIB, topology
 from vit_jax.config import Config, DataConfig, OptimConfig, validate
 
@@ -121,3 +121,16 @@ def test_long_images_gain_from_the_kernel(tmp_path):
   kernel, _, _ = run_plan(tmp_path, *args, '--topology=v5e:2x2')
   xla, _, _ = run_plan(tmp_path, *args, '--config.model.attention=xla', '--topology=v5e:2x2')
   assert xla['cycles'] >= 1.5 * kernel['cycles']
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    'Ran out of memory in memory space hbm. Used 41.50G of 15.75G hbm. Exceeded hbm capacity by 25.75G.',
+    'the total memory required for HLO temporaries (41.50G) exceeds available HBM (15.75G). HLO module: jit_train_step.',
+  ],
+)
+def test_what_does_not_fit_is_told_from_what_does_not_compile(said):
+  assert without_memory(RuntimeError(said))['hbm'] == 41.5 * GIB
+  with pytest.raises(RuntimeError, match='another thing'):
+    without_memory(RuntimeError('another thing'))

@@ -33,7 +33,8 @@ KNOWN = {
   'folder:jft3b': (3_000_000_000, 29_593, 1),
 }
 REMATS = ('none', 'vit', 'dots', 'full')  # The less is kept, the more is computed again.
-OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of ([\d.]+)([MGT]) hbm', re.IGNORECASE)
+# Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
+OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE)
 UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -168,7 +169,8 @@ def without_memory(error: Exception) -> dict:
   match = OUT_OF_MEMORY.search(str(error))
   if not match:
     raise error
-  used = float(match[1]) * UNIT[match[2].upper()]
+  size, unit = filter(None, match.groups())
+  used = float(size) * UNIT[unit.upper()]
   return {'fits': False, 'hbm': used, 'memory': {}, 'cycles': None, 'missing': (), 'collectives': {}}
 
 
@@ -178,7 +180,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
   gib = lambda count: f'{count / GIB:.2f}'
   size = 'x'.join(map(str, config.data.size))
   lines = [
-    f'{config.model.variant} at {size}, batch {plan.batch:,}, on {t.chips} chips of {t.name} ({t.hosts} hosts), '
+    f'{config.model.variant} at {size}, batch {plan.batch:,}, on {t.chips} chips of {t.name} ({hosts(t.hosts)}), '
     f'fsdp {config.mesh.fsdp}; compiled in {plan.compile_seconds:.0f} s',
     f'memory      {gib(plan.hbm)} of {g.hbm / g.devices:g} GiB: it {"fits" if plan.fits else "does NOT fit"}'
     + ''.join(f'; {name} {gib(value)}' for name, value in plan.memory.items()),
@@ -193,13 +195,17 @@ def describe(config: Config, plan: Plan) -> list[str]:
   lines += [
     f'step        {plan.cycles / 1e6:.1f} M cycles at {g.ghz:g} GHz = {1000 * plan.seconds_per_step:.1f} ms (estimate); '
     f'MFU {100 * plan.mfu:.0f} % (estimate)',
-    f'images      {rate:,.0f} /s (estimate); each of the {t.hosts} hosts decodes {rate / t.hosts:,.0f} /s',
+    f'images      {rate:,.0f} /s (estimate), {rate / t.hosts:,.0f} /s to decode for each of {hosts(t.hosts)}',
     f'run         {seconds / 3600:,.1f} hours, {seconds / 3600 * t.chips:,.0f} chip-hours, {days:,.0f} TPUv3-core-days at that '
     'MFU (estimates)',
   ]
   over = 'ICI' if t.slices == 1 else 'ICI, and DCN between slices'
   lines += [f'network     {name} of {value / 1e6:,.1f} MB a step over {over}' for name, value in plan.collectives.items()]
   return lines + [f'not counted {what}' for what in plan.missing]
+
+
+def hosts(count: int) -> str:
+  return f'{count} host' + ('s' if count > 1 else '')
 
 
 def side_by_side(plans: dict[str, Plan]) -> list[tuple[str, ...]]:

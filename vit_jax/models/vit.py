@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.attention import attend, self_attention, split, weights
+from vit_jax.models.dropout import Dropout
 from vit_jax.models.resnet import resnet
 from vit_jax.models.variants import Shape, shape
 
@@ -104,7 +105,7 @@ class MlpBlock(nn.Module):
     dense = functools.partial(
       nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
     )
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = Dropout(self.dropout, deterministic=not train)
     hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')
     hidden = drop(GELU[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
@@ -127,7 +128,7 @@ class EncoderBlock(nn.Module):
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     attention = Attention(self.heads, self.attention, self.dtype, name='MultiHeadDotProductAttention_1')
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = Dropout(self.dropout, deterministic=not train)
     path = functools.partial(self.keep_path, drop_path) if train and self.drop_paths else lambda branch: branch
     x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
     x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
@@ -210,7 +211,7 @@ class Transformer(nn.Module):
     c, s = self.config, self.shape
     if c.position == 'learned':
       x = PositionEmbedding(name='posembed_input')(x)
-    x = nn.Dropout(c.dropout, deterministic=not train)(x)
+    x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
     block = EncoderBlock if self.gather is None else nn.map_variables(EncoderBlock, 'params', self.gather)
     if c.remat != 'none' or self.gather:
