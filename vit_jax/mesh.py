@@ -3,6 +3,7 @@
 The mesh has the axes ('data', 'fsdp'). Batches are split over both; parameters, optimizer state and averages over 'fsdp'.
 """
 
+import functools
 import os
 from collections.abc import Callable
 
