@@ -1,84 +1,14 @@
-"""A run's directory: what the run is (config, preprocessing, labels, versions) and its checkpoints, through Orbax.
-
-    config.json  preprocessing.json  labels.txt  versions.json  metrics.jsonl  tensorboard/  checkpoints/STEP/
-
-Nobody else imports Orbax.
-"""
+"""A run's checkpoints, through Orbax; nobody else imports it. Each lies in WORKDIR/checkpoints/STEP."""
 
 import dataclasses
-import importlib.metadata
-import json
-import platform
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.config import Config, flat, from_dict, to_dict
 from vit_jax.errors import UserError
 from vit_jax.step import TrainState
-
-# Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, and no number.
-FREE = {
-  'log_every', 'eval_every', 'save_every', 'keep', 'keep_every', 'mesh.fsdp', 'model.remat', 'model.unroll',
-  'data.dir', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch',
-}  # fmt: skip
-
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless', 'simplejpeg')
-
-
-def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
-  """Writes what the run is, so that whoever has the directory needs nothing else; the first of several hosts does.
-
-  UserError where the directory holds a run with another config (the differing fields are listed) or can't be written.
-  """
-  try:
-    refuse_other_run(workdir, config, labels)
-    if jax.process_index():
-      return
-    workdir.mkdir(parents=True, exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {'python': platform.python_version()}
-    data, model = config.data, config.model
-    preprocessing = {
-      'size': data.size, 'crop': data.eval_crop, 'short_side': data.eval_short_side, 'mean': model.mean, 'scale': model.scale,
-    }  # fmt: skip
-    texts = {
-      'preprocessing.json': json.dumps(preprocessing, indent=2),
-      'labels.txt': '\n'.join(labels),
-      'versions.json': json.dumps(versions, indent=2),
-      'config.json': json.dumps(to_dict(config), indent=2),  # Last: a directory that has it has all.
-    }
-    for name, text in texts.items():
-      (workdir / f'.{name}').write_text(text + '\n')
-      (workdir / f'.{name}').replace(workdir / name)  # Whole or not at all: another host may be reading.
-  except OSError as error:
-    raise UserError(f'can not write to {workdir}: {error.strerror or error}; choose another --workdir') from None
-
-
-def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...]):
-  """UserError where `workdir` holds a run that this one would not continue."""
-  if not (workdir / 'config.json').exists():
-    return
-  old, new = flat(read_config(workdir)), flat(config)
-  differ = [f'{name}: {old[name]} there, {new[name]} here' for name in new if name not in FREE and old[name] != new[name]]
-  if differ:
-    raise UserError(f'{workdir} holds another run; choose another --workdir. The configs differ in ' + '; '.join(differ))
-  if read_labels(workdir) != labels:
-    raise UserError(f'{workdir} holds a run on other classes than {config.data.train} has now; choose another --workdir')
-
-
-def read_config(workdir: Path) -> Config:
-  """The config of the run in `workdir`. UserError where there is none."""
-  path = workdir / 'config.json'
-  if not path.is_file():
-    raise UserError(f'{workdir} is no run directory: it has no config.json')
-  return from_dict(json.loads(path.read_text()))
-
-
-def read_labels(workdir: Path) -> tuple[str, ...]:
-  """The names of the classes of the run in `workdir`, in the order of the logits."""
-  return tuple((workdir / 'labels.txt').read_text().splitlines())
 
 
 class Checkpoints:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.checkpoint import Checkpoints, describe, refuse_other_run, restore
+from vit_jax.checkpoint import Checkpoints, restore
 from vit_jax.config import Config, duration, total_steps, validate
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.sources import Source, open_source
@@ -40,6 +40,7 @@ from vit_jax.optim import optimizer, schedule
 from vit_jax.pretrained.adapt import adapt, table
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.released import load
+from vit_jax.run_directory import describe, refuse_other_run
 from vit_jax.step import TrainState, abstract_params, init_state, predict_from_shares, train_step
 
 CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')

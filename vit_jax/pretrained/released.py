@@ -8,7 +8,7 @@ from pathlib import Path
 import flax.traverse_util
 import numpy as np
 
-from vit_jax.checkpoint import load_params, read_config, read_labels
+from vit_jax.checkpoint import load_params
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.vit import VisionTransformer, vit
@@ -23,6 +23,7 @@ from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import place, read_google
 from vit_jax.pretrained.resample import METHODS, pi_resize
 from vit_jax.pretrained.timm_names import is_timm, read_timm
+from vit_jax.run_directory import read_config, read_labels
 
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.

@@ -1,0 +1,41 @@
+"""A run describes itself, and another one in its directory is refused by the fields that differ."""
+
+import json
+
+import jax
+import pytest
+
+from vit_jax.config import Config
+from vit_jax.errors import UserError
+from vit_jax.run_directory import describe, read_config, read_labels
+
+
+def test_a_run_describes_itself(tmp_path):
+  config = Config(steps=5)
+  describe(tmp_path, config, ('cat', 'dog'))
+  assert read_config(tmp_path) == config
+  assert read_labels(tmp_path) == ('cat', 'dog')
+  preprocessing = json.loads((tmp_path / 'preprocessing.json').read_text())
+  assert preprocessing['size'] == [224, 224] and preprocessing['mean'] == [127.5] * 3
+  assert json.loads((tmp_path / 'versions.json').read_text())['jax'] == jax.__version__
+
+
+def test_another_run_in_the_directory_is_refused_with_the_fields_that_differ(tmp_path):
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'))
+  other = Config(steps=6, log_every='1')  # How often it logs is free to change.
+  with pytest.raises(UserError, match='differ in steps: 5 there, 6 here$'):
+    describe(tmp_path, other, ('cat', 'dog'))
+  with pytest.raises(UserError, match='other classes'):
+    describe(tmp_path, Config(steps=5), ('cat', 'cow'))
+  describe(tmp_path, Config(steps=5, log_every='1'), ('cat', 'dog'))
+
+
+def test_a_place_that_can_not_be_written_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='can not write to .*choose another --workdir'):
+    describe(tmp_path / 'file' / 'run', Config(steps=5), ('cat',))
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no run directory'):
+    read_config(tmp_path)
