@@ -15,23 +15,16 @@ from vit_jax.cloud.cycles import cost
 from vit_jax.cloud.kernels import kernel_cycles
 from vit_jax.cloud.topologies import GIB, Topology
 from vit_jax.config import Config, total_steps, validate
+from vit_jax.data.known import KNOWN
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.optim import optimizer, schedule
+from vit_jax.paper.cost import core_days
 from vit_jax.step import TrainState, abstract_params
 from vit_jax.train import abstract_state, batch_sizes, compiled_step
 
-TPUV3_CORE = 61.5e12  # bfloat16 FLOP/s: 123e12 a chip of two cores. The paper counts TPUv3-core-days.
-# What a data set has, where it is not on this machine: training examples, classes, most labels of an example.
-# arXiv 2010.11929 §4.1; ImageNet-21k's and JFT's numbers of images are rounded there.
-KNOWN = {
-  'tfds:imagenet2012': (1_281_167, 1_000, 1),
-  'folder:imagenet21k': (14_000_000, 21_843, 1),
-  'folder:jft': (303_000_000, 18_291, 1),
-  'folder:jft3b': (3_000_000_000, 29_593, 1),
-}
 REMATS = ('none', 'vit', 'dots', 'full')  # The less is kept, the more is computed again.
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE)
@@ -191,7 +184,7 @@ def describe(config: Config, plan: Plan) -> list[str]:
     return lines
   seconds = plan.seconds_per_step * plan.steps
   rate = plan.batch / plan.seconds_per_step
-  days = plan.flops * plan.steps / (plan.mfu * TPUV3_CORE) / 86400
+  days = core_days(plan.flops * plan.steps / 1e18, plan.mfu)
   lines += [
     f'step        {plan.cycles / 1e6:.1f} M cycles at {g.ghz:g} GHz = {1000 * plan.seconds_per_step:.1f} ms (estimate); '
     f'MFU {100 * plan.mfu:.0f} % (estimate)',

@@ -68,10 +68,11 @@ class Shape:
 
   def flops(self, size: tuple[int, int]) -> float:
     """Of one forward pass over one image of `size`, a multiply-add counting 2, as the papers count: without norms and head."""
-    n, d = math.prod(self.grid(size)) + 1, self.width
+    patches, d = math.prod(self.grid(size)), self.width
+    n = patches + 1
     projections = 4 * d * d + 2 * d * self.mlp  # Multiply-adds for a token: q, k, v, out and the MLP.
     attention = 2 * n * d  # For a token: q kᵀ, and the weights times v.
-    embedding = n * (self.stem.channels if self.stem else 3) * math.prod(self.patch) * d
+    embedding = patches * (self.stem.channels if self.stem else 3) * math.prod(self.patch) * d
     stem = self.stem.multiply_adds(math.prod(size)) if self.stem else 0
     return 2 * (n * self.depth * (projections + attention) + embedding + stem)
 

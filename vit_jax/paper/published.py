@@ -1,0 +1,29 @@
+"""What the paper and its authors published, from tables/*.csv; tables/SOURCES.md says where each figure stands."""
+
+import csv
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+
+TABLES = Path(__file__).parent / 'tables'
+
+
+@functools.cache
+def published(name: str) -> tuple[dict[str, str], ...]:
+  """The rows of a table: `published('table6')[0]['exaFLOPs']`."""
+  with (TABLES / f'{name}.csv').open(newline='', encoding='utf-8') as file:
+    return tuple(csv.DictReader(file))
+
+
+def position_similarities() -> dict[str, np.ndarray]:
+  """{panel: cosine similarities [h·w, h·w]} of Figures 7 (centre) and 10."""
+  with np.load(TABLES / 'fig7_fig10_cosine.npz') as arrays:
+    return dict(arrays)
+
+
+def number(cell: str) -> float | None:
+  """The first number of a cell such as '88.55 ± 0.04', '2.5k' or '88.4/88.5*'; None where it has none."""
+  found = re.match(r'\s*(-?\d+(?:\.\d+)?)(k?)', cell or '')
+  return float(found[1]) * (1000 if found[2] else 1) if found else None
