@@ -227,3 +227,9 @@ def sums_over_devices(function: Callable, mesh: Mesh, specs) -> Callable:
   axes = ('data', 'fsdp')
   local = lambda params, batch: jax.lax.psum(function(params, batch), axes)
   return jax.shard_map(local, mesh=mesh, in_specs=(specs, PartitionSpec(axes)), out_specs=PartitionSpec(), check_vma=False)
+
+
+def rows_over_devices(function: Callable, mesh: Mesh, specs) -> Callable:
+  """`function(params, batch) -> rows`, done by every device for its own rows, from its shares of `params`: the rows of all."""
+  axes = PartitionSpec(('data', 'fsdp'))
+  return jax.shard_map(function, mesh=mesh, in_specs=(specs, axes), out_specs=axes, check_vma=False)

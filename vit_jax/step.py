@@ -142,3 +142,10 @@ def predict_from_shares(params: dict, images: jax.Array, *, model: nn.Module, sp
   """`predict` on a device for its own images, from its shares of the parameters, laid out as `specs`."""
   model, left = on_shares(model, specs)
   return predict(whole(params, left), images, model=model)
+
+
+def features_from_shares(params: dict, images: jax.Array, *, model: nn.Module, specs: dict) -> jax.Array:
+  """Images [b, h, w, 3] -> what the head reads [b, d], as `predict_from_shares` makes the logits."""
+  model, left = on_shares(model, specs)
+  sown = model.apply({'params': whole(params, left)}, images, mutable=['features'])[1]
+  return sown['features']['features'][0].astype(jnp.float32)

@@ -1,0 +1,45 @@
+"""The linear probe, against scikit-learn's logistic regression and its search over strengths."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+
+from tests.evaluate.test_fewshot import K, clusters
+from vit_jax.evaluate.linear import folds, linear_probe
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def standardised(x: np.ndarray, x_test: np.ndarray) -> list[np.ndarray]:
+  x, x_test = x.astype(np.float64), x_test.astype(np.float64)
+  return [(each - x.mean(0)) / x.std(0) for each in (x, x_test)]
+
+
+@pytest.mark.parametrize('strength', [1e-4, 1e-2, 1.0])
+def test_predictions_are_those_of_scikit_learns_logistic_regression(strength):
+  (x, y), (x_test, y_test) = clusters(140, 12), clusters(300, 12, seed=1)
+  predicted, chosen = linear_probe(x, y, x_test, classes=K, strengths=(strength,))
+  a, b = standardised(x, x_test)
+  theirs = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(a, y).predict(b)
+  assert np.mean(predicted == theirs) >= 0.99  # Of 300; both stop where the gradient is small.
+  assert chosen == strength
+  assert np.mean(predicted == y_test) > 1.5 / K
+
+
+def test_the_strength_is_the_one_that_a_grid_search_over_the_same_folds_finds():
+  (x, y), (x_test, _) = clusters(140, 12), clusters(300, 12, seed=1)
+  a, _ = standardised(x, x_test)
+  search = GridSearchCV(
+    LogisticRegression(max_iter=5000, tol=1e-8), {'C': STRENGTHS}, cv=PredefinedSplit(folds(y)), scoring='neg_log_loss'
+  )
+  _, chosen = linear_probe(x, y, x_test, classes=K, strengths=STRENGTHS)
+  assert chosen == search.fit(a, y).best_params_['C']
+
+
+def test_every_fold_has_its_share_of_every_class():
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [5, 10, 13, 22]))
+  part = folds(labels)
+  assert np.ptp(np.bincount(part)) <= 1
+  for class_ in range(4):
+    assert np.ptp(np.bincount(part[labels == class_], minlength=5)) <= 1

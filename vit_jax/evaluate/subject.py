@@ -1,0 +1,83 @@
+"""A model under examination: whole splits through it, to features or to its best classes, on any number of devices.
+
+The same in the middle of a run, where devices hold shares of the parameters, as of a model that was loaded. Images come to it
+unrounded, as published numbers were made. Every host ends with the rows of all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from vit_jax.config import DataConfig
+from vit_jax.data.loader import eval_batches
+from vit_jax.mesh import Mesh, everywhere, make_mesh, rows, rows_over_devices, state_shardings, state_specs, to_global
+from vit_jax.step import features_from_shares, predict_from_shares
+
+TOP = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+  """What every protocol needs of a model, besides the parameters of the moment."""
+
+  model: nn.Module
+  shapes: dict  # Of the parameters: how they lie on `mesh` follows from these.
+  mesh: Mesh
+  data: DataConfig  # What an image goes through; `eval_batch` divides over the devices.
+  source: str  # For messages: whose model it is.
+  labels: tuple[str, ...] = ()  # In the order of the logits; () where nobody says.
+  progress: Callable[[int], None] = lambda images: None  # Told of every batch.
+
+  def features(self, params: dict, source) -> tuple[np.ndarray, np.ndarray]:
+    """(features [n, d], labels [n, m], -1 pads) of every example that can be read, in the order of `source`."""
+    return self._through(self._features, params, source, lambda features: features)
+
+  def best(self, params: dict, source, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the best of the logits `columns`, their places in it [n, 5], the best first; labels [n, m]), likewise."""
+    top = lambda logits: np.argsort(-logits[:, columns], axis=1, kind='stable')[:, :TOP]
+    return self._through(self._logits, params, source, top)
+
+  def _through(self, function: Callable, params: dict, source, then: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """What `then` makes of what `function` says of the examples, and their labels, without what cannot be read."""
+    out, labels = [], []
+    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
+    for batch in eval_batches(source, self.data, **hosts, exact=True):
+      with jax.set_mesh(self.mesh):  # Kernels ask it how a batch is split.
+        values, label, mask = jax.device_get(function(params, to_global(batch, self.mesh)))
+      out.append(then(values[mask]))
+      labels.append(label[mask])
+      self.progress(len(mask))
+    return np.concatenate(out), np.concatenate(labels)
+
+  @functools.cached_property
+  def _features(self) -> Callable:
+    return self._compiled(features_from_shares)
+
+  @functools.cached_property
+  def _logits(self) -> Callable:
+    return self._compiled(predict_from_shares)
+
+  def _compiled(self, apply: Callable) -> Callable:
+    """(parameters, a global batch) -> what `apply` makes of the images, the labels and the mask, on every host."""
+    specs = state_specs(self.shapes, self.mesh)
+
+    def local(params, batch):
+      return apply(params, batch['image'], model=self.model, specs=specs), batch['label'], batch['mask']
+
+    shardings = (state_shardings(self.shapes, self.mesh), rows(self.mesh))
+    spread = rows_over_devices(local, self.mesh, specs)
+    return jax.jit(spread, in_shardings=shardings, out_shardings=everywhere(self.mesh))
+
+
+def alone(model, data: DataConfig, *, progress: Callable[[int], None] = lambda images: None) -> tuple[Subject, dict]:
+  """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to what divides over them."""
+  mesh = make_mesh(1, batches={})
+  data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
+  facts = {'shapes': model.params, 'source': model.source, 'labels': model.labels}
+  return Subject(model=model.model, mesh=mesh, data=data, progress=progress, **facts), jax.device_put(
+    model.params, everywhere(mesh)
+  )
