@@ -50,7 +50,8 @@ class ModelConfig:
   pool: str = 'token'  # What the head reads: token (a class token), gap (the mean of the patches), map (attention pooling).
   hidden_head: bool = False  # A tanh layer of the model's width before the head: the paper's pre-training head.
   head_bias: float = 0.0  # Where the bias of a new head starts: -10 with the sigmoid loss and many classes.
-  position: str = 'learned'  # learned, sincos2d, none.
+  position: str = 'learned'  # learned, learned2d (columns and rows), relative (in the scores), sincos2d, none.
+  position_at: str = 'stem'  # Where learned ones are added: stem, every (each block its own), shared (each block the same).
   registers: int = 0  # Learned tokens that take part in attention and are dropped at the end.
   patch_norm: bool = False  # LayerNorm before and after the patch projection ("dual patch norm").
   attention: str = 'auto'  # auto (the devices' own kernel), xla, pallas (ours for TPU), cudnn (NVIDIA's).
@@ -125,7 +126,8 @@ CHOICES = {
   'data.eval_crop': ('resize', 'center'),
   'data.bad_images': ('error', 'skip'),
   'model.pool': ('token', 'gap', 'map'),
-  'model.position': ('learned', 'sincos2d', 'none'),
+  'model.position': ('learned', 'learned2d', 'relative', 'sincos2d', 'none'),
+  'model.position_at': ('stem', 'every', 'shared'),
   'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
   'model.gelu': ('tanh', 'erf'),
   'model.dtype': ('float32', 'bfloat16'),

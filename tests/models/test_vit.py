@@ -49,7 +49,12 @@ def attention(x, context, p):
   for head in range(p['query']['bias'].shape[0]):
     linear = lambda name, x, head=head: x @ p[name]['kernel'][:, head] + p[name]['bias'][head]
     q, k, v = linear('query', x), linear('key', context), linear('value', context)
-    scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
+    scores = q @ k.swapaxes(1, 2)
+    if 'relative' in p:  # q of i times (k of j, plus the vector of i - j).
+      n = scores.shape[1]
+      for i, j in np.ndindex(n, n):
+        scores[:, i, j] += q[:, i] @ p['relative']['embedding'][n - 1 + i - j]
+    scores = np.exp(scores / np.sqrt(q.shape[-1]))
     out = out + scores / scores.sum(axis=-1, keepdims=True) @ v @ p['out']['kernel'][head]
   return out
 
@@ -78,6 +83,14 @@ def sincos(grid, d):
   return np.array([np.concatenate(row) for row in rows])
 
 
+def added(p, c, grid):
+  """What is added to the tokens: a row each, or the column's vector and the row's side by side, none for a class token."""
+  if c.position == 'learned':
+    return p['pos_embedding']
+  rows = [np.concatenate([p['column_embedding'][x], p['row_embedding'][y]]) for y, x in np.ndindex(grid)]
+  return np.array([np.zeros_like(rows[0])] * (c.pool == 'token') + rows)
+
+
 def forward(params, pixels, c, shape):
   """Logits in float64."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -86,13 +99,17 @@ def forward(params, pixels, c, shape):
     x = x + sincos(shape.grid(SIZE), shape.width)
   if c.pool == 'token':
     x = np.concatenate([np.repeat(p['cls'], len(x), axis=0), x], axis=1)
-  if c.position == 'learned':
-    x = x + p['Transformer']['posembed_input']['pos_embedding']
+  stem, every = (c.position.startswith('learned') and c.position_at == where for where in ('stem', 'every'))
+  shared = c.position_at == 'shared'
+  if stem:
+    x = x + added(p['Transformer']['posembed_input'], c, shape.grid(SIZE))
   n = x.shape[1]
   if c.registers:
     x = np.concatenate([x, np.repeat(p['registers'], len(x), axis=0)], axis=1)
   for i in range(shape.depth):
     block = jax.tree.map(lambda stacked, i=i: stacked[i], p['Transformer']['encoderblock'])
+    if every or shared:
+      x = x + added((block if every else p['Transformer'])['posembed_input'], c, shape.grid(SIZE))
     y = norm(x, block['LayerNorm_0'], c.norm_eps)
     x = x + attention(y, y, block['MultiHeadDotProductAttention_1'])
     x = x + mlp(norm(x, block['LayerNorm_2'], c.norm_eps), block['MlpBlock_3'], c.gelu)
@@ -116,6 +133,12 @@ MODELS = {
   'attention pooling': {'pool': 'map', 'patch_norm': True, 'gelu': 'erf'},
   'registers': {'registers': 3, 'position': 'none', **IMAGENET},
   'registers and pooling': {'registers': 2, 'pool': 'gap', 'norm_eps': 0.1},
+  'positions of rows and columns': {'position': 'learned2d'},
+  'positions in every block': {'position_at': 'every', 'pool': 'gap'},
+  'positions in every block, of rows and columns': {'position': 'learned2d', 'position_at': 'every'},
+  'the same positions in every block': {'position_at': 'shared'},
+  'the same positions in every block, of rows and columns': {'position': 'learned2d', 'position_at': 'shared', 'pool': 'gap'},
+  'relative positions': {'position': 'relative'},
   'all at once': {'pool': 'map', 'registers': 1, 'patch_norm': True, 'hidden_head': True, 'norm_eps': 0.01, **IMAGENET},
 }
 
@@ -224,7 +247,7 @@ def test_evaluation_drops_nothing():
 
 def quiet_transformer(config: ModelConfig, shape: Shape, x: np.ndarray):
   """A Transformer whose branches give zero for every token: (its parameters by path, the function of them)."""
-  module = Transformer(config, shape, jnp.float32)
+  module = Transformer(config, shape, (1, 1), jnp.float32)
   keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
   shapes = jax.eval_shape(lambda: module.init(keys, x, None, True))['params']
   shapes = flatten_dict(shapes, sep='/')

@@ -92,6 +92,14 @@ def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
     assert_the_same(vit_jax.load(str(to)), ours)
 
 
+@pytest.mark.parametrize('format', sorted({*NOT} - {'stablehlo'}))
+def test_positions_that_only_a_program_knows_go_into_a_program_alone(tmp_path, format):
+  for fields in ({'position': 'learned2d'}, {'position': 'relative'}, {'position_at': 'shared'}):
+    with pytest.raises(UserError, match='knows no position embeddings that are .* at .*; --format stablehlo does'):
+      export(model(**fields), tmp_path / NAMES.get(format, 'directory'), format)
+  assert list(tmp_path.iterdir()) == []
+
+
 def assert_the_same(again: Pretrained, ours: Pretrained):
   """To the bit, and in what is known of it."""
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)

@@ -18,6 +18,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.attention import attend, self_attention, split, weights
 from vit_jax.models.dropout import Dropout
+from vit_jax.models.positions import LEARNED, PositionEmbedding, RelativePositions, refuse_positions, sincos2d
 from vit_jax.models.resnet import resnet
 from vit_jax.models.variants import Shape, shape
 
@@ -56,6 +57,7 @@ class Attention(nn.Module):
   heads: int
   how: str
   dtype: jnp.dtype
+  relative: bool = False  # Scores know the offset from query to key.
 
   @nn.compact
   def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -66,8 +68,10 @@ class Attention(nn.Module):
     if context is None:
       qkv_kernel, qkv_bias = side_by_side(query, key, value)
       qkv = checkpoint_name(x @ qkv_kernel.T, 'qkv')  # [b, n, 3·d], and one product
-      self.look(*split(qkv + qkv_bias, self.heads)[:2])
-      out = self_attention(qkv, qkv_bias, self.heads, self.how)
+      q, k, v = split(qkv + qkv_bias, self.heads)
+      offsets = RelativePositions(name='relative')(q) if self.relative else None
+      self.look(q, k, offsets)
+      out = attend(q, k, v, offsets).reshape(x.shape) if self.relative else self_attention(qkv, qkv_bias, self.heads, self.how)
     else:
       affine = lambda x, w, b: (x @ w.T + b).reshape(*x.shape[:-1], -1, heads[1])
       q = affine(x, *side_by_side(query))
@@ -76,10 +80,10 @@ class Attention(nn.Module):
       out = attend(q, k, v).reshape(x.shape)
     return checkpoint_name(checkpoint_name(out, 'attended') @ kernel.reshape(d, d) + bias, 'projected')
 
-  def look(self, q: jax.Array, k: jax.Array):
+  def look(self, q: jax.Array, k: jax.Array, offsets: jax.Array | None = None):
     """Keeps the attention weights where somebody asks for them: mutable=['attention']."""
     if self.is_mutable_collection('attention') and not self.is_initializing():
-      self.sow('attention', 'weights', weights(q, k))
+      self.sow('attention', 'weights', weights(q, k, offsets))
 
 
 def side_by_side(*affines: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -122,14 +126,18 @@ class EncoderBlock(nn.Module):
   drop_paths: bool
   norm_eps: float
   dtype: jnp.dtype
+  relative: bool = False
+  positions: Callable | None = None  # Makes those of this block alone.
 
   @nn.compact
-  def __call__(self, x: jax.Array, drop_path: jax.Array, train: bool) -> tuple[jax.Array, None]:
+  def __call__(self, x: jax.Array, drop_path: jax.Array, shared: jax.Array | None, train: bool) -> tuple[jax.Array, None]:
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-    attention = Attention(self.heads, self.attention, self.dtype, name='MultiHeadDotProductAttention_1')
+    attention = Attention(self.heads, self.attention, self.dtype, self.relative, name='MultiHeadDotProductAttention_1')
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
     drop = Dropout(self.dropout, deterministic=not train)
     path = functools.partial(self.keep_path, drop_path) if train and self.drop_paths else lambda branch: branch
+    x = x if shared is None else x + shared
+    x = x + self.positions()(x) if self.positions else x
     x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
     x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
     return x, None
@@ -138,21 +146,6 @@ class EncoderBlock(nn.Module):
     """The branch [b, n, d], zero for a share `rate` of the images and scaled up for the others (arXiv 1603.09382)."""
     kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (branch.shape[0], 1, 1))
     return jnp.where(kept, branch / (1 - rate).astype(branch.dtype), 0)
-
-
-class PositionEmbedding(nn.Module):
-  """Adds one learned vector to each token."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return x + self.param('pos_embedding', nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
-
-
-def sincos2d(grid: tuple[int, int], width: int) -> jax.Array:
-  """Fixed position embeddings [1, h·w, d] of arXiv 2205.01580: the sines and cosines of x, then those of y."""
-  omega = 1e4 ** -jnp.linspace(0, 1, width // 4)
-  y, x = (axis.reshape(-1, 1) * omega for axis in jnp.mgrid[: grid[0], : grid[1]])
-  return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None]
 
 
 class PatchEmbedding(nn.Module):
@@ -203,30 +196,39 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   shape: Shape
+  grid: tuple[int, int]
   dtype: jnp.dtype
   gather: Callable | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, registers: jax.Array, train: bool) -> jax.Array:
     c, s = self.config, self.shape
-    if c.position == 'learned':
-      x = PositionEmbedding(name='posembed_input')(x)
+    positions, shared = functools.partial(PositionEmbedding, c.position, self.grid, name='posembed_input'), None
+    if c.position in LEARNED and c.position_at != 'every':
+      shared = positions()(x)
+    if c.position in LEARNED and c.position_at == 'stem':
+      x, shared = x + shared, None
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
     block = EncoderBlock if self.gather is None else nn.map_variables(EncoderBlock, 'params', self.gather)
     if c.remat != 'none' or self.gather:
       loop = 0 < c.unroll < self.shape.depth  # Without one XLA would see both passes, and keep what is computed in each.
-      block = nn.remat(block, prevent_cse=not loop, static_argnums=(3,), policy=REMAT[c.remat])
+      block = nn.remat(block, prevent_cse=not loop, static_argnums=(4,), policy=REMAT[c.remat])
     # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
     blocks = nn.scan(
       block,
       variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast, nn.broadcast),
       length=s.depth,
       unroll=c.unroll or s.depth,
-    )(s.mlp, s.heads, c.attention, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype, name='encoderblock')
-    x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), train)
+    )(
+      *(s.mlp, s.heads, c.attention, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype),
+      relative=c.position == 'relative',
+      positions=positions if c.position_at == 'every' else None,
+      name='encoderblock',
+    )
+    x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), shared, train)
     return nn.LayerNorm(epsilon=c.norm_eps, dtype=self.dtype, name='encoder_norm')(x)
 
 
@@ -259,7 +261,7 @@ class VisionTransformer(nn.Module):
     if c.registers:
       registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
       registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
-    x = Transformer(c, self.shape, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
+    x = Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
     self.sow('tokens', 'tokens', x)
     x = self.pool(x)  # [b, d]
     if c.hidden_head:
@@ -284,16 +286,9 @@ class VisionTransformer(nn.Module):
 
 def vit(config: ModelConfig, classes: int) -> VisionTransformer:
   """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
-  s = shape(
-    config.variant,
-    width=config.width,
-    depth=config.depth,
-    mlp=config.mlp,
-    heads=config.heads,
-    stem_width=config.stem_width,
-  )
+  c = config
+  s = shape(c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads, stem_width=c.stem_width)
   if s.stem and s.stem.width % 32:
     raise UserError(f'config.model.stem_width={config.stem_width}: expected a multiple of the 32 groups of its norms')
-  if config.position == 'sincos2d' and s.width % 4:
-    raise UserError(f'config.model.position={config.position!r}: a width of {s.width} does not divide by 4')
+  refuse_positions(config, s.width)
   return VisionTransformer(config, s, classes)

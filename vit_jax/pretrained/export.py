@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.vit import sincos2d
+from vit_jax.models.positions import sincos2d
 from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import to_google
@@ -41,6 +41,7 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
     raise UserError(f'--format={format}.{did_you_mean(format, FORMATS)}')
   write, read = FORMATS[format]
   refuse_place(to, format)
+  refuse_program(model, format)
   place = to.resolve()
   if format != 'stablehlo':
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype='float32'))
@@ -59,6 +60,13 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
   if model.loss == 'sigmoid' and format != 'npz':
     lines.append(f'{to}: its logits are of a sigmoid for each class, not of a softmax, which {format} does not tell')
   return lines
+
+
+def refuse_program(model: Pretrained, format: str):
+  """UserError where only a program could say how the model uses its arrays."""
+  c = model.config
+  if format != 'stablehlo' and (c.position in ('learned2d', 'relative') or c.position_at != 'stem'):
+    raise UserError(f'{format} knows no position embeddings that are {c.position} at {c.position_at}; --format stablehlo does')
 
 
 def refuse_place(to: Path, format: str):

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vit_jax.models.positions import sincos2d
 from vit_jax.models.resnet import GROUPS, NORM_EPS, STD_EPS
-from vit_jax.models.vit import sincos2d
 from vit_jax.pretrained.model import Pretrained
 
 OPSET = 20  # The first with Gelu.
