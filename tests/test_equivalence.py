@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.equivalence_worker import CONFIG
-from vit_jax.checkpoint import load_params
+from vit_jax.keeping import load_params
 from vit_jax.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]

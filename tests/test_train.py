@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from vit_jax.checkpoint import load_params
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError
+from vit_jax.keeping import load_params
 from vit_jax.metrics import read_metrics
 from vit_jax.train import due, train
 
@@ -86,7 +86,7 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted):
   left = {path.name for path in whole.iterdir()}
   assert left == {
     'config.json', 'preprocessing.json', 'labels.txt', 'versions.json',
-    'metrics.jsonl', 'tensorboard', 'checkpoints', 'curves.png',
+    'metrics.jsonl', 'tensorboard', 'checkpoints', 'curves.png', '.lock',
   }  # fmt: skip
   first = read_metrics(whole)[0]
   assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)

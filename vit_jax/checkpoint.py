@@ -1,80 +1,190 @@
-"""A run's checkpoints, through Orbax; nobody else imports it. Each lies in WORKDIR/checkpoints/STEP."""
+"""One checkpoint, as Orbax writes and reads it and as digests prove it; nobody else imports Orbax.
 
+STEP/state/               the arrays
+STEP/digest/leaves.json   what they have to be: the shape, dtype and digest of each, and a digest of all that
+STEP/commit_success.txt   written last; then the directory gets its name
+"""
+
+import asyncio
 import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.errors import UserError
+from vit_jax.digest import digests, in_words, named
+from vit_jax.errors import StorageError, UserError
 from vit_jax.step import TrainState
+from vit_jax.storage import insist, read_object, reason
+
+T = TypeVar('T')
+
+NEVER = 10**6  # Seconds: Orbax would measure a time-out by the wall clock, which may jump.
 
 
-class Checkpoints:
-  """The checkpoints of one run: saved in the background, the newest `keep` and every one at a multiple of `keep_every` kept."""
-
-  def __init__(self, workdir: Path, *, keep: int = 1, keep_every: int = 0):
-    self._manager = manager(
-      workdir, max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, enable_async_checkpointing=True
-    )
-
-  def save(self, state: TrainState, step: int):
-    """Copies the state off the devices, and writes it while training goes on. A step that is saved already stays."""
-    if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(as_dict(state))), force=True)
-
-  def close(self):
-    """Waits until everything is written."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+class Damaged(Exception):  # noqa: N818 -- it reads as what it is.
+  """What is wrong with a checkpoint, in half a line."""
 
 
-def restore(workdir: Path, like: TrainState) -> TrainState | None:
-  """The newest state saved in `workdir`, laid out as `like` (shapes with shardings); None where nothing is saved.
+class NotFinite(UserError):  # noqa: N818 -- it reads as what it is.
+  """A state with numbers that are not finite: it is not saved."""
 
-  UserError that lists the leaves where the checkpoint holds another architecture.
+
+class Digests(ocp.AsyncCheckpointHandler):
+  """Writes leaves.json beside the arrays, once the devices have the digests: nobody waits for them but a thread of Orbax's."""
+
+  async def async_save(self, directory, args):
+    """A future of the file. NotFinite where the state is not."""
+    return [ocp.future.CommitFutureAwaitingContractedSignals(self._save(directory, args), name='digests')]
+
+  async def _save(self, directory, args):
+    values = jax.device_get(args.values)
+    refuse_not_finite(values)
+    if jax.process_index() == 0:
+      text = record_text(args.step, args.leaves, values)
+      await asyncio.to_thread(insist, f'writing {directory}', lambda: (directory / 'leaves.json').write_text(text))
+
+  def save(self, directory, args):
+    raise NotImplementedError('checkpoints are written in the background')
+
+  def restore(self, directory, args):
+    raise NotImplementedError('read_record reads it')
+
+
+@ocp.args.register_with_handler(Digests, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class SaveDigests(ocp.args.CheckpointArgs):
+  """What `Digests` writes: the digests of a state as they are on the devices, and {path: (shape, dtype)} of its leaves."""
+
+  step: int
+  leaves: dict[str, tuple]
+  values: dict[str, jax.Array]
+
+
+def writer() -> ocp.AsyncCheckpointer:
+  """What writes checkpoints in the background, one after another."""
+  handlers = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), digest=Digests())
+  return ocp.AsyncCheckpointer(handlers, async_options=ocp.AsyncOptions(timeout_secs=NEVER))
+
+
+def begin_saving(writer: ocp.AsyncCheckpointer, path: Path, state: TrainState, step: int):
+  """Copies the state off the devices; it is written, and digested as it was on them, while training goes on."""
+  state = as_dict(state)
+  digest = SaveDigests(step, leaves(state), digests(state))
+  writer.save(path.resolve(), ocp.args.Composite(state=ocp.args.PyTreeSave(state), digest=digest))
+
+
+def read_state(path: Path, like: TrainState) -> tuple[TrainState, dict[str, str]]:
+  """(the state in a checkpoint, laid out as `like`, which has shapes and shardings; the digests it has to have).
+
+  Damaged where it can't be; UserError that lists the leaves where it holds another architecture.
   """
-  if not (workdir / 'checkpoints').is_dir():
-    return None
-  checkpoints = manager(workdir, create=False)
-  step = checkpoints.latest_step()
-  if step is None:
-    return None
   like = as_dict(like)
-  refuse_other_leaves(leaves(saved_tree(checkpoints, step)), leaves(like), workdir / 'checkpoints' / str(step))
+  record = read_record(path)
+  refuse_other_leaves({name: leaf[:2] for name, leaf in record.items()}, leaves(like), path)
   layout = ocp.checkpoint_utils.construct_restore_args(like)
-  args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=layout))
-  return TrainState(**checkpoints.restore(step, args=args).state)
+  state = read_arrays(path, record, ocp.args.PyTreeRestore(like, restore_args=layout))
+  return TrainState(**state), {name: leaf[2] for name, leaf in record.items()}
 
 
-def manager(workdir: Path, **options) -> ocp.CheckpointManager:
-  """Orbax's manager of the checkpoints in `workdir`; each holds one item, `state`."""
-  directory = (workdir / 'checkpoints').resolve()
-  handlers = {'state': ocp.PyTreeCheckpointHandler()}
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
+def read_whole(path: Path, *parts: str) -> dict:
+  """What is in a checkpoint, or only its first `parts` that are not empty, as NumPy arrays by the names of its fields.
 
-
-def saved_tree(checkpoints: ocp.CheckpointManager, step: int) -> dict:
-  """What the checkpoint of `step` holds: shapes and dtypes, no values."""
-  return checkpoints.item_metadata(step).state.tree
-
-
-def load_params(workdir: Path) -> tuple[dict, int]:
-  """The parameters (their moving average, if the run keeps one) of the newest checkpoint, as NumPy arrays, and its step.
-
-  UserError where the run has saved nothing yet.
+  Damaged where a shape, dtype, digest or number is not what it has to be.
   """
-  checkpoints = manager(workdir, create=False)
-  step = checkpoints.latest_step()
-  if step is None:
-    raise UserError(f'{workdir} holds no checkpoint yet')
-  tree = saved_tree(checkpoints, step)
-  best = 'ema' if tree['ema'] else 'params'
-  item = {best: jax.tree.map(lambda _: 0, tree[best])}
+  record = read_record(path)
+  tree = saved_tree(path, record)
+  parts = [part for part in parts if jax.tree.leaves(tree[part])][:1] or list(tree)
+  item = {part: jax.tree.map(lambda _: 0, tree[part]) for part in parts}
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-  args = ocp.args.PyTreeRestore(item, partial_restore=True, restore_args=as_numpy)
-  return checkpoints.restore(step, args=ocp.args.Composite(state=args)).state[best], step
+  state = read_arrays(path, record, ocp.args.PyTreeRestore(item, partial_restore=True, restore_args=as_numpy))
+  for name, array in named(state).items():  # One by one: they need not all fit on a device.
+    refuse_other_digests({name: array}, {name: record[name][2]})
+  return state
+
+
+def refuse_other_digests(tree, expected: dict[str, str]):
+  """Damaged where the arrays are not what was saved. Those over several hosts are looked at by all of them together."""
+  values = jax.device_get(digests(tree))
+  differ = [name for name, value in values.items() if in_words(value) != expected[name]]
+  if differ:
+    more = f' and {len(differ) - 1} more' if len(differ) > 1 else ''
+    raise Damaged(f'{differ[0]}{more}: the digest differs')
+  refuse_not_finite(values)
+
+
+def refuse_not_finite(values: dict[str, np.ndarray]):
+  """NotFinite where digests counted elements that are not."""
+  bad = {name: int(value[2]) for name, value in values.items() if value[2]}
+  if bad:
+    raise NotFinite(f'the state is not finite: {sum(bad.values()):,} elements, first in {next(iter(bad))}')
+
+
+def record_text(step: int, leaves: dict[str, tuple], values: dict[str, np.ndarray]) -> str:
+  """leaves.json: [shape, dtype, digest] of each leaf, and what proves that nothing in it was changed."""
+  content = {'step': step, 'leaves': {name: [*leaf, in_words(values[name])] for name, leaf in leaves.items()}}
+  return json.dumps(content | {'sha256': sha256(content)}, indent=0)
+
+
+def read_record(path: Path) -> dict[str, tuple]:
+  """{path of a leaf: (shape, dtype, digest)} of a checkpoint. Damaged where it was not wholly written, or it was changed."""
+  if path.is_symlink() or not path.is_dir():
+    raise Damaged('it is a symbolic link' if path.is_symlink() else 'it is no directory')
+  for file in path.rglob('*'):
+    if file.is_symlink() or not (file.is_file() or file.is_dir()):
+      raise Damaged(f'its {file.name} is no file')  # Nothing outside is read, and nothing that never ends.
+  for name in ('commit_success.txt', '_CHECKPOINT_METADATA', 'digest/leaves.json', 'state/_METADATA'):
+    if not (path / name).is_file():
+      raise Damaged(f'it has no {name}')
+  try:
+    content = read_object(path / 'digest' / 'leaves.json')
+  except StorageError:
+    raise
+  except UserError:
+    raise Damaged('its leaves.json is damaged') from None
+  if content.pop('sha256', None) != sha256(content):
+    raise Damaged('its leaves.json was changed')
+  if str(content['step']) != path.name:
+    raise Damaged(f'it is of step {content["step"]}')
+  return {name: (tuple(shape), dtype, digest) for name, (shape, dtype, digest) in content['leaves'].items()}
+
+
+def sha256(content: dict) -> str:
+  """Of what JSON says of it."""
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def saved_tree(path: Path, record: dict[str, tuple]) -> dict:
+  """Shapes and dtypes of what a checkpoint holds. Damaged where they are not those of the record: nothing is allocated yet."""
+  tree = read(path, lambda: ocp.PyTreeCheckpointHandler().metadata(path.resolve() / 'state').tree)
+  if leaves(tree) != {name: leaf[:2] for name, leaf in record.items()}:
+    raise Damaged('the metadata of its arrays was changed')
+  return tree
+
+
+def read_arrays(path: Path, record: dict[str, tuple], args: ocp.args.PyTreeRestore) -> dict:
+  """The arrays that `args` ask for."""
+  saved_tree(path, record)
+  return read(path, lambda: ocp.PyTreeCheckpointHandler().restore(path.resolve() / 'state', args=args))
+
+
+def read(path: Path, function: Callable[[], T]) -> T:
+  """`function()`, which reads a checkpoint: Damaged where what is in it is wrong, StorageError where the storage is."""
+  try:
+    return function()
+  except Exception:  # Orbax and TensorStore raise all kinds of errors, of damage and of storage alike …
+    for file in path.rglob('*'):
+      if file.is_file():
+        insist(f'reading {file}', file.read_bytes)  # … and only storage keeps a file's bytes from us.
+  try:
+    return function()
+  except Exception as error:
+    raise Damaged(f'it can not be read: {reason(error)}') from None
 
 
 def as_dict(state: TrainState) -> dict:
@@ -84,8 +194,7 @@ def as_dict(state: TrainState) -> dict:
 
 def leaves(tree) -> dict[str, tuple]:
   """{path: (shape, dtype)} of every array in a tree of arrays, shapes or Orbax's metadata."""
-  name = lambda key: str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
-  return {'/'.join(map(name, keys)): (tuple(leaf.shape), str(leaf.dtype)) for keys, leaf in jax.tree.leaves_with_path(tree)}
+  return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named(tree).items()}
 
 
 def refuse_other_leaves(got: dict[str, tuple], expected: dict[str, tuple], where: Path):

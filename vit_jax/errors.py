@@ -8,6 +8,10 @@ class UserError(Exception):
   """Names what was got, what was expected, and what to do about it."""
 
 
+class StorageError(UserError):
+  """A file system failed, and did so again when it was tried again."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
   """' Did you mean X?' for the nearest of `known`, or the whole list where nothing is near. Starts with a space."""
   known = list(known)

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.checkpoint import Checkpoints, restore
 from vit_jax.config import Config, duration, total_steps, validate
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.classify import classify, count
+from vit_jax.keeping import Checkpoints
 from vit_jax.losses import LOSSES
 from vit_jax.mesh import (
   Mesh,
@@ -62,11 +62,12 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
-  state, notes = first_state(config, workdir, model=model, tx=tx, mesh=mesh)
+  checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
+  state, notes = first_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
   first = int(state.step)
   wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
   describe(workdir, config, train_source.label_names)
-  checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
+  checkpoints.open()
   metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
   metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
   for note in [*notes, *undivided(state.params, mesh)]:
@@ -79,6 +80,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
   pending, watch = [], Stopwatch()
   for step, batch in zip(range(first + 1, steps + 1), batches, strict=False):
+    checkpoints.check()
     state, values = update(state, batch)
     pending.append(values)
     if due(step, every['log_every'], steps):
@@ -95,7 +97,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
     if due(step, every['save_every'], steps):
       with watch.paused(state):
         checkpoints.save(state, step)
-  checkpoints.close()
+  checkpoints.finish(state, int(state.step))
   metrics.close()
   return close(workdir, metrics, seconds=time.monotonic() - began)
 
@@ -127,12 +129,12 @@ def hosts() -> dict[str, int]:
 
 
 def first_state(
-  config: Config, workdir: Path, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
+  config: Config, checkpoints: Checkpoints, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, list[str]]:
-  """The state to start from, and what is to be said of it: the newest checkpoint, else `config.init`, else a fresh one."""
+  """The state to start from, and what to say of it: the newest intact checkpoint, else `config.init`, else a fresh one."""
   init = fresh_state(config, model=model, tx=tx)
   shapes = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  if state := restore(workdir, shapes):
+  if state := checkpoints.restore(shapes):
     return state, [f'going on after step {int(state.step)}']
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   state = jax.jit(init, out_shardings=shardings)()

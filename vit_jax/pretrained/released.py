@@ -8,9 +8,9 @@ from pathlib import Path
 import flax.traverse_util
 import numpy as np
 
-from vit_jax.checkpoint import load_params
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.keeping import load_params
 from vit_jax.models.vit import VisionTransformer, vit
 from vit_jax.pretrained.adapt import PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
