@@ -1,6 +1,7 @@
 """Eight simulated devices, programs compiled once and kept, and warnings that are errors."""
 
 import os
+import warnings
 from pathlib import Path
 
 # Before jax is imported anywhere.
@@ -26,3 +27,36 @@ def shared() -> Path:
   if not SHARED.is_dir():
     pytest.skip(f'no {SHARED}')
   return SHARED
+
+
+def tolerant(register_fake):
+  """`torch.library.register_fake` that passes over operators of a torchvision without its compiled part."""
+
+  def register(name, *args, **kwargs):
+    function = register_fake(name, *args, **kwargs)
+
+    def apply(implementation):
+      try:
+        return function(implementation)
+      except RuntimeError as error:
+        if 'does not exist' not in str(error):
+          raise
+        return implementation
+
+    return apply
+
+  return register
+
+
+@pytest.fixture(scope='session')
+def timm():
+  """The module; a test that asks for it is skipped where it is not installed."""
+  torch = pytest.importorskip('torch')
+  real = torch.library.register_fake
+  torch.library.register_fake = tolerant(real)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      return pytest.importorskip('timm')
+  finally:
+    torch.library.register_fake = real

@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax.config import duration, validate
 from vit_jax.losses import LOSSES
-from vit_jax.models.vit import vit
+from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
 from vit_jax.step import abstract_params, init_state, train_step
 
@@ -34,17 +34,17 @@ def arguments() -> list[tuple[str, str | None]]:
   return cases
 
 
-def build(name: str, argument: str | None):
+def config_of(name: str, argument: str | None):
   get_config = module(name).get_config
   return validate(get_config(argument) if argument else get_config())
 
 
 @pytest.mark.parametrize(('name', 'argument'), arguments())
 def test_a_step_of_the_config_traces(name, argument):
-  config = build(name, argument)
+  config = config_of(name, argument)
   data = (argument or '').partition(',')[2].partition(',')[0]
   steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
-  model = vit(config.model, CLASSES.get(data, 10))
+  model = build(config.model, CLASSES.get(data, 10))
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   state = jax.eval_shape(functools.partial(init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0))
@@ -78,23 +78,23 @@ def test_table_3_in_steps():
   """arXiv 2010.11929: batches of 4,096; the reference gives the steps of each row."""
   known = {'B/16,jft': 518_000, 'L/16,jft,14': 1_036_000, 'L/16,imagenet,300': 93_800, 'B/16,imagenet': 93_800}
   for argument, steps in known.items():
-    config = build('pretrain', argument)
+    config = config_of('pretrain', argument)
     assert config.data.batch == 4096
     assert config.epochs * EXAMPLES[argument.split(',')[1]] / 4096 == pytest.approx(steps, rel=2e-3)
 
 
 def test_the_largest_model_has_the_published_parameters_and_its_head_decays_a_hundredfold():
   """arXiv 2106.04560: 1,843 million, with another head; 0.03 and 3."""
-  config = build('scaling', 'G/14')
-  sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(vit(config.model, 29_593), config.data.size))
+  config = config_of('scaling', 'G/14')
+  sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(build(config.model, 29_593), config.data.size))
   pooling, head = (sum(jax.tree.leaves(sizes[name])) for name in ('MAPHead_0', 'head'))
   assert sum(jax.tree.leaves(sizes)) - pooling - head == pytest.approx(1_843e6, rel=1e-3)
   assert (config.optim.weight_decay, config.optim.weight_decay * config.optim.head_decay) == (0.03, pytest.approx(3.0))
 
 
 def test_fine_tuning_is_at_384_pixels_or_the_nearest_that_the_patch_divides():
-  assert build('finetune', 'B/16,cifar10').data.size == (384, 384)
-  assert build('finetune', 'H/14,cifar10').data.size == (378, 378)
+  assert config_of('finetune', 'B/16,cifar10').data.size == (384, 384)
+  assert config_of('finetune', 'H/14,cifar10').data.size == (378, 378)
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)

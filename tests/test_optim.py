@@ -259,5 +259,10 @@ def test_patterns_that_match_nothing_or_everything_are_errors(fields, message):
 
 def test_shapes_are_enough_to_make_an_optimizer():
   shapes = jax.eval_shape(lambda: PARAMS)
-  config = OptimConfig(weight_decay=0.1, frozen='cls', layer_decay=0.9)
+  config = OptimConfig(weight_decay=0.1, frozen='cls', head_decay=0.5)
   assert jax.tree.leaves(jax.eval_shape(optimizer(config, optax.constant_schedule(0.1), shapes).init, shapes))
+
+
+def test_layer_decay_without_stacked_blocks_is_an_error():
+  with pytest.raises(UserError, match=r'config\.optim\.layer_decay=0\.9: only Transformers have blocks'):
+    optimizer(OptimConfig(layer_decay=0.9), optax.constant_schedule(0.1), PARAMS)

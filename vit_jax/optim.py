@@ -115,10 +115,12 @@ def scale_by_layer(decay: float, params) -> optax.GradientTransformation:
   """Updates times `decay` to the power of a parameter's distance from the head, counted in blocks (arXiv 2106.08254).
 
   The head and the last norm are at 0, block i of L at L - i, all that comes before the blocks at L + 1. `params` are
-  those of the whole model, frozen or not, and may be shapes.
+  those of the whole model, frozen or not, and may be shapes. UserError for a model without such blocks.
   """
   blocks = (leaf for keys, leaf in jax.tree.leaves_with_path(params) if path_of(keys).startswith(BLOCKS))
   depth = next((leaf.shape[0] for leaf in blocks), 0)
+  if not depth:
+    raise UserError(f'config.optim.layer_decay={decay}: only Transformers have blocks whose learning rates could fall')
 
   def scale(keys, update):
     path = path_of(keys)

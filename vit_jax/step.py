@@ -106,7 +106,9 @@ def gradient_in_parts(
 
 def on_shares(model: nn.Module, specs: dict, grad_dtype: str = 'float32') -> tuple[nn.Module, dict]:
   """The model for a device that holds shares of the parameters, laid out as `specs`: it makes each block whole when its turn
-  comes. With it the specs of what is left to be made whole before."""
+  comes. With it the specs of what is left to be made whole before: all, where there are no stacked blocks."""
+  if 'Transformer' not in specs:
+    return model, specs
   blocks = specs['Transformer']['encoderblock']
   left = specs | {'Transformer': specs['Transformer'] | {'encoderblock': jax.tree.map(lambda _: PartitionSpec(), blocks)}}
   if not any('fsdp' in spec for spec in jax.tree.leaves(blocks)):

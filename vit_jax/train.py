@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -35,7 +36,7 @@ from vit_jax.mesh import (
   undivided,
 )
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
-from vit_jax.models.vit import VisionTransformer, vit
+from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
 from vit_jax.pretrained.adapt import adapt, table
 from vit_jax.pretrained.model import Pretrained
@@ -58,7 +59,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
   refuse_other_run(workdir, config, train_source.label_names)
 
-  model = vit(config.model, train_source.classes)
+  model = build(config.model, train_source.classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
@@ -129,7 +130,7 @@ def hosts() -> dict[str, int]:
 
 
 def first_state(
-  config: Config, checkpoints: Checkpoints, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh
+  config: Config, checkpoints: Checkpoints, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, list[str]]:
   """The state to start from, and what to say of it: the newest intact checkpoint, else `config.init`, else a fresh one."""
   init = fresh_state(config, model=model, tx=tx)
@@ -149,12 +150,12 @@ def first_state(
   return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
 
 
-def fresh_state(config: Config, *, model: VisionTransformer, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
+def fresh_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
   """The function that makes the state of a run from its seed."""
   return functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
 
 
-def abstract_state(config: Config, *, model: VisionTransformer, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """The shapes of a run's state, and where each part lies: nothing is allocated."""
   shapes = jax.eval_shape(fresh_state(config, model=model, tx=tx))
   with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -178,7 +179,7 @@ def refuse_other_model(config: Config, released: Pretrained) -> list[str]:
 def compiled_step(
   config: Config,
   *,
-  model: VisionTransformer,
+  model: nn.Module,
   tx: optax.GradientTransformation,
   lr: optax.Schedule,
   mesh: Mesh,
@@ -213,7 +214,7 @@ def compiled_step(
 
 
 def evaluator(
-  config: Config, source: Source, *, model: VisionTransformer, mesh: Mesh, state: TrainState
+  config: Config, source: Source, *, model: nn.Module, mesh: Mesh, state: TrainState
 ) -> Callable[[dict], dict[str, float]]:
   """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first."""
   specs = state_specs(state.params, mesh)
@@ -251,7 +252,7 @@ def means(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
   return values | {'lr': pending[-1]['lr'].item(), 'skipped': sum(step['skipped'].item() for step in pending)}
 
 
-def speed(config: Config, model: VisionTransformer, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:
+def speed(config: Config, model: nn.Module, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:
   """Images and steps, and the share of the chips' peak that the model's own arithmetic takes (a step is three forwards)."""
   values = {'images_per_second': config.data.batch / seconds_per_step, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(mesh):
@@ -259,7 +260,7 @@ def speed(config: Config, model: VisionTransformer, mesh: Mesh, *, seconds_per_s
   return values
 
 
-def summary(config: Config, model: VisionTransformer, state: TrainState) -> str:
+def summary(config: Config, model: nn.Module, state: TrainState) -> str:
   """The run in half a line."""
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   size = 'x'.join(map(str, config.data.size))

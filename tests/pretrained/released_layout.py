@@ -4,7 +4,7 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.vit import vit
+from vit_jax.models.families import build
 from vit_jax.pretrained.npz import to_google
 from vit_jax.step import abstract_params
 
@@ -12,7 +12,7 @@ from vit_jax.step import abstract_params
 def draw(config: ModelConfig, classes: int, size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
   """The flat tree of a model, at the scale that trained ones have: norms around 1, kernels by their fan-in."""
   rng = np.random.default_rng(seed)
-  flat = flax.traverse_util.flatten_dict(abstract_params(vit(config, classes), size), sep='/')
+  flat = flax.traverse_util.flatten_dict(abstract_params(build(config, classes), size), sep='/')
   return {name: value(rng, name, leaf.shape) for name, leaf in sorted(flat.items())}
 
 

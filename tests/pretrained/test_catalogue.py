@@ -41,7 +41,7 @@ def test_a_published_size_is_that_of_our_model_of_that_name(name):
 
 
 def test_every_row_is_whole():
-  assert len(names()) == len(set(names())) == 86
+  assert len(names()) == len(set(names())) == 108
   for name in names():
     row = find(name)
     assert row.name == name
@@ -57,7 +57,7 @@ def test_every_published_file_is_listed_once():
   folders = collections.Counter(name.rpartition('/')[0] for name in names())
   assert folders == {
     'imagenet21k': 9, 'imagenet21k+imagenet2012': 8, 'sam': 5, 'augreg': 2 * 10, 'big_vision': 3, 'big_vision/flexivit': 17,
-    'big_vision/siglip': 9, 'big_vision/siglip2': 15,
+    'big_vision/siglip': 9, 'big_vision/siglip2': 15, 'bit_models': 18, 'bit_models/distill': 4,
   }  # fmt: skip
   assert len(SIZED) == 9 + 8 + 5 + 9
   for name in names():

@@ -226,7 +226,7 @@ BROKEN = {
     lambda a: a.update({'Transformer/encoderblock_99999999999/LayerNorm_0/scale': np.zeros(32)}),
     'there is a block 99999999999, and only 4 blocks',
   ),
-  'another model': (lambda a: (a.clear(), a.update({'conv1/kernel': np.zeros(3)})), 'no Vision Transformer that is known here'),
+  'another model': (lambda a: (a.clear(), a.update({'conv1/kernel': np.zeros(3)})), 'no model that is known here'),
   'nothing': (lambda a: a.clear(), 'its arrays are none at all'),
 }
 

@@ -8,6 +8,7 @@ import math
 import re
 import time
 
+import flax.linen as nn
 import jax
 
 from vit_jax.cloud.collectives import collective_bytes
@@ -19,13 +20,12 @@ from vit_jax.data.known import KNOWN
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
-from vit_jax.models.vit import VisionTransformer, vit
+from vit_jax.models.families import FAMILIES, build, family
 from vit_jax.optim import optimizer, schedule
 from vit_jax.paper.cost import core_days
 from vit_jax.step import TrainState, abstract_params
 from vit_jax.train import abstract_state, batch_sizes, compiled_step
 
-REMATS = ('none', 'vit', 'dots', 'full')  # The less is kept, the more is computed again.
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE)
 UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -69,7 +69,7 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   config = validate(config)
   examples, classes, labels = data_facts(config)
   steps, epoch = total_steps(config, examples), examples / config.data.batch
-  model = vit(config.model, classes)
+  model = build(config.model, classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   devices = distant_devices(topology.name, topology.slices)
@@ -102,7 +102,7 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   return made, hlo
 
 
-def kernels_of(config: Config, model: VisionTransformer, topology: Topology, hlo: str) -> dict[str, int]:
+def kernels_of(config: Config, model: nn.Module, topology: Topology, hlo: str) -> dict[str, int]:
   """Cycles of one call of each hand-written kernel that the program has."""
   if 'tpu_custom_call' not in hlo:
     return {}
@@ -115,7 +115,8 @@ def kernels_of(config: Config, model: VisionTransformer, topology: Topology, hlo
 def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
   """Settings that make a run smaller, the cheapest first: remat, then accumulation, then fsdp, then all of them."""
   c, devices, slice_ = config, topology.devices, topology.devices // topology.slices  # fsdp stays within a slice.
-  remat = [{'model.remat': kind} for kind in REMATS[REMATS.index(c.model.remat) + 1 :]]
+  kinds = FAMILIES[family(c.model.variant)].remat
+  remat = [{'model.remat': kind} for kind in kinds[kinds.index(c.model.remat) + 1 :]]
   parts = [c.optim.accumulate * 2**i for i in range(1, 6)]
   parts = [{'optim.accumulate': count} for count in parts if c.data.batch % (count * devices) == 0]
   shares = [{'mesh.fsdp': count} for count in sorted({8, slice_}) if c.mesh.fsdp < count and slice_ % count == 0]

@@ -1,4 +1,4 @@
-"""The shapes of Vision Transformers, by the names that the papers gave them."""
+"""The shapes of Vision Transformers and of BiT's ResNets, by the names that the papers gave them."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from vit_jax.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stem:
-  """A ResNet before the patches: blocks in each of its stages, and channels of its first convolution."""
+  """The convolutions of a ResNet: blocks in each of its stages, and channels of its first convolution."""
 
   blocks: tuple[int, ...]
   width: int
@@ -24,16 +24,57 @@ class Stem:
     """Of what it gives."""
     return self.width * 4 * 2 ** (len(self.blocks) - 1) if self.blocks else self.width
 
-  def multiply_adds(self, pixels: int) -> float:
-    """Of its convolutions over an image of so many pixels."""
-    total, places, channels = pixels / 4 * 7 * 7 * 3 * self.width, pixels / 16, self.width
+  def multiply_adds(self, size: tuple[int, int]) -> int:
+    """Of its convolutions over an image of `size`."""
+    total = taps(size, 7, 2) * 3 * self.width
+    (h, w), channels = (-(-side // 4) for side in size), self.width
     for stage, blocks in enumerate(self.blocks):
-      w, before = self.width * 2**stage, places
-      places = places / 4 if stage else places
-      total += before * channels * w + places * (9 * w * w + 4 * w * w + channels * 4 * w)  # The stride is in the 3x3.
-      total += places * (blocks - 1) * (4 * w * w + 9 * w * w + 4 * w * w)
-      channels = 4 * w
+      c = self.width * 2**stage
+      for block in range(blocks):
+        stride = 2 if stage and not block else 1  # In the 3x3 convolution.
+        total += h * w * channels * c + taps((h, w), 3, stride) * c * c
+        h, w = -(-h // stride), -(-w // stride)
+        total += h * w * 4 * c * (c if block else c + channels)  # The first of a stage projects its shortcut.
+        channels = 4 * c
     return total
+
+
+def taps(size: tuple[int, int], kernel: int, stride: int) -> int:
+  """Products of an image of one channel with a kernel x kernel filter that strides, without those with padding: so XLA
+  counts, and so Table 6 must have been counted, whose ResNets all come out within 2 % this way and up to 4 % off with them."""
+  total = 1
+  for side in size:
+    places = -(-side // stride)
+    before = max((places - 1) * stride + kernel - side, 0) // 2
+    starts = range(-before, places * stride - before, stride)
+    total *= sum(min(side, start + kernel) - max(0, start) for start in starts)
+  return total
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResNetShape:
+  """The stages of a ResNet, and whether its activations come before the convolutions (V2: as published) or after (V1)."""
+
+  stem: Stem
+  preactivated: bool
+
+  @property
+  def width(self) -> int:
+    """Of the features."""
+    return self.stem.channels
+
+  @property
+  def stride(self) -> tuple[int, int]:
+    """Pixels along (height, width) between two places of the last feature map."""
+    return self.stem.stride, self.stem.stride
+
+  def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Places along (height, width) of the last feature map for an image of `size`, which may be any."""
+    return -(-size[0] // self.stem.stride), -(-size[1] // self.stem.stride)
+
+  def flops(self, size: tuple[int, int]) -> float:
+    """Of one forward pass over one image of `size`, a multiply-add counting 2: without norms and head."""
+    return 2.0 * self.stem.multiply_adds(size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,9 +114,11 @@ class Shape:
     projections = 4 * d * d + 2 * d * self.mlp  # Multiply-adds for a token: q, k, v, out and the MLP.
     attention = 2 * n * d  # For a token: q kᵀ, and the weights times v.
     embedding = patches * (self.stem.channels if self.stem else 3) * math.prod(self.patch) * d
-    stem = self.stem.multiply_adds(math.prod(size)) if self.stem else 0
+    stem = self.stem.multiply_adds(size) if self.stem else 0
     return 2 * (n * self.depth * (projections + attention) + embedding + stem)
 
+
+GROUPS = 32  # Of a ResNet's norms.
 
 # Ti, S: arXiv 2106.10270. B, L, H: arXiv 2010.11929, Table 1. s, g, G: arXiv 2106.04560. The others: big_vision, models/vit.py.
 # name       width depth    mlp heads
@@ -108,6 +151,36 @@ STEMS = {
 }  # fmt: skip
 
 
+# arXiv 1912.11370 and its code.
+RESNETS = {
+  'R26':  (2, 2, 2, 2),
+  'R50':  (3, 4, 6, 3),
+  'R101': (3, 4, 23, 3),
+  'R152': (3, 8, 36, 3),
+  'R200': (3, 24, 36, 3),
+}  # fmt: skip
+
+
+def resnet_shape(variant: str, *, stem_width: int = 64) -> ResNetShape:
+  """The shape that 'R50x1' (V1) or 'BiT-R50x1' (V2) names; all channels times the number after the x.
+
+  'R1.2x1' has two stages, of 1 and 2 blocks. UserError for a depth that is not in the table, or channels that the norms'
+  groups don't divide.
+  """
+  bit, name, factor = re.fullmatch(r'(BiT-)?(R[\d.]+)x(\d+)', variant).groups()
+  if '.' not in name and name not in RESNETS:
+    raise UserError(f'config.model.variant={variant!r}: there is no ResNet {name!r}.{did_you_mean(name, RESNETS)}')
+  blocks = RESNETS[name] if name in RESNETS else tuple(map(int, name[1:].split('.')))
+  return ResNetShape(Stem(blocks, in_groups(stem_width) * int(factor)), bool(bit))
+
+
+def in_groups(width: int) -> int:
+  """The channels of a stem. UserError where the groups of its norms don't divide them."""
+  if width % GROUPS:
+    raise UserError(f'config.model.stem_width={width}: expected a multiple of the {GROUPS} groups of its norms')
+  return width
+
+
 def shape(variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: int = 0, stem_width: int = 64) -> Shape:
   """The shape that 'B/16' (patches of 16x16), 'B/16x8' (16 high, 8 wide) or 'R50+B/16' (a hybrid) names.
 
@@ -124,7 +197,7 @@ def shape(variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: 
   if width % heads:
     raise UserError(f'config.model: a width of {width} does not divide into {heads} heads')
   if plus:
-    stem, side = _stem(variant, resnet, patch, stem_width)
+    stem, side = _stem(variant, resnet, patch, in_groups(stem_width))
     return Shape(width, depth, mlp, heads, (side, side), stem)
   high, _, wide = patch.partition('x')
   return Shape(width, depth, mlp, heads, (int(high), int(wide or high)))

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
-from vit_jax.errors import UserError
 from vit_jax.models.attention import attend, self_attention, split, weights
 from vit_jax.models.dropout import Dropout
+from vit_jax.models.ends import logits, normalised
 from vit_jax.models.positions import LEARNED, PositionEmbedding, RelativePositions, refuse_positions, sincos2d
-from vit_jax.models.resnet import resnet
+from vit_jax.models.resnet import v1
 from vit_jax.models.variants import Shape, shape
 
 GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.partial(nn.gelu, approximate=False)}
@@ -247,10 +247,10 @@ class VisionTransformer(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
-    x = ((images.astype(jnp.float32) - jnp.array(c.mean)) / jnp.array(c.scale)).astype(dtype)
+    x = normalised(images, c)
     grid = self.shape.grid(images.shape[1:3])
     if self.shape.stem:
-      x = resnet(self.shape.stem, x, dtype)
+      x = v1(self.shape.stem, x, dtype)
     x = PatchEmbedding(d, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
     if c.position == 'sincos2d':
       x = x + sincos2d(grid, d).astype(dtype)
@@ -267,12 +267,7 @@ class VisionTransformer(nn.Module):
     if c.hidden_head:
       x = jnp.tanh(nn.Dense(d, dtype=dtype, name='pre_logits')(x))
     self.sow('features', 'features', x)
-    if not self.classes:
-      return x
-    bias = nn.initializers.constant(c.head_bias)
-    # In float32: around a head bias of -10, bfloat16 has steps of 1/16.
-    head = nn.Dense(self.classes, dtype=jnp.float32, kernel_init=nn.initializers.zeros, bias_init=bias, name='head')
-    return head(x)
+    return x if not self.classes else logits(x, self.classes, c)
 
   def pool(self, x: jax.Array) -> jax.Array:
     """Tokens [b, n, d] -> [b, d]."""
@@ -288,7 +283,5 @@ def vit(config: ModelConfig, classes: int) -> VisionTransformer:
   """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
   c = config
   s = shape(c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads, stem_width=c.stem_width)
-  if s.stem and s.stem.width % 32:
-    raise UserError(f'config.model.stem_width={config.stem_width}: expected a multiple of the 32 groups of its norms')
   refuse_positions(config, s.width)
   return VisionTransformer(config, s, classes)

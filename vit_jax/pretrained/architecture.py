@@ -2,18 +2,19 @@
 
 import math
 
+import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import STEMS, VARIANTS, Stem
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.variants import RESNETS, STEMS, VARIANTS, Stem
 from vit_jax.step import abstract_params
 
 POSITION = 'Transformer/posembed_input/pos_embedding'
 BLOCK = 'Transformer/encoderblock/'
 PATCH = 'embedding/kernel'
+ROOT, PRE_HEAD = 'conv_root/kernel', 'norm-pre-head/scale'  # Of a ResNet.
 QUERY = f'{BLOCK}MultiHeadDotProductAttention_1/query/kernel'
 MLP = f'{BLOCK}MlpBlock_3/Dense_0/kernel'
 # The arrays that everything is read from, with their number of axes.
@@ -23,8 +24,10 @@ NEEDED = {PATCH: 4, QUERY: 4, MLP: 3}
 def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[ModelConfig, int]:
   """(the model's config, its classes; 0 without a head). `known` are fields that the arrays don't tell, such as gelu.
 
-  UserError where the arrays are not those of a Vision Transformer that models/vit.py can be.
+  UserError where the arrays are not those of a model that models/families.py can build.
   """
+  if PATCH not in flat and ROOT in flat:
+    return resnet(flat, source, known), classes_of(flat)
   for name, axes in NEEDED.items():
     if name not in flat or flat[name].ndim != axes:
       got = f'it is {list(flat[name].shape)}' if name in flat else 'it is missing'
@@ -35,23 +38,41 @@ def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[
   fields = {
     'variant': variant(flat, name or 'B', stem_blocks(flat)),
     **({} if name else sizes),
-    **({'stem_width': flat['conv_root/kernel'].shape[-1]} if 'conv_root/kernel' in flat else {}),
+    **({'stem_width': flat[ROOT].shape[-1]} if ROOT in flat else {}),
     'pool': 'token' if 'cls' in flat else 'map' if 'MAPHead_0/probe' in flat else 'gap',
     'hidden_head': 'pre_logits/kernel' in flat,
     'position': 'learned' if POSITION in flat else 'sincos2d',
     'registers': flat['registers'].shape[1] if 'registers' in flat else 0,
     'patch_norm': 'embedding/norm_before/scale' in flat,
   }
+  return config_of(fields | known, source), classes_of(flat)
+
+
+def resnet(flat: dict[str, np.ndarray], source: str, known: dict) -> ModelConfig:
+  """The config of a BiT ResNet, V2 where there is a norm before the head."""
+  blocks, width = stem_blocks(flat), flat[ROOT].shape[-1]
+  name = next((name for name, row in RESNETS.items() if row == blocks), f'R{".".join(map(str, blocks))}')
+  form = 'BiT-' if PRE_HEAD in flat else ''
+  factor, stem_width = (width // 64, 64) if width % 64 == 0 else (1, width)
+  return config_of({'variant': f'{form}{name}x{factor}', 'stem_width': stem_width} | known, source)
+
+
+def config_of(fields: dict, source: str) -> ModelConfig:
+  """UserError for a field that there is not."""
   try:
-    config = ModelConfig(**fields | known)
-    return config, flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+    return ModelConfig(**fields)
   except TypeError as error:
     raise UserError(f'{source}: {error}') from None
 
 
+def classes_of(flat: dict[str, np.ndarray]) -> int:
+  """Of the head; 0 where there is none."""
+  return flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+
+
 def stem_blocks(flat: dict[str, np.ndarray]) -> tuple[int, ...] | None:
-  """Blocks in each stage of the ResNet stem; None where there is none."""
-  if 'conv_root/kernel' not in flat:
+  """Blocks in each stage of the ResNet; None where there is none."""
+  if ROOT not in flat:
     return None
   units = [tuple(name.split('/')[:2]) for name in flat if name.startswith('block')]
   stages = len({stage for stage, _ in units})
@@ -69,13 +90,8 @@ def variant(flat: dict[str, np.ndarray], name: str, blocks: tuple[int, ...] | No
   return f'R{".".join(map(str, blocks))}+{name}/{high * Stem(blocks, 0).stride}'
 
 
-def grid_of(
-  flat: dict[str, np.ndarray], model: VisionTransformer, size: tuple[int, int] | None, source: str
-) -> tuple[int, int]:
+def grid_of(flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int] | None, source: str) -> tuple[int, int]:
   """Tokens (height, width) that the position embeddings are for: those of `size`, else a square."""
-  if POSITION not in flat:
-    high, wide = model.shape.stride
-    return model.shape.grid(size or (224 // high * high, 224 // wide * wide))
   tokens = flat[POSITION].shape[1] - (model.config.pool == 'token')
   side = math.isqrt(tokens)
   if size and math.prod(model.shape.grid(size)) == tokens:
@@ -85,7 +101,7 @@ def grid_of(
   raise UserError(f'{source} has {tokens} position embeddings, which are no square: say size=(height, width) in pixels')
 
 
-def refuse_misfits(flat: dict[str, np.ndarray], model: VisionTransformer, size: tuple[int, int], source: str):
+def refuse_misfits(flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int], source: str):
   """UserError that lists arrays which are missing, have another shape than the model's, or that it has no place for."""
   expected = flax.traverse_util.flatten_dict(abstract_params(model, size), sep='/')
   wrong = [f'{name} {list(leaf.shape)} is missing' for name, leaf in expected.items() if name not in flat]

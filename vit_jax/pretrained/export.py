@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.models.families import family
 from vit_jax.models.positions import sincos2d
 from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import to_google
 from vit_jax.pretrained.released import load
+from vit_jax.pretrained.resnet_names import to_bit
 from vit_jax.pretrained.timm_names import to_timm
 
 LIMIT = 1e-4  # Of the largest difference, relative to the largest number.
@@ -39,6 +41,8 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
   """
   if format not in FORMATS:
     raise UserError(f'--format={format}.{did_you_mean(format, FORMATS)}')
+  if 'Transformer' not in model.params and format not in ('npz', 'stablehlo'):
+    raise UserError(f'--format={format}: a {family(model.config.variant)} goes to npz and to stablehlo only')
   write, read = FORMATS[format]
   refuse_place(to, format)
   refuse_program(model, format)
@@ -125,8 +129,9 @@ def read_ours(to: Path) -> Callable[[np.ndarray], jax.Array]:
 
 
 def write_npz(model: Pretrained, to: Path):
-  """Google's layout of 2020, and beside it, in a .json, what its arrays cannot tell."""
-  np.savez(to, **to_google(with_positions(model)))
+  """Google's layout, of 2020 or of BiT, and beside it, in a .json, what its arrays cannot tell."""
+  flat = with_positions(model)
+  np.savez(to, **(to_google(flat) if 'Transformer' in model.params else to_bit(flat)))
   facts = {'gelu': model.config.gelu, 'norm_eps': model.config.norm_eps, 'loss': model.loss, **model.preprocessing}
   facts |= {'labels': model.labels} if model.labels else {}
   to.with_suffix('.json').write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')

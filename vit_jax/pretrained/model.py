@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Prediction, predictions
 from vit_jax.mesh import everywhere, make_mesh, rows, to_global
-from vit_jax.models.vit import VisionTransformer, vit
+from vit_jax.models.families import build, family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +24,7 @@ class Pretrained:
   """
 
   source: str
-  params: dict  # NumPy arrays, float32, in the tree of models/vit.py.
+  params: dict  # NumPy arrays, float32, in the tree of the model.
   config: ModelConfig
   classes: int  # 0 where there is no head.
   preprocessing: dict  # size (height, width), crop, short_side, mean and scale: what an image went through in training.
@@ -45,9 +46,9 @@ class Pretrained:
     return self.model.shape.grid(self.size)
 
   @functools.cached_property
-  def model(self) -> VisionTransformer:
+  def model(self) -> nn.Module:
     """The linen module that `params` are of."""
-    return vit(self.config, self.classes)
+    return build(self.config, self.classes)
 
   def logits(self, images: np.ndarray) -> jax.Array:
     """[b, h, w, 3] -> [b, classes]. UserError where the model has no head."""
@@ -120,7 +121,10 @@ class Pretrained:
     return self._compiled(attention)
 
   def _sown(self, params: dict, images: jax.Array, collection: str) -> dict:
-    return self.model.apply({'params': params}, images, mutable=[collection])[1][collection]
+    found = self.model.apply({'params': params}, images, mutable=[collection])[1]
+    if collection not in found:
+      raise UserError(f'{self.source} is a {family(self.config.variant)}, which has no {collection}')
+    return found[collection]
 
   def _compiled(self, function):
     return jax.jit(function, in_shardings=(everywhere(self._mesh), rows(self._mesh)), out_shardings=rows(self._mesh))

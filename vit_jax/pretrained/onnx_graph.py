@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vit_jax.models.positions import sincos2d
-from vit_jax.models.resnet import GROUPS, NORM_EPS, STD_EPS
+from vit_jax.models.resnet import V1
+from vit_jax.models.variants import GROUPS
 from vit_jax.pretrained.model import Pretrained
 
 OPSET = 20  # The first with Gelu.
@@ -82,13 +83,13 @@ def stem(g: Graph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
 
   def conv(x: str, kernel: np.ndarray, stride: int) -> str:
     kernel = kernel - kernel.mean(axis=(0, 1, 2))
-    kernel = (kernel / (kernel.std(axis=(0, 1, 2)) + STD_EPS)).transpose(3, 2, 0, 1)
+    kernel = (kernel / (kernel.std(axis=(0, 1, 2)) + V1.std_eps)).transpose(3, 2, 0, 1)
     sides = list(kernel.shape[2:])
     return g.op('Conv', x, g.constant(kernel), auto_pad='SAME_UPPER', kernel_shape=sides, strides=[stride, stride])
 
   def norm(x: str, params: dict) -> str:  # A group is one row.
     ones, zeros = g.constant(np.ones(GROUPS, np.float32)), g.constant(np.zeros(GROUPS, np.float32))
-    rows = g.op('InstanceNormalization', g.reshape(x, 0, GROUPS, -1), ones, zeros, epsilon=NORM_EPS)
+    rows = g.op('InstanceNormalization', g.reshape(x, 0, GROUPS, -1), ones, zeros, epsilon=V1.norm_eps)
     x = g.op('Reshape', rows, g.op('Shape', x))
     x = g.op('Mul', x, g.constant(params['scale'].reshape(-1, 1, 1)))
     return g.op('Add', x, g.constant(params['bias'].reshape(-1, 1, 1)))

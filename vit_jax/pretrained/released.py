@@ -5,13 +5,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.keeping import load_params
-from vit_jax.models.vit import VisionTransformer, vit
+from vit_jax.models.families import build
 from vit_jax.pretrained.adapt import PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
 from vit_jax.pretrained.arrays import Arrays, open_arrays
@@ -22,6 +23,7 @@ from vit_jax.pretrained.labels import class_names
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import place, read_google
 from vit_jax.pretrained.resample import METHODS, pi_resize
+from vit_jax.pretrained.resnet_names import is_resnet, read_resnet
 from vit_jax.pretrained.timm_names import is_timm, read_timm
 from vit_jax.run_directory import read_config, read_labels
 
@@ -45,7 +47,7 @@ def load(source: str, **overrides) -> Pretrained:
   position embeddings are resampled, by positions ('corner', 'half_pixel', 'bicubic'); and patch (pixels), to which patch
   kernels are resized as FlexiViT does.
 
-  UserError where there is no such thing, it cannot be read, or it is not wholly a Vision Transformer.
+  UserError where there is no such thing, it cannot be read, or it is not wholly such a model.
   """
   for name in overrides:
     if name not in OVERRIDES:
@@ -99,12 +101,14 @@ def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
   folder = path if path.is_dir() else path.parent
   if place(arrays) is not None:
     return read_google(arrays)
+  if is_resnet(arrays):
+    return read_resnet(arrays)
   if is_timm(arrays):
     return read_timm(arrays, read_json(folder / 'config.json'), heads=heads)
   if is_huggingface(arrays):
     config, preprocessor = (read_json(folder / name) for name in ('config.json', 'preprocessor_config.json'))
     return read_huggingface(arrays, config, preprocessor, heads=heads)
-  raise UserError(f'{path} holds no Vision Transformer that is known here: its arrays are {some(arrays)}')
+  raise UserError(f'{path} holds no model that is known here: its arrays are {some(arrays)}')
 
 
 def some(arrays: Arrays) -> str:
@@ -176,9 +180,10 @@ def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretraine
   else:
     config, classes = architecture(flat, source=source, **fields)
   config = validate(Config(model=config, steps=1)).model
-  model = vit(config, classes)
-  if facts.get('heads', model.shape.heads) != model.shape.heads:
-    raise UserError(f'{source} has {model.shape.heads} heads, and heads={facts["heads"]} was said')
+  model = build(config, classes)
+  heads = getattr(model.shape, 'heads', 0)
+  if facts.get('heads', heads) != heads:
+    raise UserError(f'{source} has {heads or "no"} heads, and heads={facts["heads"]} was said')
   flat, native, size, more = at_size(flat, model, facts, source)
   refuse_misfits(flat, model, size, source)
   labels, assumption = labels_of(facts, classes, source)
@@ -204,19 +209,31 @@ def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretraine
 
 
 def at_size(
-  flat: dict[str, np.ndarray], model: VisionTransformer, facts: dict, source: str
+  flat: dict[str, np.ndarray], model: nn.Module, facts: dict, source: str
 ) -> tuple[dict[str, np.ndarray], tuple[int, int], tuple[int, int], list[str]]:
   """(the flat tree for images of the size that is wanted, the size it came with, the size it has now, what was done)."""
+  if POSITION not in flat:
+    native = facts.get('size') or published_size(facts, model)
+    size = facts.get('wanted', native)
+    model.shape.grid(size)  # UserError where the model can not take it.
+    return flat, native, size, []
   old = grid_of(flat, model, facts.get('size') or facts.get('wanted'), source)
   native = tuple(side * step for side, step in zip(old, model.shape.stride, strict=True))
   size = facts.get('wanted', native)
   grid = model.shape.grid(size)
-  if POSITION not in flat or grid == old:
+  if grid == old:
     return flat, native, size, []
   tokens = flat[POSITION].shape[1] + grid[0] * grid[1] - old[0] * old[1]
   table = resample_positions(flat[POSITION], tokens, grid, old, facts.get('positions', 'corner'))
-  said = f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}'
-  return flat | {POSITION: table}, native, size, [said]
+  done = f'position embeddings resampled from {old[0]}x{old[1]} to {grid[0]}x{grid[1]}'
+  return flat | {POSITION: table}, native, size, [done]
+
+
+def published_size(facts: dict, model: nn.Module) -> tuple[int, int]:
+  """Where the arrays don't tell: the catalogue's, or what the caller wants, or the most of 224 pixels that divides."""
+  if row := facts.get('row'):
+    return row.pixels, row.pixels
+  return facts.get('wanted') or tuple(224 // step * step for step in model.shape.stride)
 
 
 def surprises(row: Row | None, classes: int, native: tuple[int, int]) -> list[str]:

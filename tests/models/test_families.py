@@ -1,0 +1,71 @@
+"""Which family a variant is of, and the settings that it has not."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.losses import softmax_loss
+from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.models.families import build, family
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.step import init_state, train_step
+
+NAMES = {
+  'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer', 'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
+  'R50x1': 'BiT ResNet', 'BiT-R152x4': 'BiT ResNet', 'R1.1x1': 'BiT ResNet',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('variant', 'name'), NAMES.items())
+def test_a_name_says_the_family(variant, name):
+  assert family(variant) == name
+  assert isinstance(build(ModelConfig(variant=variant), 3), ResNet if 'ResNet' in name else VisionTransformer)
+
+
+@pytest.mark.parametrize(
+  ('variant', 'fields', 'message'),
+  [
+    ('R50x1', {'heads': 4}, 'config.model.heads=4: a BiT ResNet such as R50x1 has no such setting'),
+    ('BiT-R50x1', {'dropout': 0.1}, 'config.model.dropout=0.1: a BiT ResNet such as BiT-R50x1'),
+    ('R50x1', {'remat': 'vit'}, "config.model.remat='vit': a BiT ResNet such as R50x1 knows none, full"),
+    ('B/16', {'stem_width': 32}, 'config.model.stem_width=32: a Vision Transformer such as B/16 has no such setting'),
+    ('R50x', {}, "there is no variant 'R50x'"),
+  ],
+)
+def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, message):
+  with pytest.raises(UserError) as error:
+    build(ModelConfig(variant=variant, **fields), 3)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize('variant', ['BiT-R1.1x1'])
+def test_eight_devices_equal_one(variant):
+  """Two steps; over 'data' and 'fsdp' the parameters come out the same, and the large ones lie in shares."""
+  model, tx, lr = build(ModelConfig(variant=variant), 5), optax.sgd(0.1), optax.constant_schedule(0.1)
+  begin = functools.partial(init_state, 0, model=model, tx=tx, size=(32, 32), ema=False)
+  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0)
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.integers(0, 256, (16, 32, 32, 3), np.uint8), 'label': rng.integers(0, 5, (16, 1), np.int32)}
+  batch['mask'] = np.arange(16) != 3
+
+  def run(fsdp, devices):
+    mesh = make_mesh(fsdp, batches={}, devices=devices)
+    shardings = state_shardings(jax.eval_shape(begin), mesh)
+    state = jax.jit(begin, out_shardings=shardings)()
+    update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    for _ in range(2):
+      state, metrics = update(state, to_global(batch, mesh))
+    return state.params, float(metrics['loss'])
+
+  one, loss = run(1, jax.devices()[:1])
+  eight, same = run(4, jax.devices())
+  assert same == pytest.approx(loss, rel=1e-5)
+  assert any('fsdp' in leaf.sharding.spec for leaf in jax.tree.leaves(eight))
+  difference = optax.tree.norm(optax.tree.sub(jax.device_get(one), jax.device_get(eight)))
+  assert difference < 1e-4 * optax.tree.norm(one)
