@@ -1,5 +1,5 @@
-"""Few-shot linear evaluation of a representation, as the paper does it (arXiv 2010.11929, §4.1): regularised least squares from a
-few examples of each class onto targets of ±1, solved exactly. What the paper leaves open is as in its authors' big_vision.
+"""Few-shot linear evaluation of a representation, as the paper does it (arXiv 2010.11929, §4.1): regularised least squares from
+a few examples of each class onto targets of ±1, solved exactly. What the paper leaves open is as in its authors' big_vision.
 
 Shapes: n examples, m of them to be judged, d features, k classes.
 """

@@ -74,7 +74,7 @@ class Subject:
 
 
 def alone(model, data: DataConfig, *, progress: Callable[[int], None] = lambda images: None) -> tuple[Subject, dict]:
-  """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to what divides over them."""
+  """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to divide over them."""
   mesh = make_mesh(1, batches={})
   data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
   facts = {'shapes': model.params, 'source': model.source, 'labels': model.labels}
