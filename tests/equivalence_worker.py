@@ -51,7 +51,7 @@ def digests(config: Config) -> dict[str, str]:
   mesh, source = make_mesh(config.mesh.fsdp, batches={}), open_source(config.data.train, config.data.split)
   batches = prefetch(train_batches(source, config.data, seed=config.seed, start=0, **hosts()), 2, mesh)
   found = {}
-  for step, batch in zip(range(config.steps), batches, strict=False):
+  for step, (_, batch) in zip(range(config.steps), batches, strict=False):
     for name, array in batch.items():
       for shard in array.addressable_shards:
         for row, value in enumerate(jax.device_get(shard.data), shard.index[0].start or 0):

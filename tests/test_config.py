@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import math
+import re
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from vit_jax.config import (
   CHOICES,
@@ -20,6 +24,7 @@ from vit_jax.config import (
   validate,
 )
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.fields import flat_types
 from vit_jax.losses import LOSSES
 from vit_jax.models.vit import GELU, REMAT
 from vit_jax.optim import DECAYS, RULES
@@ -116,10 +121,10 @@ WRONG = [
   ({'optim__schedule': 'cosin'}, ["config.optim.schedule='cosin'", "Did you mean 'cosine'?"]),
   ({'optim__momentum_dtype': 'bf16'}, ["config.optim.momentum_dtype='bf16'"]),
   ({'loss': 'softmx'}, ["config.loss='softmx'", "Did you mean 'softmax'?"]),
-  ({'data__size': (8, 8, 3)}, ['config.data.size=(8, 8, 3)', 'HEIGHT,WIDTH']),
+  ({'data__size': (8, 8, 3)}, ['config.data.size=(8, 8, 3)', '2 whole numbers']),
   ({'data__size': ()}, ['config.data.size=()']),
   ({'data__size': (0, 8)}, ['config.data.size=(0, 8)']),
-  ({'data__size': -8}, ['config.data.size=(-8, -8)']),
+  ({'data__size': -8}, ['config.data.size=(-8, -8)', 'HEIGHT,WIDTH']),
   ({'data__crop_area': (0.0, 1.0)}, ['config.data.crop_area=(0.0, 1.0)', '0 < LOW <= HIGH <= 1']),
   ({'data__crop_area': (0.5, 0.4)}, ['config.data.crop_area=(0.5, 0.4)']),
   ({'data__crop_area': (0.5, 1.5)}, ['config.data.crop_area=(0.5, 1.5)']),
@@ -147,7 +152,8 @@ def test_a_wrong_value_is_an_error_that_names_the_field_and_what_it_may_be(setti
 @pytest.mark.parametrize('name', RANGES)
 def test_a_number_outside_its_range_is_an_error_that_names_the_range(name):
   low, high = RANGES[name]
-  for value in (low - 1, NAN, *([high + 1] if high < float('inf') else [])):
+  nan = [NAN] if flat_types(Config)[name] is float else []
+  for value in (low - 1, *nan, *([high + 1] if high < float('inf') else [])):
     with pytest.raises(UserError) as error:
       validate(changed(**{name.replace('.', '__'): value}))
     assert str(error.value).startswith(f'config.{name}={value}: expected a number from {low} to {high}')
@@ -157,6 +163,67 @@ def test_a_number_outside_its_range_is_an_error_that_names_the_range(name):
 def test_infinity_is_no_rate_and_no_duration(settings):
   with pytest.raises(UserError, match=r'config\.(optim\.lr|epochs)=inf'):
     validate(changed(**settings))
+
+
+# For each type, values that are not of it. A config file can hold anything; flags are checked before they get here.
+ANYTHING = [
+  None,
+  True,
+  3,
+  3.5,
+  '3',
+  b'3',
+  (),
+  (1,),
+  (1.0, 2.0, 3.0, 4.0),
+  ('a', 'b'),
+  ('a', 'b', 'c'),
+  [1, 2],
+  {},
+  object(),
+  1j,
+]
+FITS = {
+  int: lambda value: type(value) is int,
+  float: lambda value: type(value) in (int, float),
+  str: lambda value: type(value) is str,
+  bool: lambda value: type(value) is bool,
+}
+
+
+@pytest.mark.parametrize(('name', 'kind'), flat_types(Config).items(), ids=lambda x: x if isinstance(x, str) else '')
+def test_a_value_of_another_type_is_an_error_that_names_the_field(name, kind):
+  wrong = [value for value in ANYTHING if not FITS.get(kind, lambda value: False)(value)]
+  if name == 'data.size':  # One number means a square.
+    wrong = [value for value in wrong if value not in (3, (1,), [1, 2])]
+  for value in wrong:
+    with pytest.raises(UserError, match=re.escape(f'config.{name}=')):
+      validate(changed(**{name.replace('.', '__'): value}))
+
+
+NUMBERS = [name for name, kind in flat_types(Config).items() if kind in (int, float)]
+LIMITS = {name: RANGES.get(name, (-math.inf, math.inf)) for name in NUMBERS}
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(st.sampled_from(NUMBERS), st.one_of(st.integers(), st.floats(), st.sampled_from([math.inf, -math.inf, NAN])))
+def test_any_number_is_within_its_range_and_of_its_type_or_an_error_that_names_the_field(name, value):
+  low, high = LIMITS[name]
+  fits = low <= value <= high and math.isfinite(value) and (isinstance(value, int) or flat_types(Config)[name] is float)
+  try:
+    validate(changed(**{name.replace('.', '__'): value}))
+  except UserError as error:
+    said = str(error)
+    assert name.rpartition('.')[2] in said and '\n' not in said
+    assert not fits or 'expected a number from' not in said  # Else it does not go together with another setting.
+  else:
+    assert fits
+
+
+@pytest.mark.parametrize('values', [None, 3, 'data', [], {'data': None}, {'optim': 3}, {'model': []}])
+def test_what_is_no_table_of_settings_is_an_error(values):
+  with pytest.raises(UserError, match='a table of settings'):
+    from_dict(values)
 
 
 @pytest.mark.parametrize(

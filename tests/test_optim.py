@@ -22,10 +22,10 @@ PARAMS = {
 def run(tx: optax.GradientTransformation, params: dict, *, steps: int = 6, scale: float = 1.0):
   """(parameters after each step, the last state), by gradients that are random and the same for every `tx`."""
   rng, history = np.random.default_rng(1), []
-  update, state = jax.jit(tx.update), tx.init(params)
-  for _ in range(steps):
+  update, state = jax.jit(optax.with_extra_args_support(tx).update), tx.init(params)
+  for step in range(steps):
     grads = jax.tree.map(lambda p: (scale * rng.normal(size=p.shape)).astype(np.float32), params)
-    updates, state = update(grads, state, params)
+    updates, state = update(grads, state, params, step=step)
     params = optax.apply_updates(params, updates)
     history.append(params)
   return history, state
@@ -100,7 +100,7 @@ def test_adamw_is_that_of_optax_and_decays_only_what_matches():
 def test_the_heads_kernel_decays_so_many_times_as_fast_where_it_decays(decay, factors):
   config = OptimConfig(name='sgd', b1=0.0, weight_decay=0.01, head_decay=100.0, decay=decay)
   tx = optimizer(config, optax.constant_schedule(1.0), PARAMS)
-  updates, _ = tx.update(jax.tree.map(np.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+  updates, _ = tx.update(jax.tree.map(np.zeros_like, PARAMS), tx.init(PARAMS), PARAMS, step=0)
   kernel, bias, cls = (np.float32(-0.01 * factor) for factor in factors)
   expected = {'head': {'kernel': kernel * PARAMS['head']['kernel'], 'bias': bias * PARAMS['head']['bias']}}
   assert_trees_close(updates, expected | {'cls': cls * PARAMS['cls']})
@@ -118,7 +118,7 @@ def test_clipping_shortens_long_gradients_to_the_norm_and_leaves_short_ones(scal
   tx = optimizer(OptimConfig(name='sgd', b1=0.0, clip=1.0), optax.constant_schedule(1.0), PARAMS)
   grads = jax.tree.map(lambda p: scale * p, PARAMS)
   norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.tree.leaves(grads)))
-  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, step=0)
   factor = length / norm if length else 1
   assert_trees_close(updates, jax.tree.map(lambda g: -factor * g, grads))
 
@@ -166,7 +166,7 @@ def test_adafactor_treats_each_block_as_if_it_were_not_stacked(name, shape):
   for _ in range(3):
     grad = grads.normal(size=params.shape).astype(np.float32)
     for i in range(33):
-      updates, states[i] = update({'head': grad[i]}, states[i], {'head': own[i]})
+      updates, states[i] = update({'head': grad[i]}, states[i], {'head': own[i]}, step=0)
       own[i] = own[i] + updates['head']
   np.testing.assert_allclose(stacked[-1]['Transformer']['encoderblock'][name], own, rtol=1e-4, atol=1e-5)
 
@@ -225,7 +225,7 @@ def expected_factor(path: str) -> np.ndarray:
 def test_layer_decay_falls_with_each_block_away_from_the_head(ones, frozen):
   config = OptimConfig(name='sgd', b1=0.0, layer_decay=0.5, frozen=frozen)
   tx = optimizer(config, optax.constant_schedule(1.0), ones)
-  updates, _ = tx.update(ones, tx.init(ones), ones)
+  updates, _ = tx.update(ones, tx.init(ones), ones, step=0)
   for keys, update in jax.tree.leaves_with_path(updates):
     path = '/'.join(key.key for key in keys)
     factor = expected_factor(path) * (not (frozen and path.startswith(frozen.removesuffix('.*'))))
@@ -237,7 +237,7 @@ def test_layer_decay_scales_the_weight_decay_too(ones):
   config = OptimConfig(name='sgd', b1=0.0, layer_decay=0.5, weight_decay=0.1)
   tx = optimizer(config, optax.constant_schedule(1.0), ones)
   zeros = jax.tree.map(np.zeros_like, ones)
-  updates, _ = tx.update(zeros, tx.init(ones), ones)
+  updates, _ = tx.update(zeros, tx.init(ones), ones, step=0)
   np.testing.assert_allclose(updates['cls'], np.full((1, 1, 8), -0.1 / 16), rtol=1e-6)
   np.testing.assert_allclose(updates['head']['bias'], np.full(5, -0.1), rtol=1e-6)
 

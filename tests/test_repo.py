@@ -18,9 +18,27 @@ name_of = lambda path: str(path.relative_to(ROOT))
 
 # A layer imports from the layers below it, and from its own.
 LAYERS = [
-  ['vit_jax.errors', 'vit_jax.config', 'vit_jax.distributed', 'vit_jax.draws', 'vit_jax.places', 'vit_jax.models.variants'],
+  [
+    'vit_jax.errors',
+    'vit_jax.config',
+    'vit_jax.fields',
+    'vit_jax.distributed',
+    'vit_jax.draws',
+    'vit_jax.places',
+    'vit_jax.models.variants',
+  ],
   ['vit_jax.storage', 'vit_jax.lock'],
-  ['vit_jax.models', 'vit_jax.data', 'vit_jax.optim', 'vit_jax.losses', 'vit_jax.mesh', 'vit_jax.metrics', 'vit_jax.kernels'],
+  [
+    'vit_jax.models',
+    'vit_jax.data',
+    'vit_jax.optim',
+    'vit_jax.spikes',
+    'vit_jax.losses',
+    'vit_jax.mesh',
+    'vit_jax.metrics',
+    'vit_jax.ledger',
+    'vit_jax.kernels',
+  ],
   ['vit_jax.digest', 'vit_jax.run_directory'],
   ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.keeping', 'vit_jax.pretrained', 'vit_jax.evaluate'],
   ['vit_jax.train', 'vit_jax.cloud', 'vit_jax.paper'],

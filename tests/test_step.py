@@ -13,7 +13,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.losses import softmax_loss
 from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.vit import vit
-from vit_jax.step import abstract_params, init_state, predict, train_step
+from vit_jax.step import abstract_params, init_state, predict, refused, train_step
 
 SIZE, K = (8, 8), 5
 MODEL = vit(ModelConfig(variant='mu/4', depth=2), K)
@@ -141,6 +141,84 @@ def test_the_average_follows_the_parameters():
   assert_close(new.ema, jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params))
   assert new.best is new.ema
   assert fresh().best is not None and fresh().ema is None
+
+
+BAD = {
+  # What is wrong with the examples of class 0 -> the losses [b], from those of softmax, whose rows are theirs, and the logits.
+  'a loss that is NaN': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.nan, 0),
+  'a loss that is infinite': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.inf, 0),
+  'gradients that are NaN': lambda loss, theirs, logits: loss + jnp.sqrt(jnp.where(theirs, 0 * logits.sum(-1), 1)),
+  'gradients of 1e30': lambda loss, theirs, logits: loss * jnp.where(theirs, 1e30, 1),
+}
+
+
+def poisoned(kind: str):
+  """Softmax cross-entropy, but for class 0."""
+  return lambda logits, targets: BAD[kind](softmax_loss(logits, targets), targets[:, 0] > 0, logits)
+
+
+def with_bad_rows(batch: dict, *rows: int) -> dict:
+  """The batch with class 0 in these rows and in no other."""
+  label = np.maximum(batch['label'], 1)
+  label[list(rows)] = 0
+  return batch | {'label': label}
+
+
+def bits(tree) -> list[bytes]:
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope='module')
+def poisoned_step():
+  """A step with any of those losses, and AdamW and an average beside."""
+  tx, kinds = optax.adamw(1e-2), [lambda *args, kind=kind: poisoned(kind)(*args) for kind in BAD]
+
+  def step(kind, state, batch):
+    loss = lambda logits, targets: jax.lax.switch(kind, kinds, logits, targets)
+    return stepper(tx=tx, loss=loss, ema=0.9)(state, batch)
+
+  compiled = jax.jit(step)
+  return lambda kind, *args: compiled(list(BAD).index(kind), *args), nonzero_head(fresh(tx=tx, ema=True))
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_not_been(poisoned_step, kind):
+  step, begin = functools.partial(poisoned_step[0], kind), poisoned_step[1]
+  good = with_bad_rows(batch_of(16))
+  state, metrics = step(begin, good)
+  assert not metrics['not_finite'] and bits(state.params) != bits(begin.params)
+  for in_a_row in (1, 3, 10):
+    before = state
+    for k in range(in_a_row):
+      state, metrics = step(state, with_bad_rows(batch_of(16, k), 5))
+      assert metrics['not_finite'] and not metrics['spikes']
+      assert bits(state.replace(step=before.step)) == bits(before)
+    assert state.step == before.step + in_a_row
+    again, metrics = step(state, good)
+    without, _ = step(before.replace(step=state.step), good)
+    assert not metrics['not_finite'] and bits(again) == bits(without) and bits(again.params) != bits(state.params)
+    state = again
+
+
+@pytest.mark.parametrize('fsdp', [1, 8])
+def test_what_one_device_alone_has_stops_the_step_on_all(fsdp):
+  """Row 13 is on the seventh of eight."""
+  mesh = make_mesh(fsdp, batches={})
+  begin = functools.partial(init_state, 0, model=MODEL, tx=TX, size=SIZE, ema=False)
+  shardings = state_shardings(jax.eval_shape(begin), mesh)
+  state = jax.jit(begin, out_shardings=shardings)()
+  for kind in ('a loss that is NaN', 'gradients that are NaN'):
+    step = jax.jit(stepper(loss=poisoned(kind), mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    new, metrics = step(state, to_global(with_bad_rows(batch_of(16), 13), mesh))
+    assert metrics['not_finite']
+    for shard, old in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
+      assert [s.data.tobytes() for s in shard.addressable_shards] == [s.data.tobytes() for s in old.addressable_shards]
+
+
+def test_a_norm_whose_square_is_too_large_for_float32_is_not_finite():
+  state, metrics = fresh(), jnp.float32(1)
+  assert not refused(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e18)}), 0.0)['not_finite']
+  assert refused(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e20)}), 0.0)['not_finite']
 
 
 def test_predictions_are_the_models_logits_without_dropout():

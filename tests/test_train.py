@@ -8,11 +8,13 @@ import shutil
 import flax.traverse_util
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import simplejpeg
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.errors import UserError
+from vit_jax.data.loader import shuffled
+from vit_jax.errors import DivergedError, UserError
 from vit_jax.keeping import load_params
 from vit_jax.metrics import read_metrics
 from vit_jax.train import due, train
@@ -24,6 +26,7 @@ CONFIG = Config(
   optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, ema=0.9),
   mixup=0.2,
   steps=12,
+  log_ids=True,
   log_every='1',
   eval_every='0',
   save_every='1',
@@ -66,6 +69,14 @@ def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tm
   assert train(CONFIG, tmp_path / 'run') == result
   assert bits(tmp_path / 'run') == bits(whole)
   assert losses(tmp_path / 'run') == losses(whole)
+  assert (tmp_path / 'run' / 'ids.jsonl').read_text() == (whole / 'ids.jsonl').read_text()
+
+
+def test_the_examples_of_each_step_are_those_of_the_stream(uninterrupted):
+  lines = [json.loads(line) for line in (uninterrupted[0] / 'ids.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == list(range(1, 13))
+  assert [line['ids'] for line in lines] == [[shuffled(16 * k + i, 1297, 0)[1] for i in range(16)] for k in range(12)]
+  assert [(line['step'], line['loss']) for line in lines] == losses(uninterrupted[0])
 
 
 def test_the_step_is_compiled_once(uninterrupted):
@@ -85,8 +96,8 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted):
   whole, _, _ = uninterrupted
   left = {path.name for path in whole.iterdir()}
   assert left == {
-    'config.json', 'preprocessing.json', 'labels.txt', 'versions.json',
-    'metrics.jsonl', 'tensorboard', 'checkpoints', 'curves.png', '.lock',
+    'config.json', 'preprocessing.json', 'labels.txt', 'data.json', 'versions.json',
+    'metrics.jsonl', 'ids.jsonl', 'tensorboard', 'checkpoints', 'curves.png', '.lock',
   }  # fmt: skip
   first = read_metrics(whole)[0]
   assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)
@@ -176,11 +187,52 @@ def test_an_unreadable_image_is_an_error_that_names_it(photos, tmp_path):
     train(config, tmp_path / 'run')
 
 
-def test_unreadable_images_are_skipped_by_config_and_counted(photos, tmp_path):
-  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', steps=8, optim__warmup='0')
+def test_unreadable_images_are_skipped_by_config_counted_and_named(photos, tmp_path, capsys):
+  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', steps=8, optim__warmup='0', save_every='3')
   result = train(config, tmp_path / 'run')
   assert (result['test_examples'], result['test_skipped']) == (15, 1)
-  assert sum(record['skipped'] for record in read_metrics(tmp_path / 'run') if 'loss' in record) == 2  # Two epochs.
+  records = read_metrics(tmp_path / 'run')
+  assert sum(record['skipped'] for record in records if 'loss' in record) == 2  # Two epochs of 64.
+  assert [record['unreadable'] for record in records if 'unreadable' in record] == [[2], [2]]
+  assert re.search(r'step \d goes without example 2: .*cats/05.jpg: .*remature end', capsys.readouterr().err)
+
+
+def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
+  for i in (7, 9):
+    (photos / 'train' / 'cats' / f'{i:02}.jpg').write_bytes(b'<html>not found</html>')
+  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', data__bad_budget=0.03, steps=4, optim__warmup='0')
+  with pytest.raises(
+    UserError, match=r'by step [34] 3 images could not be read, and config.data.bad_budget allows 2; the last is .*jpg'
+  ):
+    train(config, tmp_path / 'run')
+
+
+def saved_states(workdir):
+  """{step: {the name of every array of that checkpoint: its bytes}}, each number looked at. Read by Orbax alone."""
+  found, checkpointer = {}, ocp.PyTreeCheckpointer()
+  for path in sorted((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name)):
+    tree = checkpointer.metadata(path / 'state').item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    state = checkpointer.restore(path / 'state', restore_args=as_numpy)
+    arrays = {jax.tree_util.keystr(keys): np.asarray(leaf) for keys, leaf in jax.tree.leaves_with_path(state)}
+    assert len(arrays) > 40 and all(np.isfinite(array).all() for array in arrays.values()), path
+    found[int(path.name)] = {name: array.tobytes() for name, array in arrays.items() if name != "['step']"}
+  return found
+
+
+def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(tmp_path, capsys):
+  """Real numbers: the first update is of 1e30 times the gradient."""
+  config = changed(optim__name='sgd', optim__lr=1e30, optim__warmup='0', optim__clip=0.0, optim__max_bad_steps=3)
+  with pytest.raises(DivergedError, match='steps 2 to 4 were left out, config.optim.max_bad_steps=3 in a row') as error:
+    train(config, tmp_path)
+  assert error.value.exit_code == 78
+  saved = saved_states(tmp_path)
+  assert list(saved) == [1, 2, 3, 4]
+  assert saved[1] == saved[2] == saved[3] == saved[4]
+  with pytest.raises(DivergedError, match='steps 5 to 7 were left out'):  # Started again, it has gone on in the data.
+    train(config, tmp_path)
+  assert list(saved_states(tmp_path)) == list(range(1, 8))
+  assert 'step 3 changes nothing' in capsys.readouterr().err
 
 
 def test_things_are_due_at_their_multiples_and_at_the_end():

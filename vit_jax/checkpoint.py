@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.digest import digests, in_words, named
-from vit_jax.errors import StorageError, UserError
+from vit_jax.errors import DivergedError, StorageError, UserError
 from vit_jax.step import TrainState
 from vit_jax.storage import insist, read_object, reason
 
@@ -31,7 +31,7 @@ class Damaged(Exception):  # noqa: N818 -- it reads as what it is.
   """What is wrong with a checkpoint, in half a line."""
 
 
-class NotFinite(UserError):  # noqa: N818 -- it reads as what it is.
+class NotFinite(DivergedError):  # noqa: N818 -- it reads as what it is.
   """A state with numbers that are not finite: it is not saved."""
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.fields import flat_types, in_words, is_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class DataConfig:
   eval_crop: str = 'resize'  # resize (the whole image to the size), center (resize the short side, cut the middle).
   eval_short_side: int = 256  # For 'center': the short side that the image is resized to first.
   bad_images: str = 'error'  # error, or skip: an unreadable image counts in no loss and no accuracy, and is counted.
+  bad_budget: float = 0.001  # The share of the examples that may be skipped, rounded up; more of them end the run.
   max_pixels: int = 100_000_000  # An image that claims more is bad: a decompression bomb.
   workers: int = 0  # Processes that make batches; 0 makes them in threads of this one.
   threads: int = 0  # Threads that decode, in each process; 0 means the cores shared out, and one more.
@@ -89,6 +91,11 @@ class OptimConfig:
   ema: float = 0.0  # Polyak averaging: the decay of a moving average of the parameters, which is then what is evaluated.
   grad_dtype: str = 'float32'  # In which gradients are summed over the devices: float32, bfloat16 (half the bytes).
   accumulate: int = 1  # Parts that a batch is computed in, one after another.
+  skip_spikes: float = (
+    0.0  # Leave out a step whose loss or gradient norm is so many deviations over those before; 0 means none.
+  )
+  spike_window: int = 128  # Steps that mean and deviation are over.
+  max_bad_steps: int = 10  # So many in a row that are left out, not finite or spikes, end the run.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +121,7 @@ class Config:
   mixup: float = 0.0  # The Beta distribution's parameter; 0 means none.
   init: str = ''  # Where the parameters start: whatever `vit_jax.load` takes; '' means from scratch.
   init_positions: str = 'corner'  # How position embeddings come to another grid: corner (the paper), half_pixel, bicubic.
+  log_ids: bool = False  # Write which examples each step was made of, and its loss to the bit, to ids.jsonl.
   log_every: str = '50'  # A duration, as the three below.
   eval_every: str = '1ep'
   save_every: str = '1ep'
@@ -145,6 +153,7 @@ RANGES = {
   'data.batch': (1, math.inf),
   'data.eval_batch': (0, math.inf),
   'data.eval_short_side': (1, math.inf),
+  'data.bad_budget': (0, 1),
   'data.max_pixels': (1, math.inf),
   'data.workers': (0, 1024),
   'data.threads': (0, 1024),
@@ -170,6 +179,9 @@ RANGES = {
   'optim.layer_decay': (0.01, 1),
   'optim.ema': (0, 0.999999),
   'optim.accumulate': (1, math.inf),
+  'optim.skip_spikes': (0, math.inf),
+  'optim.spike_window': (2, math.inf),
+  'optim.max_bad_steps': (1, math.inf),
   'mesh.fsdp': (1, math.inf),
   'steps': (0, math.inf),
   'epochs': (0, math.inf),
@@ -197,6 +209,8 @@ def flat(config, prefix: str = '') -> dict[str, object]:
 def from_dict(values: dict, cls=Config):
   """The inverse of `to_dict`. UserError for a name that `cls` does not have."""
   fields = {f.name: f for f in dataclasses.fields(cls)}
+  if not isinstance(values, dict):
+    raise UserError(f'a config is a table of settings, not {values!r:.80}')
   for name in values:
     if name not in fields:
       raise UserError(f'config field {name!r} is unknown.{did_you_mean(name, fields)}')
@@ -208,15 +222,21 @@ def from_dict(values: dict, cls=Config):
 def validate(config: Config) -> Config:
   """The config with sizes spelled out, or a UserError that names the field, its value and what it may be."""
   size = config.data.size
-  size = (size, size) if isinstance(size, int) else tuple(size) * (2 if len(size) == 1 else 1)
+  size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
+  size = size * 2 if isinstance(size, tuple) and len(size) == 1 else size
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
-  values = flat(config)
-  for name, value in values.items():
+  types = flat_types(Config)
+  for name, value in flat(config).items():
+    if not is_of(types[name], value):
+      raise UserError(f'config.{name}={value!r:.80}: expected {in_words(types[name])}')
     if name in CHOICES and value not in CHOICES[name]:
       raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
     if name in RANGES and not (RANGES[name][0] <= value <= RANGES[name][1] and value < math.inf):
       low, high = RANGES[name]
       raise UserError(f'config.{name}={value}: expected a number from {low} to {high}')
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+      raise UserError(f'config.{name}={value}: expected finite numbers')
   _validate_together(config)
   return config
 
@@ -224,7 +244,7 @@ def validate(config: Config) -> Config:
 def _validate_together(config: Config):
   """What no field can tell by itself."""
   data, optim = config.data, config.optim
-  if len(data.size) != 2 or min(data.size) < 1:
+  if min(data.size) < 1:
     raise UserError(f'config.data.size={data.size}: expected HEIGHT,WIDTH in pixels, or one number for a square')
   if bool(config.steps) == bool(config.epochs):
     got = f'steps={config.steps} and epochs={config.epochs:g}'

@@ -85,12 +85,12 @@ def read_config(args: list[str]) -> Config:
 
 
 def one_line_errors(function: Callable[[], object]):
-  """Calls `function`; a UserError becomes a line on the screen and exit code 2."""
+  """Calls `function`; a UserError becomes a line on the screen, and its exit code."""
   try:
     function()
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(error.exit_code)
 
 
 def refuse_unknown_settings(args: list[str]):

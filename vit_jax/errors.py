@@ -1,4 +1,4 @@
-"""The one kind of error that a person can mend: it is shown as one line, without a traceback, and the exit code is 2."""
+"""The one kind of error that a person can mend: it is shown as one line, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,9 +7,19 @@ from collections.abc import Iterable
 class UserError(Exception):
   """Names what was got, what was expected, and what to do about it."""
 
+  exit_code = 2
+
+
+class DivergedError(UserError):
+  """Training gave numbers that are not finite, again and again."""
+
+  exit_code = 78
+
 
 class StorageError(UserError):
   """A file system failed, and did so again when it was tried again."""
+
+  exit_code = 74
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -22,11 +22,12 @@ class Metrics:
   def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
     """Goes on after `step` of `steps`: what an interrupted run wrote of later steps is taken out, as they are done again."""
     self._path, self._steps, self._write = workdir / 'metrics.jsonl', steps, write
-    self._bar = None
+    self._bar, self.records = None, []  # Those that were there, on the host that writes.
     if not write:
       return
     kept = [line for line in read_lines(self._path) if json.loads(line)['step'] <= step]
     self._path.write_text(''.join(kept))
+    self.records = [json.loads(line) for line in kept]
     self._tensorboard = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=30)
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=steps, initial=step, unit='step', dynamic_ncols=True)
@@ -35,11 +36,15 @@ class Metrics:
     """Writes `values` of `step` everywhere but to the screen."""
     if not self._write:
       return
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step} | finite) + '\n')
+    self.note(step, {name: value if math.isfinite(value) else str(value) for name, value in values.items()})
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
+
+  def note(self, step: int, values: dict):
+    """Writes a line about `step` to metrics.jsonl only."""
+    if self._write:
+      with self._path.open('a') as file:
+        file.write(json.dumps({'step': step} | values) + '\n')
 
   def progress(self, step: int, values: dict[str, float]):
     """The progress line: loss, learning rate, images a second and, where it is known, the share of the chip's peak."""

@@ -12,6 +12,7 @@ import optax
 
 from vit_jax.config import OptimConfig, duration
 from vit_jax.errors import UserError
+from vit_jax.spikes import watched
 
 BLOCKS = 'Transformer/encoderblock/'
 HEAD = 'head/kernel'
@@ -68,10 +69,11 @@ RULES = {
 }
 
 
-def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.GradientTransformationExtraArgs:
   """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing.
 
-  `params` may be shapes. UserError where a pattern matches no parameter, or nothing is left to train.
+  An update is told the run's `step`, and where spikes are skipped its `loss` and `grad_norm`. `params` may be shapes.
+  UserError where a pattern matches no parameter, or nothing is left to train.
   """
   chain = [
     optax.clip_by_global_norm(config.clip) if config.clip else None,
@@ -79,9 +81,24 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
     optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay')) if config.weight_decay else None,
     add_head_decay(config, params) if config.weight_decay and config.head_decay != 1 else None,
     scale_by_layer(config.layer_decay, params) if config.layer_decay != 1 else None,
-    optax.scale_by_learning_rate(lr),
+    scale_by_rate_of_step(lr),
   ]
-  tx = optax.chain(*(part for part in chain if part))
+  tx = partly_frozen(config, optax.chain(*(part for part in chain if part)), params)
+  return watched(tx, config.spike_window) if config.skip_spikes else tx
+
+
+def scale_by_rate_of_step(lr: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+  """Updates times -lr(`step`), the run's own: a step that is left out delays no schedule, as a count of updates would."""
+
+  def update(updates, state, params=None, *, step, **others):
+    del params, others
+    return jax.tree.map(lambda x: jnp.array(-lr(step), x.dtype) * x, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def partly_frozen(config: OptimConfig, tx: optax.GradientTransformation, params) -> optax.GradientTransformation:
+  """`tx` for the parameters that are not frozen, which get no updates."""
   if not config.frozen:
     return tx
   frozen = matching(params, config.frozen, 'frozen')

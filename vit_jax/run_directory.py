@@ -1,6 +1,6 @@
-"""A run's directory: what the run is (config, preprocessing, labels, versions), for whoever has the directory and nothing else.
+"""A run's directory: what the run is (config, preprocessing, labels, data, versions), for whoever has it and nothing else.
 
-    config.json  preprocessing.json  labels.txt  versions.json  metrics.jsonl  tensorboard/  checkpoints/STEP/
+    config.json  preprocessing.json  labels.txt  data.json  versions.json  metrics.jsonl  tensorboard/  checkpoints/STEP/
 
 The checkpoints are checkpoint.py's.
 """
@@ -13,24 +13,27 @@ from pathlib import Path
 import jax
 
 from vit_jax.config import Config, flat, from_dict, to_dict
+from vit_jax.data.fingerprint import differences
 from vit_jax.errors import UserError
 
 # Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, and no number.
 FREE = {
   'log_every', 'eval_every', 'save_every', 'keep', 'keep_every', 'mesh.fsdp', 'model.remat', 'model.unroll',
-  'data.dir', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch',
+  'data.dir', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch', 'optim.max_bad_steps', 'log_ids',
+  'data.bad_budget',
 }  # fmt: skip
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless', 'simplejpeg')
 
 
-def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
+def describe(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict[str, object] | None = None):
   """Writes what the run is, so that whoever has the directory needs nothing else; the first of several hosts does.
 
-  UserError where the directory holds a run with another config (the differing fields are listed) or can't be written.
+  `facts`: of its data, as fingerprint.py tells them. UserError where the directory holds a run with another config or other
+  data (the differing fields are listed) or can't be written.
   """
   try:
-    refuse_other_run(workdir, config, labels)
+    refuse_other_run(workdir, config, labels, facts)
     if jax.process_index():
       return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -43,6 +46,7 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
       'preprocessing.json': json.dumps(preprocessing, indent=2),
       'labels.txt': '\n'.join(labels),
       'versions.json': json.dumps(versions, indent=2),
+      'data.json': json.dumps(facts or {}, indent=2),
       'config.json': json.dumps(to_dict(config), indent=2),  # Last: a directory that has it has all.
     }
     for name, text in texts.items():
@@ -52,8 +56,8 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...]):
     raise UserError(f'can not write to {workdir}: {error.strerror or error}; choose another --workdir') from None
 
 
-def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...]):
-  """UserError where `workdir` holds a run that this one would not continue."""
+def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict[str, object] | None = None):
+  """UserError where `workdir` holds a run that this one would not continue. `facts` are its data's."""
   if not (workdir / 'config.json').exists():
     return
   old, new = flat(read_config(workdir)), flat(config)
@@ -62,6 +66,12 @@ def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...]):
     raise UserError(f'{workdir} holds another run; choose another --workdir. The configs differ in ' + '; '.join(differ))
   if read_labels(workdir) != labels:
     raise UserError(f'{workdir} holds a run on other classes than {config.data.train} has now; choose another --workdir')
+  path = workdir / 'data.json'
+  if differ := differences(json.loads(path.read_text()) if path.exists() else {}, facts or {}):
+    raise UserError(
+      f'{workdir} holds a run on other data than there are now: {"; ".join(differ)}. Choose another --workdir, or '
+      f'remove {path} to go on with what there is now'
+    )
 
 
 def read_config(workdir: Path) -> Config:

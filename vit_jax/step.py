@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from vit_jax.data.augment import mixup
 from vit_jax.losses import multi_hot
 from vit_jax.mesh import Mesh, state_specs, sum_over_devices, whole
+from vit_jax.spikes import is_spike
 
 
 @flax.struct.dataclass
@@ -56,6 +57,7 @@ def train_step(
   mixup_alpha: float = 0.0,
   accumulate: int = 1,
   ema: float = 0.0,
+  skip_spikes: float = 0.0,
   mesh: Mesh | None = None,
   grad_dtype: str = 'float32',
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -63,6 +65,7 @@ def train_step(
 
   The loss is the mean over the examples that the mask keeps. Every random number is a function of `seed` and the step.
   `lr` is the schedule in `tx`, for the record. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`.
+  Where `refused` says so, nothing but the step changes: all else keeps its bits.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], multi_hot(batch['label'], model.classes)
@@ -76,16 +79,26 @@ def train_step(
     gradient = functools.partial(gradient, specs=specs, grad_dtype=grad_dtype)
     gradient = sum_over_devices(gradient, mesh, specs, grad_dtype)
   value, grads = gradient(state.params, (images, targets, weights), key)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  norm = optax.tree.norm(grads)
+  why = refused(state, value, norm, skip_spikes)
+  told = {'step': state.step, 'loss': value, 'grad_norm': norm}
+  updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, **told)
   params = optax.apply_updates(state.params, updates)
   average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
-  metrics = {
-    'loss': value,
-    'lr': jnp.asarray(lr(state.step), jnp.float32),
-    'grad_norm': optax.tree.norm(grads),
-    'skipped': jnp.sum(~batch['mask']),
-  }
-  return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=average), metrics
+  new = TrainState(step=state.step, params=params, opt_state=opt_state, ema=average)
+  new = jax.tree.map(lambda new, old: jnp.where(why['not_finite'] | why['spikes'], old, new), new, state)
+  rate, skipped = jnp.asarray(lr(state.step), jnp.float32), jnp.sum(~batch['mask'])
+  return new.replace(step=state.step + 1), {'loss': value, 'lr': rate, 'grad_norm': norm, 'skipped': skipped} | why
+
+
+def refused(state: TrainState, loss: jax.Array, norm: jax.Array, skip_spikes: float) -> dict[str, jax.Array]:
+  """Why a step of this loss and norm of the gradients is left out, if either is True: on every device the same, as those are.
+
+  A norm is not finite either where its square is beyond float32, from 1.8e19 on: clipping would make nothing of such gradients.
+  """
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  spike = is_spike(state.opt_state.history, loss, norm, skip_spikes) if skip_spikes else False
+  return {'not_finite': ~finite, 'spikes': finite & spike}
 
 
 def gradient_in_parts(

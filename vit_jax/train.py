@@ -14,11 +14,13 @@ import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.config import Config, duration, total_steps, validate
-from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.fingerprint import fingerprint
+from vit_jax.data.loader import eval_batches, most_bad, train_batches
 from vit_jax.data.sources import Source, open_source
-from vit_jax.errors import UserError
+from vit_jax.errors import DivergedError, UserError
 from vit_jax.evaluate.classify import classify, count
 from vit_jax.keeping import Checkpoints
+from vit_jax.ledger import open_ledger
 from vit_jax.losses import LOSSES
 from vit_jax.mesh import (
   Mesh,
@@ -57,7 +59,8 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   train_source, eval_source = open_sources(config)
   steps, epoch = total_steps(config, len(train_source)), len(train_source) / config.data.batch
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
-  refuse_other_run(workdir, config, train_source.label_names)
+  facts = fingerprint(train_source, eval_source)
+  refuse_other_run(workdir, config, train_source.label_names, facts)
 
   model = build(config.model, train_source.classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
@@ -67,7 +70,7 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   state, notes = first_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
   first = int(state.step)
   wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
-  describe(workdir, config, train_source.label_names)
+  describe(workdir, config, train_source.label_names, facts)
   checkpoints.open()
   metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
   metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
@@ -76,18 +79,19 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
 
   batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
   batches = prefetch(batches, config.data.prefetch, mesh)
+  ledger = open_ledger(config, workdir, metrics, train_source, step=first)
   update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
   evaluate = evaluator(config, eval_source, model=model, mesh=mesh, state=state)
   metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
-  pending, watch = [], Stopwatch()
-  for step, batch in zip(range(first + 1, steps + 1), batches, strict=False):
+  watch = Stopwatch()
+  for step, (ids, batch) in zip(range(first + 1, steps + 1), batches, strict=False):
     checkpoints.check()
     state, values = update(state, batch)
-    pending.append(values)
+    ledger.add(step, values, ids)
     if due(step, every['log_every'], steps):
-      values = means(jax.device_get(pending))
-      values |= speed(config, model, mesh, seconds_per_step=watch.lap() / len(pending))
-      pending = []
+      ledger.settle()
+      values = speed(config, model, mesh, seconds_per_step=watch.lap() / ledger.steps)
+      values = ledger.record() | values
       metrics.record(step, values)
       metrics.progress(step, values)
     if due(step, every['eval_every'], steps):
@@ -97,9 +101,14 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
       metrics.say(f'step {step}/{steps}  ' + in_words(result))
     if due(step, every['save_every'], steps):
       with watch.paused(state):
+        ledger.settle()
         checkpoints.save(state, step)
+    if ledger.hopeless:
+      break
   checkpoints.finish(state, int(state.step))
   metrics.close()
+  if ledger.hopeless:
+    raise DivergedError(ledger.hopeless)
   return close(workdir, metrics, seconds=time.monotonic() - began)
 
 
@@ -197,6 +206,7 @@ def compiled_step(
     mixup_alpha=config.mixup,
     accumulate=config.optim.accumulate,
     ema=config.optim.ema,
+    skip_spikes=config.optim.skip_spikes,
     mesh=mesh,
     grad_dtype=config.optim.grad_dtype,
   )
@@ -226,30 +236,29 @@ def evaluator(
   def evaluate(params: dict) -> dict[str, float]:
     batches = prefetch(eval_batches(source, config.data, **hosts()), config.data.prefetch, mesh)
     with jax.set_mesh(mesh):
-      result = classify(counts(params, batch) for batch in batches)
+      result = classify(counts(params, batch) for _, batch in batches)
     result |= {'skipped': len(source) - result['examples']} if config.data.bad_images == 'skip' else {}
+    if (skipped := result.get('skipped', 0)) > (most := most_bad(config.data, len(source))):
+      raise UserError(f'{skipped} images of {source.split} can not be read, and config.data.bad_budget allows {most}')
     return {f'{source.split}_{name}': value for name, value in result.items()}
 
   return evaluate
 
 
-def prefetch(batches: Iterator[dict[str, np.ndarray]], ahead: int, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-  """The batches as global arrays, `ahead` of them on their way to the device before they are asked for."""
-  queue = deque(to_global(batch, mesh) for batch in itertools.islice(batches, ahead))
+def prefetch(
+  batches: Iterator[dict[str, np.ndarray]], ahead: int, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+  """(this host's ids, the batch as global arrays), `ahead` of them on their way to the device before they are asked for."""
+  send = lambda batch: (batch['id'], to_global({name: array for name, array in batch.items() if name != 'id'}, mesh))
+  queue = deque(map(send, itertools.islice(batches, ahead)))
   while queue:
     yield queue.popleft()
-    queue.extend(to_global(batch, mesh) for batch in itertools.islice(batches, 1))
+    queue.extend(map(send, itertools.islice(batches, 1)))
 
 
 def due(step: int, every: int, last: int) -> bool:
   """Whether something that happens every so many steps, and after the last, happens after `step`. 0 means only the last."""
   return step == last or (every > 0 and step % every == 0)
-
-
-def means(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
-  """What the steps since the last record say together: means, the last learning rate, and the images skipped."""
-  values = {name: float(np.mean([step[name] for step in pending])) for name in ('loss', 'grad_norm')}
-  return values | {'lr': pending[-1]['lr'].item(), 'skipped': sum(step['skipped'].item() for step in pending)}
 
 
 def speed(config: Config, model: nn.Module, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ SPLITS = ('train', 'test', 'validation', 'val')  # A folder of one of these name
 LAYOUT = 'Expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, or PATH/CLASS/IMAGE'
 HEADERS = ('path', 'image', 'file', 'filename')
 HELD_OUT_SHARE = 0.1
+LARGEST = 1 << 30  # Bytes of a file that is read at all.
 
 
 def divided(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
@@ -65,6 +66,10 @@ class Folder:
 
   def most_labels(self, split: str) -> int:
     return 1
+
+  def listing(self, split: str) -> bytes:
+    paths, labels = self._examples[split]
+    return paths.tobytes() + labels.tobytes()
 
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
@@ -132,6 +137,10 @@ class Csv:
   def most_labels(self, split: str) -> int:
     return max(1, int((self._examples[split][1] >= 0).sum(axis=1).max(initial=0)))
 
+  def listing(self, split: str) -> bytes:
+    paths, labels = self._examples[split]
+    return paths.tobytes() + labels.tobytes()
+
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
@@ -166,7 +175,10 @@ def _table(files: list[list[bytes]], labels) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: Path) -> bytes:
   try:
-    return path.read_bytes()
+    with path.open('rb') as file:
+      if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+        raise BadImage(str(path), f'{size:,} bytes are more than any image has')
+      return file.read()
   except OSError as error:
     raise BadImage(str(path), f'cannot be read ({error.strerror})') from None
 

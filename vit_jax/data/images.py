@@ -22,6 +22,7 @@ Box = tuple[int, int, int, int]  # y, x, h, w in pixels.
 Choose = Callable[[int, int], Box]  # Of an image of a height and width.
 Data = bytes | np.ndarray
 
+AUGMENTATION = 1  # The version of what a training image is of its bytes and key: runs of another do not go on.
 ATTEMPTS = 100  # TensorFlow's sample_distorted_bounding_box: then the whole image.
 DEEP = {(): cv2.COLOR_GRAY2RGB, (3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}  # By the channels.
 

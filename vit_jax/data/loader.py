@@ -2,8 +2,9 @@
 
 A source has `len`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`, `most_labels` and `split`,
 and can be pickled. A batch is {'image': uint8 [b, h, w, 3], 'label': int32 [b, most_labels] (-1 where an example has
-fewer), 'mask': bool [b]}: this host's contiguous slice of the global batch. Where the mask is False there is no example
-(the last evaluation batch is filled up) or none that can be read: zeros, and labels that are all -1.
+fewer), 'mask': bool [b], 'id': int64 [b], the examples' numbers in the source}: this host's contiguous slice of the global
+batch. Where the mask is False there is no example (the last evaluation batch is filled up; the id is -1) or none that can be
+read (the id of example i is then ~i): zeros, and labels that are all -1.
 """
 
 import collections
@@ -28,6 +29,7 @@ from vit_jax.errors import UserError
 
 PIECE = 16  # Images that a decoding thread takes at a time: what handing them out costs is lost in what they cost.
 SHARED = 1 << 16  # Bytes: smaller arrays of a worker are cheaper to send than to share.
+ORDER = 1  # The version of what `shuffled` and a batch's rows are: runs of another do not go on.
 AHEAD = 2  # Batches in the making at a time, in each process: threads that have ended one go on with the next.
 
 Batch = dict[str, np.ndarray]
@@ -36,18 +38,20 @@ Batch = dict[str, np.ndarray]
 def train_batches(source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int) -> Iterator[Batch]:
   """Batches `start`, `start + 1`, … without end. They run on over the end of an epoch; each epoch has its own order."""
   batch = _share(config.batch, 'batch', hosts)
+  order = functools.partial(shuffled, examples=len(source), seed=seed)
   example = functools.partial(_train_example, source=source, config=config, seed=seed)
-  return _iterate(example, range(start, sys.maxsize), source, config, batch=batch, host=host, hosts=hosts)
+  return _iterate(order, example, range(start, sys.maxsize), source, config, batch=batch, host=host, hosts=hosts)
 
 
 def eval_batches(source, config: DataConfig, *, host: int, hosts: int, exact: bool = False) -> Iterator[Batch]:
   """Every example once over all hosts, in the source's order; as many batches on each. `exact`: unrounded float32."""
   name = 'eval_batch' if config.eval_batch else 'batch'
   batch = _share(getattr(config, name), name, hosts)
+  order = functools.partial(_in_order, examples=len(source))
   example = functools.partial(_eval_example, source=source, config=config)
   count = -(-len(source) // (batch * hosts))
   dtype = np.float32 if exact else np.uint8
-  return _iterate(example, range(count), source, config, batch=batch, host=host, hosts=hosts, dtype=dtype)
+  return _iterate(order, example, range(count), source, config, batch=batch, host=host, hosts=hosts, dtype=dtype)
 
 
 def shuffled(position: int, examples: int, seed: int) -> tuple[int, int]:
@@ -57,9 +61,28 @@ def shuffled(position: int, examples: int, seed: int) -> tuple[int, int]:
   return epoch, grain.experimental.index_shuffle(rank, max_index=examples - 1, seed=key, rounds=4)
 
 
-def _train_example(position: int, out: np.ndarray, *, source, config: DataConfig, seed: int) -> tuple[int, ...]:
-  """Writes the image at a position of the endless stream into `out`; returns its labels."""
-  epoch, index = shuffled(position, len(source), seed)
+def why_bad(source, index: int, max_pixels: int) -> tuple[str, str]:
+  """(the name of an example, what is wrong with it), found out again: a batch only says that something is."""
+  try:
+    data, _, name = source[index]
+    images.decode(data, name=name, max_pixels=max_pixels)
+  except images.BadImage as error:
+    return error.args
+  return name, 'it could not be read a moment ago'
+
+
+def most_bad(config: DataConfig, examples: int) -> int:
+  """Of so many examples, those that may be unreadable before it is an error."""
+  return math.ceil(config.bad_budget * examples) if config.bad_images == 'skip' else 0
+
+
+def _in_order(position: int, examples: int) -> tuple[int, int]:
+  """(0, example) at a position of the evaluation; behind its end example -1."""
+  return 0, position if position < examples else -1
+
+
+def _train_example(epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig, seed: int) -> tuple[int, ...]:
+  """Writes the image of an example, as an epoch sees it, into `out`; returns its labels."""
   data, labels, name = source[index]
   images.train_image(
     data,
@@ -75,11 +98,10 @@ def _train_example(position: int, out: np.ndarray, *, source, config: DataConfig
   return labels
 
 
-def _eval_example(position: int, out: np.ndarray, *, source, config: DataConfig) -> tuple[int, ...] | None:
-  """As `_train_example`, in the source's order; None behind its end."""
-  if position >= len(source):
-    return None
-  data, labels, name = source[position]
+def _eval_example(epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig) -> tuple[int, ...]:
+  """As `_train_example`, for evaluation: every epoch sees the same."""
+  del epoch
+  data, labels, name = source[index]
   short_side = config.eval_short_side
   images.eval_image(data, out, name=name, crop=config.eval_crop, short_side=short_side, max_pixels=config.max_pixels)
   return labels
@@ -89,7 +111,8 @@ def _eval_example(position: int, out: np.ndarray, *, source, config: DataConfig)
 class _MakeBatch:
   """Makes batch `k`. This, and not a record, is what Grain schedules: its cost for each item is paid once a batch."""
 
-  example: Callable[[int, np.ndarray], tuple[int, ...] | None]  # Writes an image, returns its labels, if any.
+  order: Callable[[int], tuple[int, int]]  # A position of the stream -> (epoch, example), -1 where there is none.
+  example: Callable[[int, int, np.ndarray], tuple[int, ...]]  # (epoch, example, image to write) -> labels.
   shape: tuple[int, ...]  # Of this host's images: [b, h, w, c].
   dtype: type
   labels: int
@@ -104,6 +127,7 @@ class _MakeBatch:
       'image': self._images(),
       'label': np.full((b, self.labels), -1, np.int32),
       'mask': np.ones(b, bool),
+      'id': np.empty(b, np.int64),
     }
     first = (k * self.hosts + self.host) * b
     pieces = [self._pool.submit(self._fill, out, first, range(i, min(i + PIECE, b))) for i in range(0, b, PIECE)]
@@ -127,16 +151,18 @@ class _MakeBatch:
 
   def _fill(self, out: Batch, first: int, rows: range):
     for row in rows:
-      labels = self._labels(first + row, out['image'][row])
+      epoch, index = self.order(first + row)
+      labels, out['id'][row] = self._labels(epoch, index, out['image'][row]), index
       if labels is None:
         out['image'][row] = 0
         out['mask'][row] = False
+        out['id'][row] = ~index if index >= 0 else -1
       else:
         out['label'][row, : len(labels)] = labels
 
-  def _labels(self, position: int, image: np.ndarray) -> tuple[int, ...] | None:
+  def _labels(self, epoch: int, index: int, image: np.ndarray) -> tuple[int, ...] | None:
     try:
-      return self.example(position, image)
+      return None if index < 0 else self.example(epoch, index, image)
     except images.BadImage:
       if self.skip:
         return None
@@ -166,10 +192,11 @@ def _share(batch: int, name: str, hosts: int) -> int:
 
 
 def _iterate(
-  example, batches: range, source, config: DataConfig, *, batch: int, host: int, hosts: int, dtype: type = np.uint8
+  order, example, batches: range, source, config: DataConfig, *, batch: int, host: int, hosts: int, dtype: type = np.uint8
 ) -> Iterator[Batch]:
   """The batches in order, made ahead by threads of this process or by worker processes."""
   make = _MakeBatch(
+    order=order,
     example=example,
     shape=(batch, *config.size, 3),
     dtype=dtype,

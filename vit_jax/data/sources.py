@@ -5,10 +5,12 @@
   tfds:NAME                                a TFDS data set prepared as ArrayRecord (tfds_source.py)
 
 Behind each is a store: `title`, `splits`, `label_names`, `shards(split)` (the number of examples in each of its files),
-`most_labels(split)` and `read(split, i)`. It opens what it reads from after unpickling: little crosses to a process.
+`most_labels(split)`, `listing(split)` (bytes that are others where the examples are) and `read(split, i)`. It opens what it
+reads from after unpickling: little crosses to a process.
 """
 
 import bisect
+import hashlib
 import itertools
 import types
 from pathlib import Path
@@ -57,6 +59,13 @@ class Source:
     """Of any one example of these splits, at least 1."""
     return max(self._store.most_labels(split) for split in self.examples)
 
+  def listing(self) -> str:
+    """A digest of what tells the examples apart without reading them: names, labels, and which of them."""
+    digest = hashlib.blake2b(repr(self._spans).encode(), digest_size=8)
+    for split in self.examples:
+      digest.update(self._store.listing(split))
+    return digest.hexdigest()
+
   def spread(self, n: int) -> 'Source':
     """`n` of the examples (all, if there are fewer), evenly spaced: of every class, where they lie class by class."""
     chosen = [self._locate(int(i)) for i in np.linspace(0, len(self) - 1, min(n, len(self)))]
@@ -101,6 +110,9 @@ class Builtin:
 
   def most_labels(self, split: str) -> int:
     return 1
+
+  def listing(self, split: str) -> bytes:
+    return self._labels[split].tobytes()
 
   def read(self, split: str, i: int):
     if split not in self._images:

@@ -5,6 +5,9 @@ against 208 µs a record), and the image stays as it was encoded. The label is t
 only one of its kind: a ClassLabel, or a sequence of them for any number of labels an image.
 """
 
+import concurrent.futures
+
+from vit_jax.data.images import BadImage
 from vit_jax.errors import UserError, did_you_mean
 
 ELSEWHERE = {
@@ -20,6 +23,7 @@ class Tfds:
     info = _random_access(name, dir)
     self._image = _only(info, ('image',), _is_image, 'image')
     self._label = _only(info, ('label', 'labels'), _class_label, 'class label')
+    self._full_name = info.full_name  # With its version.
     label = _class_label(info.features[self._label])
     self.label_names = tuple(label.names or map(str, range(label.num_classes)))
     self._single = label is info.features[self._label]
@@ -38,8 +42,18 @@ class Tfds:
     """Reads the whole split, once, where an example may have several."""
     if split not in self._most:
       several = range(0 if self._single else sum(self._shards[split]))
-      self._most[split] = max((len(self.read(split, i)[1]) for i in several), default=0) or 1
+      self._most[split] = max((self._count(split, i) for i in several), default=0) or 1
     return self._most[split]
+
+  def _count(self, split: str, i: int) -> int:
+    """Labels of an example; of one that is bad, whose turn to be an error comes when it is trained on, 0."""
+    try:
+      return len(self.read(split, i)[1])
+    except BadImage:
+      return 0
+
+  def listing(self, split: str) -> bytes:
+    return repr((self._full_name, self._shards[split])).encode()
 
   def read(self, split: str, i: int):
     from tensorflow_datasets.proto import tf_example_pb2
@@ -48,9 +62,16 @@ class Tfds:
       from array_record.python.array_record_data_source import ArrayRecordDataSource
 
       self._readers[split] = ArrayRecordDataSource(self._files[split])
-    features = tf_example_pb2.Example.FromString(self._readers[split][i]).features.feature
+    name = f'{self.title} {split} #{i}'
+    try:
+      features = tf_example_pb2.Example.FromString(self._readers[split][i]).features.feature
+      image = features[self._image].bytes_list.value[0]
+    except Exception as error:  # ArrayRecord's and protobuf's, which have no class in common.
+      raise BadImage(name, f'its record is damaged: {" ".join(str(error).split()) or type(error).__name__}') from None
     labels = tuple(label for label in features[self._label].int64_list.value if label >= 0)  # -1: none is known.
-    return features[self._image].bytes_list.value[0], labels, f'{self.title} {split} #{i}'
+    if max(labels, default=0) >= len(self.label_names):
+      raise BadImage(name, f'its label {max(labels)} is none of {len(self.label_names)} classes')
+    return image, labels, name
 
   def _has_labels(self, split: str) -> bool:
     return bool(self._shards[split]) and (not self._single or bool(self.read(split, 0)[1]))
@@ -119,7 +140,24 @@ def _files(name: str, split) -> list[str]:
   missing = next((path for path, _ in pairs if not path.exists()), None)
   if missing:
     raise UserError(f'tfds:{name}: the file {missing} of its split {split.name!r} is missing; prepare it again')
+  with concurrent.futures.ThreadPoolExecutor(64) as pool:  # They wait for storage.
+    for path, said, found in zip(*zip(*pairs, strict=True), pool.map(_records, (path for path, _ in pairs)), strict=True):
+      if found != said:
+        raise UserError(f'tfds:{name}: {path} holds {found} records, but the data set says {said}; prepare it again')
   return [f'{path}[0:{n}]' for path, n in pairs]
+
+
+def _records(path) -> int | str:
+  """How many an ArrayRecord file has, of which its end tells; or why it can not be told."""
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  try:
+    reader = ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()
+  except Exception as error:  # It raises what it likes.
+    return f'no readable ({" ".join(str(error).split())[:200]})'
+  return count
 
 
 def _is_image(feature) -> bool:

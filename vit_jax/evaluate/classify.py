@@ -93,7 +93,8 @@ def evaluate(
 
   for batch in eval_batches(source, data, host=jax.process_index(), hosts=jax.process_count(), exact=True):
     label = np.where(batch['label'] < 0, -1, columns[batch['label']])
-    running.append(step(params, to_global(batch | {'label': label.astype(np.int32)}, mesh)))
+    fed = {'image': batch['image'], 'label': label.astype(np.int32), 'mask': batch['mask']}
+    running.append(step(params, to_global(fed, mesh)))
     if len(running) > AHEAD:
       finish()
   while running:

@@ -10,8 +10,8 @@ import numpy as np
 
 from vit_jax.config import DataConfig
 from vit_jax.data.folder import EXTENSIONS
-from vit_jax.data.images import BadImage, decode
-from vit_jax.data.loader import eval_batches
+from vit_jax.data.images import BadImage
+from vit_jax.data.loader import eval_batches, why_bad
 from vit_jax.errors import UserError
 
 PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
@@ -63,7 +63,7 @@ def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterato
       if part['mask'][row]:
         yield Prediction(path, tuple(names[i] for i in best[row]), tuple(probabilities[row, best[row]].tolist()))
       else:
-        yield Prediction(path, error=why(files, k * data.eval_batch + row, data.max_pixels))
+        yield Prediction(path, error=why_bad(files, k * data.eval_batch + row, data.max_pixels)[1])
 
 
 def refuse_unfit(model):
@@ -78,16 +78,6 @@ def data_config(model, *, batch: int, **options) -> DataConfig:
   how = model.preprocessing
   preprocessing = {'size': model.size, 'eval_crop': how['crop'], 'eval_short_side': how['short_side']}
   return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
-
-
-def why(files: Files, i: int, max_pixels: int) -> str:
-  """What is wrong with a file, found out again: a batch only says that something is."""
-  try:
-    data, _, name = files[i]
-    decode(data, name=name, max_pixels=max_pixels)
-  except BadImage as error:
-    return error.args[1]
-  return 'it could not be read a moment ago'
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:

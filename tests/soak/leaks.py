@@ -1,0 +1,76 @@
+"""A run that saves after every step, evaluates now and then, and has a worker process; what it holds is written down meanwhile.
+
+    python tests/soak/leaks.py WORKDIR STEPS
+
+Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file descriptors, threads, entries of
+/dev/shm, children, live arrays, and programs compiled so far. test_leaks.py starts this and reads that.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from vit_jax.train import train
+
+EVALUATE_EVERY = 20  # Steps. An evaluation starts a worker of its own.
+
+
+def config(steps: int) -> Config:
+  """Small, with all that a run can have switched on."""
+  return Config(
+    data=DataConfig(train='builtin:digits', eval_split='test[:64]', batch=16, eval_batch=32, size=(8, 8), workers=1),
+    model=ModelConfig(variant='mu/4', depth=2, dropout=0.1),
+    optim=OptimConfig(lr=1e-3, clip=1.0, ema=0.9, skip_spikes=6.0),
+    mixup=0.2,
+    steps=steps,
+    log_ids=True,
+    log_every='5',
+    eval_every=str(EVALUATE_EVERY),
+    save_every='1',
+    keep=2,
+  )
+
+
+def holdings(workdir: Path, compiled: list) -> dict[str, float]:
+  """What this process holds now; memory in MB."""
+  pages = int(Path('/proc/self/statm').read_text().split()[1])
+  saved = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
+  return {
+    'time': time.monotonic(),
+    'saved': max(saved, default=0),
+    'rss': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+    'fds': len(os.listdir('/proc/self/fd')),  # noqa: PTH208 -- one name of /proc each.
+    'threads': len(os.listdir('/proc/self/task')),  # noqa: PTH208
+    'shm': len(list(Path('/dev/shm').iterdir())),
+    'children': len(Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()),
+    'arrays': len(jax.live_arrays()),
+    'compiled': len(compiled),
+  }
+
+
+def watch(workdir: Path, compiled: list):
+  """Writes a line each second, for as long as the process lives."""
+  with (workdir / 'holds.jsonl').open('w', buffering=1) as file:
+    while True:
+      file.write(json.dumps(holdings(workdir, compiled)) + '\n')
+      time.sleep(1)
+
+
+def main(workdir: Path, steps: int):
+  workdir.mkdir(parents=True, exist_ok=True)
+  compiled = []
+  note = lambda event, seconds, **kwargs: compiled.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  jax.monitoring.register_event_duration_secs_listener(note)
+  threading.Thread(target=watch, args=(workdir, compiled), daemon=True).start()
+  train(config(steps), workdir)
+  (workdir / 'compiled.json').write_text(json.dumps(compiled))
+
+
+if __name__ == '__main__':
+  main(Path(sys.argv[1]), int(sys.argv[2]))

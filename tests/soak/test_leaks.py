@@ -1,0 +1,57 @@
+"""A long run holds at its end what it held after its start: memory, files, threads, shared memory, arrays, programs (T20)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = int(os.environ.get('LEAKS_STEPS', '1500'))  # 30 minutes and more on 2 cores.
+LAST = 500  # Saves that the slope is over.
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_nothing_grows_over_the_last_500_saves(tmp_path):
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  command = [sys.executable, str(Path(__file__).with_name('leaks.py')), str(tmp_path / 'run'), str(STEPS)]
+  subprocess.run(command, env=env, cwd=ROOT, check=True)
+  found = summary(tmp_path / 'run')
+  print(json.dumps(found, indent=2))
+  assert found['saves'] >= LAST
+  assert found['MB a save'] <= 0.1
+  for name in ('fds', 'threads', 'shm', 'arrays'):
+    assert found[name]['slope a 1000 saves'] < 2, (name, found[name])
+  assert found['compiled meanwhile'] == 0
+
+
+def summary(workdir: Path) -> dict:
+  """Over the last `LAST` saves: the slope of memory, and of each count its extremes and slope."""
+  lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
+  end = max(line['saved'] for line in lines)
+  lines = [line for line in lines if end - LAST <= line['saved'] < end]  # The end itself draws curves.
+  saved = np.array([line['saved'] for line in lines])
+  slope = lambda name: float(np.polyfit(saved, [line[name] for line in lines], 1)[0])
+  counts = {
+    name: {
+      'least': min(line[name] for line in lines),
+      'most': max(line[name] for line in lines),
+      'slope a 1000 saves': round(1000 * slope(name), 2),
+    }
+    for name in ('fds', 'threads', 'shm', 'children', 'arrays')
+  }
+  return {
+    'saves': int(saved[-1] - saved[0]) + 1,
+    'minutes': round((lines[-1]['time'] - lines[0]['time']) / 60, 1),
+    'MB at the end': round(lines[-1]['rss'], 1),
+    'MB a save': round(slope('rss'), 4),
+    'compiled meanwhile': lines[-1]['compiled'] - lines[0]['compiled'],
+  } | counts
+
+
+if __name__ == '__main__':
+  print(json.dumps(summary(Path(sys.argv[1])), indent=2))

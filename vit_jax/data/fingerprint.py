@@ -1,0 +1,44 @@
+"""What the data of a run are, so that one that goes on with other data says so instead of mixing the two.
+
+Batch k is a function of the data settings, the seed, k, and of what lies behind the source: that is what is told here, with the
+versions of the order and of the augmentation, which code may change where the settings stay.
+"""
+
+import hashlib
+
+import numpy as np
+
+from vit_jax.data.images import AUGMENTATION, BadImage
+from vit_jax.data.loader import ORDER
+from vit_jax.data.sources import Source
+
+SAMPLED = 16  # Examples whose content is looked at.
+
+
+def fingerprint(train: Source, evaluation: Source) -> dict[str, object]:
+  """{'train.examples': 800, …}: equal for equal data, wherever they lie."""
+  out = {'order': ORDER, 'augmentation': AUGMENTATION}
+  for name, source in {'train': train, 'eval': evaluation}.items():
+    facts = {'examples': len(source), 'listing': source.listing(), 'content': content(source)}
+    out |= {f'{name}.{fact}': value for fact, value in facts.items()}
+  return out
+
+
+def content(source: Source) -> str:
+  """A digest of `SAMPLED` examples spread over the source: their bytes or pixels, and labels."""
+  digest, some = hashlib.blake2b(digest_size=8), source.spread(SAMPLED)
+  for i in range(len(some)):
+    try:
+      data, labels, _ = some[i]
+    except BadImage:
+      data, labels = b'', ()
+    digest.update(data.tobytes() if isinstance(data, np.ndarray) else data)
+    digest.update(repr(labels).encode())
+  return digest.hexdigest()
+
+
+def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
+  """Each fact that is not the same, in words; none where nothing is known `there`."""
+  return [
+    f'{name}: {there.get(name)} there, {value} here' for name, value in here.items() if there and there.get(name) != value
+  ]
