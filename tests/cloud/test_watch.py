@@ -110,6 +110,13 @@ def test_a_run_that_fails_leaves_its_machines_and_says_so(cloud, tmp_path, capfd
   assert '1 of 4 hosts failed, exit code 1. The machines are still there, and paid for' in capfd.readouterr().err
 
 
+def test_a_run_that_is_stopped_leaves_its_machines_and_says_so(cloud, tmp_path, capfd):
+  cloud.play(describe=states('ACTIVE'), exits=[NONE, [0, '75\n75\n', ''], [0, '75\n75\n75\n75\n', '']])
+  assert watch(JOB, tmp_path) == 75
+  assert verbs(cloud) == ['create']
+  assert 'stopped on 4 hosts. The machines are still there, and paid for' in capfd.readouterr().err
+
+
 def test_hosts_that_fail_because_one_was_taken_away_are_no_failed_run(cloud, tmp_path):
   cloud.play(describe=states('ACTIVE', 'ACTIVE', 'SUSPENDING', 'ACTIVE'), exits=[[0, '134\n', ''], [0, '134\n', ''], FOUR])
   assert watch(JOB, tmp_path) == 0

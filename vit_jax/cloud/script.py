@@ -47,19 +47,20 @@ if [ ! -e "$code/installed" ]; then
   tar -xzf "$launch/code.tar.gz" -C "$code"
   again python3 -m pip install --quiet uv
   again python3 -m uv venv --quiet --python {python} "$code/.venv"
-  again python3 -m uv pip install --quiet --python "$code/.venv/bin/python" --constraint "$launch/pins.txt" "$code[tpu]"
+  again python3 -m uv pip install --quiet --python "$code/.venv/bin/python" --constraint "$launch/pins.txt" "${{code}}[tpu]"
   touch "$code/installed"
 fi
 cd "$code"
 """
 
 RUN = """\
-while [ ! -e /run/vit_jax/stop ]; do
+trap 'trap - EXIT; exit 143' TERM  # The machine is taken away, which is no end of the run.
+while true; do
   ended=0
   .venv/bin/python {command} &
   echo $! > /run/vit_jax/pid
   wait $! || ended=$?
-  [ "$ended" = {restart} ] || exit "$ended"
+  if [ "$ended" != {restart} ] || [ -e /run/vit_jax/stop ]; then exit "$ended"; fi
   echo 'exit code {restart}: starting it again'
 done
 """

@@ -114,6 +114,10 @@ class Babysitter:
       for command in self.backend.delete(self.job):
         call(command)
       return 0
+    if len(codes) == hosts and not failed:  # Hosts are started again after this code, but for a stop.
+      say(self.job, f'stopped on {hosts} hosts. The machines are still there, and paid for')
+      say(self.job, f'`launch delete {self.job.name}` removes them')
+      return RESTART
     self.failing = self.failing + 1 if failed else 0
     if self.failing < CONFIRM:
       return None
