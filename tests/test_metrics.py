@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
+from vit_jax.errors import UserError
 from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
 
 TRAIN = {'loss': 1.0, 'lr': 0.1, 'images_per_second': 1234.5, 'seconds_per_step': 0.5}
@@ -24,6 +25,13 @@ def test_going_on_takes_out_the_records_that_are_made_again(tmp_path):
   again.record(6, TRAIN)
   again.close()
   assert [record['step'] for record in read_metrics(tmp_path)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize('line', ['{"step": 2, "loss"', '[]', '{}', '3', '{"step": "2"}', '{"step": 1.5}', '\0\0', '\ufffd'])
+def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path, line):
+  (tmp_path / 'metrics.jsonl').write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+  with pytest.raises(UserError, match=r'metrics.jsonl, line 2 is no record of a step'):
+    Metrics(tmp_path, step=3, steps=9)
 
 
 def test_tensorboard_gets_every_value(tmp_path):

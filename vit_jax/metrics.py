@@ -7,6 +7,7 @@ One record a line: {"step", "loss", "lr", "images_per_second", …} while traini
 import contextlib
 import json
 import math
+import operator
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import jax
 import tensorboardX
 import tqdm
+
+from vit_jax.errors import UserError
 
 
 class Metrics:
@@ -94,9 +97,18 @@ class Stopwatch:
 
 
 def read_lines(path: Path) -> list[str]:
-  """The whole lines of a JSONL file; none where it doesn't exist. A line that a crash cut short is left out."""
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  return [line for line in lines if line.endswith('\n')]
+  """The lines of a file of records; none where it doesn't exist. A last one that a crash cut short is left out.
+
+  UserError for any other that is no record of a step.
+  """
+  lines = path.read_text(errors='replace').splitlines(keepends=True) if path.exists() else []
+  lines = [line for line in lines if line.endswith('\n')]
+  for number, line in enumerate(lines, start=1):
+    try:
+      operator.index(json.loads(line)['step'])
+    except (ValueError, TypeError, KeyError):
+      raise UserError(f'{path}, line {number} is no record of a step: {line[:80]!r}; remove it') from None
+  return lines
 
 
 def read_metrics(workdir: Path) -> list[dict]:

@@ -105,6 +105,16 @@ def test_an_image_in_place_of_a_csv_is_no_csv(tmp_path):
     open_source(f'csv:{tmp_path / "a.csv"}', 'train')
 
 
+def test_a_file_that_no_image_can_be_is_not_read(flat):
+  path = flat / 'ant' / '0.jpg'
+  with path.open('wb') as sparse:
+    sparse.truncate(1 << 40)
+  source = open_source(f'folder:{flat}', 'all')
+  with pytest.raises(BadImage, match=r'0.jpg: 1,099,511,627,776 bytes are more than any image has'):
+    for i in range(len(source)):
+      source[i]
+
+
 def test_a_file_that_went_away_is_a_bad_image_with_its_name(flat):
   source = open_source(f'folder:{flat}', 'train')
   Path(source[5][2]).unlink()

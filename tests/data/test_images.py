@@ -1,6 +1,7 @@
 import io
 import math
 import pickle
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -204,6 +205,51 @@ def test_a_jpeg_cut_short_below_the_box_is_bad_all_the_same():
   for length in (len(data) * 3 // 4, len(data) - 2):
     with pytest.raises(BadImage, match='remature end'):
       read(data[:length], box=lambda *_: (0, 0, 20, 20))
+
+
+def test_a_jpeg_cut_short_anywhere_is_bad():
+  for percent in range(100):
+    with pytest.raises(BadImage):
+      read(JPEG[: len(JPEG) * percent // 100])
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'])
+def test_a_flipped_bit_gives_an_image_or_a_bad_image_and_always_the_same(kind):
+  data, rng, bad, other = file(photo(), kind), np.random.default_rng(0), 0, 0
+  for at, bit in zip(rng.integers(0, len(data), 100), rng.integers(0, 8, 100), strict=True):
+    flipped = bytearray(data)
+    flipped[at] ^= 1 << bit
+    results = [outcome(bytes(flipped)) for _ in range(2)]
+    assert results[0] == results[1]
+    bad += results[0] is None
+    other += results[0] not in (None, outcome(data))
+  assert bad > 3 or kind == 'BMP'  # Which is pixels and little else.
+  assert not other or kind != 'PNG'  # It alone has checksums.
+
+
+def outcome(data: bytes) -> bytes | None:
+  """The pixels, or None where they are said to be bad; anything else is raised."""
+  try:
+    image = read(data, max_pixels=10**6)
+  except BadImage:
+    return None
+  assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+  return image.tobytes()
+
+
+def test_a_real_bomb_is_refused_without_its_memory():
+  """6,000 x 6,000 pixels in 35 kB: as many as are allowed, and one row more."""
+  bomb = file(Image.new('1', (6_000, 6_000)), 'PNG')
+  tracemalloc.start()
+  with pytest.raises(BadImage, match='6000 x 6000 pixels are more than config.data.max_pixels=35994000'):
+    read(bomb, max_pixels=5_999 * 6_000)
+  assert tracemalloc.get_traced_memory()[1] < 10e6
+  tracemalloc.stop()
+
+
+def test_an_image_of_one_pixel_is_an_image():
+  for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'):
+    assert train(file(photo(1, 1), kind)).shape == (32, 32, 3)
 
 
 def test_bytes_too_many_before_the_end_of_a_jpeg_do_no_harm():

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
 from vit_jax.data.images import BadImage
@@ -133,6 +135,32 @@ def test_an_epoch_has_each_example_once_and_batches_run_over_its_end(examples, b
   assert all(b['mask'].all() for b in batches)
   for epoch in range(3):
     assert sorted(labels[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
+
+
+@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.given(examples=st.integers(1, 40), hosts=st.integers(1, 8), share=st.integers(1, 5), seed=st.integers(0, 2**31 - 1))
+def test_hosts_together_have_each_example_once_an_epoch_in_the_order_that_one_has(examples, hosts, share, seed):
+  steps = -(-2 * examples // (hosts * share))
+  c = config(batch=hosts * share, size=(2, 2), crop='resize')
+  batches = together([train(Numbers(examples), steps, c, seed=seed, host=h, hosts=hosts) for h in range(hosts)])
+  ids = np.concatenate([batch['id'] for batch in batches])
+  assert ids.tolist() == [shuffled(position, examples, seed)[1] for position in range(len(ids))]
+  assert sorted(ids[:examples]) == sorted(ids[examples : 2 * examples]) == list(range(examples))
+  assert_equal(batches, train(Numbers(examples), steps, c, seed=seed))
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(examples=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6))
+def test_an_epoch_is_a_permutation_whatever_its_size_seed_and_number(examples, seed, epoch):
+  order = [shuffled(epoch * examples + rank, examples, seed) for rank in range(examples)]
+  assert {e for e, _ in order} == {epoch}
+  assert sorted(index for _, index in order) == list(range(examples))
+
+
+def test_the_ids_are_of_the_examples_and_say_which_can_not_be_read():
+  batches = evaluate(Photos(11, bad=(0, 9)), config(bad_images='skip'))
+  assert np.concatenate([batch['id'] for batch in batches]).tolist() == [~0, *range(1, 9), ~9, 10, *[-1] * 5]
+  assert (np.concatenate([batch['mask'] for batch in batches]) == [0, *[1] * 8, 0, 1, *[0] * 5]).all()
 
 
 def test_the_same_example_looks_different_in_the_next_epoch():

@@ -1,6 +1,8 @@
 """TFDS data sets read without TensorFlow."""
 
+import collections
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from vit_jax.data.images import BadImage
 from vit_jax.data.sources import BUILTIN, open_source
 from vit_jax.errors import UserError
 
@@ -81,3 +84,61 @@ def test_a_tfds_data_set_without_a_file_or_without_labels_says_so(numbered, writ
   write_tfds('bare', numbered, {'image': image}, {'train': [{'image': png(np.zeros((2, 2), np.uint8))}]})
   with pytest.raises(UserError, match='expected one class label in an example, but it has none among image'):
     open_source('tfds:bare', 'train', dir=str(numbered))
+
+
+def damaged(dir, change):
+  """The data set, with the bytes of the file of its training split changed."""
+  (path,) = dir.glob('numbered/*/*train*array_record*')
+  data = bytearray(path.read_bytes())
+  change(data)
+  path.write_bytes(data)
+  return open_source('tfds:numbered', 'train', dir=str(dir))
+
+
+def test_a_flipped_bit_is_a_bad_record_or_an_error_at_the_start_and_never_another_record(numbered):
+  whole = open_source('tfds:numbered', 'train', dir=str(numbered))
+  expected = [whole[i] for i in range(10)]
+  (path,) = numbered.glob('numbered/*/*train*array_record*')
+  data, rng, seen = path.read_bytes(), np.random.default_rng(0), collections.Counter()
+  written = np.flatnonzero(np.frombuffer(data, np.uint8))  # Most of a small file is padding.
+  for at, bit in zip(rng.choice(written, 150), rng.integers(0, 8, 150), strict=True):
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+    try:
+      source = open_source('tfds:numbered', 'train', dir=str(numbered))
+    except UserError as error:
+      assert 'prepare it again' in str(error)
+      seen['refused'] += 1
+      continue
+    for i in range(10):
+      try:
+        assert source[i] == expected[i]
+      except BadImage as error:
+        assert str(error).startswith(f'tfds:numbered train #{i}: its record is damaged')
+        seen['bad'] += 1
+  assert seen['refused'] and seen['bad'], seen
+
+
+def test_a_file_that_was_cut_short_is_an_error_at_the_start(numbered):
+  with pytest.raises(UserError, match=r'train.*holds no readable .* records, but the data set says 10; prepare it again'):
+    damaged(numbered, lambda data: data.__delitem__(slice(len(data) // 2, None)))
+
+
+def test_a_file_with_another_number_of_records_than_said_is_an_error_at_the_start(numbered):
+  (info,) = numbered.glob('numbered/*/dataset_info.json')
+  for said in ('9', '11'):
+    info.write_text(re.sub(r'"10"', f'"{said}"', info.read_text()))
+    with pytest.raises(UserError, match=rf'train.* holds 10 records, but the data set says {said}; prepare it again'):
+      open_source('tfds:numbered', 'train', dir=str(numbered))
+    info.write_text(re.sub(rf'"{said}"', '"10"', info.read_text()))
+
+
+def test_a_record_without_its_image_or_with_a_label_that_is_none_is_bad(tmp_path, write_tfds, png):
+  features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
+  write_tfds('many', tmp_path, features, {'train': [{'image': png(np.zeros((2, 3, 3), np.uint8)), 'label': 2}]})
+  source = open_source('tfds:many', 'train', dir=str(tmp_path))
+  source._store.label_names = ('a', 'b')
+  with pytest.raises(BadImage, match=r'tfds:many train #0: its label 2 is none of 2 classes'):
+    source[0]
+  source._store._image = 'picture'
+  with pytest.raises(BadImage, match=r'tfds:many train #0: its record is damaged'):
+    source[0]

@@ -2,8 +2,9 @@
 
     python tests/soak/leaks.py WORKDIR STEPS
 
-Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file descriptors, threads, entries of
-/dev/shm, children, live arrays, and programs compiled so far. test_leaks.py starts this and reads that.
+Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file descriptors, threads, pieces of
+/dev/shm that this process has mapped and files there (other programs' too), children, live arrays, and programs compiled so
+far. test_leaks.py starts this and reads that.
 """
 
 import json
@@ -47,8 +48,9 @@ def holdings(workdir: Path, compiled: list) -> dict[str, float]:
     'rss': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
     'fds': len(os.listdir('/proc/self/fd')),  # noqa: PTH208 -- one name of /proc each.
     'threads': len(os.listdir('/proc/self/task')),  # noqa: PTH208
-    'shm': len(list(Path('/dev/shm').iterdir())),
-    'children': len(Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()),
+    'shm': Path('/proc/self/maps').read_text().count('/dev/shm/'),
+    'shm_files': len(list(Path('/dev/shm').iterdir())),
+    'children': sum(len(path.read_text().split()) for path in Path('/proc/self/task').glob('*/children')),
     'arrays': len(jax.live_arrays()),
     'compiled': len(compiled),
   }

@@ -42,7 +42,7 @@ def summary(workdir: Path) -> dict:
       'most': max(line[name] for line in lines),
       'slope a 1000 saves': round(1000 * slope(name), 2),
     }
-    for name in ('fds', 'threads', 'shm', 'children', 'arrays')
+    for name in ('fds', 'threads', 'shm', 'shm_files', 'children', 'arrays')
   }
   return {
     'saves': int(saved[-1] - saved[0]) + 1,

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import struct
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -208,8 +209,11 @@ def _jpeg_header(data: bytes) -> Jpeg:
 
 def _from_pillow(data: bytes, max_pixels: int) -> np.ndarray:
   """Opening reads the headers only, so the size is checked before pixels are allocated. The first frame of several."""
+  Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which is another.
   with Image.open(io.BytesIO(data)) as image:
     _check_pixels(image.height, image.width, max_pixels)
+    if image.format == 'PNG':
+      _check_png(data)
     image.load()
     if image.format == 'PNG' and data[24] == 16:
       return _from_deep(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
@@ -218,6 +222,17 @@ def _from_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     if image.has_transparency_data:
       return _on_white(np.asarray(image.convert('RGBA')))
     return np.asarray(image.convert('RGB'))
+
+
+def _check_png(data: bytes):
+  """Compares the checksums of the chunks that make the image: Pillow passes over those of the pixels."""
+  at, kind = 8, b''
+  while kind != b'IEND':
+    length, kind = struct.unpack_from('>I4s', data, at)
+    (checksum,) = struct.unpack_from('>I', data, at + 8 + length)
+    if kind[:1].isupper() and zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != checksum:
+      raise ValueError(f'it is a broken PNG: the checksum of its {kind.decode(errors="replace")} is another')
+    at += 12 + length
 
 
 def _from_deep(image: np.ndarray) -> np.ndarray:

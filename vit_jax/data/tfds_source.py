@@ -45,12 +45,12 @@ class Tfds:
       self._most[split] = max((self._count(split, i) for i in several), default=0) or 1
     return self._most[split]
 
-  def _count(self, split: str, i: int) -> int:
-    """Labels of an example; of one that is bad, whose turn to be an error comes when it is trained on, 0."""
+  def _count(self, split: str, i: int, *, bad: int = 0) -> int:
+    """Labels of an example; `bad` of one that can not be read: its turn to be an error comes when it is trained on."""
     try:
       return len(self.read(split, i)[1])
     except BadImage:
-      return 0
+      return bad
 
   def listing(self, split: str) -> bytes:
     return repr((self._full_name, self._shards[split])).encode()
@@ -74,7 +74,7 @@ class Tfds:
     return image, labels, name
 
   def _has_labels(self, split: str) -> bool:
-    return bool(self._shards[split]) and (not self._single or bool(self.read(split, 0)[1]))
+    return bool(self._shards[split]) and (not self._single or self._count(split, 0, bad=1) > 0)
 
 
 def prepared(name: str, dir: str):

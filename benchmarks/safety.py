@@ -1,0 +1,119 @@
+"""What being safe costs: the training loop with and without the finite gate, the log of examples and the watchdog.
+
+    python benchmarks/safety.py [--rounds 30] [--steps 5] [SHAPE …]
+
+Both sides take real batches' places with one batch on the device, in turns of a few steps each in one process, so that a noisy
+machine is noisy for both; the order within a turn changes from turn to turn. The ratio is that of the medians; the second is
+that of the fastest turns, which noise reaches least. 1 is no cost.
+"""
+
+import argparse
+import contextlib
+import functools
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.config import Config, ModelConfig, OptimConfig
+from vit_jax.ledger import Ledger
+from vit_jax.losses import softmax_loss
+from vit_jax.metrics import Metrics
+from vit_jax.models.vit import vit
+from vit_jax.optim import optimizer
+from vit_jax.step import abstract_params, init_state, train_step
+
+SHAPES = {
+  'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96),
+  'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 8),
+}
+LOG_EVERY = 50
+UNGUARDED = {'not_finite': jnp.bool_(False), 'spikes': jnp.bool_(False)}  # Constants: the compiler takes the gate out.
+
+
+def compiled(name: str, *, guarded: bool):
+  """(a state, a step compiled with or without the gate, a batch)."""
+  config, size, b = SHAPES[name]
+  model, lr = vit(config, 10), lambda step: 1e-3
+  tx = optimizer(OptimConfig(weight_decay=0.1, clip=1.0), lr, abstract_params(model, size))
+  state = jax.jit(functools.partial(init_state, 0, model=model, tx=tx, size=size, ema=False))()
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.integers(0, 256, (b, *size, 3), dtype=np.uint8), 'label': rng.integers(0, 10, (b, 1)).astype(np.int32)}
+  batch = jax.device_put(batch | {'mask': np.ones(b, bool)})
+  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0)
+  with contextlib.nullcontext() if guarded else mock.patch('vit_jax.step.refused', lambda *_: UNGUARDED):
+    return state, jax.jit(step, donate_argnums=0).lower(state, batch).compile(), batch
+
+
+def unsafe(name: str):
+  """A function that does so many steps as the loop would without any of it, and returns their seconds."""
+  state, step, batch = compiled(name, guarded=False)
+  pending, done = [], 0
+
+  def run(steps: int) -> float:
+    nonlocal state, pending, done
+    began = time.perf_counter()
+    for _ in range(steps):
+      state, values = step(state, batch)
+      pending.append(values)
+      done += 1
+      if done % LOG_EVERY == 0:
+        pending = jax.device_get(pending)[:0]
+    jax.block_until_ready(state)
+    return time.perf_counter() - began
+
+  return run
+
+
+def safe(name: str, workdir: Path):
+  """The same with all of it."""
+  state, step, batch = compiled(name, guarded=True)
+  metrics = Metrics(workdir, step=0, steps=10**6)
+  ledger = Ledger(workdir, metrics, step=0, log_ids=True, max_bad_steps=10, max_bad_images=lambda step: 0, why_bad=lambda i: '')
+  ids, done = np.arange(len(batch['mask'])), 0
+
+  def run(steps: int) -> float:
+    nonlocal state, done
+    began = time.perf_counter()
+    for _ in range(steps):
+      state, values = step(state, batch)
+      done += 1
+      ledger.add(done, values, ids)
+      if done % LOG_EVERY == 0:
+        ledger.settle()
+        ledger.record()
+    jax.block_until_ready(state)
+    return time.perf_counter() - began
+
+  return run
+
+
+def main():
+  args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  args.add_argument('--rounds', type=int, default=30)
+  args.add_argument('--steps', type=int, default=5, help='in a turn')
+  args.add_argument('shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES))
+  args = args.parse_args()
+  assert Config().log_every == str(LOG_EVERY)
+  for name in args.shapes:
+    with tempfile.TemporaryDirectory() as workdir:
+      sides = {'safe': safe(name, Path(workdir)), 'unsafe': unsafe(name)}
+      seconds = {side: [] for side in sides}
+      for side in sides.values():
+        side(2)
+      for turn in range(args.rounds):
+        for side in list(sides)[:: 1 if turn % 2 else -1]:
+          seconds[side].append(sides[side](args.steps) / args.steps)
+    (safe_ms, unsafe_ms), fastest = ([1000 * f(seconds[s]) for s in sides] for f in (np.median, np.min))
+    print(
+      f'{name:12} safe {safe_ms:8.2f} ms  unsafe {unsafe_ms:8.2f} ms  ratio {safe_ms / unsafe_ms:.3f}  of the fastest turns '
+      f'{fastest[0] / fastest[1]:.3f}  ({jax.devices()[0].device_kind}, jax {jax.__version__})'
+    )
+
+
+if __name__ == '__main__':
+  main()
