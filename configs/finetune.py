@@ -3,7 +3,8 @@
     python run_finetune.py --config=configs/finetune.py:B/16,cifar10 --config.init=B_16.npz
     python run_finetune.py --config=configs/finetune.py:S/16,folder --config.data.train=folder:photos --config.init=S_16.npz
 
-Argument: a variant and a data set (imagenet, cifar100, cifar10, pets, flowers, vtab, folder).
+Argument: a variant and a data set (imagenet, cifar100, cifar10, pets, flowers, vtab, folder). Of ResNets the paper reports the
+better of this and of configs/bit_finetune.py.
 SGD with momentum 0.9, batch 512, cosine decay, no weight decay, gradients clipped to 1, 384 px, the whole image at evaluation.
 Cost: B/16 on CIFAR-10 about 10,000 steps of 512 images at 111 GFLOPs a forward pass. Not run here.
 Expected (Table 5, pre-trained on ImageNet-21k): see vit_jax/paper; B/16 on CIFAR-10 98.95, on CIFAR-100 91.67.
@@ -35,7 +36,8 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
   if data not in RECIPES:
     raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{did_you_mean(data, RECIPES)}')
   (source, split, eval_split), steps, warmup, rates = RECIPES[data]
-  side = 384 // shape(variant).stride[0] * shape(variant).stride[0]  # 378 for patches of 14.
+  step = shape(variant).stride[0] if '/' in variant else 1  # A ResNet takes any size.
+  side = 384 // step * step  # 378 for patches of 14.
   return Config(
     data=DataConfig(train=source, split=split, eval_split=eval_split, batch=512, size=(side, side), workers=8),
     model=ModelConfig(variant=variant, dtype='bfloat16'),

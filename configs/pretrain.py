@@ -2,13 +2,16 @@
 
     python run_pretrain.py --config=configs/pretrain.py:B/16,imagenet21k --config.data.train=folder:/data/imagenet21k
 
-Argument: a variant (B/16, B/32, L/16, L/32, H/14) and a data set (imagenet, imagenet21k, jft), and for ViT-L/16 on JFT and
-ViT-L on ImageNet-21k the epochs, where the table has two rows: `L/16,imagenet21k,30`.
+Argument: a variant (B/16, B/32, L/16, L/32, H/14; on JFT the hybrids R50+B/16 … R50+L/32 and the ResNets R50x1, R50x2, R101x1,
+R152x1, R152x2, R200x3) and a data set (imagenet, imagenet21k, jft), and the epochs where the table has two rows:
+`L/16,imagenet21k,30`.
 Cost: in TPUv3-core-days the paper gives 230 for L/16 on ImageNet-21k, 680 for L/16 and 2,500 for H/14 on JFT-300M (Table 2).
 Expected (validation precision at 1, google-research/vision_transformer issue 62): ImageNet-21k B/16 47.9, B/32 44.0, L/16 49.9,
 L/32 45.4, H/14 49.1; ImageNet before fine-tuning B/32 69.2, B/16 74.8, L/32 66.9, L/16 72.6. Not run here.
 
-JFT-300M is not public, and ImageNet-21k is not in TFDS: point --config.data.train at your own copy or stand-in.
+The ResNets are V1, as the hybrids' stems are; which form the paper's are, it does not say. With SGD, for Table 7, they are in
+configs/bit_pretrain.py. JFT-300M is not public, and ImageNet-21k is not in TFDS: point --config.data.train at your own copy or
+stand-in.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -22,6 +25,17 @@ RECIPES = {
   ('L/32', 'jft'):         ((7,),    6e-4, 'linear', 0.1,  0.0),
   ('L/16', 'jft'):         ((7, 14), 4e-4, 'linear', 0.1,  0.0),
   ('H/14', 'jft'):         ((14,),   3e-4, 'linear', 0.1,  0.0),
+  ('R50+B/16', 'jft'):     ((7,),    8e-4, 'linear', 0.1,  0.0),
+  ('R50+B/32', 'jft'):     ((7,),    8e-4, 'linear', 0.1,  0.0),
+  ('R50+L/32', 'jft'):     ((7,),    2e-4, 'linear', 0.1,  0.0),
+  ('R50+L/16', 'jft'):     ((7, 14), 4e-4, 'linear', 0.1,  0.0),
+  # Table 6 has R152x2 in 14 epochs and R200x3 too, of which Table 3 says nothing: with the rate of the R152s.
+  ('R50x1', 'jft'):        ((7,),    1e-3, 'linear', 0.1,  0.0),
+  ('R50x2', 'jft'):        ((7,),    1e-3, 'linear', 0.1,  0.0),
+  ('R101x1', 'jft'):       ((7,),    8e-4, 'linear', 0.1,  0.0),
+  ('R152x1', 'jft'):       ((7,),    6e-4, 'linear', 0.1,  0.0),
+  ('R152x2', 'jft'):       ((7, 14), 6e-4, 'linear', 0.1,  0.0),
+  ('R200x3', 'jft'):       ((14,),   6e-4, 'linear', 0.1,  0.0),
   ('B/16', 'imagenet21k'): ((90,),   1e-3, 'linear', 0.03, 0.1),
   ('B/32', 'imagenet21k'): ((90,),   1e-3, 'linear', 0.03, 0.1),
   ('L/16', 'imagenet21k'): ((90, 30), 1e-3, 'linear', 0.03, 0.1),
@@ -51,13 +65,14 @@ def get_config(argument: str = 'B/16,imagenet21k') -> Config:
   if epochs and epochs not in map(str, choices):
     raise UserError(f'configs/pretrain.py:{argument}: Table 3 has {" and ".join(map(str, choices))} epochs, not {epochs}')
   source, split, eval_split = DATA[data]
+  transformer = {'dropout': dropout, 'hidden_head': True, 'unroll': 0} if '/' in variant else {}
   return Config(
     data=DataConfig(
       train=source, split=split, eval_split=eval_split, batch=4096, size=(224, 224), eval_crop='center', workers=16
     ),
     # Unrolled, XLA fuses more and keeps less: B/16 on v5e takes 30 % fewer cycles than looped with remat='vit' (estimates).
     # The sigmoid loss starts at "no class": a bias of -10 (google-research/vision_transformer issues 2 and 89).
-    model=ModelConfig(variant=variant, dropout=dropout, hidden_head=True, head_bias=-10.0, dtype='bfloat16', unroll=0),
+    model=ModelConfig(variant=variant, head_bias=-10.0, dtype='bfloat16', **transformer),
     optim=OptimConfig(
       name='adamw',
       lr=lr,

@@ -51,9 +51,13 @@ def test_every_default_is_valid_and_every_number_that_may_be_wrong_has_a_range()
   assert numbers - set(RANGES) == {'model.head_bias'}
 
 
+# What some choices need besides.
+NEED = {'random': {'data__crop_from': 256}, 'staircase': {'optim__drop_at': '50%'}}
+
+
 @pytest.mark.parametrize(('name', 'value'), [(name, value) for name, choices in CHOICES.items() for value in choices])
 def test_every_choice_is_accepted(name, value):
-  config = changed(**{name.replace('.', '__'): value})
+  config = changed(**{name.replace('.', '__'): value}, **NEED.get(value, {}))
   assert flat(validate(config))[name] == value
 
 
@@ -125,6 +129,10 @@ WRONG = [
   ({'data__size': ()}, ['config.data.size=()']),
   ({'data__size': (0, 8)}, ['config.data.size=(0, 8)']),
   ({'data__size': -8}, ['config.data.size=(-8, -8)', 'HEIGHT,WIDTH']),
+  ({'data__crop': 'random'}, ['config.data.crop_from=0 is less than the size (224, 224)']),
+  ({'data__crop_from': 256}, ["config.data.crop_from=256: only config.data.crop='random'"]),
+  ({'optim__schedule': 'staircase'}, ["config.optim.schedule='staircase' with drop_at='' and drop_every='0'"]),
+  ({'optim__drop_every': '2ep'}, ["config.optim.schedule='cosine' with drop_at='' and drop_every='2ep'"]),
   ({'data__crop_area': (0.0, 1.0)}, ['config.data.crop_area=(0.0, 1.0)', '0 < LOW <= HIGH <= 1']),
   ({'data__crop_area': (0.5, 0.4)}, ['config.data.crop_area=(0.5, 0.4)']),
   ({'data__crop_area': (0.5, 1.5)}, ['config.data.crop_area=(0.5, 1.5)']),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -25,13 +26,27 @@ def module(name: str):
   return made
 
 
-def arguments() -> list[tuple[str, str | None]]:
+# Deep ResNets take long to trace, and are as R50x1 but for their depth.
+QUICK = ('Ti/16', 'S/16', 'B/16', 'B/32', 'L/16', 'L/32', 'H/14')
+DEEP = re.compile(r'R(101|152|200)x|BiT-|R50x2|R50\+L')
+
+
+def arguments() -> list:
   cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
   for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
     cases += [('pretrain', f'{variant},{data},{count}') for count in epochs] + [('pretrain', f'{variant},{data}')]
   for data in module('finetune').RECIPES:
-    cases += [('finetune', f'{variant},{data}') for variant in ('Ti/16', 'S/16', 'B/16', 'B/32', 'L/16', 'L/32', 'H/14')]
-  return cases
+    cases += [('finetune', f'{variant},{data}') for variant in QUICK]
+  cases += [('finetune', 'R50x1,cifar10')]
+  cases += [('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')]
+  cases += [('bit_finetune', f'{variant},cifar10') for variant in ('R50x1', 'BiT-R152x4')]
+  return [pytest.param(*case, marks=pytest.mark.slow if DEEP.search(case[1] or '') else ()) for case in cases]
+
+
+@pytest.mark.parametrize(('name', 'recipes'), [('bit_pretrain', 'RECIPES'), ('bit_finetune', 'TASKS')])
+def test_every_row_of_a_table_is_a_valid_config(name, recipes):
+  for data in getattr(module(name), recipes):
+    assert config_of(name, f'R50x1,{data}').model.variant == 'R50x1'
 
 
 def config_of(name: str, argument: str | None):

@@ -266,3 +266,36 @@ def test_shapes_are_enough_to_make_an_optimizer():
 def test_layer_decay_without_stacked_blocks_is_an_error():
   with pytest.raises(UserError, match=r'config\.optim\.layer_decay=0\.9: only Transformers have blocks'):
     optimizer(OptimConfig(layer_decay=0.9), optax.constant_schedule(0.1), PARAMS)
+
+
+def test_a_staircase_falls_at_its_durations_after_the_warm_up():
+  """BiT's rule: 100 steps of warm-up, a tenth of the rate from 30, 60 and 90 % of 500 steps on."""
+  config = OptimConfig(lr=0.003, schedule='staircase', warmup='100', drop_at='30%,60%,90%')
+  lr = schedule(config, steps=500, epoch=10.0)
+  known = {0: 0, 50: 0.0015, 100: 0.003, 149: 0.003, 150: 3e-4, 299: 3e-4, 300: 3e-5, 449: 3e-5, 450: 3e-6, 499: 3e-6}
+  for step, rate in known.items():
+    assert float(lr(step)) == pytest.approx(rate, rel=1e-5)
+
+
+def test_a_staircase_that_falls_every_so_often_is_noisy_students():
+  """0.97 every 2.4 epochs of 10 steps."""
+  lr = schedule(OptimConfig(lr=0.128, schedule='staircase', drop_every='2.4ep', drop=0.97), steps=100, epoch=10.0)
+  for step in (0, 23, 24, 71, 72, 99):
+    assert float(lr(step)) == pytest.approx(0.128 * 0.97 ** (step // 24), rel=1e-5)
+
+
+def test_rmsprop_is_tensorflows_with_coupled_decay():
+  """Against the recurrence in float64: the mean square starts at 1, epsilon is under the root, L2 goes through the momentum."""
+  lr, decay, momentum, wd = 0.05, 0.9, 0.8, 0.1
+  config = OptimConfig(name='rmsprop', b1=momentum, b2=decay, weight_decay=wd, couple_decay=True, decay='.*/kernel')
+  history, _ = run(optimizer(config, optax.constant_schedule(lr), PARAMS), PARAMS)
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(np.float64, PARAMS)
+  square, moment = jax.tree.map(np.ones_like, params), jax.tree.map(np.zeros_like, params)
+  for after in history:
+    grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32).astype(np.float64), PARAMS)
+    grads['head']['kernel'] += wd * params['head']['kernel']
+    square = jax.tree.map(lambda s, g: decay * s + (1 - decay) * g * g, square, grads)
+    moment = jax.tree.map(lambda m, g, s: momentum * m + g / np.sqrt(s + 1e-3), moment, grads, square)
+    params = jax.tree.map(lambda p, m: p - lr * m, params, moment)
+    assert_trees_close(after, params, atol=1e-5)

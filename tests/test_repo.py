@@ -22,10 +22,12 @@ LAYERS = [
     'vit_jax.errors',
     'vit_jax.config',
     'vit_jax.fields',
+    'vit_jax.limits',
     'vit_jax.distributed',
     'vit_jax.draws',
     'vit_jax.places',
     'vit_jax.models.variants',
+    'vit_jax.models.efficientnet_variants',
   ],
   ['vit_jax.storage', 'vit_jax.lock'],
   [

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.fields import flat_types, in_words, is_of
+from vit_jax.limits import CHOICES, RANGES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,9 +26,12 @@ class DataConfig:
   batch: int = 256  # Images in a step, over all hosts.
   eval_batch: int = 0  # Images in an evaluation step, over all hosts; 0 means `batch`.
   size: tuple[int, int] = (224, 224)  # Height and width in pixels; one number means a square.
-  crop: str = 'inception'  # inception (a random box, resized), resize (the whole image, resized).
+  crop: str = (
+    'inception'  # inception (a random box, resized), resize (the whole), random (a part, after resizing to `crop_from`).
+  )
   crop_area: tuple[float, float] = (0.05, 1.0)  # Of the image's area, for the inception crop.
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height, for the inception crop.
+  crop_from: int = 0  # For the random crop: the side in pixels of the square that the whole image is resized to first.
   flip: bool = True  # Left-right, for every second training image.
   eval_crop: str = 'resize'  # resize (the whole image to the size), center (resize the short side, cut the middle).
   eval_short_side: int = 256  # For 'center': the short side that the image is resized to first.
@@ -72,23 +76,28 @@ class ModelConfig:
 class OptimConfig:
   """The recipe, in the paper's words; optim.py makes it optax."""
 
-  name: str = 'adamw'  # adamw, sgd, adafactor.
+  name: str = 'adamw'  # adamw, sgd, adafactor, rmsprop.
   lr: float = 1e-3
-  schedule: str = 'cosine'  # cosine, linear, rsqrt, constant.
+  schedule: str = 'cosine'  # cosine, linear, rsqrt, constant, staircase.
   warmup: str = '0'  # A duration: '500' steps, '5ep' epochs, '10%' of the run.
   cooldown: str = '0'  # A duration: the last part falls linearly to `lr_end`.
   lr_end: float = 0.0  # Where the decay ends.
   rsqrt_timescale: int = 10_000  # In steps.
-  b1: float = 0.9  # Adam's, and the momentum of SGD and Adafactor.
-  b2: float = 0.999
+  drop_at: str = ''  # Durations from the start of the run after which a staircase falls: '30%,60%,90%' …
+  drop_every: str = '0'  # … or one duration, after every multiple of which it does.
+  drop: float = 0.1  # What it is multiplied with, each time.
+  b1: float = 0.9  # Adam's, and the momentum of SGD, RMSProp and Adafactor.
+  b2: float = 0.999  # Adam's, and RMSProp's decay.
   momentum_dtype: str = 'float32'  # Of the first moment: float32, bfloat16.
   weight_decay: float = 0.0  # Decoupled, times the learning rate (optax.adamw's and the paper's unit).
+  couple_decay: bool = False  # Weight decay goes into the gradient, through the momentum: the L2 of SGD and RMSProp.
   head_decay: float = 1.0  # Times the weight decay, for the kernel of the head (arXiv 2106.04560: 100).
   decay: str = '.*'  # The parameters that decay: a regular expression that matches the whole path.
   clip: float = 0.0  # The global norm that gradients are clipped to; 0 means no clipping.
   frozen: str = ''  # The parameters that stay as they are: a regular expression that matches the whole path.
   layer_decay: float = 1.0  # Learning rates fall by this factor with each block away from the head.
   ema: float = 0.0  # Polyak averaging: the decay of a moving average of the parameters, which is then what is evaluated.
+  norm_momentum: float = 0.99  # Of the running statistics of batch norm, where a model has them.
   grad_dtype: str = 'float32'  # In which gradients are summed over the devices: float32, bfloat16 (half the bytes).
   accumulate: int = 1  # Parts that a batch is computed in, one after another.
   skip_spikes: float = (
@@ -127,69 +136,6 @@ class Config:
   save_every: str = '1ep'
   keep: int = 2  # Checkpoints kept, the newest.
   keep_every: str = '0'  # A duration: checkpoints at its multiples are kept for good; 0 means none.
-
-
-CHOICES = {
-  'data.crop': ('inception', 'resize'),
-  'data.eval_crop': ('resize', 'center'),
-  'data.bad_images': ('error', 'skip'),
-  'model.pool': ('token', 'gap', 'map'),
-  'model.position': ('learned', 'learned2d', 'relative', 'sincos2d', 'none'),
-  'model.position_at': ('stem', 'every', 'shared'),
-  'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
-  'model.gelu': ('tanh', 'erf'),
-  'model.dtype': ('float32', 'bfloat16'),
-  'model.remat': ('none', 'vit', 'dots', 'full'),
-  'optim.name': ('adamw', 'sgd', 'adafactor'),
-  'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant'),
-  'optim.momentum_dtype': ('float32', 'bfloat16'),
-  'optim.grad_dtype': ('float32', 'bfloat16'),
-  'loss': ('softmax', 'sigmoid'),
-  'init_positions': ('corner', 'half_pixel', 'bicubic'),
-}
-
-# Closed ranges. A number that is not listed may be anything.
-RANGES = {
-  'data.batch': (1, math.inf),
-  'data.eval_batch': (0, math.inf),
-  'data.eval_short_side': (1, math.inf),
-  'data.bad_budget': (0, 1),
-  'data.max_pixels': (1, math.inf),
-  'data.workers': (0, 1024),
-  'data.threads': (0, 1024),
-  'data.prefetch': (1, 64),
-  'model.width': (0, math.inf),
-  'model.depth': (0, math.inf),
-  'model.mlp': (0, math.inf),
-  'model.heads': (0, math.inf),
-  'model.stem_width': (32, math.inf),
-  'model.registers': (0, math.inf),
-  'model.dropout': (0, 0.99),
-  'model.drop_path': (0, 0.99),
-  'model.norm_eps': (0, 1),
-  'model.unroll': (0, math.inf),
-  'optim.lr': (0, math.inf),
-  'optim.lr_end': (0, math.inf),
-  'optim.rsqrt_timescale': (1, math.inf),
-  'optim.b1': (0, 0.99999),
-  'optim.b2': (0, 0.99999),
-  'optim.weight_decay': (0, math.inf),
-  'optim.head_decay': (0, math.inf),
-  'optim.clip': (0, math.inf),
-  'optim.layer_decay': (0.01, 1),
-  'optim.ema': (0, 0.999999),
-  'optim.accumulate': (1, math.inf),
-  'optim.skip_spikes': (0, math.inf),
-  'optim.spike_window': (2, math.inf),
-  'optim.max_bad_steps': (1, math.inf),
-  'mesh.fsdp': (1, math.inf),
-  'steps': (0, math.inf),
-  'epochs': (0, math.inf),
-  'seed': (0, 2**31 - 1),
-  'label_smoothing': (0, 0.99),
-  'mixup': (0, math.inf),
-  'keep': (1, math.inf),
-}
 
 
 def to_dict(config) -> dict:
@@ -255,8 +201,17 @@ def _validate_together(config: Config):
     raise UserError(f'config.data.crop_area={data.crop_area}: expected 0 < LOW <= HIGH <= 1')
   if not 0 < data.crop_aspect[0] <= data.crop_aspect[1]:
     raise UserError(f'config.data.crop_aspect={data.crop_aspect}: expected 0 < LOW <= HIGH')
+  if data.crop == 'random' and data.crop_from < max(data.size):
+    raise UserError(f'config.data.crop_from={data.crop_from} is less than the size {data.size} that is cut from it')
+  if data.crop != 'random' and data.crop_from:
+    raise UserError(f"config.data.crop_from={data.crop_from}: only config.data.crop='random' resizes first")
   if data.eval_crop == 'center' and data.eval_short_side < max(data.size):
     raise UserError(f'config.data.eval_short_side={data.eval_short_side} is less than the size {data.size} that is cut from it')
+  if (optim.schedule == 'staircase') != bool(optim.drop_at or optim.drop_every != '0'):
+    raise UserError(
+      f'config.optim.schedule={optim.schedule!r} with drop_at={optim.drop_at!r} and drop_every={optim.drop_every!r}: '
+      'a staircase, and nothing else, needs one of them'
+    )
   if min(config.model.scale) <= 0:
     raise UserError(f'config.model.scale={config.model.scale}: expected three positive numbers')
   for name in ('decay', 'frozen'):

@@ -12,6 +12,7 @@ import optax
 
 from vit_jax.config import OptimConfig, duration
 from vit_jax.errors import UserError
+from vit_jax.models.norm import STATISTICS
 from vit_jax.spikes import watched
 
 BLOCKS = 'Transformer/encoderblock/'
@@ -24,7 +25,7 @@ def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule
   At the last step the linear and cosine decays, and every cool-down, are at `lr_end` (arXiv 2010.11929, Table 3).
   """
   warmup, cooldown = (duration(getattr(config, name), name=f'optim.{name}', steps=steps, epoch=epoch) for name in RAMPS)
-  decay = DECAYS[config.schedule](config, steps - warmup)
+  decay = DECAYS[config.schedule](config, steps - warmup, [drop - warmup for drop in drops_of(config, steps, epoch)])
 
   def lr(step):
     rate = decay(jnp.maximum(step - warmup, 0))
@@ -37,12 +38,20 @@ def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule
 
 RAMPS = ('warmup', 'cooldown')
 DECAYS = {
-  'constant': lambda c, steps: optax.constant_schedule(c.lr),
-  'linear': lambda c, steps: optax.linear_schedule(c.lr, c.lr_end, steps),
-  'cosine': lambda c, steps: optax.cosine_decay_schedule(c.lr, steps, alpha=c.lr_end / c.lr if c.lr else 0),
+  'constant': lambda c, steps, _: optax.constant_schedule(c.lr),
+  'linear': lambda c, steps, _: optax.linear_schedule(c.lr, c.lr_end, steps),
+  'cosine': lambda c, steps, _: optax.cosine_decay_schedule(c.lr, steps, alpha=c.lr_end / c.lr if c.lr else 0),
   # arXiv 2106.04560: 1/sqrt(t) from the end of the warm-up on.
-  'rsqrt': lambda c, steps: lambda step: c.lr / jnp.sqrt(1 + step / c.rsqrt_timescale),
+  'rsqrt': lambda c, steps, _: lambda step: c.lr / jnp.sqrt(1 + step / c.rsqrt_timescale),
+  'staircase': lambda c, steps, drops: lambda step: c.lr * c.drop ** (step >= jnp.array(drops)).sum(),
 }
+
+
+def drops_of(config: OptimConfig, steps: int, epoch: float) -> list[int]:
+  """The steps of the run at which a staircase falls."""
+  at = [duration(text, name='optim.drop_at', steps=steps, epoch=epoch) for text in config.drop_at.split(',') if text]
+  every = duration(config.drop_every, name='optim.drop_every', steps=steps, epoch=epoch)
+  return at + list(range(every, steps, every)) if every else at
 
 
 def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
@@ -66,24 +75,32 @@ RULES = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
   'sgd': lambda c: optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
   'adafactor': scale_by_adafactor,
+  # TensorFlow's, as EfficientNets are trained: a moving average of squares that starts at 1, its epsilon under the root.
+  'rmsprop': lambda c: optax.chain(
+    optax.scale_by_rms(decay=c.b2, eps=1e-3, initial_scale=1.0, eps_in_sqrt=True),
+    optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
+  ),
 }
 
 
 def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.GradientTransformationExtraArgs:
-  """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing.
+  """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing, and
+  running statistics what models/norm.py wants.
 
   An update is told the run's `step`, and where spikes are skipped its `loss` and `grad_norm`. `params` may be shapes.
   UserError where a pattern matches no parameter, or nothing is left to train.
   """
+  decay = add_decay(config, params) if config.weight_decay else None
   chain = [
     optax.clip_by_global_norm(config.clip) if config.clip else None,
+    decay if config.couple_decay else None,
     RULES[config.name](config),
-    optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay')) if config.weight_decay else None,
+    None if config.couple_decay else decay,
     add_head_decay(config, params) if config.weight_decay and config.head_decay != 1 else None,
     scale_by_layer(config.layer_decay, params) if config.layer_decay != 1 else None,
     scale_by_rate_of_step(lr),
   ]
-  tx = partly_frozen(config, optax.chain(*(part for part in chain if part)), params)
+  tx = by_kind(config, optax.chain(*(part for part in chain if part)), params)
   return watched(tx, config.spike_window) if config.skip_spikes else tx
 
 
@@ -97,15 +114,29 @@ def scale_by_rate_of_step(lr: optax.Schedule) -> optax.GradientTransformationExt
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def partly_frozen(config: OptimConfig, tx: optax.GradientTransformation, params) -> optax.GradientTransformation:
-  """`tx` for the parameters that are not frozen, which get no updates."""
-  if not config.frozen:
-    return tx
-  frozen = matching(params, config.frozen, 'frozen')
-  if all(jax.tree.leaves(frozen)):
+def by_kind(config: OptimConfig, tx: optax.GradientTransformation, params) -> optax.GradientTransformation:
+  """`tx` for the parameters that are trained; frozen ones get no updates, and running statistics plain SGD."""
+  kinds = {'trained': tx, 'frozen': optax.set_to_zero(), 'statistics': optax.sgd(1 - config.norm_momentum)}
+  labels = kinds_of(config, params)
+  present = set(jax.tree.leaves(labels))
+  if 'trained' not in present:
     raise UserError(f'config.optim.frozen={config.frozen!r} matches every parameter: nothing is left to train')
-  labels = jax.tree.map(lambda still: 'frozen' if still else 'trained', frozen)
-  return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
+  return tx if present == {'trained'} else optax.partition({kind: kinds[kind] for kind in present}, labels)
+
+
+def kinds_of(config: OptimConfig, params):
+  """A tree that says of each parameter whether it is trained, frozen, or a running statistic of models/norm.py."""
+  frozen = matching(params, config.frozen, 'frozen') if config.frozen else jax.tree.map(lambda _: False, params)
+
+  def kind(keys, frozen) -> str:
+    return 'frozen' if frozen else 'statistics' if keys[-1].key in STATISTICS else 'trained'
+
+  return jax.tree.map_with_path(kind, frozen)
+
+
+def add_decay(config: OptimConfig, params) -> optax.GradientTransformation:
+  """The weight decay of the parameters that it is said of."""
+  return optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay'))
 
 
 def add_head_decay(config: OptimConfig, params) -> optax.GradientTransformation:

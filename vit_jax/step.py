@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from vit_jax.data.augment import mixup
 from vit_jax.losses import multi_hot
 from vit_jax.mesh import Mesh, state_specs, sum_over_devices, whole
+from vit_jax.models.norm import learned
 from vit_jax.spikes import is_spike
 
 
@@ -79,7 +80,7 @@ def train_step(
     gradient = functools.partial(gradient, specs=specs, grad_dtype=grad_dtype)
     gradient = sum_over_devices(gradient, mesh, specs, grad_dtype)
   value, grads = gradient(state.params, (images, targets, weights), key)
-  norm = optax.tree.norm(grads)
+  norm = optax.tree.norm(learned(grads))
   why = refused(state, value, norm, skip_spikes)
   told = {'step': state.step, 'loss': value, 'grad_norm': norm}
   updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, state.params, **told)
@@ -111,8 +112,9 @@ def gradient_in_parts(
 
   def part_loss(params, images, targets, weights, key):
     params = params if specs is None else whole(params, specs, grad_dtype=grad_dtype)
-    logits = model.apply({'params': params}, images, train=True, rngs={'dropout': key})
-    return jnp.sum(weights * loss(logits, targets))
+    logits, sown = model.apply({'params': params}, images, train=True, rngs={'dropout': key}, mutable=['drift'])
+    drift = weights.sum() * sum(jax.tree.leaves(sown))  # Of running statistics: its gradient, at no value.
+    return jnp.sum(weights * loss(logits, targets)) + (drift - jax.lax.stop_gradient(drift))
 
   return sum_of_parts(jax.value_and_grad(part_loss), parts, params, arrays, key)
 

@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from vit_jax.data import images
-from vit_jax.data.images import BadImage, decode, eval_image, random_box, resize, train_image
+from vit_jax.data.images import BadImage, decode, eval_image, random_box, random_part, resize, train_image
 from vit_jax.errors import UserError
 
 AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
@@ -37,7 +37,7 @@ def read(data, **kwargs) -> np.ndarray:
 def train(data, size=(32, 32), **kwargs) -> np.ndarray:
   out = np.empty((*size, 3), np.uint8)
   defaults = {'name': 'a.jpg', 'key': (0, 0, 0), 'crop': 'inception', 'flip': True}
-  train_image(data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'max_pixels': PIXELS} | kwargs)
+  train_image(data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'side': 0, 'max_pixels': PIXELS} | kwargs)
   return out
 
 
@@ -344,3 +344,12 @@ def test_a_decoded_box_equals_tensorflows(subsampling):
   data = simplejpeg.encode_jpeg(photo(150, 131), 90, 'RGB', subsampling)
   theirs = tf.io.decode_jpeg(data, channels=3).numpy()  # Its decode_and_crop_jpeg lacks the chroma beyond the box.
   assert np.array_equal(read(data, box=lambda *_: (40, 10, 50, 60)), theirs[40:90, 10:70])
+
+
+def test_a_random_crop_is_a_part_of_the_resized_image_and_every_part_comes():
+  image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
+  parts = {(y, x): image[y : y + 3, x : x + 4] for y in range(3) for x in range(3)}
+  drawn = [random_part(image, (3, 4), key=(0, 0, k)) for k in range(200)]
+  assert all(any((one == part).all() for one in drawn) for part in parts.values())
+  out = train(image, size=(3, 3), crop='random', side=3, flip=False)
+  np.testing.assert_array_equal(out, resize(image, (3, 3)))

@@ -7,25 +7,32 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.config import ModelConfig
+from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.losses import softmax_loss
 from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.models.efficientnet import EfficientNet
 from vit_jax.models.families import build, family
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.step import init_state, train_step
+from vit_jax.optim import optimizer
+from vit_jax.step import abstract_params, init_state, train_step
 
 NAMES = {
   'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer', 'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
   'R50x1': 'BiT ResNet', 'BiT-R152x4': 'BiT ResNet', 'R1.1x1': 'BiT ResNet',
+  'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
+}  # fmt: skip
+
+CLASSES = {
+  'Vision Transformer': VisionTransformer, 'hybrid': VisionTransformer, 'BiT ResNet': ResNet, 'EfficientNet': EfficientNet,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(('variant', 'name'), NAMES.items())
 def test_a_name_says_the_family(variant, name):
   assert family(variant) == name
-  assert isinstance(build(ModelConfig(variant=variant), 3), ResNet if 'ResNet' in name else VisionTransformer)
+  assert isinstance(build(ModelConfig(variant=variant), 3), CLASSES[name])
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,8 @@ def test_a_name_says_the_family(variant, name):
     ('BiT-R50x1', {'dropout': 0.1}, 'config.model.dropout=0.1: a BiT ResNet such as BiT-R50x1'),
     ('R50x1', {'remat': 'vit'}, "config.model.remat='vit': a BiT ResNet such as R50x1 knows none, full"),
     ('B/16', {'stem_width': 32}, 'config.model.stem_width=32: a Vision Transformer such as B/16 has no such setting'),
+    ('EfficientNet-B8', {}, "there is no EfficientNet 'B8'. Did you mean 'B"),
+    ('EfficientNet-B0', {'pool': 'gap'}, "config.model.pool='gap': a EfficientNet such as EfficientNet-B0 has no such setting"),
     ('R50x', {}, "there is no variant 'R50x'"),
   ],
 )
@@ -44,10 +53,11 @@ def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, me
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize('variant', ['BiT-R1.1x1'])
+@pytest.mark.parametrize('variant', ['BiT-R1.1x1', 'EfficientNet-0.5x0.2'])
 def test_eight_devices_equal_one(variant):
   """Two steps; over 'data' and 'fsdp' the parameters come out the same, and the large ones lie in shares."""
-  model, tx, lr = build(ModelConfig(variant=variant), 5), optax.sgd(0.1), optax.constant_schedule(0.1)
+  model, lr = build(ModelConfig(variant=variant), 5), optax.constant_schedule(0.1)
+  tx = optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, (32, 32)))
   begin = functools.partial(init_state, 0, model=model, tx=tx, size=(32, 32), ema=False)
   step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0)
   rng = np.random.default_rng(0)

@@ -74,15 +74,18 @@ def train_image(
   crop: str,
   area: tuple[float, float],
   aspect: tuple[float, float],
+  side: int,
   flip: bool,
   max_pixels: int,
 ):
-  """Writes a training image into `out`, uint8 [h, w, 3]: a random box ('inception') or the whole ('resize'), resized.
+  """Writes a training image into `out`, uint8 [h, w, 3]: a random box ('inception') or the whole ('resize'), resized; or the
+  whole resized to a square of `side` pixels, of which a random part is taken ('random').
 
   Every second one is flipped left-right, if `flip`.
   """
   choose = (lambda h, w: random_box(h, w, key=key, area=area, aspect=aspect)) if crop == 'inception' else None
   image = decode(data, name=name, max_pixels=max_pixels, box=choose)
+  image = random_part(resize(image, (side, side)), out.shape[:2], key=key) if crop == 'random' else image
   if flip and draw(key, 0)[-1] >> 63:
     cv2.flip(resize(image, out.shape[:2]), 1, dst=out)
   else:
@@ -129,6 +132,13 @@ def random_box(height: int, width: int, *, key: Key, area: tuple[float, float], 
     if h and w:
       return _below(for_y, height - h), _below(for_x, width - w), h, w
   return 0, 0, height, width
+
+
+def random_part(image: np.ndarray, size: tuple[int, int], *, key: Key) -> np.ndarray:
+  """A part of that size, each place as likely as any other."""
+  bits = draw(key, 0)
+  y, x = (_below(bits[i], image.shape[i] - size[i] + 1) for i in range(2))
+  return image[y : y + size[0], x : x + size[1]]
 
 
 def _box_sides(height: int, width: int, ratio: float, area: list[float], bits: int) -> tuple[int, int]:

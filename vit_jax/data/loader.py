@@ -92,6 +92,7 @@ def _train_example(epoch: int, index: int, out: np.ndarray, *, source, config: D
     crop=config.crop,
     area=config.crop_area,
     aspect=config.crop_aspect,
+    side=config.crop_from,
     flip=config.flip,
     max_pixels=config.max_pixels,
   )

@@ -22,6 +22,12 @@ class Dropout(nn.Module):
     return dropped(x, self.make_rng('dropout'), rate=self.rate)
 
 
+def keep_path(branch: jax.Array, key: jax.Array, rate: jax.Array | float) -> jax.Array:
+  """The branch [b, …], zero for a share `rate` of the images and scaled up for the others (arXiv 1603.09382)."""
+  kept = jax.random.bernoulli(key, 1 - rate, (branch.shape[0], *[1] * (branch.ndim - 1)))
+  return jnp.where(kept, branch / jnp.asarray(1 - rate, branch.dtype), 0)
+
+
 def dropped(x: jax.Array, key: jax.Array, *, rate: float) -> jax.Array:
   """`x`, or its gradient, with the mask that `key` draws."""
 

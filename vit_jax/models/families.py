@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from vit_jax.config import CHOICES, ModelConfig
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.limits import CHOICES
+from vit_jax.models.efficientnet import efficientnet
 from vit_jax.models.resnet import REMAT, resnet
 from vit_jax.models.vit import vit
 
@@ -36,6 +38,7 @@ class Family:
 # The first that matches is meant. What no other is called is a Vision Transformer, whose table knows the names.
 FAMILIES = {
   'BiT ResNet': Family(r'(BiT-)?R\d+(\.\d+)*x[1-9]\d*', resnet, ('stem_width',), tuple(REMAT)),
+  'EfficientNet': Family(r'EfficientNet-.*', efficientnet, ('dropout', 'drop_path'), tuple(REMAT)),
   'hybrid': Family(r'.+\+.+', vit, (*TRANSFORMER, 'stem_width'), CHOICES['model.remat']),
   'Vision Transformer': Family(r'.*', vit, TRANSFORMER, CHOICES['model.remat']),
 }

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
 from vit_jax.models.attention import attend, self_attention, split, weights
-from vit_jax.models.dropout import Dropout
+from vit_jax.models.dropout import Dropout, keep_path
 from vit_jax.models.ends import logits, normalised
 from vit_jax.models.positions import LEARNED, PositionEmbedding, RelativePositions, refuse_positions, sincos2d
 from vit_jax.models.resnet import v1
@@ -135,17 +135,12 @@ class EncoderBlock(nn.Module):
     attention = Attention(self.heads, self.attention, self.dtype, self.relative, name='MultiHeadDotProductAttention_1')
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
     drop = Dropout(self.dropout, deterministic=not train)
-    path = functools.partial(self.keep_path, drop_path) if train and self.drop_paths else lambda branch: branch
+    path = lambda branch: keep_path(branch, self.make_rng('dropout'), drop_path) if train and self.drop_paths else branch
     x = x if shared is None else x + shared
     x = x + self.positions()(x) if self.positions else x
     x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
     x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
     return x, None
-
-  def keep_path(self, rate: jax.Array, branch: jax.Array) -> jax.Array:
-    """The branch [b, n, d], zero for a share `rate` of the images and scaled up for the others (arXiv 1603.09382)."""
-    kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (branch.shape[0], 1, 1))
-    return jnp.where(kept, branch / (1 - rate).astype(branch.dtype), 0)
 
 
 class PatchEmbedding(nn.Module):

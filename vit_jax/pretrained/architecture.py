@@ -8,12 +8,15 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.efficientnet_variants import PREFIX, SCALES
+from vit_jax.models.families import build
 from vit_jax.models.variants import RESNETS, STEMS, VARIANTS, Stem
 from vit_jax.step import abstract_params
 
 POSITION = 'Transformer/posembed_input/pos_embedding'
 BLOCK = 'Transformer/encoderblock/'
 PATCH = 'embedding/kernel'
+STEM_CONV = 'stem_conv/kernel'  # Of an EfficientNet.
 ROOT, PRE_HEAD = 'conv_root/kernel', 'norm-pre-head/scale'  # Of a ResNet.
 QUERY = f'{BLOCK}MultiHeadDotProductAttention_1/query/kernel'
 MLP = f'{BLOCK}MlpBlock_3/Dense_0/kernel'
@@ -26,6 +29,8 @@ def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[
 
   UserError where the arrays are not those of a model that models/families.py can build.
   """
+  if STEM_CONV in flat:
+    return config_of({'variant': efficientnet_variant(flat, source)} | known, source), classes_of(flat)
   if PATCH not in flat and ROOT in flat:
     return resnet(flat, source, known), classes_of(flat)
   for name, axes in NEEDED.items():
@@ -55,6 +60,17 @@ def resnet(flat: dict[str, np.ndarray], source: str, known: dict) -> ModelConfig
   form = 'BiT-' if PRE_HEAD in flat else ''
   factor, stem_width = (width // 64, 64) if width % 64 == 0 else (1, width)
   return config_of({'variant': f'{form}{name}x{factor}', 'stem_width': stem_width} | known, source)
+
+
+def efficientnet_variant(flat: dict[str, np.ndarray], source: str) -> str:
+  """The name of the EfficientNet that has these arrays. UserError where none has."""
+  backbone = {name: array.shape for name, array in flat.items() if not name.startswith('head/')}
+  for name in SCALES:
+    model = build(ModelConfig(variant=PREFIX + name), 0)
+    shapes = flax.traverse_util.flatten_dict(abstract_params(model, (64, 64)), sep='/')
+    if {name: leaf.shape for name, leaf in shapes.items()} == backbone:
+      return PREFIX + name
+  raise UserError(f'{source} is none of the EfficientNets {", ".join(SCALES)}')
 
 
 def config_of(fields: dict, source: str) -> ModelConfig:

@@ -18,6 +18,7 @@ from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfit
 from vit_jax.pretrained.arrays import Arrays, open_arrays
 from vit_jax.pretrained.catalogue import Row, find, near, row_of_file
 from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.efficientnet_names import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
 from vit_jax.pretrained.labels import class_names
 from vit_jax.pretrained.model import Pretrained
@@ -103,6 +104,8 @@ def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
     return read_google(arrays)
   if is_resnet(arrays):
     return read_resnet(arrays)
+  if is_efficientnet(arrays):
+    return read_efficientnet(arrays, read_json(folder / 'config.json'))
   if is_timm(arrays):
     return read_timm(arrays, read_json(folder / 'config.json'), heads=heads)
   if is_huggingface(arrays):

