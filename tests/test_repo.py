@@ -19,6 +19,7 @@ name_of = lambda path: str(path.relative_to(ROOT))
 # A layer imports from the layers below it, and from its own.
 LAYERS = [
   [
+    'vit_jax.exits',
     'vit_jax.errors',
     'vit_jax.config',
     'vit_jax.fields',
@@ -29,7 +30,7 @@ LAYERS = [
     'vit_jax.models.variants',
     'vit_jax.models.efficientnet_variants',
   ],
-  ['vit_jax.storage', 'vit_jax.lock'],
+  ['vit_jax.storage', 'vit_jax.lock', 'vit_jax.stopping', 'vit_jax.watchdog', 'vit_jax.pulse', 'vit_jax.failures'],
   [
     'vit_jax.models',
     'vit_jax.data',
@@ -43,7 +44,7 @@ LAYERS = [
   ],
   ['vit_jax.digest', 'vit_jax.run_directory'],
   ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.keeping', 'vit_jax.pretrained', 'vit_jax.evaluate'],
-  ['vit_jax.train', 'vit_jax.cloud', 'vit_jax.paper'],
+  ['vit_jax.train', 'vit_jax.start', 'vit_jax.cloud', 'vit_jax.paper'],
   ['vit_jax.entry', 'vit_jax.commands', 'vit_jax.__main__'],
 ]
 

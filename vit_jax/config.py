@@ -136,6 +136,8 @@ class Config:
   save_every: str = '1ep'
   keep: int = 2  # Checkpoints kept, the newest.
   keep_every: str = '0'  # A duration: checkpoints at its multiples are kept for good; 0 means none.
+  first_step_timeout: float = 2400.0  # Seconds until the first step, or for a checkpoint, after which a run is stuck; 0: none.
+  step_timeout: float = 600.0  # Seconds for a step, after which a run is stuck and shows where it is; 0: none.
 
 
 def to_dict(config) -> dict:

@@ -17,11 +17,17 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from vit_jax.errors import UserError
+from vit_jax.exits import BUG, RESTART
 
 PORT = 8476
 METADATA = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
 CHIPS = ('/dev/accel0', '/dev/vfio/0')  # The first of a TPU VM, up to v5 and later.
+HEARTBEAT = 30  # Seconds without a sign of life from a host after which it is lost.
+FAREWELL = 60  # Seconds that a host that is done waits for the others.
 REMIND = 15  # Seconds between two lines about hosts that are missing.
+
+# What JAX, its collectives on CPUs and GPUs, and Orbax's barriers say when somebody is gone.
+LOST = re.compile(r'Gloo .* failed|NCCL|coordination service|CoordinationService|[Bb]arrier .*(timed out|failed)|heartbeat')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,10 +39,11 @@ class Cluster:
   process: int
 
 
-def initialize(*, coordinator: str | None, processes: int, process: int | None, timeout: int):
+def initialize(*, coordinator: str | None, processes: int, process: int | None, timeout: int, heartbeat: int = HEARTBEAT):
   """Joins this process with the others: those that the arguments say, else those of the TPU pod or SLURM job it runs in.
 
-  Alone it does nothing. Before the first use of a device. UserError where hosts are missing after `timeout` seconds.
+  Alone it does nothing. Before the first use of a device. UserError where hosts are missing after `timeout` seconds. Later a
+  host without a sign of life for `heartbeat` seconds is lost, and ends all the others.
   """
   cluster = told(coordinator, processes, process) or found(os.environ)
   if cluster is None or cluster.processes == 1:
@@ -44,7 +51,14 @@ def initialize(*, coordinator: str | None, processes: int, process: int | None, 
   import jax
 
   meet(cluster, timeout)
-  jax.distributed.initialize(cluster.coordinator, cluster.processes, cluster.process, initialization_timeout=timeout)
+  jax.distributed.initialize(
+    cluster.coordinator,
+    cluster.processes,
+    cluster.process,
+    initialization_timeout=timeout,
+    heartbeat_timeout_seconds=heartbeat,
+    shutdown_timeout_seconds=FAREWELL,
+  )
 
 
 def told(coordinator: str | None, processes: int, process: int | None) -> Cluster | None:
@@ -201,4 +215,9 @@ def parting(processes: int) -> Iterator[None]:
       traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2 if isinstance(error, UserError) else 1)
+    os._exit(error.exit_code if isinstance(error, UserError) else RESTART if lost_a_host(error) else BUG)
+
+
+def lost_a_host(error: BaseException) -> bool:
+  """Whether what failed is the talk with another host, which has then ended before."""
+  return bool(LOST.search(str(error)))

@@ -3,6 +3,7 @@
 The two main jobs are this function with different default configs.
 """
 
+import faulthandler
 import os
 import re
 import sys
@@ -14,13 +15,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import Config, flat
-from vit_jax.distributed import initialize, parting
+from vit_jax.distributed import HEARTBEAT, initialize, parting
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.places import cache_dir
+from vit_jax.stopping import Stopping
+from vit_jax.watchdog import Watchdog
 
 
 def run_job(default_config: Path):
-  """Reads --config, --config.FIELD and --workdir, and trains. Exits with 2 after one line where the user can mend it."""
+  """Reads --config, --config.FIELD and --workdir, and trains. Exits as exits.py says: 2 after one line the user can mend."""
 
   def job():
     refuse_unknown_settings(sys.argv[1:])
@@ -30,7 +33,11 @@ def run_job(default_config: Path):
     hosts = define_hosts()
 
     def main(_):
+      faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
+      stopping, watchdog = Stopping(), Watchdog()
+      stopping.listen()
       processes = join_hosts(**{name: flag.value for name, flag in hosts.items()})
+      watchdog.start(alone=processes == 1)
       if processes > 1 and not workdir.value:
         raise UserError('several hosts need one --workdir: their clocks would name several')
       from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
@@ -39,7 +46,7 @@ def run_job(default_config: Path):
       keep_compiled_programs()
       name = config_flags.get_config_filename(flags.FLAGS['config'])
       with parting(processes):
-        train(config.value, Path(workdir.value or default_workdir(name)))
+        train(config.value, Path(workdir.value or default_workdir(name)), stopping=stopping, watchdog=watchdog)
 
     app.run(main, flags_parser=parse_flags)
 
@@ -55,6 +62,7 @@ def define_hosts() -> dict[str, flags.FlagHolder]:
     'processes': flags.DEFINE_integer('processes', int(env('VIT_JAX_PROCESSES', '0')), 'How many; 0: the pod or job knows.'),
     'process': flags.DEFINE_integer('process', int(process) if process else None, 'Which of them this is, from 0.'),
     'timeout': flags.DEFINE_integer('hosts_timeout', 300, 'Seconds to wait for the others.'),
+    'heartbeat': flags.DEFINE_integer('hosts_heartbeat', HEARTBEAT, 'Seconds after which a host that is silent is lost.'),
   }
 
 
@@ -62,7 +70,7 @@ def join_hosts(**said) -> int:
   """Meets the other hosts, if there are any, as `distributed.initialize` does; how many there are with this one."""
   import jax
 
-  # Nothing here asks for the step at which all hosts should stop; while that service listens, SIGTERM ends no process.
+  # That service, too, would answer SIGTERM, and Orbax asks it with numbers of its own; stopping.py does both itself.
   jax.config.update('jax_enable_preemption_service', False)
   initialize(**said)
   return jax.process_count()

@@ -3,23 +3,31 @@
 import difflib
 from collections.abc import Iterable
 
+from vit_jax import exits
+
 
 class UserError(Exception):
   """Names what was got, what was expected, and what to do about it."""
 
-  exit_code = 2
-
-
-class DivergedError(UserError):
-  """Training gave numbers that are not finite, again and again."""
-
-  exit_code = 78
+  exit_code = exits.MISTAKE
 
 
 class StorageError(UserError):
   """A file system failed, and did so again when it was tried again."""
 
-  exit_code = 74
+  exit_code = exits.STORAGE
+
+
+class DivergedError(UserError):
+  """Training gives numbers that are not finite."""
+
+  exit_code = exits.DIVERGED
+
+
+class CrashLoopError(UserError):
+  """Starting again has not helped, again and again."""
+
+  exit_code = exits.LOOPING
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -65,4 +65,6 @@ RANGES = {
   'label_smoothing': (0, 0.99),
   'mixup': (0, math.inf),
   'keep': (1, math.inf),
+  'first_step_timeout': (0, 604800),
+  'step_timeout': (0, 604800),
 }

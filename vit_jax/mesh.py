@@ -160,6 +160,14 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
+def any_host(mesh: Mesh) -> Callable[[bool], jax.Array] | None:
+  """What a host says -> whether any of them says yes, on its way when this returns. None where there is one host."""
+  if jax.process_count() == 1:
+    return None
+  yes = jax.jit(jax.numpy.any, out_shardings=everywhere(mesh))
+  return lambda said: yes(to_global({'said': np.full(len(mesh.local_devices), said)}, mesh)['said'])
+
+
 def whole(shares, specs, *, cast=None, grad_dtype='float32'):
   """On a device: its share of each array -> the whole arrays, gathered over 'fsdp' as `cast`, where that is said.
 

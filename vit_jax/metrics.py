@@ -116,6 +116,16 @@ def read_metrics(workdir: Path) -> list[dict]:
   return [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')]
 
 
+def evaluations(workdir: Path) -> list[dict]:
+  """The records of a run that evaluations made."""
+  return [record for record in read_metrics(workdir) if any(name.endswith('_accuracy') for name in record)]
+
+
+def in_words(result: dict[str, float]) -> str:
+  """An evaluation for the screen."""
+  return '  '.join(f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}' for name, value in result.items())
+
+
 def draw_curves(workdir: Path) -> Path:
   """curves.png: the loss in training and evaluation, the accuracy, and the learning rate, over the steps."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import, and used once a run.

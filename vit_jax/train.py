@@ -16,46 +16,53 @@ from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 from vit_jax.config import Config, duration, total_steps, validate
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.loader import eval_batches, most_bad, train_batches
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.evaluate.classify import classify, count
+from vit_jax.failures import Failures
 from vit_jax.keeping import Checkpoints
-from vit_jax.ledger import open_ledger
+from vit_jax.ledger import Ledger, open_ledger
 from vit_jax.losses import LOSSES
 from vit_jax.mesh import (
   Mesh,
+  any_host,
   compiler_options,
   describe_mesh,
   everywhere,
   make_mesh,
   peak_flops,
   rows,
-  spread,
   state_shardings,
   state_specs,
   sums_over_devices,
   to_global,
   undivided,
 )
-from vit_jax.metrics import Metrics, Stopwatch, draw_curves, read_metrics
+from vit_jax.metrics import Metrics, Stopwatch, draw_curves, evaluations, in_words
 from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
-from vit_jax.pretrained.adapt import adapt, table
-from vit_jax.pretrained.model import Pretrained
-from vit_jax.pretrained.released import load
+from vit_jax.pulse import Pulse
 from vit_jax.run_directory import describe, refuse_other_run
-from vit_jax.step import TrainState, abstract_params, init_state, predict_from_shares, train_step
+from vit_jax.start import first_state, open_sources
+from vit_jax.step import TrainState, abstract_params, predict_from_shares, train_step
+from vit_jax.stopping import Stopping
+from vit_jax.watchdog import Watchdog
 
 CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')
 
 
-def train(config: Config, workdir: Path) -> dict[str, float]:
+def train(
+  config: Config, workdir: Path, *, stopping: Stopping | None = None, watchdog: Watchdog | None = None
+) -> dict[str, float]:
   """Trains to the end, going on from what `workdir` holds, and returns the last evaluation.
 
-  UserError, before anything is written, where the config, the data and the directory do not go together.
+  UserError, before anything is written, where the config, the data and the directory do not go together. Where `stopping` is
+  told so, it saves and exits with that one's exit code.
   """
   began = time.monotonic()
   config = validate(config)
+  stopping, watchdog = stopping or Stopping(), watchdog or Watchdog()
+  pulse = Pulse(stopping, watchdog, quick=config.step_timeout, slow=config.first_step_timeout)
   train_source, eval_source = open_sources(config)
   steps, epoch = total_steps(config, len(train_source)), len(train_source) / config.data.batch
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
@@ -66,64 +73,107 @@ def train(config: Config, workdir: Path) -> dict[str, float]:
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
-  checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
-  state, notes = first_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
-  first = int(state.step)
-  wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
-  describe(workdir, config, train_source.label_names, facts)
-  checkpoints.open()
-  metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
-  metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
-  for note in [*notes, *undivided(state.params, mesh)]:
-    metrics.say(f'  {note}')
+  failures = Failures(workdir, host=jax.process_index())
+  watchdog.record = failures.record
+  with failures.recorded():
+    checkpoints = Checkpoints(workdir, keep=config.keep, keep_every=every['keep_every'])
+    state, notes = first_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
+    first = int(state.step)
+    failures.begin(first)
+    owed = first > 0 and due(first, every['eval_every'], steps)
+    owed = owed and first not in {record['step'] for record in evaluations(workdir)}
+    wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
+    describe(workdir, config, train_source.label_names, facts)
+    checkpoints.open()
+    metrics = Metrics(workdir, step=first, steps=steps, write=jax.process_index() == 0)
+    metrics.say(f'{workdir}: {summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}')
+    for note in [*notes, *undivided(state.params, mesh)]:
+      metrics.say(f'  {note}')
 
-  batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
-  batches = prefetch(batches, config.data.prefetch, mesh)
-  ledger = open_ledger(config, workdir, metrics, train_source, step=first)
-  update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
-  evaluate = evaluator(config, eval_source, model=model, mesh=mesh, state=state)
-  metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
-  watch = Stopwatch()
-  for step, (ids, batch) in zip(range(first + 1, steps + 1), batches, strict=False):
-    checkpoints.check()
-    state, values = update(state, batch)
-    ledger.add(step, values, ids)
-    if due(step, every['log_every'], steps):
-      ledger.settle()
-      values = speed(config, model, mesh, seconds_per_step=watch.lap() / ledger.steps)
-      values = ledger.record() | values
-      metrics.record(step, values)
-      metrics.progress(step, values)
-    if due(step, every['eval_every'], steps):
-      with watch.paused(state):
-        result = evaluate(state.best)
-      metrics.record(step, result)
-      metrics.say(f'step {step}/{steps}  ' + in_words(result))
-    if due(step, every['save_every'], steps):
-      with watch.paused(state):
-        ledger.settle()
-        checkpoints.save(state, step)
+    batches = train_batches(train_source, config.data, seed=config.seed, start=first, **hosts())
+    batches = prefetch(batches, config.data.prefetch, mesh)
+    ledger = open_ledger(config, workdir, metrics, train_source, step=first)
+    update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
+    metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
+    stopping.begin(any_host(mesh))
+    state, stopped = loop(
+      state,
+      batches,
+      range(first + 1, steps + 1),
+      every=every,
+      owed=owed,
+      update=update,
+      evaluate=evaluator(config, eval_source, model=model, mesh=mesh, state=state, asked=pulse.asked),
+      speed=functools.partial(speed, config, model, mesh),
+      checkpoints=checkpoints,
+      ledger=ledger,
+      metrics=metrics,
+      pulse=pulse,
+    )
+    pulse.pause()
+    ledger.settle()
+    checkpoints.finish(state, int(state.step))
+    if stopped:
+      metrics.say(f'stopped and saved after step {int(state.step)}/{steps}: the same command goes on from there')
+    metrics.close()
     if ledger.hopeless:
-      break
-  checkpoints.finish(state, int(state.step))
-  metrics.close()
-  if ledger.hopeless:
-    raise DivergedError(ledger.hopeless)
+      raise DivergedError(ledger.hopeless)
+  if stopped:
+    raise SystemExit(stopping.exit_code)
+  stopping.end()
   return close(workdir, metrics, seconds=time.monotonic() - began)
 
 
-def open_sources(config: Config) -> tuple[Source, Source]:
-  """(training, evaluation) examples. UserError where their classes differ."""
-  data = config.data
-  train_source = open_source(data.train, data.split, dir=data.dir)
-  eval_source = open_source(data.eval or data.train, data.eval_split, dir=data.dir)
-  if train_source.label_names != eval_source.label_names:
-    ours, theirs = set(train_source.label_names), set(eval_source.label_names)
-    raise UserError(
-      f'{data.train} and {data.eval or data.train} have different classes: '
-      f'only the first has {sorted(ours - theirs)[:5]}, only the second {sorted(theirs - ours)[:5]}'
-    )
-  return train_source, eval_source
+def loop(
+  state: TrainState,
+  batches: Iterator[tuple[np.ndarray, dict[str, jax.Array]]],
+  steps: range,
+  *,
+  every: dict[str, int],
+  owed: bool,
+  update: Callable,
+  evaluate: Callable[[dict], dict[str, float] | None],
+  speed: Callable[[float], dict[str, float]],
+  checkpoints: Checkpoints,
+  ledger: Ledger,
+  metrics: Metrics,
+  pulse: Pulse,
+) -> tuple[TrainState, bool]:
+  """Takes the steps; the last state, and whether it was told to stop. `owed`: the evaluation before the first was left out."""
+  watch, last = Stopwatch(), steps.stop - 1
+
+  def evaluated(step: int) -> bool:
+    pulse.pause()
+    with watch.paused(state):
+      result = evaluate(state.best)
+    if result is not None:
+      metrics.record(step, result)
+      metrics.say(f'step {step}/{last}  ' + in_words(result))
+    return result is not None
+
+  if owed and not evaluated(steps.start - 1):
+    return state, True
+  for step, (ids, batch) in zip(steps, batches, strict=False):
+    checkpoints.check()
+    state, values = update(state, batch)
+    ledger.add(step, values, ids)
+    stop = pulse.asked(values)
+    if due(step, every['log_every'], step if stop else last):
+      ledger.settle()
+      values = speed(watch.lap() / ledger.steps)
+      values = ledger.record() | values
+      metrics.record(step, values)
+      metrics.progress(step, values)
+    if due(step, every['eval_every'], last) and not stop:
+      stop = not evaluated(step)
+    if due(step, every['save_every'], last) and not stop:
+      pulse.pause()
+      with watch.paused(state):
+        ledger.settle()
+        checkpoints.save(state, step)
+    if stop or ledger.hopeless:
+      return state, stop
+  return state, False
 
 
 def batch_sizes(config: Config) -> dict[str, int]:
@@ -136,53 +186,6 @@ def batch_sizes(config: Config) -> dict[str, int]:
 def hosts() -> dict[str, int]:
   """Which of how many hosts this is, as the loader wants it."""
   return {'host': jax.process_index(), 'hosts': jax.process_count()}
-
-
-def first_state(
-  config: Config, checkpoints: Checkpoints, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, list[str]]:
-  """The state to start from, and what to say of it: the newest intact checkpoint, else `config.init`, else a fresh one."""
-  init = fresh_state(config, model=model, tx=tx)
-  shapes = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  if state := checkpoints.restore(shapes):
-    return state, [f'going on after step {int(state.step)}']
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-  state = jax.jit(init, out_shardings=shardings)()
-  if not config.init:
-    return state, []
-  released = load(config.init)
-  taken = refuse_other_model(config, released)
-  grid = model.shape.grid(config.data.size)
-  params, changes = adapt(released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions)
-  params = spread(params, shardings.params)
-  ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
-  return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
-
-
-def fresh_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
-  """The function that makes the state of a run from its seed."""
-  return functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
-
-
-def abstract_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """The shapes of a run's state, and where each part lies: nothing is allocated."""
-  shapes = jax.eval_shape(fresh_state(config, model=model, tx=tx))
-  with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
-
-
-def refuse_other_model(config: Config, released: Pretrained) -> list[str]:
-  """UserError with the flags to add, where the loaded model is known to compute something else with the same arrays.
-
-  Where that is only assumed of its format, config.model is believed, and the lines say so.
-  """
-  theirs, ours = released.config, config.model
-  text = lambda value: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)
-  differ = [name for name in ('gelu', 'norm_eps', 'mean', 'scale') if getattr(theirs, name) != getattr(ours, name)]
-  if known := [name for name in differ if name not in released.assumed]:
-    flags = ' '.join(f'--config.model.{name}={text(getattr(theirs, name))}' for name in known)
-    raise UserError(f'config.init={config.init!r} was trained in another way than config.model says: add {flags}')
-  return [f'{name} {text(getattr(ours, name))}, where such files usually have {text(getattr(theirs, name))}' for name in differ]
 
 
 def compiled_step(
@@ -224,19 +227,24 @@ def compiled_step(
 
 
 def evaluator(
-  config: Config, source: Source, *, model: nn.Module, mesh: Mesh, state: TrainState
-) -> Callable[[dict], dict[str, float]]:
-  """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first."""
+  config: Config, source: Source, *, model: nn.Module, mesh: Mesh, state: TrainState, asked: Callable[[dict], bool]
+) -> Callable[[dict], dict[str, float] | None]:
+  """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first; None where `asked`, which is
+  given each batch's counts, says to stop."""
   specs = state_specs(state.params, mesh)
   from_shares = functools.partial(predict_from_shares, model=model, specs=specs)
   counts = sums_over_devices(functools.partial(count, predict=from_shares, loss=LOSSES[config.loss]), mesh, specs)
   counts.__name__ = 'count'
   counts = jax.jit(counts, in_shardings=(state_shardings(state, mesh).params, rows(mesh)), out_shardings=everywhere(mesh))
 
-  def evaluate(params: dict) -> dict[str, float]:
-    batches = prefetch(eval_batches(source, config.data, **hosts()), config.data.prefetch, mesh)
-    with jax.set_mesh(mesh):
-      result = classify(counts(params, batch) for _, batch in batches)
+  def evaluate(params: dict) -> dict[str, float] | None:
+    counted = []
+    for _, batch in prefetch(eval_batches(source, config.data, **hosts()), config.data.prefetch, mesh):
+      with jax.set_mesh(mesh):
+        counted.append(counts(params, batch))
+      if asked(counted[-1]):
+        return None
+    result = classify(counted)
     result |= {'skipped': len(source) - result['examples']} if config.data.bad_images == 'skip' else {}
     if (skipped := result.get('skipped', 0)) > (most := most_bad(config.data, len(source))):
       raise UserError(f'{skipped} images of {source.split} can not be read, and config.data.bad_budget allows {most}')
@@ -261,7 +269,7 @@ def due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-def speed(config: Config, model: nn.Module, mesh: Mesh, *, seconds_per_step: float) -> dict[str, float]:
+def speed(config: Config, model: nn.Module, mesh: Mesh, seconds_per_step: float) -> dict[str, float]:
   """Images and steps, and the share of the chips' peak that the model's own arithmetic takes (a step is three forwards)."""
   values = {'images_per_second': config.data.batch / seconds_per_step, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(mesh):
@@ -276,16 +284,10 @@ def summary(config: Config, model: nn.Module, state: TrainState) -> str:
   return f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch {config.data.batch}'
 
 
-def in_words(result: dict[str, float]) -> str:
-  """An evaluation for the screen."""
-  return '  '.join(f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}' for name, value in result.items())
-
-
 def close(workdir: Path, metrics: Metrics, *, seconds: float) -> dict[str, float]:
   """Draws the curves and says how the run ended; the last evaluation."""
   if jax.process_index():
     return {}
-  evaluations = [record for record in read_metrics(workdir) if any(name.endswith('_accuracy') for name in record)]
-  curves = draw_curves(workdir)
-  metrics.say(f'done in {seconds:.0f} s: {in_words(evaluations[-1])}; see {curves}')
-  return evaluations[-1]
+  last, curves = evaluations(workdir)[-1], draw_curves(workdir)
+  metrics.say(f'done in {seconds:.0f} s: {in_words(last)}; see {curves}')
+  return last

@@ -11,8 +11,9 @@ from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
 from vit_jax.models.vit import vit
 from vit_jax.optim import BLOCKS, optimizer, path_of
+from vit_jax.start import abstract_state
 from vit_jax.step import abstract_params
-from vit_jax.train import abstract_state, compiled_step
+from vit_jax.train import compiled_step
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 

@@ -10,7 +10,6 @@ from vit_jax.places import cache_dir
 
 NAME = re.compile(r'[a-z]([-a-z0-9]*[a-z0-9])?')  # What gcloud, xpk and Kubernetes all take.
 WORKDIR, DATA = '/mnt/workdir', '/mnt/data'  # Where the buckets are on every host.
-RESTART = 75  # The exit code that says: start me again. sysexits.h calls it a temporary failure.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

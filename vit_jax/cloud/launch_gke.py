@@ -2,9 +2,10 @@
 
 import json
 
-from vit_jax.cloud.job import DATA, RESTART, WORKDIR, Job, bucket
+from vit_jax.cloud.job import DATA, WORKDIR, Job, bucket
 from vit_jax.cloud.states import State
 from vit_jax.errors import UserError
+from vit_jax.exits import AGAIN
 
 # What script.py says to gcsfuse, in the words of its CSI driver.
 WORKDIR_OPTIONS = ('rename-dir-limit=200000', 'metadata-cache:ttl-secs:0')
@@ -20,7 +21,8 @@ def create(job: Job, files: str) -> list[list[str]]:
   flags = [f'--tpu-type={job.tpu}', f'--num-slices={job.slices}', *(['--spot'] if job.spot else [])]
   flags += [f'--base-docker-image=python:{job.python}', f'--script-dir={files}', '--command=bash start.sh']
   flags += [f'--storage={name}' for name, *_ in volumes(job)]
-  return [*attached, [*create, *flags, f'--max-restarts={RESTARTS}', f'--restart-on-exit-codes={RESTART}']]
+  codes = ','.join(map(str, AGAIN))
+  return [*attached, [*create, *flags, f'--max-restarts={RESTARTS}', f'--restart-on-exit-codes={codes}']]
 
 
 def volumes(job: Job) -> list[tuple[str, str, str, tuple[str, ...], bool]]:

@@ -23,8 +23,9 @@ from vit_jax.mesh import distant_devices, make_mesh
 from vit_jax.models.families import FAMILIES, build, family
 from vit_jax.optim import optimizer, schedule
 from vit_jax.paper.cost import core_days
+from vit_jax.start import abstract_state
 from vit_jax.step import TrainState, abstract_params
-from vit_jax.train import abstract_state, batch_sizes, compiled_step
+from vit_jax.train import batch_sizes, compiled_step
 
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE)

@@ -2,7 +2,8 @@
 
 import shlex
 
-from vit_jax.cloud.job import DATA, RESTART, WORKDIR, Job, bucket
+from vit_jax.cloud.job import DATA, WORKDIR, Job, bucket
+from vit_jax.exits import AGAIN
 
 LOG = '/var/log/vit_jax.log'
 # The run's own folder is written by one host and read by all: nothing of it may be remembered. Orbax renames folders.
@@ -60,8 +61,9 @@ while true; do
   .venv/bin/python {command} &
   echo $! > /run/vit_jax/pid
   wait $! || ended=$?
-  if [ "$ended" != {restart} ] || [ -e /run/vit_jax/stop ]; then exit "$ended"; fi
-  echo 'exit code {restart}: starting it again'
+  case "$ended" in {again}) ;; *) exit "$ended" ;; esac
+  [ ! -e /run/vit_jax/stop ] || exit "$ended"
+  echo "exit code $ended: starting it again"
 done
 """
 
@@ -82,7 +84,9 @@ def machine_script(job: Job) -> str:
     commit=job.commit,
     python=job.python,
   )
-  return '\n'.join([head(job), machine, exports(job), RUN.format(command=shlex.join(job.command), restart=RESTART)])
+  return '\n'.join(
+    [head(job), machine, exports(job), RUN.format(command=shlex.join(job.command), again='|'.join(map(str, AGAIN)))]
+  )
 
 
 def container_script(job: Job) -> str:

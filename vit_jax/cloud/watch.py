@@ -8,9 +8,10 @@ from types import ModuleType
 
 from vit_jax.cloud import launch_gke, launch_queued, launch_tpu_vm
 from vit_jax.cloud.followed import Followed
-from vit_jax.cloud.job import RESTART, Job
+from vit_jax.cloud.job import Job
 from vit_jax.cloud.states import GONE, State, Trouble, trouble
 from vit_jax.errors import UserError
+from vit_jax.exits import AGAIN, DONE, RESTART
 
 BACKENDS: dict[str, ModuleType] = {'tpu-vm': launch_tpu_vm, 'queued': launch_queued, 'gke': launch_gke}
 CONFIRM = 3  # Polls that a failed exit code has to outlast: hosts fail before the cloud says that one was taken away.
@@ -107,7 +108,7 @@ class Babysitter:
     if self.job.backend == 'gke':
       return None
     codes = [int(word) for word in call(read_exits(self.job)).stdout.split() if word.isdecimal()]
-    failed = [code for code in codes if code not in (0, RESTART)]
+    failed = [code for code in codes if code not in (DONE, *AGAIN)]
     hosts = self.job.accelerator.hosts * self.job.slices
     if len(codes) == hosts and not any(codes):
       say(self.job, f'done on {hosts} hosts; removing the machines')

@@ -1,0 +1,82 @@
+"""Stopping when told to: SIGTERM, with which platforms announce that a machine is taken away, and SIGINT, which is Ctrl-C.
+
+Before the first step there is nothing to save, and the process ends at once. After it all hosts save after the same step,
+whichever of them was told. SIGTERM twice is SIGTERM once; Ctrl-C twice ends the process now. A thread answers: Python's own
+handlers would wait until the main thread is done with compiling.
+"""
+
+import collections
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+from vit_jax.exits import INTERRUPTED, RESTART
+
+CODES = {signal.SIGTERM: RESTART, signal.SIGINT: INTERRUPTED}
+LAG = 2  # Questions to the other hosts that are on their way before the first answer is waited for.
+
+
+class Stopping:
+  """Whether this run has been told to stop. One that does not listen is never told."""
+
+  def __init__(self):
+    self._told, self._vote, self._votes = None, None, collections.deque()
+    self._listens = self._begun = False
+
+  def listen(self):
+    """Takes the place of what the signals usually do, for as long as the process lives. In the main thread."""
+    self._listens = True
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    for number in CODES:
+      signal.signal(number, lambda *_: None)
+      signal.siginterrupt(number, False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=self._answer, args=(ours, theirs), name='signals', daemon=True).start()
+
+  def begin(self, vote: Callable[[bool], object] | None = None):
+    """From here on there is something to save. On several hosts `vote` says whether any of them was told."""
+    self._begun, self._vote = True, vote
+
+  def asked(self) -> bool:
+    """Whether to stop here: the same on all hosts, all of which ask equally often. They agree `LAG` questions later."""
+    told = self._told is not None
+    if self._vote is None:
+      return told
+    self._votes.append(self._vote(told))
+    return len(self._votes) > LAG and bool(self._votes.popleft())
+
+  def end(self):
+    """The run is complete, and a SIGTERM comes too late to matter."""
+    if self._listens:
+      signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+  @property
+  def exit_code(self) -> int:
+    """Of a run that has stopped."""
+    return CODES.get(self._told, RESTART)
+
+  def _answer(self, ours: socket.socket, theirs: socket.socket):
+    """Reads the numbers of signals as they come; `theirs` is held so that it stays open."""
+    del theirs
+    interrupts = 0
+    while number := ours.recv(1)[0]:
+      if number not in CODES:
+        continue
+      interrupts += number == signal.SIGINT
+      name = signal.Signals(number).name
+      if not self._begun or interrupts > 1:
+        say(f'{name}: {"stopping now" if self._begun else "there is nothing to save yet"}')
+        os._exit(CODES[number])
+      if self._told is None:
+        self._told = number
+        say(f'{name}: saving and stopping')
+
+
+def say(text: str):
+  """A line for the person, past Python's buffer, which another thread may hold."""
+  with contextlib.suppress(OSError):
+    os.write(2, f'{text}\n'.encode())
