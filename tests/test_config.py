@@ -129,6 +129,7 @@ WRONG = [
   ({'data__size': ()}, ['config.data.size=()']),
   ({'data__size': (0, 8)}, ['config.data.size=(0, 8)']),
   ({'data__size': -8}, ['config.data.size=(-8, -8)', 'HEIGHT,WIDTH']),
+  ({'data__operations': 2}, ['config.data.operations=2 with magnitude=0: one needs the other']),
   ({'data__crop': 'random'}, ['config.data.crop_from=0 is less than the size (224, 224)']),
   ({'data__crop_from': 256}, ["config.data.crop_from=256: only config.data.crop='random'"]),
   ({'optim__schedule': 'staircase'}, ["config.optim.schedule='staircase' with drop_at='' and drop_every='0'"]),

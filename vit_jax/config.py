@@ -32,6 +32,8 @@ class DataConfig:
   crop_area: tuple[float, float] = (0.05, 1.0)  # Of the image's area, for the inception crop.
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Width over height, for the inception crop.
   crop_from: int = 0  # For the random crop: the side in pixels of the square that the whole image is resized to first.
+  operations: int = 0  # Of RandAugment (data/randaugment.py), one after another, on every training image.
+  magnitude: float = 0.0  # Theirs: 27 is that of Noisy Student's largest.
   flip: bool = True  # Left-right, for every second training image.
   eval_crop: str = 'resize'  # resize (the whole image to the size), center (resize the short side, cut the middle).
   eval_short_side: int = 256  # For 'center': the short side that the image is resized to first.
@@ -207,6 +209,8 @@ def _validate_together(config: Config):
     raise UserError(f'config.data.crop_from={data.crop_from} is less than the size {data.size} that is cut from it')
   if data.crop != 'random' and data.crop_from:
     raise UserError(f"config.data.crop_from={data.crop_from}: only config.data.crop='random' resizes first")
+  if bool(data.operations) != bool(data.magnitude):
+    raise UserError(f'config.data.operations={data.operations} with magnitude={data.magnitude:g}: one needs the other')
   if data.eval_crop == 'center' and data.eval_short_side < max(data.size):
     raise UserError(f'config.data.eval_short_side={data.eval_short_side} is less than the size {data.size} that is cut from it')
   if (optim.schedule == 'staircase') != bool(optim.drop_at or optim.drop_every != '0'):

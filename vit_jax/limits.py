@@ -25,6 +25,8 @@ CHOICES = {
 RANGES = {
   'data.batch': (1, math.inf),
   'data.eval_batch': (0, math.inf),
+  'data.operations': (0, 7),
+  'data.magnitude': (0, 30),
   'data.crop_from': (0, math.inf),
   'data.eval_short_side': (1, math.inf),
   'data.bad_budget': (0, 1),

@@ -36,8 +36,16 @@ def read(data, **kwargs) -> np.ndarray:
 
 def train(data, size=(32, 32), **kwargs) -> np.ndarray:
   out = np.empty((*size, 3), np.uint8)
-  defaults = {'name': 'a.jpg', 'key': (0, 0, 0), 'crop': 'inception', 'flip': True}
-  train_image(data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'side': 0, 'max_pixels': PIXELS} | kwargs)
+  defaults = {
+    'name': 'a.jpg',
+    'key': (0, 0, 0),
+    'crop': 'inception',
+    'flip': True,
+    'side': 0,
+    'operations': 0,
+    'magnitude': 0.0,
+  }
+  train_image(data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'max_pixels': PIXELS} | kwargs)
   return out
 
 

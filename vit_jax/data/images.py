@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from vit_jax.data.randaugment import rand_augment
 from vit_jax.errors import UserError
 
 Key = tuple[int, int, int]  # seed, epoch, example.
@@ -75,13 +76,15 @@ def train_image(
   area: tuple[float, float],
   aspect: tuple[float, float],
   side: int,
+  operations: int,
+  magnitude: float,
   flip: bool,
   max_pixels: int,
 ):
   """Writes a training image into `out`, uint8 [h, w, 3]: a random box ('inception') or the whole ('resize'), resized; or the
   whole resized to a square of `side` pixels, of which a random part is taken ('random').
 
-  Every second one is flipped left-right, if `flip`.
+  Every second one is flipped left-right, if `flip`; then come so many `operations` of RandAugment.
   """
   choose = (lambda h, w: random_box(h, w, key=key, area=area, aspect=aspect)) if crop == 'inception' else None
   image = decode(data, name=name, max_pixels=max_pixels, box=choose)
@@ -90,6 +93,8 @@ def train_image(
     cv2.flip(resize(image, out.shape[:2]), 1, dst=out)
   else:
     resize(image, out.shape[:2], out)
+  if operations:
+    out[...] = rand_augment(out, draw(key, ATTEMPTS), count=operations, magnitude=magnitude)
 
 
 def eval_image(data: Data, out: np.ndarray, *, name: str, crop: str, short_side: int, max_pixels: int):

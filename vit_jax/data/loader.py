@@ -93,6 +93,8 @@ def _train_example(epoch: int, index: int, out: np.ndarray, *, source, config: D
     area=config.crop_area,
     aspect=config.crop_aspect,
     side=config.crop_from,
+    operations=config.operations,
+    magnitude=config.magnitude,
     flip=config.flip,
     max_pixels=config.max_pixels,
   )
