@@ -27,10 +27,11 @@ WORKER = Path(__file__).with_name('equivalence_worker.py')
 LAYOUTS = {'data': 1, 'both': 2, 'fsdp': 8}  # Of eight devices: how many share one copy of the parameters.
 
 
-def start(jobs: dict[Path, int], *, processes: int, devices: int) -> list[dict]:
+def start(jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool = False) -> list[dict]:
   """Trains {a directory: its fsdp} in as many processes with so many devices each; what they saw of each directory together."""
   listed = next(iter(jobs)).with_name('jobs.json')
-  listed.write_text(json.dumps([{'workdir': str(workdir), 'fsdp': fsdp} for workdir, fsdp in jobs.items()]))
+  jobs_of = [{'workdir': str(workdir), 'fsdp': fsdp, 'poisoned': poisoned} for workdir, fsdp in jobs.items()]
+  listed.write_text(json.dumps(jobs_of))
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]

@@ -30,6 +30,16 @@ def test_another_run_in_the_directory_is_refused_with_the_fields_that_differ(tmp
   describe(tmp_path, Config(steps=5, log_every='1'), ('cat', 'dog'))
 
 
+def test_other_data_are_refused_with_the_facts_that_differ_until_the_file_that_tells_is_removed(tmp_path):
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 800, 'order': 1})
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 800, 'order': 1})
+  with pytest.raises(UserError, match='holds a run on other data .*: train.examples: 800 there, 801 here. Choose another'):
+    describe(tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 801, 'order': 1})
+  (tmp_path / 'data.json').unlink()
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 801, 'order': 1})
+  assert json.loads((tmp_path / 'data.json').read_text()) == {'train.examples': 801, 'order': 1}
+
+
 def test_a_place_that_can_not_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='can not write to .*choose another --workdir'):

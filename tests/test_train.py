@@ -160,6 +160,33 @@ def test_a_directory_with_another_run_is_refused_and_left_alone(uninterrupted, t
   assert (tmp_path / 'run' / 'config.json').read_text() == before
 
 
+OTHER_DATA = {
+  # What is other than before -> what the error names.
+  'the seed': ({'seed': 1}, 'seed: 0 there, 1 here'),
+  'the batch': ({'data__batch': 24}, 'data.batch: 16 there, 24 here'),
+  'the split': ({'data__split': 'train[:1290]'}, 'data.split: train there'),
+  'the split to evaluate on': ({'data__eval_split': 'test[:400]'}, 'data.eval_split:  there'),
+  'the box': ({'data__crop_area': (0.1, 1.0)}, 'data.crop_area'),
+  'the flip': ({'data__flip': False}, 'data.flip: True there, False here'),
+  'what is mixed': ({'mixup': 0.3}, 'mixup: 0.2 there, 0.3 here'),
+  'how many there are': ({'train.examples': 1298}, 'train.examples: 1298 there, 1297 here'),
+  'which they are': ({'train.listing': 'other'}, 'train.listing: other there'),
+  'what they hold': ({'eval.content': 'other'}, 'eval.content: other there'),
+  'how they are ordered': ({'order': 0}, 'order: 0 there, 1 here'),
+  'how they are augmented': ({'augmentation': 0}, 'augmentation: 0 there, 1 here'),
+}
+
+
+@pytest.mark.parametrize('case', OTHER_DATA)
+def test_a_run_does_not_go_on_with_other_data(uninterrupted, tmp_path, case):
+  changes, message = OTHER_DATA[case]
+  shutil.copytree(uninterrupted[0], tmp_path / 'run')
+  facts = json.loads((tmp_path / 'run' / 'data.json').read_text())
+  (tmp_path / 'run' / 'data.json').write_text(json.dumps(facts | {name: v for name, v in changes.items() if name in facts}))
+  with pytest.raises(UserError, match=re.escape(message)):
+    train(changed(**{name: value for name, value in changes.items() if name not in facts}), tmp_path / 'run')
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path):
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())

@@ -46,7 +46,7 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict
       'preprocessing.json': json.dumps(preprocessing, indent=2),
       'labels.txt': '\n'.join(labels),
       'versions.json': json.dumps(versions, indent=2),
-      'data.json': json.dumps(facts or {}, indent=2),
+      **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
       'config.json': json.dumps(to_dict(config), indent=2),  # Last: a directory that has it has all.
     }
     for name, text in texts.items():
