@@ -14,12 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-import jax
-
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.train import train
 
-EVALUATE_EVERY = 20  # Steps. An evaluation starts a worker of its own.
+EVALUATE_EVERY = 50  # Steps. An evaluation starts a worker of its own.
 
 
 def config(steps: int) -> Config:
@@ -40,6 +37,8 @@ def config(steps: int) -> Config:
 
 def holdings(workdir: Path, compiled: list) -> dict[str, float]:
   """What this process holds now; memory in MB."""
+  import jax
+
   pages = int(Path('/proc/self/statm').read_text().split()[1])
   saved = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
   return {
@@ -65,6 +64,11 @@ def watch(workdir: Path, compiled: list):
 
 
 def main(workdir: Path, steps: int):
+  """Imports here what worker processes, which import this file, have no use for."""
+  import jax
+
+  from vit_jax.train import train
+
   workdir.mkdir(parents=True, exist_ok=True)
   compiled = []
   note = lambda event, seconds, **kwargs: compiled.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
