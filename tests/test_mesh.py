@@ -11,7 +11,17 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.mesh import describe_mesh, make_mesh, peak_flops, spread, state_shardings, to_global, undivided
+from vit_jax.mesh import (
+  describe_mesh,
+  make_mesh,
+  peak_flops,
+  reduce_scatter,
+  spread,
+  state_shardings,
+  to_global,
+  two_steps,
+  undivided,
+)
 from vit_jax.models.vit import vit
 from vit_jax.step import init_state
 
@@ -103,6 +113,25 @@ def test_an_array_of_the_host_reaches_each_device_as_its_share():
   out = spread({'kernel': array}, state_shardings({'kernel': array}, mesh))['kernel']
   assert {shard.data.shape for shard in out.addressable_shards} == {(512, 128)}
   np.testing.assert_array_equal(out, array)
+
+
+@pytest.mark.parametrize('shape', [(1024, 2, 3), (3, 1024), (40, 6), (2, 40, 3)], ids=str)
+@pytest.mark.parametrize('fsdp', [4, 8])
+def test_each_device_is_left_with_its_share_of_the_sum_however_it_is_cut(fsdp, shape):
+  """Shares of whole tiles and others, along the first axis and along another; over four devices at once, over eight in two
+  steps."""
+  mesh, axis = make_mesh(fsdp, batches={}), shape.index(max(shape))
+  grads = np.random.default_rng(0).integers(0, 100, (8, *shape)).astype(np.float32)
+  share = tuple(side // fsdp if i == axis else side for i, side in enumerate(shape))
+
+  def scattered(grad):
+    return reduce_scatter(grad[0], axis=axis, shape=share, groups=two_steps())[None]
+
+  rows = P(('data', 'fsdp'))
+  found = np.asarray(jax.shard_map(scattered, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(grads))
+  sums = grads.reshape(-1, fsdp, *shape).sum(axis=1)  # Of the devices that differ in fsdp alone.
+  expected = [cut for total in sums for cut in np.split(total, fsdp, axis=axis)]
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_initialisation_never_holds_the_whole_state_on_a_device():

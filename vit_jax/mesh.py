@@ -4,10 +4,12 @@ The mesh has the axes ('data', 'fsdp'). Batches are split over both; parameters,
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -100,6 +102,13 @@ def describe_mesh(mesh: Mesh) -> str:
   return f'{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})'
 
 
+def target() -> tuple[str, str]:
+  """(platform, kind of device) that the program in the making is for: of the mesh in force, which need not be here, or ours."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = jax.devices()[0] if mesh.empty or mesh.abstract_device is None else mesh.abstract_device
+  return device.platform, device.device_kind
+
+
 def rows(mesh: Mesh) -> NamedSharding:
   """The first axis over all devices: a batch."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
@@ -187,18 +196,46 @@ def gather(share: jax.Array, axis: int, dtype, grad_dtype) -> jax.Array:
     return jax.lax.all_gather(share.astype(dtype), 'fsdp', axis=axis, tiled=True)
 
   def scatter(_, grad):
-    total = jax.lax.platform_dependent(grad.astype(grad_dtype), cpu=all_reduce, default=reduce_scatter)
+    in_one = functools.partial(reduce_scatter, axis=axis, shape=share.shape)
+    in_two = functools.partial(in_one, groups=two_steps())
+    total = jax.lax.platform_dependent(grad.astype(grad_dtype), cpu=all_reduce, tpu=in_two, default=in_one)
     return total.astype(share.dtype)
-
-  def reduce_scatter(grad):
-    flat = grad if axis else grad.reshape(grad.shape[0], -1)  # Else a TPU's compiler sums all for everybody.
-    return jax.lax.psum_scatter(flat, 'fsdp', scatter_dimension=axis, tiled=True).reshape(share.shape)
 
   def all_reduce(grad):  # Between processes on CPUs a reduce-scatter (gloo's) now and then adds wrong.
     side = share.shape[axis]
     return jax.lax.dynamic_slice_in_dim(jax.lax.psum(grad, 'fsdp'), jax.lax.axis_index('fsdp') * side, side, axis)
 
   return jax.custom_derivatives.linear_call(collect, scatter, (), share)
+
+
+def reduce_scatter(grad: jax.Array, *, axis: int, shape: tuple[int, ...], groups: tuple = (None,)) -> jax.Array:
+  """The sum over 'fsdp' of every device's `grad`, of which each keeps its share of that shape, cut along `axis`; in as many
+  steps as there are `groups` of devices.
+
+  A TPU's compiler sums all for everybody, twice the bytes, where shares would cut tiles of 128: they are then put one after
+  another first.
+  """
+  if shape[axis] % 128 == 0:
+    grad = grad if axis else grad.reshape(grad.shape[0], -1)
+  else:
+    grad = jnp.moveaxis(grad.reshape(*shape[:axis], -1, *shape[axis:]), axis, 0)
+    axis = 0
+  for among in groups:
+    grad = jax.lax.psum_scatter(grad, 'fsdp', scatter_dimension=axis, axis_index_groups=among, tiled=True)
+  return grad.reshape(shape)
+
+
+def two_steps() -> tuple:
+  """Among which devices of 'fsdp' to sum, and then among which. (None,): among all at once.
+
+  Of a whole slice of eight or more at once a TPU's compiler, again, makes a sum for everybody.
+  """
+  count = jax.lax.axis_size('fsdp')
+  if count < 8 or jax.lax.axis_size('data') > 1:
+    return (None,)
+  inner = max(i for i in range(1, math.isqrt(count) + 1) if count % i == 0)
+  places = np.arange(count).reshape(-1, inner)
+  return places.T.tolist(), places.tolist()
 
 
 def sum_over_devices(gradient: Callable, mesh: Mesh, specs, grad_dtype: str) -> Callable:

@@ -73,12 +73,12 @@ def test_a_text_that_is_no_program_is_an_error():
     collective_bytes('hello')
 
 
-def small_run(*, devices=None, width=0, mlp=0, unroll=1, fsdp=1, accumulate=1, grad_dtype='float32', **model):
+def small_run(*, devices=None, width=0, mlp=0, heads=4, unroll=1, fsdp=1, accumulate=1, grad_dtype='float32', **model):
   """The arguments of `compiled_step` for a small run over `devices`, or the eight that are here."""
   config = validate(
     Config(
       data=DataConfig(batch=32, size=(8, 8)),
-      model=ModelConfig(variant='mu/4', depth=3, width=width, mlp=mlp, heads=4, unroll=unroll, **model),
+      model=ModelConfig(variant='mu/4', depth=3, width=width, mlp=mlp, heads=heads, unroll=unroll, **model),
       optim=OptimConfig(name='sgd', accumulate=accumulate, grad_dtype=grad_dtype),
       mesh=MeshConfig(fsdp=fsdp),
       steps=10,
@@ -138,12 +138,12 @@ def test_fsdp_gathers_parameters_twice_and_sums_their_gradients_once(fsdp, remat
   }
 
 
-def slice_of_tpus(monkeypatch) -> list:
-  """Four chips to compile for; the test is skipped where their compiler is not installed."""
+def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
+  """Chips to compile for; the test is skipped where their compiler is not installed."""
   for name, value in QUIET.items():
     monkeypatch.setenv(name, value)
   try:
-    return distant_devices('v5e:2x2')
+    return distant_devices(topology)
   except UserError as error:
     pytest.skip(str(error))
 
@@ -157,18 +157,35 @@ def test_a_tpus_program_sums_gradients_once_in_that_dtype(monkeypatch, unroll, g
   assert collective_bytes(hlo) == {'all-reduce': size * parts(params)[0] + SCALARS}
 
 
+def needed_by_fsdp(params, steps: float = 1) -> dict[str, float]:
+  """Parameters gathered twice in bfloat16, and their gradients summed to shares once, in `steps` times the bytes."""
+  everything, blocks, others = parts(params)
+  return {
+    'all-gather': 2 * (2 * blocks + others),
+    'reduce-scatter': 4 * (blocks + others) * steps,
+    'all-reduce': 4 * (everything - blocks - others) + norms(params) + SCALARS,
+  }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('unroll', [0, 1])
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll, remat):
-  """Wide enough that a device's share of a side is a multiple of 128: else the compiler takes an all-reduce and cuts it."""
   devices = slice_of_tpus(monkeypatch)
   hlo, params = compiled_text(devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16')
-  everything, blocks, others = parts(params)
   found = collective_bytes(hlo)
   assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())  # Rows that make a share's side a multiple of 32.
-  assert found == {
-    'all-gather': 2 * (2 * blocks + others),
-    'reduce-scatter': 4 * (blocks + others),
-    'all-reduce': 4 * (everything - blocks - others) + norms(params) + SCALARS,
-  }
+  assert found == needed_by_fsdp(params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('width', 'heads'), [(768, 12), (1024, 16), (1280, 16)])
+@pytest.mark.parametrize(('topology', 'fsdp', 'steps'), [('v5e:2x2', 4, 1), ('v5e:4x4', 16, 1 + 1 / 4)])
+def test_a_tpus_program_scatters_sums_at_the_widths_of_b_l_and_h(monkeypatch, width, heads, topology, fsdp, steps):
+  """Over a whole slice of eight and up in two steps, the second with what the first has left."""
+  devices = slice_of_tpus(monkeypatch, topology)
+  sizes = {'width': width, 'mlp': 4 * width, 'heads': heads}
+  hlo, params = compiled_text(devices=devices, **sizes, fsdp=fsdp, dtype='bfloat16')
+  found = collective_bytes(hlo)
+  assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())
+  assert found == needed_by_fsdp(params, steps)

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, PartitionSpec
 from vit_jax.kernels import attention as kernel
 from vit_jax.models.attention import split
 
-SOME_LENGTHS = [1, 2, 7, 8, 16, 49, 64, 65, 127, 128, 129, 196, 197, 256, 257]
+SOME_LENGTHS = [1, 7, 16, 49, 65, 128, 197, 257]
+TOKENS = 2048  # In all images together.
 ALL_LENGTHS = [n for n in range(1, 301) if n not in SOME_LENGTHS]
 
 
@@ -49,8 +50,19 @@ def ours(x, bias, heads):
 
 
 def xla(x, bias, heads):
-  """What a model in bfloat16 computes on a TPU without the kernel."""
-  return jax.nn.dot_product_attention(*split(x + bias, heads), implementation='xla').reshape(*x.shape[:-1], -1)
+  """What a TPU computes in bfloat16 without the kernel: the equation of `jax.nn.dot_product_attention`, rounded where XLA's
+  program for a TPU rounds. Its program for a CPU keeps the gradients of weights and scores in float32."""
+  q, k, v = split(x + bias, heads)
+  scores = gradient_rounded(jnp.einsum('bnhc,bmhc->bhnm', q, k, preferred_element_type=jnp.float32))
+  p = gradient_rounded(jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)).astype(v.dtype)
+  return jnp.einsum('bhnm,bmhc->bnhc', p, v).reshape(*x.shape[:-1], -1)
+
+
+def gradient_rounded(x):
+  """`x` in float32, whose gradient is rounded to bfloat16: as a matrix unit takes it, or gives it."""
+  same = jax.custom_vjp(lambda x: x)
+  same.defvjp(lambda x: (x, None), lambda _, grad: (jax.lax.reduce_precision(grad, exponent_bits=8, mantissa_bits=7),))
+  return same(x)
 
 
 def errors(function, arrays, heads) -> list[float]:
@@ -61,19 +73,22 @@ def errors(function, arrays, heads) -> list[float]:
 
 
 def excess(n: int, heads: int, c: int) -> float:
-  """By how much the kernel's error is above 1.06 times XLA's, of output and gradients the worst; not above 0, all is well."""
-  arrays = draw(n, heads, c)
-  return np.max(np.subtract(errors(ours, arrays, heads), 1.06 * np.array(errors(xla, arrays, heads))))
+  """By how much the kernel's error is above XLA's, of output and gradients the worst; not above 0, all is well.
+
+  Over so many images that no draw decides. The allowance is for sums of the same numbers in another order.
+  """
+  arrays = draw(n, heads, c, b=-(-TOKENS // n))
+  return np.max(np.subtract(errors(ours, arrays, heads), 1.001 * np.array(errors(xla, arrays, heads))))
 
 
 @pytest.mark.parametrize('n', SOME_LENGTHS)
-def test_it_is_as_near_to_float64_as_xla_in_bfloat16(n):
+def test_it_is_as_near_to_float64_as_xla_is_in_bfloat16(n):
   assert excess(n, heads=2, c=64) <= 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('n', [*ALL_LENGTHS, 576, 577, 640, 641, 785, 1024, 1025, 1370])
-def test_every_length_is_as_near_to_float64_as_xla_in_bfloat16(n):
+def test_every_length_is_as_near_to_float64_as_xla_is_in_bfloat16(n):
   assert excess(n, heads=2, c=64) <= 0
 
 
@@ -103,6 +118,9 @@ def test_each_device_of_a_mesh_takes_its_own_images():
     np.testing.assert_allclose(np.asarray(mine, np.float32), np.asarray(whole, np.float32), rtol=0.02, atol=0.02)
 
 
-def test_what_is_too_large_for_fast_memory_is_told_beforehand():
-  assert all(kernel.fits(n, d) for n, d in [(197, 768), (577, 1024), (257, 1664), (1025, 768)])
-  assert not kernel.fits(4097, 1664)
+def test_what_is_too_large_is_told_beforehand():
+  taken = [(197, 768, 12), (577, 1024, 16), (257, 1664, 16), (1025, 768, 12), (1370, 1024, 16)]
+  assert all(kernel.fits(*shape, 'TPU v5 lite') for shape in taken)
+  assert not kernel.fits(4097, 768, 12, 'TPU v5 lite')
+  assert not kernel.fits(1025, 1664, 16, 'TPU v5 lite')  # Sixteen heads of 104 channels end with a register, and no fewer.
+  assert [kernel.fits(*shape, 'TPU v4') for shape in taken] == [True, False, False, False, False]

@@ -19,8 +19,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128  # Of a vector register: stores begin at its multiples.
 QUERIES = 640  # At most, at a time: their scores against all keys are what has to fit.
-UNROLLED = 2**20  # Scores in a straight line of code, at most: 16 heads of 256 tokens.
-VMEM = 64 * 2**20  # Bytes that a kernel may take.
+UNROLLED = 2**20  # Scores in a straight line of code, where heads can be parted: 16 heads of 256 tokens.
+LONGEST = 2**22  # And where they share registers: beyond, a kernel takes minutes to compile.
+VMEM = 63 * 2**20  # Bytes that a kernel may take,
+SMALLER_VMEM = {'TPU v4': 16 * 2**20}  # but on chips that have less.
 
 dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 ROWS_BY_ROWS = (((1,), (1,)), ((), ()))  # x yᵀ
@@ -34,10 +36,16 @@ def attention(x: jax.Array, bias: jax.Array, heads: int, interpret: bool = False
   return _save(x, bias, heads, interpret)[0]
 
 
-def fits(n: int, d: int, itemsize: int = 2) -> bool:
-  """Whether `attention` of n tokens of width d keeps within the fast memory: its blocks twice, and some score matrices."""
-  rows, columns = -(-n // 16) * 16, -(-min(n, QUERIES) // LANES) * LANES
-  return 2 * rows * 7 * d * itemsize + 6 * rows * columns * 4 <= VMEM
+def fits(n: int, d: int, heads: int, chip: str, itemsize: int = 2) -> bool:
+  """Whether `attention` of n tokens of width d keeps within the chip's fast memory, and its code within what compiles soon.
+
+  The memory is its blocks twice, and score matrices: as many as the compilers for v4 and v5p were found to hold at a time.
+  """
+  rows, columns = -(-n // 8) * 8, -(-min(n, QUERIES) // LANES) * LANES
+  together = min(heads, math.lcm(d // heads, LANES) // (d // heads))
+  scores = (1 + 0.8 * together) * (1 if n <= QUERIES else 2.2)
+  taken = 2 * rows * 7 * d * itemsize + scores * rows * columns * 4
+  return taken <= SMALLER_VMEM.get(chip, VMEM) and together * n * n <= LONGEST
 
 
 def _forward(qkv_ref, o_ref, *, c: int, step: int):

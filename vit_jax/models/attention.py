@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from vit_jax.errors import UserError
 from vit_jax.kernels import attention as kernel
+from vit_jax.mesh import target
 
 
 def self_attention(x: jax.Array, bias: jax.Array, heads: int, how: str) -> jax.Array:
@@ -55,7 +56,7 @@ def split(qkv: jax.Array, heads: int) -> list[jax.Array]:
 def xla(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
   """What the compiler makes of `attend`; a TPU has layouts of its own, and wants the plain equation."""
   q, k, v = split(x + bias, heads)
-  out = jax.nn.dot_product_attention(q, k, v, implementation='xla') if platform() == 'tpu' else attend(q, k, v)
+  out = jax.nn.dot_product_attention(q, k, v, implementation='xla') if target()[0] == 'tpu' else attend(q, k, v)
   return out.reshape(*x.shape[:-1], -1)
 
 
@@ -67,9 +68,12 @@ def cudnn(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
 def pallas(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
   """Our TPU kernel. Each device takes its own images: where nobody has split them yet (a train step has), this does."""
   n, d = x.shape[-2], x.shape[-1] // 3
-  if not kernel.fits(n, d, x.dtype.itemsize):
-    raise UserError(f"config.model.attention='pallas': {n} tokens of width {d} are too many for it; use 'xla'")
-  run = functools.partial(kernel.attention, heads=heads, interpret=platform() != 'tpu')
+  platform, chip = target()
+  if not kernel.fits(n, d, heads, chip, x.dtype.itemsize):
+    raise UserError(
+      f"config.model.attention='pallas': {n} tokens in {heads} heads of {d // heads} are too many on {chip}; use 'xla'"
+    )
+  run = functools.partial(kernel.attention, heads=heads, interpret=platform != 'tpu')
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
   if not axes:
@@ -81,22 +85,17 @@ def pallas(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
 KINDS = {'xla': xla, 'pallas': pallas, 'cudnn': cudnn}
 
 
-def platform() -> str:
-  """Of the devices that the program is made for: those of the mesh in force, which need not be here, or our own."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
-
-
 def choice(x: jax.Array, heads: int) -> str:
   """What `auto` means for these tokens: in bfloat16 the devices' own kernel, where it takes them and does what it should."""
   n, d = x.shape[-2], x.shape[-1] // 3
   if x.dtype != jnp.bfloat16:
     return 'xla'
-  if platform() == 'tpu':
+  platform, chip = target()
+  if platform == 'tpu':
     here = jax.default_backend() == 'tpu'
-    return 'pallas' if kernel.fits(n, d) and (not here or works(n, d, heads)) else 'xla'
+    return 'pallas' if kernel.fits(n, d, heads, chip) and (not here or works(n, d, heads)) else 'xla'
   c = d // heads
-  return 'cudnn' if platform() in ('gpu', 'cuda') and c % 8 == 0 and c <= 128 else 'xla'
+  return 'cudnn' if platform in ('gpu', 'cuda') and c % 8 == 0 and c <= 128 else 'xla'
 
 
 @functools.cache
