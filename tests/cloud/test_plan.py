@@ -113,6 +113,25 @@ def test_the_step_is_as_fast_and_as_small_as_promised(tmp_path, variant, batch, 
   assert plan['hbm'] <= bytes_
 
 
+# The recipes, each on the slice that it is meant for.
+RECIPES = [
+  ('pretrain.py:B/16,imagenet21k', 4096, 'v5e:4x4'),
+  ('pretrain.py:L/16,imagenet21k', 4096, 'v5e:16x16'),
+  ('pretrain.py:H/14,jft', 4096, 'v5e:16x16'),
+  ('scaling.py:G/14', 16_384, 'v5p:8x8x8'),
+]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(('config', 'batch', 'topology'), RECIPES)
+def test_the_papers_recipes_fit_their_slices_and_keep_them_busy(tmp_path, config, batch, topology):
+  plan, _, code = run_plan(tmp_path, f'--config=configs/{config}', f'--topology={topology}')
+  assert (plan['fits'], code, plan['batch'], plan['missing']) == (True, 0, batch, [])
+  assert plan['mfu'] >= 0.5
+
+
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
