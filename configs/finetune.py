@@ -3,8 +3,8 @@
     python run_finetune.py --config=configs/finetune.py:B/16,cifar10 --config.init=B_16.npz
     python run_finetune.py --config=configs/finetune.py:S/16,folder --config.data.train=folder:photos --config.init=S_16.npz
 
-Argument: a variant and a data set (imagenet, cifar100, cifar10, pets, flowers, vtab, folder). Of ResNets the paper reports the
-better of this and of configs/bit_finetune.py.
+Argument: a variant and a data set: imagenet, cifar100, cifar10, pets, flowers, folder, or a task of VTAB-1k, vtab/caltech101.
+Of ResNets the paper reports the better of this and of configs/bit_finetune.py.
 SGD with momentum 0.9, batch 512, cosine decay, no weight decay, gradients clipped to 1, 384 px, the whole image at evaluation.
 Cost: B/16 on CIFAR-10 about 10,000 steps of 512 images at 111 GFLOPs a forward pass. Not run here.
 Expected (Table 5, pre-trained on ImageNet-21k): see vit_jax/paper; B/16 on CIFAR-10 98.95, on CIFAR-100 91.67.
@@ -15,6 +15,7 @@ The table sweeps the learning rate on a part of the training set; `lr` below is 
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.evaluate.vtab import recipe
 from vit_jax.models.variants import shape
 
 # Table 4. The warm-ups are the released code's; the table has none.
@@ -25,7 +26,6 @@ RECIPES = {
   'cifar10':  (('tfds:cifar10', 'train', 'test'),                                      10_000, 500, (0.001, 0.003, 0.01, 0.03)),
   'pets':     (('tfds:oxford_iiit_pet', 'train', 'test'),                                 500, 100, (0.001, 0.003, 0.01, 0.03)),
   'flowers':  (('tfds:oxford_flowers102', 'train+validation', 'test'),                    500, 100, (0.001, 0.003, 0.01, 0.03)),
-  'vtab':     (('tfds:caltech101', 'train[:800]', 'test'),                  2_500, 500, (0.01,)),
   'folder':   (('folder:photos', 'train', ''),                                            500, 100, (0.001, 0.003, 0.01, 0.03)),
 }  # fmt: skip
 
@@ -33,14 +33,18 @@ RECIPES = {
 def get_config(argument: str = 'B/16,cifar10') -> Config:
   """The row of Table 4 that 'VARIANT,DATA' names, at the last learning rate of its sweep but for ImageNet's extra 0.06."""
   variant, _, data = argument.partition(',')
-  if data not in RECIPES:
-    raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{did_you_mean(data, RECIPES)}')
-  (source, split, eval_split), steps, warmup, rates = RECIPES[data]
   step = shape(variant).stride[0] if '/' in variant else 1  # A ResNet takes any size.
   side = 384 // step * step  # 378 for patches of 14.
+  model = ModelConfig(variant=variant, dtype='bfloat16')
+  if data.startswith('vtab/'):
+    return recipe(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
+  if data not in RECIPES:
+    near = did_you_mean(data, [*RECIPES, 'vtab/caltech101'])
+    raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{near}')
+  (source, split, eval_split), steps, warmup, rates = RECIPES[data]
   return Config(
     data=DataConfig(train=source, split=split, eval_split=eval_split, batch=512, size=(side, side), workers=8),
-    model=ModelConfig(variant=variant, dtype='bfloat16'),
+    model=model,
     optim=OptimConfig(
       name='sgd',
       lr=min(0.03, rates[-1]),

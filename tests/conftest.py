@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 # Before jax is imported anywhere.
@@ -60,3 +61,36 @@ def timm():
       return pytest.importorskip('timm')
   finally:
     torch.library.register_fake = real
+
+
+@pytest.fixture
+def png() -> Callable:
+  """An image -> the bytes of a PNG file."""
+  import cv2
+
+  return lambda image: cv2.imencode('.png', image)[1].tobytes()
+
+
+@pytest.fixture
+def write_tfds() -> Callable:
+  """(name, dir, features, {split: examples}) -> a TFDS data set written as ArrayRecord, in order."""
+  import tensorflow_datasets as tfds
+
+  def write(name: str, dir: Path, features: dict, splits: dict[str, list[dict]]):
+    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+      VERSION = tfds.core.Version('1.2.3')
+
+      def _info(self):
+        features_dict = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features_dict, disable_shuffling=True)
+
+      def _split_generators(self, dl_manager):
+        return {split: enumerate(examples) for split, examples in splits.items()}
+
+      def _generate_examples(self):
+        raise NotImplementedError
+
+    Written.name = name
+    Written(data_dir=dir, file_format='array_record').download_and_prepare()
+
+  return write

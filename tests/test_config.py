@@ -197,6 +197,7 @@ FITS = {
   float: lambda value: type(value) in (int, float),
   str: lambda value: type(value) is str,
   bool: lambda value: type(value) is bool,
+  tuple[str, ...]: lambda value: type(value) is tuple and all(type(part) is str for part in value),
 }
 
 
@@ -292,3 +293,11 @@ def test_a_ramp_may_take_all_steps_but_one():
 def test_did_you_mean_names_the_nearest_or_all():
   assert did_you_mean('adma', ('adamw', 'sgd')) == " Did you mean 'adamw'?"
   assert did_you_mean('x', (name for name in ('adamw', 'sgd'))) == ' Known: adamw, sgd.'
+
+
+def test_of_evaluations_there_may_be_any_number_but_each_is_text():
+  for entries in ((), ('knn:builtin:digits',), ('a', 'b', 'c')):
+    assert validate(Config(steps=1, evals=entries)).evals == entries
+  for wrong in ('knn:builtin:digits', ('a', 1), ['a']):
+    with pytest.raises(UserError, match=r'config.evals=.*: expected .*any number of them'):
+      validate(Config(steps=1, evals=wrong))

@@ -35,6 +35,7 @@ def arguments() -> list:
   cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
   for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
     cases += [('pretrain', f'{variant},{data},{count}') for count in epochs] + [('pretrain', f'{variant},{data}')]
+  cases += [('finetune', f'B/16,vtab/{task}') for task in ('caltech101', 'clevr_count', 'dsprites_location')]
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
   cases += [('finetune', 'R50x1,cifar10')]

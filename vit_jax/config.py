@@ -18,7 +18,7 @@ from vit_jax.limits import CHOICES, RANGES
 class DataConfig:
   """Which examples, and how a record becomes an image. Batch `k` is a pure function of this, the seed and `k`."""
 
-  train: str = 'builtin:fashion_mnist'  # A source: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME.
+  train: str = 'builtin:fashion_mnist'  # A source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME or vtab:TASK.
   split: str = 'train'  # TFDS's split syntax, for every kind of source: 'train[:98%]', 'train+validation'.
   eval: str = ''  # The source to evaluate on; '' means the training source.
   eval_split: str = ''  # '' means the source's held-out split: the first of test, validation and val that it has.
@@ -133,8 +133,11 @@ class Config:
   init: str = ''  # Where the parameters start: whatever `vit_jax.load` takes; '' means from scratch.
   init_positions: str = 'corner'  # How position embeddings come to another grid: corner (the paper), half_pixel, bicubic.
   log_ids: bool = False  # Write which examples each step was made of, and its loss to the bit, to ids.jsonl.
-  log_every: str = '50'  # A duration, as the three below.
+  log_every: str = '50'  # A duration, as the others below.
   eval_every: str = '1ep'
+  evals: tuple[str, ...] = ()  # More to evaluate, each PROTOCOL:SOURCE (evaluate/protocols.py): 'fewshot:builtin:digits'.
+  evals_every: str = '0'  # A duration; 0 means after the last step alone.
+  fewshot_l2: float = 1024.0  # How much few-shot regression holds its weights down; big_vision's, the paper does not say.
   save_every: str = '1ep'
   keep: int = 2  # Checkpoints kept, the newest.
   keep_every: str = '0'  # A duration: checkpoints at its multiples are kept for good; 0 means none.
@@ -234,6 +237,11 @@ def duration(text: str, *, name: str, steps: int, epoch: float) -> int:
     raise UserError(f"config.{name}={text!r}: expected a duration such as '500' (steps), '2ep' (epochs) or '10%' (of the run)")
   count = float(match[1]) * {'': 1, 'ep': epoch, '%': steps / 100}[match[2]]
   return max(1, round(count)) if count else 0
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something that happens every so many steps, and after the last, happens after `step`. 0 means only the last."""
+  return step == last or (every > 0 and step % every == 0)
 
 
 def total_steps(config: Config, examples: int) -> int:

@@ -15,6 +15,7 @@ def flat_types(cls, prefix: str = '') -> dict[str, type]:
 def is_of(kind: type, value) -> bool:
   """A whole number is a number, and True is none."""
   if parts := typing.get_args(kind):
+    parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
     return isinstance(value, tuple) and len(value) == len(parts) and all(map(is_of, parts, value))
   return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
@@ -22,6 +23,8 @@ def is_of(kind: type, value) -> bool:
 def in_words(kind: type) -> str:
   """A type as a person says it."""
   parts = typing.get_args(kind)
+  if parts and parts[-1] is Ellipsis:
+    return 'texts in parentheses, any number of them'
   if parts:
     return f'{len(parts)} {"whole numbers" if parts[0] is int else "numbers"}'
   return {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False'}[kind]

@@ -66,6 +66,7 @@ RANGES = {
   'seed': (0, 2**31 - 1),
   'label_smoothing': (0, 0.99),
   'mixup': (0, math.inf),
+  'fewshot_l2': (1e-9, math.inf),
   'keep': (1, math.inf),
   'first_step_timeout': (0, 604800),
   'step_timeout': (0, 604800),

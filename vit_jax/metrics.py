@@ -121,6 +121,16 @@ def evaluations(workdir: Path) -> list[dict]:
   return [record for record in read_metrics(workdir) if any(name.endswith('_accuracy') for name in record)]
 
 
+def examinations(workdir: Path) -> list[dict]:
+  """The records that config.evals made."""
+  return [record for record in read_metrics(workdir) if any('/' in name for name in record)]
+
+
+def at_steps(records: list[dict]) -> set[int]:
+  """After which steps they were made."""
+  return {record['step'] for record in records}
+
+
 def in_words(result: dict[str, float]) -> str:
   """An evaluation for the screen."""
   return '  '.join(f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}' for name, value in result.items())

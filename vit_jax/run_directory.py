@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 FREE = {
   'log_every', 'eval_every', 'save_every', 'keep', 'keep_every', 'mesh.fsdp', 'model.remat', 'model.unroll',
   'data.dir', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch', 'optim.max_bad_steps', 'log_ids',
-  'data.bad_budget', 'first_step_timeout', 'step_timeout',
+  'data.bad_budget', 'first_step_timeout', 'step_timeout', 'evals', 'evals_every', 'fewshot_l2',
 }  # fmt: skip
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless', 'simplejpeg')

@@ -13,12 +13,14 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.config import Config, duration, total_steps, validate
+from vit_jax.config import Config, due, duration, total_steps, validate
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.loader import eval_batches, most_bad, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.evaluate.classify import classify, count
+from vit_jax.evaluate.protocols import examiner, open_all
+from vit_jax.evaluate.subject import Subject
 from vit_jax.failures import Failures
 from vit_jax.keeping import Checkpoints
 from vit_jax.ledger import Ledger, open_ledger
@@ -38,7 +40,7 @@ from vit_jax.mesh import (
   to_global,
   undivided,
 )
-from vit_jax.metrics import Metrics, Stopwatch, draw_curves, evaluations, in_words
+from vit_jax.metrics import Metrics, Stopwatch, at_steps, draw_curves, evaluations, examinations, in_words
 from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
 from vit_jax.pulse import Pulse
@@ -48,7 +50,7 @@ from vit_jax.step import TrainState, abstract_params, predict_from_shares, train
 from vit_jax.stopping import Stopping
 from vit_jax.watchdog import Watchdog
 
-CLOCKS = ('log_every', 'eval_every', 'save_every', 'keep_every')
+CLOCKS = ('log_every', 'eval_every', 'evals_every', 'save_every', 'keep_every')
 
 
 def train(
@@ -64,6 +66,7 @@ def train(
   stopping, watchdog = stopping or Stopping(), watchdog or Watchdog()
   pulse = Pulse(stopping, watchdog, quick=config.step_timeout, slow=config.first_step_timeout)
   train_source, eval_source = open_sources(config)
+  judge = open_all(config.evals, train_source.label_names, dir=config.data.dir, l2=config.fewshot_l2)
   steps, epoch = total_steps(config, len(train_source)), len(train_source) / config.data.batch
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
   facts = fingerprint(train_source, eval_source)
@@ -80,8 +83,8 @@ def train(
     state, notes = first_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
     first = int(state.step)
     failures.begin(first)
-    owed = first > 0 and due(first, every['eval_every'], steps)
-    owed = owed and first not in {record['step'] for record in evaluations(workdir)}
+    done = {'eval_every': evaluations(workdir), 'evals_every': examinations(workdir)}
+    owed = [name for name in done if first and due(first, every[name], steps) and first not in at_steps(done[name])]
     wait_for_all('restored')  # Before anybody writes: all of them have to go on from the same checkpoint.
     describe(workdir, config, train_source.label_names, facts)
     checkpoints.open()
@@ -94,6 +97,9 @@ def train(
     batches = prefetch(batches, config.data.prefetch, mesh)
     ledger = open_ledger(config, workdir, metrics, train_source, step=first)
     update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
+    shapes = abstract_params(model, config.data.size)
+    alive = {'asked': pulse.asked, 'progress': lambda images: pulse.pause()}
+    subject = Subject(model=model, shapes=shapes, mesh=mesh, data=config.data, **alive)
     metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
     stopping.begin(any_host(mesh))
     state, stopped = loop(
@@ -103,7 +109,10 @@ def train(
       every=every,
       owed=owed,
       update=update,
-      evaluate=evaluator(config, eval_source, model=model, mesh=mesh, state=state, asked=pulse.asked),
+      evaluate={
+        'eval_every': evaluator(config, eval_source, model=model, mesh=mesh, state=state, asked=pulse.asked),
+        'evals_every': examiner(judge, subject),
+      },
       speed=functools.partial(speed, config, model, mesh),
       checkpoints=checkpoints,
       ledger=ledger,
@@ -130,28 +139,28 @@ def loop(
   steps: range,
   *,
   every: dict[str, int],
-  owed: bool,
+  owed: list[str],
   update: Callable,
-  evaluate: Callable[[dict], dict[str, float] | None],
+  evaluate: dict[str, Callable[[dict], dict[str, float] | None]],
   speed: Callable[[float], dict[str, float]],
   checkpoints: Checkpoints,
   ledger: Ledger,
   metrics: Metrics,
   pulse: Pulse,
 ) -> tuple[TrainState, bool]:
-  """Takes the steps; the last state, and whether it was told to stop. `owed`: the evaluation before the first was left out."""
+  """Takes the steps; the last state, and whether it was told to stop. `owed`: clocks of evaluations that were left out."""
   watch, last = Stopwatch(), steps.stop - 1
 
-  def evaluated(step: int) -> bool:
+  def evaluated(name: str, step: int) -> bool:
     pulse.pause()
     with watch.paused(state):
-      result = evaluate(state.best)
-    if result is not None:
+      result = evaluate[name](state.best)
+    if result:
       metrics.record(step, result)
       metrics.say(f'step {step}/{last}  ' + in_words(result))
     return result is not None
 
-  if owed and not evaluated(steps.start - 1):
+  if not all(evaluated(name, steps.start - 1) for name in owed):
     return state, True
   for step, (ids, batch) in zip(steps, batches, strict=False):
     checkpoints.check()
@@ -164,8 +173,8 @@ def loop(
       values = ledger.record() | values
       metrics.record(step, values)
       metrics.progress(step, values)
-    if due(step, every['eval_every'], last) and not stop:
-      stop = not evaluated(step)
+    for name in evaluate:
+      stop = stop or (due(step, every[name], last) and not evaluated(name, step))
     if due(step, every['save_every'], last) and not stop:
       pulse.pause()
       with watch.paused(state):
@@ -262,11 +271,6 @@ def prefetch(
   while queue:
     yield queue.popleft()
     queue.extend(map(send, itertools.islice(batches, 1)))
-
-
-def due(step: int, every: int, last: int) -> bool:
-  """Whether something that happens every so many steps, and after the last, happens after `step`. 0 means only the last."""
-  return step == last or (every > 0 and step % every == 0)
 
 
 def speed(config: Config, model: nn.Module, mesh: Mesh, seconds_per_step: float) -> dict[str, float]:

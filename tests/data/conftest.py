@@ -3,16 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-
-
-@pytest.fixture
-def png() -> Callable:
-  """An image -> the bytes of a PNG file."""
-  return lambda image: cv2.imencode('.png', image)[1].tobytes()
 
 
 @pytest.fixture
@@ -25,30 +18,6 @@ def touch() -> Callable:
       path.write_bytes(path.name.encode())
 
   return touch
-
-
-@pytest.fixture
-def write_tfds() -> Callable:
-  """(name, dir, features, {split: examples}) -> a TFDS data set written as ArrayRecord, in order."""
-
-  def write(name: str, dir: Path, features: dict, splits: dict[str, list[dict]]):
-    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-      VERSION = tfds.core.Version('1.2.3')
-
-      def _info(self):
-        features_dict = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, features=features_dict, disable_shuffling=True)
-
-      def _split_generators(self, dl_manager):
-        return {split: enumerate(examples) for split, examples in splits.items()}
-
-      def _generate_examples(self):
-        raise NotImplementedError
-
-    Written.name = name
-    Written(data_dir=dir, file_format='array_record').download_and_prepare()
-
-  return write
 
 
 @pytest.fixture

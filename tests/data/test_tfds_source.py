@@ -139,6 +139,19 @@ def test_a_record_without_its_image_or_with_a_label_that_is_none_is_bad(tmp_path
   source._store.label_names = ('a', 'b')
   with pytest.raises(BadImage, match=r'tfds:many train #0: its label 2 is none of 2 classes'):
     source[0]
-  source._store._image = 'picture'
+  source._store._records._image = 'picture'
   with pytest.raises(BadImage, match=r'tfds:many train #0: its record is damaged'):
     source[0]
+
+
+def test_a_file_name_is_part_of_what_an_example_is_called(tmp_path, write_tfds, png):
+  """ReaL finds its labels by it."""
+  features = {
+    'image': tfds.features.Image(),
+    'label': tfds.features.ClassLabel(names=['a', 'b']),
+    'file_name': tfds.features.Text(),
+  }
+  example = {'image': png(np.zeros((2, 2, 3), np.uint8)), 'label': 1, 'file_name': 'ILSVRC2012_val_00000007.JPEG'}
+  write_tfds('named', tmp_path, features, {'validation': [example]})
+  _, labels, name = open_source('tfds:named', '', dir=str(tmp_path))[0]
+  assert (labels, name) == ((1,), 'tfds:named validation #0 ILSVRC2012_val_00000007.JPEG')

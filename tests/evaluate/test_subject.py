@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.evaluate.predict import data_config
-from vit_jax.evaluate.subject import alone
+from vit_jax.evaluate.subject import StoppedError, alone
 from vit_jax.mesh import make_mesh, spread, state_shardings
 
 
@@ -53,3 +53,12 @@ def test_progress_is_told_of_every_batch(make_model, source):
   made, params = alone(model, data_config(model, batch=16), progress=told.append)
   made.features(params, source)
   assert told == [16, 16, 16]
+
+
+def test_asked_to_stop_it_does_before_the_next_batch(make_model, source):
+  model, asked = make_model(), []
+  made, params = alone(model, data_config(model, batch=16))
+  made = dataclasses.replace(made, asked=lambda values: asked.append(len(values)) or len(asked) == 2)
+  with pytest.raises(StoppedError):
+    made.features(params, source)
+  assert asked == [16, 16]

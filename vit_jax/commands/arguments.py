@@ -29,6 +29,17 @@ def whole(text: str) -> int:
   return 0 if text == '0' else positive(text)
 
 
+def above_zero(text: str) -> float:
+  """A finite number above 0."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = 0.0
+  if not 0 < value < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text!r} is no number above 0')
+  return value
+
+
 def sides(text: str) -> tuple[int, int]:
   """'224' or '224,320' -> (height, width)."""
   values = text.split(',')

@@ -5,15 +5,23 @@ import json
 import sys
 
 from vit_jax.commands.arguments import PREPROCESSING, add_batch, add_model, batch_size, load_model, overrides, whole
+from vit_jax.commands.protocols import add_protocol, examine, refuse_misplaced
 from vit_jax.commands.results import STDOUT, as_csv, as_table, refuse_places, say, write
+from vit_jax.commands.vtab import add_vtab, vtab
 from vit_jax.errors import UserError
 
 COLUMNS = ('class', 'examples', 'correct', 'accuracy')
 
 
 def evaluate(args):
-  """Exact accuracy and loss over a whole split: every example once, on all devices."""
+  """Exact accuracy and loss over a whole split: every example once, on all devices. Or what --protocol says."""
   refuse_places(per_class=args.per_class, confusion=args.confusion, json=args.json)
+  refuse_misplaced(args)
+  {'classify': classify, 'vtab': vtab}.get(args.protocol[0], examine)(args)
+
+
+def classify(args):
+  """A model's own head."""
   from vit_jax.data.sources import open_source
 
   source = open_source(args.data, args.split, dir=args.dir)
@@ -169,7 +177,7 @@ def add(commands):
   """The arguments."""
   command = commands.add_parser('evaluate', help=evaluate.__doc__, description=evaluate.__doc__)
   command.set_defaults(function=evaluate)
-  command.add_argument('--data', required=True, metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
+  command.add_argument('--data', metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
   command.add_argument('--split', default='', help='by default the held-out split: test, validation or val')
   command.add_argument('--dir', default='', help="where TFDS data sets lie; by default $TFDS_DATA_DIR, or TFDS's own")
   add_batch(command)
@@ -179,4 +187,6 @@ def add(commands):
   command.add_argument('--per_class', metavar='FILE', help='accuracy of each class as CSV; - for a table on stdout')
   command.add_argument('--confusion', metavar='PNG', help='a picture of which class is taken for which')
   command.add_argument('--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text')
+  add_protocol(command)
+  add_vtab(command)
   add_model(command)

@@ -3,6 +3,7 @@
   builtin:fashion_mnist, builtin:digits    inside the package
   folder:PATH, csv:PATH                    image files (folder.py)
   tfds:NAME                                a TFDS data set prepared as ArrayRecord (tfds_source.py)
+  vtab:TASK                                a thousand images and more of one of those, with labels of their own (vtab.py)
 
 Behind each is a store: `title`, `splits`, `label_names`, `shards(split)` (the number of examples in each of its files),
 `most_labels(split)`, `listing(split)` (bytes that are others where the examples are) and `read(split, i)`. It opens what it
@@ -19,6 +20,7 @@ import numpy as np
 
 from vit_jax.data.folder import Csv, Folder
 from vit_jax.data.tfds_source import Tfds
+from vit_jax.data.vtab import Vtab
 from vit_jax.errors import UserError, did_you_mean
 
 HELD_OUT = ('test', 'validation', 'val')  # The order in which a split to evaluate on is looked for.
@@ -121,7 +123,7 @@ class Builtin:
     return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
 
 
-STORES = {'builtin': Builtin, 'folder': Folder, 'csv': Csv, 'tfds': Tfds}
+STORES = {'builtin': Builtin, 'folder': Folder, 'csv': Csv, 'tfds': Tfds, 'vtab': Vtab}
 
 
 def open_source(name: str, split: str, *, dir: str = '') -> Source:

@@ -15,33 +15,62 @@ ELSEWHERE = {
 }
 
 
+class Records:
+  """The examples of a prepared data set as they are stored. May be read from several threads at once, and pickled."""
+
+  def __init__(self, name: str, info):
+    self.title = f'tfds:{name}'
+    self.shards = {split: [n for n in each.shard_lengths if n] for split, each in info.splits.items()}
+    self._full_name = info.full_name  # With its version.
+    self._image = only(info, ('image',), _is_image, 'image')  # The feature.
+    self._files = {split: _files(name, each) for split, each in info.splits.items()}
+    self._readers = {}
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {'_readers': {}}
+
+  def listing(self, split: str) -> bytes:
+    return repr((self._full_name, self.shards[split])).encode()
+
+  def read(self, split: str, i: int, name: str):
+    """(the image as it was encoded, {feature: tf.train.Feature}). What is inside another has both names: 'objects/type'.
+
+    BadImage with the example's `name`, where its record is damaged.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    if split not in self._readers:
+      from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+      self._readers[split] = ArrayRecordDataSource(self._files[split])
+    try:
+      features = tf_example_pb2.Example.FromString(self._readers[split][i]).features.feature
+      return features[self._image].bytes_list.value[0], features
+    except Exception as error:  # ArrayRecord's and protobuf's, which have no class in common.
+      raise BadImage(name, f'its record is damaged: {" ".join(str(error).split()) or type(error).__name__}') from None
+
+
 class Tfds:
   """A data set by its name: 'cifar10', 'cifar10:3.0.2', 'voc/2007'. Splits without labels are left out."""
 
   def __init__(self, name: str, *, dir: str = ''):
     self.title = f'tfds:{name}'
-    info = _random_access(name, dir)
-    self._image = _only(info, ('image',), _is_image, 'image')
-    self._label = _only(info, ('label', 'labels'), _class_label, 'class label')
-    self._full_name = info.full_name  # With its version.
-    label = _class_label(info.features[self._label])
-    self.label_names = tuple(label.names or map(str, range(label.num_classes)))
+    info = random_access(name, dir)
+    self._records = Records(name, info)
+    self._label = only(info, ('label', 'labels'), class_label, 'class label')
+    label = class_label(info.features[self._label])
+    self.label_names = names_of(label)
     self._single = label is info.features[self._label]
-    self._shards = {split: [n for n in each.shard_lengths if n] for split, each in info.splits.items()}
-    self._files = {split: _files(name, each) for split, each in info.splits.items()}
-    self._readers, self._most = {}, {}
-    self.splits = tuple(split for split in self._files if self._has_labels(split))
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {'_readers': {}}
+    self._most = {}
+    self.splits = tuple(split for split in self._records.shards if self._has_labels(split))
 
   def shards(self, split: str) -> list[int]:
-    return self._shards[split]
+    return self._records.shards[split]
 
   def most_labels(self, split: str) -> int:
     """Reads the whole split, once, where an example may have several."""
     if split not in self._most:
-      several = range(0 if self._single else sum(self._shards[split]))
+      several = range(0 if self._single else sum(self.shards(split)))
       self._most[split] = max((self._count(split, i) for i in several), default=0) or 1
     return self._most[split]
 
@@ -53,28 +82,19 @@ class Tfds:
       return bad
 
   def listing(self, split: str) -> bytes:
-    return repr((self._full_name, self._shards[split])).encode()
+    return self._records.listing(split)
 
   def read(self, split: str, i: int):
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    if split not in self._readers:
-      from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-      self._readers[split] = ArrayRecordDataSource(self._files[split])
     name = f'{self.title} {split} #{i}'
-    try:
-      features = tf_example_pb2.Example.FromString(self._readers[split][i]).features.feature
-      image = features[self._image].bytes_list.value[0]
-    except Exception as error:  # ArrayRecord's and protobuf's, which have no class in common.
-      raise BadImage(name, f'its record is damaged: {" ".join(str(error).split()) or type(error).__name__}') from None
+    image, features = self._records.read(split, i, name)
     labels = tuple(label for label in features[self._label].int64_list.value if label >= 0)  # -1: none is known.
     if max(labels, default=0) >= len(self.label_names):
       raise BadImage(name, f'its label {max(labels)} is none of {len(self.label_names)} classes')
-    return image, labels, name
+    file = f' {features["file_name"].bytes_list.value[0].decode()}' if 'file_name' in features else ''
+    return image, labels, name + file
 
   def _has_labels(self, split: str) -> bool:
-    return bool(self._shards[split]) and (not self._single or self._count(split, 0, bad=1) > 0)
+    return bool(self.shards(split)) and (not self._single or self._count(split, 0, bad=1) > 0)
 
 
 def prepared(name: str, dir: str):
@@ -116,7 +136,7 @@ def has_array_record(info) -> bool:
   return tfds.core.FileFormat.ARRAY_RECORD in info.available_file_formats()
 
 
-def _random_access(name: str, dir: str):
+def random_access(name: str, dir: str):
   """The DatasetInfo, with ArrayRecord as its format."""
   import tensorflow_datasets as tfds
 
@@ -166,7 +186,7 @@ def _is_image(feature) -> bool:
   return type(feature) is tfds.features.Image  # Its subclasses are masks.
 
 
-def _class_label(feature):
+def class_label(feature):
   """The ClassLabel that the feature is or is a sequence of, or None."""
   import tensorflow_datasets as tfds
 
@@ -174,7 +194,12 @@ def _class_label(feature):
   return inner if isinstance(inner, tfds.features.ClassLabel) else None
 
 
-def _only(info, preferred: tuple[str, ...], fits, what: str) -> str:
+def names_of(label) -> tuple[str, ...]:
+  """Of the classes of a ClassLabel; their numbers, where they have none."""
+  return tuple(label.names or map(str, range(label.num_classes)))
+
+
+def only(info, preferred: tuple[str, ...], fits, what: str) -> str:
   """The name of the feature that fits: a preferred one, or the only one."""
   names = [name for name in info.features if fits(info.features[name])]
   names = [name for name in preferred if name in names] or names

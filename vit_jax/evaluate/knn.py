@@ -1,4 +1,4 @@
-"""The nearest neighbours' vote on frozen features: cosine similarity, weighted (arXiv 1805.01978; k as in arXiv 2104.14294)."""
+"""The nearest neighbours' vote on frozen features by cosine similarity, weighted: arXiv 1805.01978; k is DINO's, 2104.14294."""
 
 import numpy as np
 

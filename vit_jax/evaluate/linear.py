@@ -1,7 +1,7 @@
 """A linear probe: multinomial logistic regression on frozen, standardised features.
 
-Its strength is the best of a sweep by the likelihood of held-out examples, in five-fold cross-validation on the examples to
-learn from. Shapes: n examples, d features, k classes.
+Its strength is the best of a sweep by the likelihood of held-out examples, in five-fold cross-validation on the pool.
+Shapes: n examples, d features, k classes.
 """
 
 import numpy as np

@@ -20,6 +20,10 @@ from vit_jax.step import features_from_shares, predict_from_shares
 TOP = 5
 
 
+class StoppedError(Exception):
+  """Somebody asked the run to stop."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
   """What every protocol needs of a model, besides the parameters of the moment."""
@@ -28,9 +32,8 @@ class Subject:
   shapes: dict  # Of the parameters: how they lie on `mesh` follows from these.
   mesh: Mesh
   data: DataConfig  # What an image goes through; `eval_batch` divides over the devices.
-  source: str  # For messages: whose model it is.
-  labels: tuple[str, ...] = ()  # In the order of the logits; () where nobody says.
   progress: Callable[[int], None] = lambda images: None  # Told of every batch.
+  asked: Callable[[np.ndarray], bool] = lambda values: False  # Given what came of every batch: whether to stop.
 
   def features(self, params: dict, source) -> tuple[np.ndarray, np.ndarray]:
     """(features [n, d], labels [n, m], -1 pads) of every example that can be read, in the order of `source`."""
@@ -45,11 +48,14 @@ class Subject:
     """What `then` makes of what `function` says of the examples, and their labels, without what cannot be read."""
     out, labels = [], []
     hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    for batch in eval_batches(source, self.data, **hosts, exact=True):
+    for made in eval_batches(source, self.data, **hosts, exact=True):
+      batch = {name: made[name] for name in ('image', 'label', 'mask')}
       with jax.set_mesh(self.mesh):  # Kernels ask it how a batch is split.
         values, label, mask = jax.device_get(function(params, to_global(batch, self.mesh)))
       out.append(then(values[mask]))
       labels.append(label[mask])
+      if self.asked(values):
+        raise StoppedError
       self.progress(len(mask))
     return np.concatenate(out), np.concatenate(labels)
 
@@ -77,7 +83,5 @@ def alone(model, data: DataConfig, *, progress: Callable[[int], None] = lambda i
   """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to divide over them."""
   mesh = make_mesh(1, batches={})
   data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
-  facts = {'shapes': model.params, 'source': model.source, 'labels': model.labels}
-  return Subject(model=model.model, mesh=mesh, data=data, progress=progress, **facts), jax.device_put(
-    model.params, everywhere(mesh)
-  )
+  subject = Subject(model=model.model, shapes=model.params, mesh=mesh, data=data, progress=progress)
+  return subject, jax.device_put(model.params, everywhere(mesh))

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gzip
 from pathlib import Path
 
 NAMES = Path(__file__).parent / 'names'
@@ -22,3 +23,18 @@ def rows(which: str) -> tuple[tuple[str, str], ...]:
   """(synset, name) of each class."""
   with (NAMES / f'{which}.csv').open(newline='') as file:
     return tuple((row['synset'], row['name']) for row in csv.DictReader(file))
+
+
+def subset(which: str) -> tuple[int, ...]:
+  """Those of ImageNet-1k's classes that ImageNet-A ('a') or ImageNet-R ('r') has, by their numbers."""
+  place = {synset: i for i, synset in enumerate(synsets('imagenet1k'))}
+  with (NAMES / 'imagenet_subsets.csv').open(newline='') as file:
+    return tuple(place[row['synset']] for row in csv.DictReader(file) if row['subset'] == which)
+
+
+@functools.cache
+def real_labels() -> tuple[tuple[int, ...], ...]:
+  """For each of ImageNet-1k's 50,000 validation images, in the order of their file names, the classes that are right for it
+  (arXiv 2006.07159); none for some."""
+  with gzip.open(NAMES / 'imagenet_real.txt.gz', 'rt') as file:
+    return tuple(tuple(map(int, line.split())) for line in file)

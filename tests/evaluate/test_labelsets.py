@@ -1,0 +1,153 @@
+"""Test sets of ImageNet's classes, against sets and sorting in plain Python over the model's own logits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.errors import UserError
+from vit_jax.evaluate.labelsets import count, imagenet_numbers, open_label_sets
+from vit_jax.evaluate.predict import data_config
+from vit_jax.evaluate.protocols import open_label_sets as open_protocol
+from vit_jax.evaluate.subject import alone
+from vit_jax.pretrained.labels import class_names, real_labels, subset, synsets
+
+SYNSETS = synsets('imagenet1k')
+
+
+@pytest.fixture
+def model(make_model):
+  """Of ImageNet's 1,000 classes."""
+  return make_model(class_names('imagenet1k'))
+
+
+def write_images(root: Path, names: list[str], border: int = 0) -> np.ndarray:
+  """Noise, in a red frame if there is a border; without it, uint8 [n, 16, 16, 3]."""
+  images = np.random.default_rng(0).integers(0, 256, (len(names), 16, 16, 3), np.uint8)
+  for name, image in zip(names, images, strict=True):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    framed = np.pad(image, ((border, border), (border, border), (0, 0)))
+    framed[..., 0] = np.pad(image[..., 0], border, constant_values=255)
+    Image.fromarray(framed).save(root / name)
+  return images
+
+
+def by_hand(logits: np.ndarray, sets: list[set[int]], among: set[int]) -> tuple[int, int, int, int]:
+  """(right, right in the top 5, judged, skipped) of predictions among some classes."""
+  right = right5 = judged = 0
+  for row, allowed in zip(logits.tolist(), sets, strict=True):
+    order = sorted(among, key=lambda class_: -row[class_])
+    judged += bool(allowed)
+    right += bool(allowed) and order[0] in allowed
+    right5 += bool(allowed) and bool(allowed & set(order[:5]))
+  return right, right5, judged, len(sets) - judged
+
+
+def outcome(model, protocol: str, data: str, **where):
+  subject, params = alone(model, data_config(model, batch=16))
+  facts = {'labels': model.labels, 'classes': model.classes}
+  (found,) = open_protocol(protocol, data, **facts, **where)(subject, params)
+  return found
+
+
+def agree(found, right: int, right5: int, judged: int, skipped: int):
+  assert (found.examples, found.skipped) == (judged, skipped)
+  assert {name: each.accuracy for name, each in found.figures.items()} == {'top1': right / judged, 'top5': right5 / judged}
+
+
+def test_counts_are_those_of_sets_in_plain_python():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(500, 12))
+  sets = [set(rng.choice(12, rng.integers(0, 4), replace=False).tolist()) for _ in range(500)]
+  labels = np.array([[*each, *[-1] * (4 - len(each))] for each in sets])
+  found = count(np.argsort(-logits, axis=1)[:, :5], labels)
+  assert (found.correct, found.correct_top5, found.examples, found.skipped) == by_hand(logits, sets, set(range(12)))
+  assert 50 < found.skipped < 250
+
+
+def test_the_labels_that_ship():
+  """46,837 of the 50,000 have a label (arXiv 2006.07159); A and R have 200 classes each."""
+  sets = real_labels()
+  assert (len(sets), sum(map(bool, sets))) == (50_000, 46_837)
+  assert sets[:4] == ((), (970, 795), (230, 231), (809,))
+  assert {len(set(subset(which))) for which in 'ar'} == {200}
+  assert [SYNSETS[i] for i in subset('a')[:2]] == ['n01498041', 'n01531178']
+
+
+def test_real_takes_any_label_of_the_set_and_leaves_out_empty_ones(model, tmp_path):
+  numbers = list(range(1, 41))
+  names = [f'{SYNSETS[n % 3]}/ILSVRC2012_val_{n:08}.png' for n in numbers]
+  images = write_images(tmp_path / 'val', names)
+  sets = [set(real_labels()[n - 1]) for n in numbers]
+  logits = np.asarray(model.logits(images))
+  agree(outcome(model, 'real', f'folder:{tmp_path}'), *by_hand(logits, sets, set(range(1000))))
+
+
+@pytest.mark.parametrize('which', ['a', 'r'])
+def test_predictions_are_among_the_200_classes(model, tmp_path, which):
+  among = subset(which)
+  names = [f'{SYNSETS[among[i % 7]]}/{i}.png' for i in range(30)]
+  images = write_images(tmp_path, names)
+  sets = [{among[i % 7]} for i in range(30)]
+  found = outcome(model, which, f'folder:{tmp_path}')
+  agree(found, *by_hand(np.asarray(model.logits(images)), sets, set(among)))
+  assert len(open_label_sets(which, f'folder:{tmp_path}').chosen) == 200
+
+
+def test_v2_is_among_all_classes_and_its_folders_may_be_numbers(model, tmp_path):
+  numbers = [0, 7, 10, 999, 31]
+  images = write_images(tmp_path, [f'{numbers[i % 5]}/{i}.png' for i in range(25)])
+  sets = [{numbers[i % 5]} for i in range(25)]
+  agree(outcome(model, 'v2', f'folder:{tmp_path}'), *by_hand(np.asarray(model.logits(images)), sets, set(range(1000))))
+  assert imagenet_numbers(('10', '7'), '') == [10, 7]
+  assert imagenet_numbers(SYNSETS[5:7], '') == [5, 6]
+  assert imagenet_numbers(class_names('imagenet1k')[5:7], '') == [5, 6]
+
+
+@pytest.fixture
+def objectnet(tmp_path):
+  """(images, the sets of them): three folders, of which ImageNet has two; its own files say which."""
+  folders = {'alarm_clock': 'Alarm clock', 'air_freshener': 'Air freshener', 'tie': 'Tie'}
+  mappings = tmp_path / 'mappings'
+  mappings.mkdir()
+  (mappings / 'folder_to_objectnet_label.json').write_text(json.dumps(folders))
+  overlap = {'Alarm clock': 'analog clock; digital clock', 'Tie': 'bow tie, bow-tie, bowtie'}
+  (mappings / 'objectnet_to_imagenet_1k.json').write_text(json.dumps(overlap))
+  (mappings / 'imagenet_to_label_2012_v2').write_text('kit fox\nanalog clock\nbow tie, bow-tie, bowtie\ndigital clock\n')
+  order = {'278': 0, '409': 1, '457': 2, '530': 3}  # Number by synset: number in ILSVRC's order.
+  (mappings / 'pytorch_to_imagenet_2012_id.json').write_text(json.dumps(order))
+  names = [f'{list(folders)[i % 3]}/{i}.png' for i in range(30)]
+  images = write_images(tmp_path / 'images', names, border=2)
+  return images, [[{409, 530}, set(), {457}][i % 3] for i in range(30)]
+
+
+def test_objectnet_is_among_the_classes_that_both_have_without_its_frame(model, tmp_path, objectnet):
+  images, sets = objectnet
+  found = outcome(model, 'objectnet', f'folder:{tmp_path / "images"}')
+  agree(found, *by_hand(np.asarray(model.logits(images)), sets, {409, 530, 457}))
+  assert (found.examples, found.skipped) == (20, 10)
+
+
+def test_objectnet_without_its_map_says_which_file_it_wants(tmp_path, objectnet):
+  with pytest.raises(UserError, match=r'folder_to_objectnet_label.json: No such file.*--mapping'):
+    open_label_sets('objectnet', f'folder:{tmp_path / "images"}', mapping=str(tmp_path / 'nowhere'))
+  with pytest.raises(UserError, match='say where they are, as folder:PATH/images'):
+    open_label_sets('objectnet')
+  (tmp_path / 'images' / 'tie').rename(tmp_path / 'images' / 'cravat')
+  with pytest.raises(UserError, match="knows no folder 'cravat'"):
+    open_label_sets('objectnet', f'folder:{tmp_path / "images"}')
+
+
+def test_other_images_and_other_models_are_refused(model, make_model, tmp_path):
+  write_images(tmp_path / 'some', [f'{SYNSETS[i % 2]}/{i}.png' for i in range(4)])
+  with pytest.raises(UserError, match='ILSVRC2012_val_00000001'):
+    outcome(model, 'real', f'folder:{tmp_path / "some"}')
+  write_images(tmp_path / 'other', [f'{"ab"[i % 2]}/{i}.png' for i in range(4)])
+  with pytest.raises(UserError, match="'a', which is none of ImageNet's"):
+    open_label_sets('v2', f'folder:{tmp_path / "other"}')
+  with pytest.raises(UserError, match='M has no classes'):
+    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns(('cat', 'cow'), classes=2, source='M')
+  with pytest.raises(UserError, match='M has 4 classes without names'):
+    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns((), classes=4, source='M')
