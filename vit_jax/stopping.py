@@ -27,7 +27,10 @@ class Stopping:
     self._listens = self._begun = False
 
   def listen(self):
-    """Takes the place of what the signals usually do, for as long as the process lives. In the main thread."""
+    """Takes the place of what the signals usually do, for as long as the process lives. In the main thread, before others.
+
+    All threads and processes that are started from here on leave them to the one that answers.
+    """
     self._listens = True
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -36,6 +39,7 @@ class Stopping:
       signal.siginterrupt(number, False)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=self._answer, args=(ours, theirs), name='signals', daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
 
   def begin(self, vote: Callable[[bool], object] | None = None):
     """From here on there is something to save. On several hosts `vote` says whether any of them was told."""

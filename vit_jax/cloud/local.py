@@ -12,6 +12,7 @@ from typing import TextIO
 
 from vit_jax.cloud.followed import Followed
 from vit_jax.errors import UserError
+from vit_jax.exits import ABORTED
 
 GRACE = 15  # Seconds that the others have to end by themselves once one has failed.
 ASKED = 30  # … and when the person ends them all: they may be saving.
@@ -38,8 +39,8 @@ def run_hosts(command: list[str], *, hosts: int, devices: int, out: TextIO, env:
     return 128 + signals[0]
   if not failed:
     return 0
-  # The others fail of its failing, at almost the same time; none of them is killed by that.
-  killed = (name for name, code in failed.items() if code > 128)
+  # The others fail of its failing, at almost the same time; none of them is killed by that, but JAX may abort them.
+  killed = (name for name, code in failed.items() if code > 128 and code != ABORTED)
   first = next(killed, None) or next(name for name in everyone.ended if name in failed)
   print(f'{first} ended with exit code {failed[first]}', file=sys.stderr)
   return failed[first]

@@ -12,11 +12,14 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import cv2
 import grain
@@ -216,6 +219,7 @@ def _iterate(
   if config.workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, and its user need not be an absl application.
+    _start_tracker()
     options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=AHEAD)
     dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
   held = [iter(dataset)]
@@ -241,8 +245,22 @@ def _close(held: list):
     held.pop().close()
 
 
+def _start_tracker():
+  """Of shared memory. Its start unblocks signals in this thread; workers are to be born with those blocked that are blocked."""
+  blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+  resource_tracker.ensure_running()
+  signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _start_worker(worker: int, workers: int):
-  """A worker ends when its parent says so: Ctrl-C at the terminal and a preemption are the parent's to answer."""
+  """A worker ends when its parent says so, or has ended: Ctrl-C at the terminal and a preemption are the parent's to answer."""
   del worker, workers
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+  """Else a worker of a process that was killed would wait for ever, and keep its memory."""
+  multiprocessing.parent_process().join()
+  os._exit(0)
