@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.config import duration, validate
+from vit_jax.config import Config, duration, validate
 from vit_jax.losses import LOSSES
 from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
@@ -33,8 +33,10 @@ DEEP = re.compile(r'R(101|152|200)x|BiT-|R50x2|R50\+L')
 
 def arguments() -> list:
   cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
+  cases += [('mini', f'{model},{data}') for model in module('mini').MODELS for data in ('fashion_mnist', 'digits', 'flowers')]
   for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
-    cases += [('pretrain', f'{variant},{data},{count}') for count in epochs] + [('pretrain', f'{variant},{data}')]
+    cases.append(('pretrain', f'{variant},{data}'))
+    cases += [('pretrain', f'{variant},{data},{count}') for count in epochs[1:]]
   cases += [('finetune', f'B/16,vtab/{task}') for task in ('caltech101', 'clevr_count', 'dsprites_location')]
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
@@ -55,13 +57,10 @@ def config_of(name: str, argument: str | None):
   return validate(get_config(argument) if argument else get_config())
 
 
-@pytest.mark.parametrize(('name', 'argument'), arguments())
-def test_a_step_of_the_config_traces(name, argument):
-  config = config_of(name, argument)
-  data = (argument or '').partition(',')[2].partition(',')[0]
-  steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
-  model = build(config.model, CLASSES.get(data, 10))
-  lr = schedule(config.optim, steps=steps, epoch=epoch)
+def assert_a_step_traces(config: Config, *, classes: int, steps: int):
+  """What a step gives is what the next takes."""
+  model = build(config.model, classes)
+  lr = schedule(config.optim, steps=steps, epoch=1000)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   state = jax.eval_shape(functools.partial(init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0))
   b = 2 * config.optim.accumulate
@@ -84,8 +83,16 @@ def test_a_step_of_the_config_traces(name, argument):
   )
   new, metrics = jax.eval_shape(step, state, batch)
   same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)
-  assert all(jax.tree.leaves(jax.tree.map(same, new, state)))  # What a step gives is what the next takes.
+  assert all(jax.tree.leaves(jax.tree.map(same, new, state)))
   assert metrics['loss'].shape == ()
+
+
+@pytest.mark.parametrize(('name', 'argument'), arguments())
+def test_a_step_of_the_config_traces(name, argument):
+  config = config_of(name, argument)
+  data = (argument or '').partition(',')[2].partition(',')[0]
+  steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
+  assert_a_step_traces(config, classes=CLASSES.get(data, 10), steps=steps)
   for clock in ('log_every', 'eval_every', 'save_every', 'keep_every'):
     assert duration(getattr(config, clock), name=clock, steps=steps, epoch=epoch) <= steps
 

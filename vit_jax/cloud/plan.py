@@ -128,10 +128,11 @@ def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
 
 
 def with_settings(config: Config, settings: dict[str, object]) -> Config:
-  """The config with {'model.remat': 'full', …} changed."""
+  """The config with {'model.remat': 'full', 'seed': 1, …} changed."""
   for name, value in settings.items():
-    group, field = name.split('.')
-    config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})
+    group, _, field = name.rpartition('.')
+    part = dataclasses.replace(getattr(config, group), **{field: value}) if group else value
+    config = dataclasses.replace(config, **{group or field: part})
   return config
 
 

@@ -11,4 +11,14 @@ KNOWN = {
   'tfds:cifar100': (50_000, 100, 1),
   'tfds:oxford_iiit_pet': (3_680, 37, 1),
   'tfds:oxford_flowers102': (2_040, 102, 1),  # Its training and validation splits.
+  # VTAB-1k's tasks (arXiv 1910.04867).
+  **{
+    f'vtab:{task}': (1_000, classes, 1)
+    for task, classes in {
+      'caltech101': 102, 'cifar100': 100, 'dtd': 47, 'oxford_flowers102': 102, 'oxford_iiit_pet': 37, 'sun397': 397, 'svhn': 10,
+      'patch_camelyon': 2, 'eurosat': 10, 'resisc45': 45, 'diabetic_retinopathy': 5, 'clevr_count': 8, 'clevr_distance': 6,
+      'dmlab': 6, 'dsprites_location': 16, 'dsprites_orientation': 16, 'kitti_distance': 4, 'smallnorb_azimuth': 18,
+      'smallnorb_elevation': 9,
+    }.items()
+  },
 }  # fmt: skip

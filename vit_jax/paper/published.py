@@ -3,6 +3,7 @@
 import csv
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,24 @@ def published(name: str) -> tuple[dict[str, str], ...]:
   """The rows of a table: `published('table6')[0]['exaFLOPs']`."""
   with (TABLES / f'{name}.csv').open(newline='', encoding='utf-8') as file:
     return tuple(csv.DictReader(file))
+
+
+# How the rows of the tables that runs make are called, as tables.py calls them.
+CELLS: dict[str, Callable[[dict[str, str]], str]] = {
+  'table2': lambda row: row['Dataset'].replace('IIIT Pets', 'IIIT-Pets'),
+  'table5': lambda row: f'{row["Pre-train"]}, {row["Transfer to"]}',
+  'table6': lambda row: f'{row["Model"]}, {row["Epochs"]} epochs',
+  'table7': lambda row: re.sub(r'CIFAR(?=\d)', 'CIFAR-', row['Dataset']).replace('IIIT Pets', 'IIIT-Pets'),
+  'table8': lambda row: row['Position embedding'],
+  'table9': lambda row: row['Task'],
+}
+COLUMNS = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}  # Table 6's, as other tables have them.
+
+
+def cells(name: str) -> dict[tuple[str, str], str]:
+  """{(row, column): what the paper has there} of a table in CELLS."""
+  title = CELLS[name]
+  return {(title(row), COLUMNS.get(column, column)): cell for row in published(name) for column, cell in row.items()}
 
 
 def position_similarities() -> dict[str, np.ndarray]:

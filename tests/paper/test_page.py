@@ -1,0 +1,106 @@
+"""The page and its verdicts, from numbers that are known; and all of it in miniature."""
+
+import itertools
+import math
+
+import pytest
+
+from vit_jax.paper.findings import FINDINGS, verdict
+from vit_jax.paper.mini import EXPERIMENTS, FEWSHOT, Effort
+from vit_jax.paper.page import SECTIONS, markdown, ours, spread, write_page
+from vit_jax.paper.plots import PLOTS
+from vit_jax.paper.runner import write_records
+from vit_jax.paper.runs import digest
+
+EFFORT = Effort(photos='folder:photos')
+
+
+def made_up(name: str, value) -> list[dict]:
+  """Records of an experiment as if it had been run, with the accuracy that `value(row, column, seed)` gives."""
+  records = []
+  for run in EXPERIMENTS[name](EFFORT):
+    seed = run.settings['seed']
+    steps = (100, 200) if name == 'pooling' else (200,)
+    for metric, step in itertools.product(run.measures, steps):
+      facts = {
+        'seed': seed,
+        'hours': '0.01',
+        'device': 'a device',
+        'commit': 'abc',
+        'config': run.config,
+        'digest': digest(run),
+      }
+      number = value(run.row, run.column, seed) * step / 200
+      records.append({'row': run.row, 'column': run.column, 'metric': metric, 'steps': step, 'value': f'{number:.5f}'} | facts)
+  return records
+
+
+def test_every_experiment_has_a_section_a_plot_and_findings():
+  assert [*EXPERIMENTS] == [*SECTIONS] == [*PLOTS] == [*FINDINGS]
+
+
+def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
+  for name in EXPERIMENTS:
+    write_records(made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv')
+  (tmp_path / 'fewshot_flowers.md').write_text('# What it knows\n')
+  text = write_page(tmp_path, EFFORT).read_text()
+  assert '- [What it knows](fewshot_flowers.md)' in text
+  for name in EXPERIMENTS:
+    assert (tmp_path / f'mini_{name}.png').stat().st_size > 10_000
+    assert f'![{SECTIONS[name].title}](mini_{name}.png)' in text
+  assert '50.1 ± 0.1' in text  # Ours: 50.0, 50.1 and 50.2.
+  for theirs in (
+    '| ViT-L/16 | 41.90 | 57.84 | 70.03 | 71.56 |',
+    '| relative | 0.64032 |',
+    '| ViT-B/16, 7 epochs | 224 | 84.15 |',
+  ):
+    assert theirs in text
+  assert '| a ResNet is ahead with little data | not to be told from chance |' in text
+
+
+def test_a_page_of_a_part_says_what_was_not_run(tmp_path):
+  write_records(made_up('data_size', lambda *_: 0.5)[:2], tmp_path / 'mini_data_size.csv')
+  text = write_page(tmp_path, EFFORT).read_text()
+  assert 'not run' in text and 'Experiment 3' not in text
+
+
+def test_a_finding_is_told_from_its_numbers():
+  share = {'1/8': 1, '1/4': 2, '1/2': 3, '1': 4}
+  grows = {'R-M': lambda n: 0.7 + 0.01 * n, 'ViT-M': lambda n: 0.5 + 0.05 * n, 'ViT-L': lambda n: 0.4 + 0.09 * n}
+  records = made_up('data_size', lambda row, column, seed: grows[row](share[column]) + 0.001 * math.sin(7 * seed))
+  assert [verdict for _, verdict, _ in FINDINGS['data_size'](records)] == ['yes', 'yes', 'yes', 'yes']
+  assert '16.0' in FINDINGS['data_size'](records)[0][2]  # Points by which 0.71 is ahead of 0.55.
+  flat = made_up('positions', lambda row, column, seed: 0.6 + 0.05 * (row != 'none') + 0.001 * seed)
+  assert [verdict for _, verdict, _ in FINDINGS['positions'](flat)] == ['yes', 'yes']
+
+
+@pytest.mark.parametrize(
+  ('differences', 'small', 'said'),
+  [
+    ([], False, 'not run'),
+    ([1.0, 1.1, 0.9], False, 'yes'),
+    ([-1.0, -1.1, -0.9], False, 'no'),
+    ([3.0, -2.0, 0.1], False, 'not to be told from chance'),
+    ([0.5], False, 'not to be told from chance'),
+    ([1.5], False, 'yes'),
+    ([0.5, -0.5], True, 'yes'),
+    ([2.0, 2.1], True, 'no'),
+  ],
+)
+def test_a_verdict_is_beyond_twice_the_standard_error_or_a_point(differences, small, said):
+  assert verdict(differences, small=small) == said
+
+
+def test_cells_are_means_over_seeds_at_the_last_step():
+  record = lambda seed, value, steps=200: {
+    'row': 'a',
+    'column': 'b',
+    'metric': FEWSHOT,
+    'seed': seed,
+    'steps': steps,
+    'value': value,
+  }
+  assert ours([record(0, 0.5), record(1, 0.6)]) == {('a', 'b'): '55.0 ± 7.1'}
+  assert ours([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {('a', '50 %'): '10.0', ('a', '100 %'): '20.0'}
+  assert spread([84.16]) == '84.2'
+  assert markdown({('a', 'x'): '1', ('b', 'y'): '2'}) == '|  | x | y |\n| --- | ---: | ---: |\n| a | 1 |  |\n| b |  | 2 |'

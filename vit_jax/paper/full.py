@@ -1,0 +1,224 @@
+"""The paper's experiments at full scale: which runs, by Tables 3 and 4 and what the text adds (arXiv 2010.11929).
+
+JFT-300M is not public: `standin` puts ImageNet-21k in its place, with the recipe as it is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from vit_jax.data.vtab import TASKS
+from vit_jax.paper.published import published
+from vit_jax.paper.runs import Run, module, with_seeds
+
+JFT, IMAGENET_21K, IMAGENET = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
+PRETRAIN, FINETUNE = 'configs/pretrain.py', 'configs/finetune.py'
+ARGUMENT = {JFT: 'jft', IMAGENET_21K: 'imagenet21k', IMAGENET: 'imagenet'}
+STANDIN = {'data.train': 'folder:imagenet21k', 'data.split': 'train[51200:]', 'data.eval_split': 'train[:25600]'}
+
+# Table 4, App. B.1.1. Data set: configs/finetune.py's argument, and from where on the training split is held out in the sweep.
+TARGETS = {
+  'CIFAR-10': ('cifar10', '98%'),
+  'CIFAR-100': ('cifar100', '98%'),
+  'ImageNet': ('imagenet', '99%'),
+  'Oxford Flowers-102': ('flowers', '90%'),
+  'Oxford-IIIT-Pets': ('pets', '90%'),
+}
+FEWSHOT = ('fewshot:tfds:imagenet2012',)  # What Figures 4, 8, 9 and 13 and Table 8 have: ImageNet, five images a class.
+SHOT5 = ('imagenet2012_5shot',)
+
+
+def pretrained(model: str, data: str, epochs: int = 0, /, *, row: str = '', column: str = '', **settings) -> Run:
+  """A row of Table 3 with settings (__ for a dot) of its own; H/14 on ImageNet-21k, which has none, by L/16's."""
+  settings = {name.replace('__', '.'): value for name, value in settings.items()}
+  if (model, data) == ('H/14', IMAGENET_21K):
+    model, settings = 'L/16', {'model.variant': 'H/14'} | settings
+  argument = ','.join([model, ARGUMENT[data], *([str(epochs)] if epochs else [])])
+  return Run(row=row or model, column=column or data, config=f'{PRETRAIN}:{argument}', settings=settings)
+
+
+def finetuned(start: Run | str, model: str, target: str, *, row: str, column: str, **settings) -> list[Run]:
+  """Table 4's recipe: the best learning rate of a sweep, then three seeds on the whole training set."""
+  data, held_out = TARGETS[target]
+  settings = {name.replace('__', '.'): value for name, value in settings.items()}
+  real = {'evals': ('real',)} if target == IMAGENET else {}
+  run = Run(
+    row=row,
+    column=column,
+    config=f'{FINETUNE}:{model},{data}',
+    settings=real | settings,
+    init=start,
+    measures=('accuracy', 'real/imagenet2012_top1') if real else ('accuracy',),
+    rates=module(FINETUNE).RECIPES[data][-1],
+    held_out=held_out,
+  )
+  return with_seeds([run])
+
+
+def few_shot(model: str, data: str, epochs: int = 0, /, *, row: str, column: str, **settings) -> Run:
+  """A pre-training run that is judged by ImageNet 5-shot."""
+  return dataclasses.replace(pretrained(model, data, epochs, row=row, column=column, evals=FEWSHOT, **settings), measures=SHOT5)
+
+
+def table_2_models() -> dict[str, Run]:
+  """By the columns that Tables 2 and 9 have them in."""
+  return {
+    'ViT-H/14 (JFT)': pretrained('H/14', JFT),
+    'ViT-L/16 (JFT)': pretrained('L/16', JFT, 14),
+    'ViT-L/16 (I21k)': pretrained('L/16', IMAGENET_21K),
+  }
+
+
+def table_2() -> list[Run]:
+  """Fine-tuned on ImageNet at 512 px (L/16) and 518 (H/14), and averaged with a decay of 0.9999; and Table 9."""
+  runs = []
+  for column, start in table_2_models().items():
+    model, side = ('H/14', 518) if 'H/14' in column else ('L/16', 512)
+    for target in TARGETS:
+      more = {'data__size': (side, side), 'optim__ema': 0.9999} if target == IMAGENET else {}
+      runs += finetuned(start, model, target, row=target, column=column, **more)
+  return runs + table_9()
+
+
+def table_5(sets: Iterable[str] = (IMAGENET, IMAGENET_21K, JFT)) -> list[Run]:
+  """Every model of Table 1 pre-trained on every set, fine-tuned at 384 px."""
+  runs = []
+  for data in sets:
+    for model in ('B/16', 'B/32', 'L/16', 'L/32', 'H/14'):
+      if (model, data) != ('H/14', IMAGENET):
+        start = pretrained(model, data, 14 if (model, data) == ('L/16', JFT) else 0)
+        runs += [
+          run for target in TARGETS for run in finetuned(start, model, target, row=f'{data}, {target}', column=f'ViT-{model}')
+        ]
+  return runs
+
+
+def table_6() -> list[Run]:
+  """The scaling study: every model on JFT-300M, fine-tuned."""
+  runs = []
+  for row in published('table6'):
+    model, name = variant(row['Model']), f'{row["Model"]}, {row["Epochs"]} epochs'
+    start = pretrained(model, JFT, int(row['Epochs']))
+    runs += [run for target in TARGETS for run in finetuned(start, model, target, row=name, column=target)]
+  return runs
+
+
+def variant(model: str) -> str:
+  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1'."""
+  return model.replace('ResNet', 'R').replace('R50x1+', 'R50+').replace('ViT-', '')
+
+
+def table_7() -> list[Run]:
+  """ResNets by Adam, and by SGD with BiT's settings."""
+  runs = []
+  for model, title in (('R50x1', 'R50'), ('R152x2', 'R152x2')):
+    sgd = Run(row=model, column=JFT, config=f'configs/bit_pretrain.py:{model},jft,7')
+    for kind, start in {'Adam': pretrained(model, JFT, 7), 'SGD': sgd}.items():
+      runs += [run for target in TARGETS for run in finetuned(start, model, target, row=target, column=f'{title} {kind}')]
+  return runs
+
+
+def table_8() -> list[Run]:
+  """Position embeddings of ViT-B/16."""
+  kinds = {'none': 'none', '1-D learned': 'learned', '2-D learned': 'learned2d', 'relative': 'relative'}
+  places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
+  return [
+    few_shot('B/16', JFT, row=row, column=column, model__position=kind, model__position_at=place)
+    for row, kind in kinds.items()
+    for column, place in places.items()
+    if place == 'stem' or kind.startswith('learned')
+  ]
+
+
+def figure_4() -> list[Run]:
+  """Parts of JFT-300M, with the same settings and as many steps for all; the paper takes the best step on held-out images."""
+  models = {
+    'ViT-L/16': 'L/16',
+    'ViT-L/32': 'L/32',
+    'ViT-B/32': 'B/32',
+    'ViT-b/32': 'B/32',
+    'R50x1 (BiT)': 'R50x1',
+    'R152x2 (BiT)': 'R152x2',
+  }
+  halved = {'model__width': 384, 'model__mlp': 1536, 'model__heads': 6}  # Every width of B halved, by heads of 64.
+  runs = []
+  for row, model in models.items():
+    for millions in ('9.06', '30.2', '90.6', '302'):
+      images = {'data__split': f'train[50000:{50_000 + round(float(millions) * 1e6)}]', 'epochs': 0.0, 'steps': 518_000}
+      images |= {'evals_every': '5%', **(halved if row == 'ViT-b/32' else {})}
+      runs.append(few_shot(model, JFT, 7, row=row, column=f'{millions}M', **images))
+  return runs
+
+
+def figure_8() -> list[Run]:
+  """Eight layers, width 1,024, MLP 2,048, patches of 32; one of them scaled, to the compute that the plot shows."""
+  base = {'model__depth': 8, 'model__width': 1024, 'model__mlp': 2048, 'model__heads': 16}
+  scaled = {
+    'Base': [{}],
+    'Depth': [{'model__depth': depth} for depth in (2, 4, 16, 25, 50)],
+    'Width': [{'model__width': width, 'model__heads': width // 64} for width in (448, 704, 1408, 1920)],
+    'Width MLP': [{'model__mlp': mlp} for mlp in (4096, 9216)],
+    'Patch size': [{'model__variant': f'B/{patch}'} for patch in (56, 28, 16)],
+    'All': [
+      {'model__depth': 4, 'model__width': 512, 'model__mlp': 1024, 'model__heads': 8},
+      {'model__depth': 16, 'model__width': 2048, 'model__mlp': 4096, 'model__heads': 32},
+    ],
+  }
+  named = lambda settings: ' '.join(f'{name.partition("__")[2]} {value}' for name, value in settings.items()) or 'base'
+  return [
+    few_shot('B/32', JFT, row=row, column=named(settings), **base | settings)
+    for row, choices in scaled.items()
+    for settings in choices
+  ]
+
+
+def figure_9() -> list[Run]:
+  """A class token and the mean of the patches; ViT-B/32, as the level and the learning rate suggest."""
+  kinds = {'CLS lr=8e-4': ('token', 8e-4), 'GAP lr=8e-4': ('gap', 8e-4), 'GAP lr=3e-4': ('gap', 3e-4)}
+  return [
+    few_shot('B/32', JFT, row=name, column='7 epochs', model__pool=pool, optim__lr=lr, evals_every='5%')
+    for name, (pool, lr) in kinds.items()
+  ]
+
+
+def figure_10() -> list[Run]:
+  """Three ViT-L/16, whose position embeddings `figures` compares."""
+  rows = ((7, 2e-4, 0.01), (7, 4e-4, 0.1), (14, 4e-4, 0.1))
+  return [
+    pretrained('L/16', JFT, epochs, row=f'{epochs} epochs, {lr:g}, {decay:g}', optim__lr=lr, optim__weight_decay=decay)
+    for epochs, lr, decay in rows
+  ]
+
+
+def table_9() -> list[Run]:
+  """VTAB-1k: the models of Table 2, each on the 1,000 images of each task, three times."""
+  runs = []
+  for column, start in table_2_models().items():
+    config = f'{FINETUNE}:{"H/14" if "H/14" in column else "L/16"},vtab/'
+    runs += [Run(row=task.title, column=column, config=config + name, init=start) for name, task in TASKS.items()]
+  return with_seeds(runs)
+
+
+def figure_13() -> list[Run]:
+  """Axial models beside plain ones, at seven epochs."""
+  models = ('B/16', 'B/32', 'R50x1')
+  return [few_shot(model, JFT, 7, row=model, column='7 epochs') for model in models]
+
+
+def only_target(target: str) -> Callable[[Callable[[], list[Run]]], Callable[[], list[Run]]]:
+  """Of a table's runs those that end in one data set."""
+  data = TARGETS[target][0]
+  return lambda runs: lambda: [run for run in runs() if run.config.endswith(f',{data}')]
+
+
+def standin(run: Run) -> Run:
+  """The same run with ImageNet-21k in the place of JFT-300M, wherever it is pre-trained on that."""
+  start = standin(run.init) if isinstance(run.init, Run) else run.init
+  on_jft = ',jft' in run.config
+  settings = run.settings | (STANDIN if on_jft else {})
+  return dataclasses.replace(run, init=start, settings=settings)
+
+
+def rests_on_jft(runs: Iterable[Run]) -> bool:
+  """Whether one of them, or one that they start from, is pre-trained on JFT-300M itself."""
+  start = lambda run: start(run.init) if isinstance(run.init, Run) else run
+  return any(',jft' in start(run).config and 'data.train' not in start(run).settings for run in runs)

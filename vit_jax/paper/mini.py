@@ -1,0 +1,145 @@
+"""The paper's experiments in miniature: which runs, on Fashion-MNIST, digits and photographs of flowers.
+
+Sizes and recipe are configs/mini.py's. Runs that several experiments share are done once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.paper.runs import Run, read, with_seeds
+
+IMAGES = 30_000  # Of Fashion-MNIST's training split, as the package has it.
+SHARES = {'1/8': 8, '1/4': 4, '1/2': 2, '1': 1}
+FEWSHOT = 'digits_5shot'  # Of a representation that Fashion-MNIST taught: the accuracy on digits, from five of each.
+FLOWERS = 'folder:photos'
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+  """How much of it is done: a factor on all steps, and the seeds of which the deviation is told."""
+
+  steps: float = 1.0
+  runs: int = 0  # Of each experiment the first so many; 0 means all.
+  seeds: tuple[int, ...] = (0, 1, 2)
+  photos: str = ''  # A folder of photographs in class folders, such as TensorFlow's flower_photos; '' goes without.
+
+
+def pretrain(effort: Effort, model: str, row: str, column: str, *, share: str = '1', **settings) -> Run:
+  """Of a model of configs/mini.py on a share of Fashion-MNIST; `settings` have __ for a dot."""
+  settings = {name.replace('__', '.'): value for name, value in settings.items()}
+  config = f'configs/mini.py:{model},fashion_mnist'
+  if share != '1':
+    settings['data.split'] = f'train[:{IMAGES // SHARES[share]}]'
+  measures = ('accuracy', FEWSHOT)
+  return Run(row=row, column=column, config=config, settings=scaled(effort, config) | settings, measures=measures)
+
+
+def scaled(effort: Effort, config: str) -> dict[str, object]:
+  """The steps that are left of the config's; at least 3."""
+  return {} if effort.steps == 1 else {'steps': max(3, round(read(config).steps * effort.steps))}
+
+
+def data_size(effort: Effort) -> list[Run]:
+  """Experiment 2, as Figures 3 and 4: models of one compute, and a larger one, against the size of what they learn from."""
+  runs = [pretrain(effort, model, model, share, share=share) for model in ('ViT-M', 'R-M') for share in SHARES]
+  larger = [pretrain(effort, 'ViT-L', 'ViT-L', share, share=share) for share in SHARES]
+  return with_seeds(runs, effort.seeds) + with_seeds(larger, effort.seeds[:1])
+
+
+def scaling(effort: Effort) -> list[Run]:
+  """Experiment 3, as Table 6 and Figure 5: three families against the compute of their pre-training."""
+  medium = [pretrain(effort, model, model, 'Fashion-MNIST') for model in ('ViT-M', 'R-M', 'R+ViT-M')]
+  others = [pretrain(effort, model, model, 'Fashion-MNIST') for model in ('ViT-S', 'ViT-L', 'R-L', 'R+ViT-L')]
+  return with_seeds(medium, effort.seeds) + with_seeds(others, effort.seeds[:1])
+
+
+def optimizers(effort: Effort) -> list[Run]:
+  """As Table 7: ResNets pre-trained with Adam and with SGD."""
+  sgd = {'optim__name': 'sgd', 'optim__lr': 0.1, 'optim__weight_decay': 1e-3}
+  kinds = {'Adam': {}, 'SGD': sgd}
+  runs = [pretrain(effort, 'R-M', 'Fashion-MNIST', f'R-M {kind}', **settings) for kind, settings in kinds.items()]
+  return with_seeds(runs, effort.seeds)
+
+
+def positions(effort: Effort) -> list[Run]:
+  """As Table 8: position embeddings, by their kind and by where they are added."""
+  kinds = {'none': 'none', '1-D learned': 'learned', '2-D learned': 'learned2d', 'relative': 'relative'}
+  places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
+  runs = []
+  for row, kind in kinds.items():
+    for column, place in places.items() if kind.startswith('learned') else [('Stem only', 'stem')]:
+      changed = {'model__position': kind, 'model__position_at': place}
+      default = {'model__position': 'learned', 'model__position_at': 'stem'}
+      changed = {name: value for name, value in changed.items() if value != default[name]}
+      runs.append(pretrain(effort, 'ViT-M', row, column, **changed))
+  return with_seeds(runs, effort.seeds)
+
+
+def pooling(effort: Effort) -> list[Run]:
+  """As Figure 9: a class token, and the mean of the patches at its learning rate and at less than half of it."""
+  kinds = {
+    'CLS lr=1e-3': {},
+    'GAP lr=1e-3': {'model__pool': 'gap'},
+    'GAP lr=4e-4': {'model__pool': 'gap', 'optim__lr': 4e-4},
+  }
+  clock = {'eval_every': '25%', 'evals_every': '25%'}
+  runs = [pretrain(effort, 'ViT-M', name, 'Fashion-MNIST', **settings, **clock) for name, settings in kinds.items()]
+  return with_seeds(runs, effort.seeds)
+
+
+# Transfer: data set, its settings in fine-tuning. SGD at 0.03 without weight decay, as Table 4 has it.
+SGD = {'optim.name': 'sgd', 'optim.lr': 0.03, 'optim.schedule': 'cosine', 'optim.weight_decay': 0.0, 'optim.lr_end': 0.0}
+TRANSFERS = {
+  'digits': ('digits', {'data.batch': 48, 'steps': 150}),
+  'digits at 64 px': ('digits', {'data.batch': 48, 'steps': 150, 'data.size': (64, 64)}),
+  'Fashion-MNIST at 32 px': ('fashion_mnist', {'steps': 100}),
+  'Fashion-MNIST at 64 px': ('fashion_mnist', {'steps': 100, 'data.size': (64, 64)}),
+  'flowers at 64 px': ('flowers', {'data.batch': 48, 'steps': 150, 'data.size': (64, 64)}),
+}
+
+
+def transfer(effort: Effort) -> list[Run]:
+  """Experiment 1, as Tables 2, 5 and 9: fine-tuning what was pre-trained on a part and on all, at two resolutions."""
+  runs = []
+  for seed in effort.seeds[:1]:
+    for model in ('ViT-M', 'R-M', 'R+ViT-M'):
+      for share in ('1/8', '1'):
+        (start,) = with_seeds([pretrain(effort, model, model, share, share=share)], (seed,))
+        runs += [finetune(effort, start, share, name) for name in TRANSFERS if effort.photos or 'flowers' not in name]
+  return runs
+
+
+def finetune(effort: Effort, start: Run, share: str, name: str) -> Run:
+  """`start` on the transfer of that name."""
+  data, settings = TRANSFERS[name]
+  settings = settings | SGD | {'evals': (), 'seed': start.settings['seed']}
+  settings |= {'steps': max(3, round(settings['steps'] * effort.steps))}
+  settings |= {'data.train': effort.photos} if data == 'flowers' else {}
+  config = f'configs/mini.py:{start.row},{data}'
+  return Run(row=f'{start.row} from {share}', column=name, config=config, settings=settings, init=start)
+
+
+def chosen(experiment: str, effort: Effort) -> list[Run]:
+  """The runs of an experiment, as many as the effort says."""
+  runs = EXPERIMENTS[experiment](effort)
+  return runs[: effort.runs] if effort.runs else runs
+
+
+EXPERIMENTS: dict[str, Callable[[Effort], list[Run]]] = {
+  'data_size': data_size,
+  'scaling': scaling,
+  'optimizers': optimizers,
+  'positions': positions,
+  'pooling': pooling,
+  'transfer': transfer,
+}
+
+
+def refuse_photos(effort: Effort):
+  """UserError where the folder of photographs is none."""
+  if effort.photos and not effort.photos.startswith('folder:'):
+    raise UserError(f'--photos={effort.photos}: expected folder:PATH')
+  if effort.photos:
+    open_source(effort.photos, 'train')

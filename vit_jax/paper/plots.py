@@ -1,0 +1,178 @@
+"""The plots of the miniatures, each beside the paper's own figure or table."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from vit_jax.models.families import build
+from vit_jax.paper.mini import FEWSHOT, SHARES
+from vit_jax.paper.published import published
+from vit_jax.paper.runs import read
+
+COLORS = {'ViT': 'tab:blue', 'R+': 'tab:green', 'R': 'tab:red'}  # By how a name starts, the first that fits.
+
+
+def draw(plot: Callable, records: list[dict], path: Path):
+  """A PNG with ours in the left panels and the paper's in the last."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(13, 3.8), layout='constrained')
+  FigureCanvasAgg(figure)
+  panels = figure.subplots(1, 3)
+  plot(panels, records)
+  for axes in panels:
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(fontsize='small')
+  figure.savefig(path, dpi=100)
+
+
+def color(name: str) -> str:
+  """Of a family."""
+  return next((value for start, value in COLORS.items() if name.startswith(start)), 'tab:gray')
+
+
+def points(records: list[dict], metric: str, key: Callable[[dict], object]) -> dict[object, tuple[float, float]]:
+  """{key: (mean, deviation)} in per cent, over the seeds."""
+  grouped = {}
+  for record in records:
+    if record['metric'] == metric:
+      grouped.setdefault(key(record), []).append(100 * float(record['value']))
+  deviation = lambda values: statistics.stdev(values) if len(values) > 1 else 0.0
+  return {name: (statistics.mean(values), deviation(values)) for name, values in grouped.items()}
+
+
+def line(axes, xs: list, pairs: list[tuple[float, float]], **style):
+  """With error bars."""
+  means, deviations = zip(*pairs, strict=True)
+  axes.errorbar(xs, means, yerr=deviations, marker='o', capsize=3, **style)
+
+
+def data_size(panels, records: list[dict]):
+  """Accuracy and few-shot against the images learned from; Figure 4."""
+  styles = {'ViT-L': '--'}
+  for axes, metric, title in zip(
+    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+  ):
+    found = points(records, metric, lambda r: (r['row'], r['column']))
+    for model in dict.fromkeys(row for row, _ in found):
+      shares = [share for share in SHARES if (model, share) in found]
+      xs = [30_000 // SHARES[share] for share in shares]
+      line(axes, xs, [found[model, share] for share in shares], label=model, color=color(model), ls=styles.get(model, '-'))
+    axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
+  for model in dict.fromkeys(row['model'] for row in published('fig4')):
+    rows = [row for row in published('fig4') if row['model'] == model]
+    xs, ys = ([float(row[name]) for row in rows] for name in ('n_jft_millions', 'imagenet_5shot_pct'))
+    panels[2].plot(xs, ys, marker='.', label=model, color=color(model), ls='-' if '/16' in model or 'R152' in model else '--')
+  panels[2].set(title='Figure 4: ImageNet 5-shot, %', xlabel='JFT images, millions', xscale='log')
+
+
+def megaflops(record: dict) -> float:
+  """Of a forward pass of the model of a record, at its own resolution."""
+  config = read(record['config'].split()[0])
+  return build(config.model, 10).shape.flops(config.data.size) / 1e6
+
+
+def scaling(panels, records: list[dict]):
+  """Accuracy and few-shot against compute; Table 6's average of five."""
+  compute = {record['row']: megaflops(record) for record in records}
+  families = {'ViT': 'ViT-', 'hybrid': 'R+', 'ResNet': 'R-'}
+  for axes, metric, title in zip(
+    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+  ):
+    found = points(records, metric, lambda r: r['row'])
+    for label, start in families.items():
+      names = sorted((name for name in found if name.startswith(start)), key=compute.get)
+      if names:
+        line(axes, [compute[name] for name in names], [found[name] for name in names], label=label, color=color(start))
+    axes.set(title=f'ours: {title}', xlabel='MFLOPs of a forward pass', xscale='log')
+  for label, start in {'ViT': 'ViT', 'hybrid': 'R50x1+', 'ResNet': 'ResNet'}.items():
+    rows = [row for row in published('table6') if row['Model'].startswith(start)]
+    pairs = sorted((float(row['exaFLOPs']), average(row)) for row in rows)
+    panels[2].plot(*zip(*pairs, strict=True), 'o', label=label, color=color('R+' if '+' in start else start))
+  panels[2].set(title='Table 6: average of five, %', xlabel='exaFLOPs of pre-training', xscale='log')
+
+
+def average(row: dict[str, str]) -> float:
+  """Of Figure 5's five data sets."""
+  return statistics.mean(float(row[name]) for name in ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers'))
+
+
+def bars(axes, pairs: dict[str, tuple[float, float]], title: str):
+  """From a little below the lowest."""
+  means, deviations = zip(*pairs.values(), strict=True)
+  axes.bar(range(len(means)), means, yerr=deviations, capsize=3, color='tab:blue', alpha=0.7)
+  axes.set_xticks(range(len(means)), list(pairs), rotation=30, ha='right', fontsize='small')
+  room = max(max(means) - min(means), 1e-3)
+  axes.set(title=title, ylim=(min(means) - room, max(means) + room / 2))
+
+
+def compared(name: Callable[[dict], str], theirs: Callable[[], dict], caption: str) -> Callable:
+  """Bars of both measures, and the paper's."""
+
+  def plot(panels, records: list[dict]):
+    bars(panels[0], points(records, 'accuracy', name), 'ours: accuracy, %')
+    if few := points(records, FEWSHOT, name):
+      bars(panels[1], few, 'ours: digits 5-shot, %')
+    bars(panels[2], theirs(), caption)
+
+  return plot
+
+
+def table_7() -> dict[str, tuple[float, float]]:
+  average = next(row for row in published('table7') if row['Dataset'] == 'Average')
+  return {name: (float(value), 0.0) for name, value in average.items() if name != 'Dataset'}
+
+
+def table_8() -> dict[str, tuple[float, float]]:
+  cells = {(row['Position embedding'], place): cell for row in published('table8') for place, cell in row.items()}
+  return {named(*key): (100 * float(cell), 0.0) for key, cell in cells.items() if cell and key[1] != 'Position embedding'}
+
+
+def named(kind: str, place: str) -> str:
+  """Short enough for a tick."""
+  return kind if place == 'Stem only' else f'{kind}, {place.lower()}'
+
+
+def pooling(panels, records: list[dict]):
+  """Both measures along the run; Figure 9."""
+  for axes, metric, title in zip(
+    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+  ):
+    found = points(records, metric, lambda r: (r['row'], int(r['steps'])))
+    for row in dict.fromkeys(row for row, _ in found):
+      steps = sorted(step for name, step in found if name == row)
+      line(axes, steps, [found[row, step] for step in steps], label=row)
+    axes.set(title=f'ours: {title}', xlabel='step')
+  for series in dict.fromkeys(row['series'] for row in published('fig9')):
+    rows = [row for row in published('fig9') if row['series'] == series]
+    panels[2].plot([float(row['epoch']) for row in rows], [float(row['imagenet_5shot_pct']) for row in rows], label=series)
+  panels[2].set(title='Figure 9: ImageNet 5-shot, %', xlabel='epoch')
+
+
+def transfer(panels, records: list[dict]):
+  """By the part that was learned from, for two of the transfers; Table 5's ViT-L/16."""
+  found = points(records, 'accuracy', lambda r: (r['row'], r['column']))
+  columns = [name for name in dict.fromkeys(column for _, column in found) if '64 px' in name][:2]
+  for axes, column in zip(panels, columns, strict=False):
+    for model in dict.fromkeys(row.split(' from ')[0] for row, _ in found):
+      shares = [share for share in SHARES if (f'{model} from {share}', column) in found]
+      if shares:
+        pairs = [found[f'{model} from {share}', column] for share in shares]
+        line(axes, shares, pairs, label=model, color=color(model))
+    axes.set(title=f'ours: {column}, %', xlabel='part of Fashion-MNIST pre-trained on')
+  for target in ('ImageNet', 'CIFAR-100', 'Oxford-IIIT-Pets'):
+    rows = [row for row in published('table5') if row['Transfer to'] == target]
+    panels[2].plot([row['Pre-train'] for row in rows], [float(row['ViT-L/16']) for row in rows], marker='o', label=target)
+  panels[2].set(title='Table 5: ViT-L/16, %')
+
+
+PLOTS: dict[str, Callable] = {
+  'data_size': data_size,
+  'scaling': scaling,
+  'optimizers': compared(lambda r: r['column'], table_7, 'Table 7: average of five, %'),
+  'positions': compared(lambda r: named(r['row'], r['column']), table_8, 'Table 8: ImageNet 5-shot, %'),
+  'pooling': pooling,
+  'transfer': transfer,
+}

@@ -1,0 +1,58 @@
+"""Table 5 from what Google released: ImageNet-21k checkpoints, fine-tuned by Table 4's recipe on data that is here.
+
+Beside ours stand the paper's numbers, and those of its authors' released code at dropout 0 (their README).
+"""
+
+from collections.abc import Callable
+
+from vit_jax.errors import UserError, did_you_mean
+from vit_jax.paper.full import FINETUNE, TARGETS, variant
+from vit_jax.paper.page import Cells, markdown, ours
+from vit_jax.paper.published import published
+from vit_jax.paper.runs import Run, with_seeds
+
+DATA = {argument: name for name, (argument, _) in TARGETS.items()}
+MODELS = {
+  'B/16': 'imagenet21k/ViT-B_16',
+  'B/32': 'imagenet21k/ViT-B_32',
+  'L/16': 'imagenet21k/ViT-L_16',
+  'L/32': 'imagenet21k/ViT-L_32',
+  'H/14': 'imagenet21k/ViT-H_14',
+  'R50+B/16': 'imagenet21k/R50+ViT-B_16',
+}
+
+
+def finetunings(wanted: list[str], changed: Callable[[str], dict[str, object]], seeds: tuple[int, ...]) -> list[Run]:
+  """For each 'VARIANT,DATA' (all of them where none is wanted) the released model of that variant, fine-tuned.
+
+  `changed` gives what the person sets otherwise than FILE:ARGUMENT. UserError for a variant or data that Table 5 lacks.
+  """
+  runs = []
+  for pair in wanted or [f'{model},{data}' for model in MODELS for data in DATA]:
+    model, _, data = pair.partition(',')
+    for name, known in ((model, MODELS), (data, DATA)):
+      if name not in known:
+        raise UserError(f'--only {pair}: expected VARIANT,DATA, and there is no {name!r}.{did_you_mean(name, known)}')
+    config = f'{FINETUNE}:{pair}'
+    settings = changed(config)
+    init = settings.pop('init', '') or MODELS[model]
+    runs.append(Run(row=model, column=DATA[data], config=config, settings=settings, init=init))
+  return with_seeds(runs, seeds)
+
+
+def compared(records: list[dict]) -> str:
+  """A table: the paper, its authors' code, ours."""
+  mine = ours(records)
+  paper = {
+    (variant(model), row['Transfer to']): row[model]
+    for row in published('table5')
+    for model in row
+    if row['Pre-train'] == 'ImageNet-21k'
+  }
+  code = {(row['Model'], row['Dataset']): row['dropout 0.0'] for row in published('readme')}
+  cells: Cells = {}
+  for model, data in mine:
+    row = f'{model}, {data}'
+    cells |= {(row, 'paper'): paper.get((model, data), ''), (row, 'released code'): code.get((model, data), '')}
+    cells[row, 'ours'] = mine[model, data]
+  return markdown(cells)

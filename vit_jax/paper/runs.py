@@ -1,0 +1,112 @@
+"""A run of an experiment: what is trained, from what, what is measured of it, and the command that does it by hand."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit_jax.cloud.plan import with_settings
+from vit_jax.config import Config, flat, validate
+from vit_jax.errors import UserError
+from vit_jax.run_directory import FREE
+
+ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
+SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+  """One training run. Its number stands in a table at `row` and `column`; those of several seeds stand there together."""
+
+  row: str
+  column: str
+  config: str  # FILE:ARGUMENT, as --config takes it.
+  settings: dict[str, object] = dataclasses.field(default_factory=dict)  # {'optim.lr': 0.03}, over the config's own.
+  init: 'Run | str' = ''  # The run that it starts from, or whatever `vit_jax.load` takes; '' means from scratch.
+  measures: tuple[str, ...] = ('accuracy',)  # Of its records: the end of their names.
+  rates: tuple[float, ...] = ()  # Learning rates of which the best on examples held out is taken,
+  held_out: str = ''  # the last of the training split from here on: '98%'.
+
+  def built(self, init: str = '') -> Config:
+    """The config with the settings, starting from `init`. UserError for what is wrong with it."""
+    settings = self.settings | ({'init': init} if init else {})
+    return validate(with_settings(read(self.config), settings))
+
+
+def read(config: str) -> Config:
+  """The config that FILE:ARGUMENT names. UserError where there is no such file."""
+  file, _, argument = config.partition(':')
+  get_config = module(file).get_config
+  return get_config(argument) if argument else get_config()
+
+
+@functools.cache
+def module(file: str) -> types.ModuleType:
+  """A config file of this project."""
+  path = ROOT / file
+  if not path.is_file():
+    raise UserError(f'{path} is not there: tables are made from a checkout of the project, which has configs/')
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
+  return made
+
+
+@functools.cache
+def digest(run: Run) -> str:
+  """Names the run's directory: a hash of all settings that a number depends on, and of the run that it starts from."""
+  start = digest(run.init) if isinstance(run.init, Run) else run.init
+  free = FREE - {'eval_every'}  # It says which numbers there are.
+  config = {name: value for name, value in flat(run.built(start)).items() if name not in free}
+  return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def chain(run: Run) -> Iterator[Run]:
+  """The runs that this one starts from, the first of them first, and itself."""
+  if isinstance(run.init, Run):
+    yield from chain(run.init)
+  yield run
+
+
+def sweep(run: Run) -> list[Run]:
+  """A run for each learning rate, on the training split without the examples that are held out, evaluated on those."""
+  data = run.built('-' if run.init else '').data
+  if '[' in data.split:
+    raise UserError(f'{run.config}: the split {data.split!r} is cut already: nothing can be held out of it')
+  parts = lambda cut: '+'.join(f'{split}[{cut}]' for split in data.split.split('+'))
+  cut = {'data.eval': data.train, 'data.split': parts(f':{run.held_out}'), 'data.eval_split': parts(f'{run.held_out}:')}
+  settings = {name: value for name, value in run.settings.items() if name != 'seed'} | cut  # One sweep for all seeds.
+  settings |= {'evals': ()} if 'evals' in settings else {}
+  return [dataclasses.replace(run, settings=settings | {'optim.lr': rate}, rates=()) for rate in run.rates]
+
+
+def with_seeds(runs: list[Run], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
+  """Each run once for each seed."""
+  return [dataclasses.replace(run, settings=run.settings | {'seed': seed}) for run in runs for seed in seeds]
+
+
+def workdir(run: Run, root: Path) -> Path:
+  """Where it goes, and is taken up again."""
+  return root / digest(run)
+
+
+def command(run: Run, root: Path) -> str:
+  """What does the run by hand."""
+  init = workdir(run.init, root) if isinstance(run.init, Run) else run.init
+  settings = run.settings | ({'init': init} if init else {})
+  flags = [f'--config.{name}={spelled(value)}' for name, value in settings.items()]
+  script = 'run_finetune.py' if init else 'run_pretrain.py'
+  return ' '.join(['python', script, f'--config={run.config}', *map(quoted, flags), f'--workdir={workdir(run, root)}'])
+
+
+def spelled(value: object) -> str:
+  """As a flag takes it."""
+  return ','.join(map(str, value)) or '()' if isinstance(value, tuple) else str(value)
+
+
+def quoted(flag: str) -> str:
+  """For a shell, which has its own idea of brackets."""
+  return f"'{flag}'" if set(flag) & set('[]*() ') else flag
