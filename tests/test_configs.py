@@ -26,9 +26,8 @@ def module(name: str):
   return made
 
 
-# Deep ResNets take long to trace, and are as R50x1 but for their depth.
 QUICK = ('Ti/16', 'S/16', 'B/16', 'B/32', 'L/16', 'L/32', 'H/14')
-DEEP = re.compile(r'R(101|152|200)x|BiT-|R50x2|R50\+L')
+CONVOLUTIONAL = re.compile(r'(BiT-)?R\d+[x+]|B\d$')  # Unrolled, and so long to trace.
 
 
 def arguments() -> list:
@@ -41,9 +40,10 @@ def arguments() -> list:
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
   cases += [('finetune', 'R50x1,cifar10')]
+  cases += [('efficientnet', 'B0'), ('efficientnet', 'B7')]
   cases += [('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')]
   cases += [('bit_finetune', f'{variant},cifar10') for variant in ('R50x1', 'BiT-R152x4')]
-  return [pytest.param(*case, marks=pytest.mark.slow if DEEP.search(case[1] or '') else ()) for case in cases]
+  return [pytest.param(*case, marks=pytest.mark.slow if CONVOLUTIONAL.match(case[1] or '') else ()) for case in cases]
 
 
 @pytest.mark.parametrize(('name', 'recipes'), [('bit_pretrain', 'RECIPES'), ('bit_finetune', 'TASKS')])

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 import simplejpeg
 
+import vit_jax
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.loader import shuffled
 from vit_jax.errors import DivergedError, UserError
@@ -265,3 +266,18 @@ def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(t
 def test_things_are_due_at_their_multiples_and_at_the_end():
   assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
   assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['R1.1x1', 'EfficientNet-0.25x0.2'])
+def test_a_convolutional_network_trains_resumes_and_is_loaded(tmp_path, variant):
+  fields = {'stem_width': 32} if variant.startswith('R') else {'dropout': 0.1, 'drop_path': 0.1}
+  config = changed(model=ModelConfig(variant=variant, **fields), data__operations=2, data__magnitude=5.0, steps=3)
+  result = train(config, tmp_path / 'whole')
+  assert result['test_examples'] == 500
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'parts', ignore=shutil.ignore_patterns('3'))
+  train(config, tmp_path / 'parts')
+  assert bits(tmp_path / 'parts') == bits(tmp_path / 'whole')
+  loaded = vit_jax.load(str(tmp_path / 'whole'))
+  assert loaded.config.variant == variant
+  assert loaded.logits(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 10)

@@ -1,9 +1,9 @@
 """RandAugment (arXiv 1909.13719) as Noisy Student noises its students (arXiv 1911.04252): some operations of a table, one after
 another, all at one magnitude. Host only, on uint8 images [h, w, 3].
 
-Operations, and what a magnitude means, are those of google-research/noisystudent but for two things: contrast is about the image's
-mean, where that code takes a number of pixels for it, and distances are shares of the image, not pixels. Places that come from
-outside the image are grey.
+Operations, and what a magnitude means, are those of google-research/noisystudent but for two things: contrast is about the mean
+of the image, where that code takes its number of pixels for it, and distances are shares of the image, not pixels. Places that
+come from outside the image are grey.
 """
 
 from collections.abc import Callable
