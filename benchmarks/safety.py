@@ -1,4 +1,4 @@
-"""What being safe costs: the training loop with and without the finite gate, the log of examples and the watchdog.
+"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the pulse.
 
     python benchmarks/safety.py [--rounds 30] [--steps 5] [SHAPE …]
 
@@ -25,7 +25,10 @@ from vit_jax.losses import softmax_loss
 from vit_jax.metrics import Metrics
 from vit_jax.models.vit import vit
 from vit_jax.optim import optimizer
+from vit_jax.pulse import Pulse
 from vit_jax.step import abstract_params, init_state, train_step
+from vit_jax.stopping import Stopping
+from vit_jax.watchdog import Watchdog
 
 SHAPES = {
   'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96),
@@ -79,7 +82,9 @@ def safe(name: str, workdir: Path):
   state, step, batch = compiled(name, guarded=True)
   metrics = Metrics(workdir, step=0, steps=10**6)
   ledger = Ledger(workdir, metrics, step=0, log_ids=True, max_bad_steps=10, max_bad_images=lambda step: 0, why_bad=lambda i: '')
-  ids, done = np.arange(len(batch['mask'])), 0
+  ids, done, watchdog = np.arange(len(batch['mask'])), 0, Watchdog()
+  watchdog.start(alone=True)
+  pulse = Pulse(Stopping(), watchdog, quick=600, slow=1800)
 
   def run(steps: int) -> np.ndarray:
     nonlocal state, done
@@ -88,6 +93,7 @@ def safe(name: str, workdir: Path):
       state, values = step(state, batch)
       done += 1
       ledger.add(done, values, ids)
+      pulse.asked(values)
       if done % LOG_EVERY == 0:
         ledger.settle()
         ledger.record()

@@ -7,6 +7,7 @@ Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident 
 far. test_leaks.py starts this and reads that.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -59,7 +60,8 @@ def watch(workdir: Path, compiled: list):
   """Writes a line each second, for as long as the process lives."""
   with (workdir / 'holds.jsonl').open('w', buffering=1) as file:
     while True:
-      file.write(json.dumps(holdings(workdir, compiled)) + '\n')
+      with contextlib.suppress(OSError):  # A thread, or a checkpoint, that has gone between two looks.
+        file.write(json.dumps(holdings(workdir, compiled)) + '\n')
       time.sleep(1)
 
 

