@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.run_directory import describe, read_config, read_labels
+from vit_jax.run_directory import describe, read_config, read_labels, read_preprocessing
 
 
 def test_a_run_describes_itself(tmp_path):
@@ -49,3 +49,34 @@ def test_a_place_that_can_not_be_written_is_refused(tmp_path):
 def test_a_directory_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match='no run directory'):
     read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('steps', '12', "config.steps='12': expected a whole number"),
+    ('steps', True, 'config.steps=True: expected a whole number'),
+    ('seed', None, 'config.seed=None: expected a whole number'),
+    ('mixup', 'x', "config.mixup='x': expected a number"),
+    ('data', 3, 'a config is a table of settings, not 3'),
+    ('step', 3, "config field 'step' is unknown. Did you mean 'steps'"),
+  ],
+)
+def test_a_config_that_was_changed_by_hand_is_refused_by_field(tmp_path, field, value, message):
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'))
+  content = json.loads((tmp_path / 'config.json').read_text()) | {field: value}
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(UserError, match=f'config.json: {message}'):
+    read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), [('size', [8]), ('size', 'large'), ('crop', 'none'), ('short_side', 1.5), ('mean', [1, 2]), ('more', 1)]
+)
+def test_preprocessing_that_no_run_writes_is_refused(tmp_path, field, value):
+  describe(tmp_path, Config(steps=5), ('cat', 'dog'))
+  assert read_preprocessing(tmp_path)['size'] == (224, 224)
+  content = json.loads((tmp_path / 'preprocessing.json').read_text()) | {field: value}
+  (tmp_path / 'preprocessing.json').write_text(json.dumps(content))
+  with pytest.raises(UserError, match=f'preprocessing.json: {field} is'):
+    read_preprocessing(tmp_path)

@@ -6,6 +6,7 @@ STEP/commit_success.txt   written last; then the directory gets its name
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,7 +28,7 @@ T = TypeVar('T')
 NEVER = 10**6  # Seconds: Orbax would measure a time-out by the wall clock, which may jump.
 
 
-class Damaged(Exception):  # noqa: N818 -- it reads as what it is.
+class Damaged(UserError):  # noqa: N818 -- it reads as what it is.
   """What is wrong with a checkpoint, in half a line."""
 
 
@@ -66,17 +67,52 @@ class SaveDigests(ocp.args.CheckpointArgs):
   values: dict[str, jax.Array]
 
 
-def writer() -> ocp.AsyncCheckpointer:
-  """What writes checkpoints in the background, one after another."""
-  handlers = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), digest=Digests())
-  return ocp.AsyncCheckpointer(handlers, async_options=ocp.AsyncOptions(timeout_secs=NEVER))
+class Arrays(ocp.PyTreeCheckpointHandler):
+  """Orbax's own, which keeps in mind what it has begun."""
+
+  begun = ()
+
+  async def async_save(self, directory, item=None, save_args=None, args=None):
+    """The futures of the arrays."""
+    self.begun = await super().async_save(directory, item, save_args, args)
+    return self.begun
 
 
-def begin_saving(writer: ocp.AsyncCheckpointer, path: Path, state: TrainState, step: int):
-  """Copies the state off the devices; it is written, and digested as it was on them, while training goes on."""
-  state = as_dict(state)
-  digest = SaveDigests(step, leaves(state), digests(state))
-  writer.save(path.resolve(), ocp.args.Composite(state=ocp.args.PyTreeSave(state), digest=digest))
+@ocp.args.register_with_handler(Arrays, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class SaveArrays(ocp.args.PyTreeSave):
+  """What `Arrays` writes."""
+
+
+class Writer:
+  """Writes checkpoints in the background, one after another."""
+
+  def __init__(self):
+    self._arrays = Arrays()
+    # Directories made in the background, when that fails, are waited for by what goes into them, for five minutes.
+    options = ocp.AsyncOptions(timeout_secs=NEVER, create_directories_asynchronously=False)
+    composite = ocp.CompositeOptions(async_options=options)
+    handlers = ocp.CompositeCheckpointHandler(composite_options=composite, state=self._arrays, digest=Digests())
+    self._checkpointer = ocp.AsyncCheckpointer(handlers, async_options=options)
+
+  def save(self, path: Path, state: TrainState, step: int):
+    """Copies the state off the devices; it is written, and digested as it was on them, while training goes on."""
+    state = as_dict(state)
+    digest = SaveDigests(step, leaves(state), digests(state))
+    self._checkpointer.save(path.resolve(), ocp.args.Composite(state=SaveArrays(state), digest=digest))
+
+  def wait(self):
+    """Returns when nobody writes any more, or raises what went wrong: Orbax does so while others of its threads still write."""
+    try:
+      self._checkpointer.wait_until_finished()
+    finally:
+      for future in self._arrays.begun or ():
+        with contextlib.suppress(Exception):
+          future.result()
+
+  def close(self):
+    """Ends its threads."""
+    self._checkpointer.close()
 
 
 def read_state(path: Path, like: TrainState) -> tuple[TrainState, dict[str, str]]:
@@ -106,6 +142,12 @@ def read_whole(path: Path, *parts: str) -> dict:
   for name, array in named(state).items():  # One by one: they need not all fit on a device.
     refuse_other_digests({name: array}, {name: record[name][2]})
   return state
+
+
+def examine(path: Path) -> str:
+  """What a checkpoint holds, in words. Damaged or NotFinite where that is not what was saved."""
+  arrays = jax.tree.leaves(read_whole(path))
+  return f'{len(arrays)} arrays, {sum(array.nbytes for array in arrays) / 2**20:,.1f} MiB'
 
 
 def refuse_other_digests(tree, expected: dict[str, str]):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from vit_jax.checkpoint import Damaged, NotFinite, as_dict, begin_saving, read_state, read_whole, refuse_other_digests, writer
+from vit_jax.checkpoint import Damaged, NotFinite, Writer, as_dict, read_state, read_whole, refuse_other_digests
 from vit_jax.distributed import say
 from vit_jax.errors import StorageError, UserError
 from vit_jax.lock import Lock
@@ -36,7 +36,7 @@ class Checkpoints:
     self._workdir, self._place, self._keep, self._keep_every = workdir, workdir / 'checkpoints', keep, keep_every
     self._opened, self._lock, self._saving = False, None, None
     self._newest, self._failed, self._problem = -1, 0, ''  # A step; saves in a row that did, and how the last did.
-    self._writer = writer()
+    self._writer = Writer()
     if agreed('there' if workdir.exists() else ''):
       self.open()
 
@@ -117,13 +117,15 @@ class Checkpoints:
       return
     if self._failed >= FAILURES:
       raise StorageError(f'{self._failed} checkpoints in a row could not be saved; the last was {self._problem}')
-    self._saving = Saving(self._place / str(step))
+    saving = Saving(self._place / str(step))
     try:
-      begin_saving(self._writer, self._saving.path, state, step)
+      self._writer.save(saving.path, state, step)
+      threading.Thread(target=self._wait, args=(saving,), name='checkpoint', daemon=True).start()
     except OSError as error:
-      self._saving.end(error)
-    else:
-      threading.Thread(target=self._wait, args=(self._saving,), name='checkpoint', daemon=True).start()
+      if jax.process_count() > 1:  # The others wait for this one.
+        raise StorageError(f'{saving.path} could not be made: {reason(error)}') from None
+      saving.end(error)
+    self._saving = saving
 
   def check(self):
     """Says at once what went wrong in the background, if anything did. To be called at every step: it costs nothing.
@@ -157,7 +159,7 @@ class Checkpoints:
   def _wait(self, saving: 'Saving'):
     """In a thread of its own: for Orbax's to end."""
     try:
-      self._writer.wait_until_finished()
+      self._writer.wait()
       if jax.process_index() == 0:
         self._delete_old()
       saving.end(None)

@@ -46,6 +46,8 @@ class Lock:
 
   def release(self):
     """Lets the next one in at once."""
+    if self._ended.is_set():
+      return
     self._ended.set()
     with contextlib.suppress(OSError, UserError):
       if (self._read() or {}).get('token') == self._me['token']:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 
-from vit_jax.config import Config, flat, from_dict, to_dict
+from vit_jax.config import CHOICES, Config, flat, from_dict, to_dict, validate
 from vit_jax.data.fingerprint import differences
 from vit_jax.errors import UserError
+from vit_jax.storage import read_object, read_text, writable, write_whole
 
 # Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, and no number.
 FREE = {
@@ -32,10 +33,10 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict
   `facts`: of its data, as fingerprint.py tells them. UserError where the directory holds a run with another config or other
   data (the differing fields are listed) or can't be written.
   """
-  try:
-    refuse_other_run(workdir, config, labels, facts)
-    if jax.process_index():
-      return
+  refuse_other_run(workdir, config, labels, facts)
+  if jax.process_index():
+    return
+  with writable(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {'python': platform.python_version()}
     data, model = config.data, config.model
@@ -50,10 +51,7 @@ def describe(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict
       'config.json': json.dumps(to_dict(config), indent=2),  # Last: a directory that has it has all.
     }
     for name, text in texts.items():
-      (workdir / f'.{name}').write_text(text + '\n')
-      (workdir / f'.{name}').replace(workdir / name)  # Whole or not at all: another host may be reading.
-  except OSError as error:
-    raise UserError(f'can not write to {workdir}: {error.strerror or error}; choose another --workdir') from None
+      write_whole(workdir / name, text + '\n')
 
 
 def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...], facts: dict[str, object] | None = None):
@@ -67,7 +65,7 @@ def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...], fac
   if read_labels(workdir) != labels:
     raise UserError(f'{workdir} holds a run on other classes than {config.data.train} has now; choose another --workdir')
   path = workdir / 'data.json'
-  if differ := differences(json.loads(path.read_text()) if path.exists() else {}, facts or {}):
+  if differ := differences(read_object(path) if path.exists() else {}, facts or {}):
     raise UserError(
       f'{workdir} holds a run on other data than there are now: {"; ".join(differ)}. Choose another --workdir, or '
       f'remove {path} to go on with what there is now'
@@ -75,13 +73,34 @@ def refuse_other_run(workdir: Path, config: Config, labels: tuple[str, ...], fac
 
 
 def read_config(workdir: Path) -> Config:
-  """The config of the run in `workdir`. UserError where there is none."""
+  """The config of the run in `workdir`. UserError where there is none, or it is not as one was written."""
   path = workdir / 'config.json'
   if not path.is_file():
     raise UserError(f'{workdir} is no run directory: it has no config.json')
-  return from_dict(json.loads(path.read_text()))
+  try:
+    return validate(from_dict(read_object(path)))
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
 
 
 def read_labels(workdir: Path) -> tuple[str, ...]:
   """The names of the classes of the run in `workdir`, in the order of the logits."""
-  return tuple((workdir / 'labels.txt').read_text().splitlines())
+  return tuple(read_text(workdir / 'labels.txt').splitlines())
+
+
+def read_preprocessing(workdir: Path) -> dict:
+  """What an image goes through: size, crop, short_side, mean and scale. UserError where the file says anything else."""
+  path = workdir / 'preprocessing.json'
+  facts = {name: tuple(value) if isinstance(value, list) else value for name, value in read_object(path).items()}
+  numbers = lambda count, kind: lambda x: isinstance(x, tuple) and len(x) == count and all(isinstance(v, kind) for v in x)
+  expected = {
+    'size': numbers(2, int),
+    'crop': lambda x: x in CHOICES['data.eval_crop'],
+    'short_side': lambda x: isinstance(x, int),
+    'mean': numbers(3, int | float),
+    'scale': numbers(3, int | float),
+  }
+  wrong = [name for name, fits in expected.items() if not fits(facts.get(name))] + sorted(facts.keys() - expected)
+  if wrong:
+    raise UserError(f'{path}: {wrong[0]} is {facts.get(wrong[0])!r}, which no run of ours writes')
+  return facts

@@ -26,7 +26,7 @@ from vit_jax.pretrained.npz import place, read_google
 from vit_jax.pretrained.resample import METHODS, pi_resize
 from vit_jax.pretrained.resnet_names import is_resnet, read_resnet
 from vit_jax.pretrained.timm_names import is_timm, read_timm
-from vit_jax.run_directory import read_config, read_labels
+from vit_jax.run_directory import read_config, read_labels, read_preprocessing
 
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
@@ -91,8 +91,7 @@ def read_run(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   """(the flat tree, what is known) of a run directory of ours."""
   config = read_config(path)
   params, step = load_params(path)
-  facts = tuples(json.loads((path / 'preprocessing.json').read_text()))
-  facts |= {'model': config.model, 'labels': read_labels(path), 'loss': config.loss, 'step': step}
+  facts = read_preprocessing(path) | {'model': config.model, 'labels': read_labels(path), 'loss': config.loss, 'step': step}
   return flax.traverse_util.flatten_dict(params, sep='/'), facts
 
 
