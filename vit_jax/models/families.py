@@ -49,6 +49,11 @@ def family(variant: str) -> str:
   return next(name for name, row in FAMILIES.items() if re.fullmatch(row.variants, variant))
 
 
+def article(name: str) -> str:
+  """'a hybrid', 'an EfficientNet'."""
+  return f'{"an" if name[0] in "AE" else "a"} {name}'
+
+
 def build(config: ModelConfig, classes: int) -> nn.Module:
   """The model that `config` describes, with a head for `classes` (0: none).
 
@@ -59,7 +64,8 @@ def build(config: ModelConfig, classes: int) -> nn.Module:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if field.name not in (*EVERYBODY, *row.reads) and value != getattr(default, field.name):
-      raise UserError(f'config.model.{field.name}={value!r}: a {name} such as {config.variant} has no such setting')
+      raise UserError(f'config.model.{field.name}={value!r}: {config.variant} is {article(name)}, which has no such setting')
   if config.remat not in row.remat:
-    raise UserError(f'config.model.remat={config.remat!r}: a {name} such as {config.variant} knows {", ".join(row.remat)}')
+    known = ', '.join(row.remat)
+    raise UserError(f'config.model.remat={config.remat!r}: {config.variant} is {article(name)}, which knows {known}')
   return row.build(config, classes)
