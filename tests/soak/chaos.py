@@ -1,0 +1,190 @@
+"""Everything that goes wrong at once: a run on one host or two that is killed, suspended, stopped and damaged until it is done.
+
+    python tests/soak/chaos.py --seed 1 --minutes 30 [--workdir DIR] [--faults kill,stop] [--steps 600]
+
+The seed says which faults come, and after how many steps; the same seed plays them again, as closely as the machine's speed
+lets it. After each round, what was logged of every step has to be what an uninterrupted run logged; at the end, the state, too.
+Prints a line a round, and at last the share of the steps taken that were not taken twice. Exit code 1 where anything differs.
+"""
+
+import argparse
+import collections
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ.setdefault('XLA_FLAGS', '')
+
+from tests.runs import Run, account, finished
+from vit_jax.keeping import steps as saved
+
+HEARTBEAT = 10  # Seconds.
+FLAGS = ('--config.save_every=5', '--config.eval_every=40', f'--hosts_heartbeat={HEARTBEAT}')
+ENDED = {0, 75, 130, 134, 137, 143}  # Exit codes that the faults below may bring about; all others are failures.
+
+
+def kill(run: Run, rng: random.Random):
+  """One host, and with it, a little later, the others."""
+  run.send(signal.SIGKILL, rng.randrange(len(run.processes)))
+
+
+def kill_all(run: Run, rng: random.Random):
+  """As a power failure does."""
+  for host in range(len(run.processes)):
+    run.send(signal.SIGKILL, host)
+
+
+def terminate(run: Run, rng: random.Random):
+  """A preemption that one host hears of."""
+  run.send(signal.SIGTERM, rng.randrange(len(run.processes)))
+
+
+def terminate_group(run: Run, rng: random.Random):
+  """A preemption that all hosts, and all that they have started, hear of, twice."""
+  for _ in range(2):
+    for host in range(len(run.processes)):
+      run.send(signal.SIGTERM, host, group=True)
+    time.sleep(rng.random() / 2)
+
+
+def interrupt(run: Run, rng: random.Random):
+  """Ctrl-C, once or twice."""
+  for _ in range(rng.choice([1, 2])):
+    for host in range(len(run.processes)):
+      run.send(signal.SIGINT, host)
+    time.sleep(rng.random() / 2)
+
+
+def suspend(run: Run, rng: random.Random):
+  """For a moment, which changes nothing; then the run goes on, and is killed later."""
+  host = rng.randrange(len(run.processes))
+  run.send(signal.SIGSTOP, host)
+  time.sleep(rng.uniform(0.1, HEARTBEAT / 3))
+  run.send(signal.SIGCONT, host)
+  time.sleep(rng.uniform(0.1, 2))
+  kill_all(run, rng)
+
+
+def freeze(run: Run, rng: random.Random):
+  """One host of several, for ever: the others leave; a single one is killed."""
+  host = rng.randrange(len(run.processes))
+  run.send(signal.SIGSTOP, host)
+  for other in range(len(run.processes)):
+    if other != host:
+      run.processes[other].wait(timeout=300)
+  run.send(signal.SIGKILL, host)
+
+
+FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
+  each.__name__: each for each in (kill, kill_all, terminate, terminate_group, interrupt, suspend, freeze)
+}
+
+
+def damage(workdir: Path, rng: random.Random) -> str:
+  """Flips a bit of, or cuts, a file of the newest of several checkpoints; what it did, if anything."""
+  there = sorted(saved(workdir / 'checkpoints'))
+  if len(there) < 2 or rng.random() > 0.3:
+    return ''
+  newest = workdir / 'checkpoints' / str(there[-1])
+  path = rng.choice(sorted(path for path in newest.rglob('*') if path.is_file() and path.stat().st_size))
+  data = bytearray(path.read_bytes())
+  if rng.random() < 0.5:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+  else:
+    del data[rng.randrange(len(data)) :]
+  path.write_bytes(data)
+  return f', then {path.relative_to(workdir)} damaged'
+
+
+def play(
+  workdir: Path, flags: tuple[str, ...], fault: str, rng: random.Random, number: int, *, hosts: int
+) -> tuple[list[int], int, str]:
+  """One round: (exit codes, steps taken, what was done)."""
+  flags += (f'--config.data.workers={rng.choice([0, 0, 1])}',)
+  with Run(workdir, *flags, hosts=hosts, devices=2 // hosts, start=number) as run:
+    ahead, early = rng.randint(1, 60), rng.random() < 0.25
+    deadline = time.monotonic() + (rng.uniform(0, 20) if early else 600)
+    done = lambda: steps_in(run.text())
+    while time.monotonic() < deadline and len(done()) < ahead and run.processes[0].poll() is None:
+      time.sleep(0.01)
+    where = f'at step {done()[-1]}' if done() else 'before the first step'
+    FAULTS[fault](run, rng)
+    codes, taken = run.codes(), len(done())
+    text = '\n'.join(run.text(host)[-2000:] for host in range(hosts))
+  assert set(codes) <= ENDED, f'exit codes {codes}\n{text}'
+  return codes, taken, f'{hosts} hosts, {fault} {where}'
+
+
+def steps_in(text: str) -> list[int]:
+  """Those that a host has said were taken."""
+  return [int(step) for step in re.findall(r'^step (\d+)/\d+  loss', text, re.MULTILINE)]
+
+
+def chaos(
+  workdir: Path,
+  *,
+  seed: int,
+  minutes: float,
+  rounds: int,
+  faults: list[str],
+  steps: int,
+  hosts: tuple[int, ...] = (1, 2),
+  damaging: bool = True,
+) -> dict:
+  """Plays until the time, the rounds or the run is over; figures. AssertionError where a step or the end is another."""
+  rng = random.Random(seed)
+  flags = (*FLAGS, f'--config.steps={steps}')
+  whole = workdir / 'whole'
+  finished(whole, *flags)
+  expected = account(whole)
+  run, taken, number, seen, end = workdir / 'run', 0, 0, collections.Counter(), time.monotonic() + 60 * minutes
+  while time.monotonic() < end and number < rounds and max(saved(run / 'checkpoints'), default=0) < steps:
+    fault = rng.choice(faults)
+    codes, more, what = play(run, flags, fault, rng, number, hosts=rng.choice(hosts))
+    taken, number = taken + more, number + 1
+    seen[fault] += 1
+    compare(run, expected)
+    harm = damage(run, rng) if damaging else ''
+    seen['damage'] += bool(harm)
+    print(f'{number}: {what}: exit codes {codes}, saved {sorted(saved(run / "checkpoints"))}{harm}', flush=True)
+  before = max(saved(run / 'checkpoints'), default=0)
+  finished(run, *flags)
+  taken += len(steps_in((run.with_name('run-99-host0.log')).read_text()))
+  assert account(run) == expected, 'the end differs'
+  return {'rounds': number, 'faults': dict(seen), 'steps': steps, 'taken': taken, 'goodput': steps / taken, 'before': before}
+
+
+def compare(run: Path, expected: dict):
+  """AssertionError where a logged step is not what it is in the uninterrupted run."""
+  if not (run / 'ids.jsonl').exists():
+    return
+  text = (run / 'ids.jsonl').read_text()
+  logged = text[: text.rfind('\n') + 1].splitlines()
+  assert logged == expected['ids'][: len(logged)], 'a step differs'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  option = parser.add_argument
+  option('--seed', type=int, default=0)
+  option('--minutes', type=float, default=30)
+  option('--rounds', type=int, default=10**6)
+  option('--steps', type=int, default=600)
+  option('--faults', default=','.join(FAULTS))
+  option('--workdir', type=Path, default=Path('/tmp/chaos'))
+  args = parser.parse_args()
+  shutil.rmtree(args.workdir, ignore_errors=True)
+  args.workdir.mkdir(parents=True)
+  settings = {'seed': args.seed, 'minutes': args.minutes, 'rounds': args.rounds, 'steps': args.steps}
+  print(chaos(args.workdir, faults=args.faults.split(','), **settings), flush=True)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,132 @@
+"""Hosts that die, freeze or get stuck: all are gone in the promised time, with their stacks; and kills that change nothing."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.runs import Run, account, finished
+from tests.soak.chaos import chaos
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+HEARTBEAT, STUCK = 10, 20  # Seconds.
+FLAGS = ('--config.steps=100000', '--config.data.workers=1', f'--hosts_heartbeat={HEARTBEAT}')
+LIMITS = (f'--config.step_timeout={STUCK}',)
+
+
+def until_training(run: Run):
+  """Until the hosts take steps."""
+  run.until('step 5/')
+
+
+def both_gone(run: Run) -> tuple[list[int], float]:
+  """(exit codes, seconds until all have ended)."""
+  began = time.monotonic()
+  return run.codes(), time.monotonic() - began
+
+
+@pytest.mark.parametrize('host', [0, 1])
+def test_an_exception_on_one_host_ends_all_and_shows_where_each_was(tmp_path, host):
+  """Its worker is killed, which Grain raises an error for; the other host is told by the network."""
+  with Run(tmp_path / 'run', *FLAGS, hosts=2, devices=1) as run:
+    until_training(run)
+    for worker in run.workers(host):
+      os.kill(worker, signal.SIGKILL)
+    codes, seconds = both_gone(run)
+    print(f'exception on host {host}: {codes} after {seconds:.1f} s')
+    assert codes[host] == 1 and codes[1 - host] in (75, 134)
+    assert 'Worker process was terminated unexpectedly' in run.text(host)
+    assert all('most recent call' in run.text(i) for i in (0, 1))
+    assert (tmp_path / 'run' / 'failures' / f'0-1-host{host}.txt').exists()
+    assert seconds < 15
+
+
+@pytest.mark.parametrize('host', [0, 1])
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP], ids=['kill', 'freeze'])
+def test_a_host_that_is_lost_ends_the_other(tmp_path, host, how):
+  with Run(tmp_path / 'run', *FLAGS, hosts=2, devices=1) as run:
+    until_training(run)
+    run.send(how, host)
+    began = time.monotonic()
+    code = run.processes[1 - host].wait(timeout=300)
+    seconds = time.monotonic() - began
+    print(f'{how.name} of host {host}: {code} after {seconds:.1f} s')
+    assert code in (75, -signal.SIGABRT)
+    assert 'most recent call' in run.text(1 - host)
+    assert seconds < HEARTBEAT + 5
+
+
+@pytest.mark.parametrize('host', [0, 1])
+def test_a_stuck_loader_is_found_by_the_watchdog(tmp_path, host):
+  with Run(tmp_path / 'run', *FLAGS, *LIMITS, hosts=2, devices=1) as run:
+    until_training(run)
+    for worker in run.workers(host):
+      os.kill(worker, signal.SIGSTOP)
+    codes, seconds = both_gone(run)
+    print(f'stuck loader on host {host}: {codes} after {seconds:.1f} s')
+    assert 76 in codes and set(codes) <= {75, 76, 134}
+    assert 'no sign of life for 20 s' in run.text(0) + run.text(1)
+    assert list((tmp_path / 'run' / 'failures').iterdir())
+    assert seconds < STUCK + 15
+
+
+def test_a_start_that_is_stuck_is_found_too(tmp_path):
+  with Run(tmp_path / 'run', *FLAGS, '--config.first_step_timeout=15', start=0) as run:
+    while not run.workers():
+      time.sleep(0.005)
+    for worker in run.workers():
+      os.kill(worker, signal.SIGSTOP)
+    codes, seconds = both_gone(run)
+    print(f'stuck start: {codes} after {seconds:.1f} s')
+    assert codes == [76]
+
+
+def test_a_worker_that_dies_is_an_error_at_once_and_leaves_nothing(tmp_path):
+  shared = set(os.listdir('/dev/shm'))  # noqa: PTH208 -- its names are enough.
+  with Run(tmp_path / 'run', *FLAGS) as run:
+    until_training(run)
+    workers = run.workers()
+    for worker in workers:
+      os.kill(worker, signal.SIGKILL)
+    codes, seconds = both_gone(run)
+    print(f'worker killed: {codes} after {seconds:.1f} s')
+    assert codes == [1] and 'exit code -9' in run.text()
+  time.sleep(3)
+  assert not [pid for pid in workers if os.path.exists(f'/proc/{pid}')]  # noqa: PTH110
+  left = {name for name in set(os.listdir('/dev/shm')) - shared if name.startswith('psm_')}  # noqa: PTH208
+  assert not left or left_by_others(left)
+
+
+def left_by_others(names: set[str]) -> bool:
+  """Whether they go by themselves: other programs on this machine come and go."""
+  time.sleep(20)
+  return not {name for name in names if os.path.exists(f'/dev/shm/{name}')}  # noqa: PTH110
+
+
+def test_a_crash_loop_ends(tmp_path):
+  codes = []
+  for start in range(4):
+    with Run(tmp_path / 'run', *FLAGS, start=start) as run:
+      if start < 3:
+        until_training(run)
+        for worker in run.workers():
+          os.kill(worker, signal.SIGKILL)
+      codes += run.codes()
+  assert codes == [1, 1, 1, 77], run.text()
+  assert 'error: 3 starts from step 0 ended in an error without a new checkpoint' in run.text()
+  assert len(list((tmp_path / 'run' / 'failures').iterdir())) == 3
+
+
+def test_twenty_kills_of_one_of_two_hosts_change_nothing(tmp_path):
+  figures = chaos(tmp_path, seed=5, minutes=90, rounds=20, faults=['kill'], steps=1000, hosts=(2,), damaging=False)
+  print(figures)
+  assert figures['rounds'] == 20
+
+
+def test_the_same_run_twice_and_in_two_processes_is_the_same_to_the_bit(tmp_path):
+  shapes = {'one': {}, 'again': {}, 'two': {'hosts': 2, 'devices': 1}}
+  for name, shape in shapes.items():
+    finished(tmp_path / name, **shape)
+  assert account(tmp_path / 'one') == account(tmp_path / 'again') == account(tmp_path / 'two')

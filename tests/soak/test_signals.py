@@ -1,0 +1,123 @@
+"""SIGTERM in twelve situations, five times each, a little later each time: the run ends as one that nothing interrupted."""
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Run, account, finished, stopped_at
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+STEPS, DELAYS, GRACE = 240, 5, 30  # GRACE: seconds that platforms give.
+FLAGS = (f'--config.steps={STEPS}', '--config.eval_every=40')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Situation:
+  """When, in what shape and how a run is told; `codes` are what it may end with."""
+
+  until: str  # What is said before; {next}: a step that the run will come to.
+  spread: float  # Seconds over which the moments lie after that.
+  flags: tuple[str, ...] = ()
+  hosts: int = 1
+  told: tuple[int, ...] = (0,)  # Hosts.
+  signals: tuple[int, ...] = (signal.SIGTERM,)
+  group: bool = False
+  codes: tuple[int, ...] = (75,)
+  late: bool = False  # At the run's end, each time anew.
+
+
+SITUATIONS = {
+  'starting Python and JAX': Situation(until='', spread=6, codes=(75, 143)),  # 143: before Python has come to us.
+  'first compilation': Situation(until=r'steps \d+ to', spread=1, flags=('--config.model.width=48',)),
+  'restoring': Situation(until='', spread=0),
+  'training': Situation(until='step {next}/', spread=0.2),
+  'evaluating': Situation(until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=3',)),
+  'committing': Situation(until='step {next}/', spread=0.05, flags=('--config.save_every=1', '--config.keep=10')),
+  'the last steps': Situation(until=f'step {STEPS - 2}/', spread=0.3, codes=(0, 75), late=True),
+  'having done': Situation(until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True),
+  'training, the group, with workers': Situation(
+    until='step {next}/', spread=0.2, flags=('--config.data.workers=2', '--config.eval_every=5'), group=True
+  ),
+  'training, twice': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGTERM, signal.SIGTERM)),
+  'training, one of two hosts': Situation(until='step {next}/', spread=0.2, hosts=2, told=(1,), codes=(75,)),
+  'evaluating, all of two hosts': Situation(
+    until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=3',), hosts=2, told=(0, 1), group=True
+  ),
+}
+INTERRUPTS = {
+  'Ctrl-C': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGINT,), codes=(130,)),
+  'Ctrl-C twice': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGINT, signal.SIGINT), codes=(130,)),
+}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Path:
+  """A run that nothing interrupted, with all its checkpoints."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  finished(workdir, *FLAGS, '--config.keep=12')
+  return workdir
+
+
+@pytest.mark.parametrize('name', [*SITUATIONS, *INTERRUPTS])
+def test_a_run_that_is_told_to_stop_saves_and_ends_in_time(whole, tmp_path, name):
+  situation, workdir = (SITUATIONS | INTERRUPTS)[name], tmp_path / 'run'
+  other = '--config.model.width=48' in situation.flags
+  step, slowest = 0, 0.0
+  if name == 'restoring' or situation.late:
+    halfway(whole, workdir, step := STEPS - 20)
+  for i in range(DELAYS):
+    with Run(workdir, *FLAGS, *situation.flags, hosts=situation.hosts, devices=2 // situation.hosts, start=i) as run:
+      if name == 'restoring':
+        until_locked(workdir, run, i)
+      elif situation.until:
+        run.until(situation.until.replace('{next}', str(next_step(step, situation))))
+      time.sleep((i if situation.until else i + 1) * situation.spread / DELAYS)
+      began = time.monotonic()
+      for number in situation.signals:
+        for host in situation.told:
+          run.send(number, host, group=situation.group)
+        time.sleep(0.05)
+      codes = run.codes()
+      slowest = max(slowest, time.monotonic() - began)
+      assert set(codes) <= set(situation.codes), (codes, run.text()[-3000:])
+      if situation.late:
+        finished(workdir, *FLAGS)
+        assert account(workdir) == account(whole)
+        shutil.rmtree(workdir)
+        halfway(whole, workdir, step)
+      elif 'stopped and saved' in run.text():
+        step = stopped_at(run.text())
+  print(f'{name}: {DELAYS} of {DELAYS}, the slowest {slowest:.1f} s')
+  assert slowest < GRACE
+  if not other:
+    finished(workdir, *FLAGS)
+    assert {**account(workdir), 'evaluations': []} == {**account(whole), 'evaluations': []}
+    mine = {tuple(record.items()) for record in account(workdir)['evaluations']}
+    assert {tuple(record.items()) for record in account(whole)['evaluations']} <= mine
+
+
+def next_step(step: int, situation: Situation) -> int:
+  """A step, soon after `step`, at which the situation arises."""
+  every = 3 if '--config.eval_every=3' in situation.flags else 1
+  return (step + 4) // every * every + every
+
+
+def until_locked(workdir: Path, run: Run, i: int):
+  """Waits until a run has taken its directory, which it does just before it restores; and a little more each time."""
+  while not (workdir / 'trainer.json').exists() and run.processes[0].poll() is None:
+    time.sleep(0.005)
+  time.sleep(0.1 * i)
+
+
+def halfway(whole: Path, workdir: Path, step: int):
+  """A copy of a run as it was after `step`."""
+  later = [str(saved) for saved in range(step + 1, STEPS + 1)]
+  shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns(*later, 'trainer.json', '.lock'))
+  with contextlib.suppress(FileNotFoundError):
+    (workdir / 'curves.png').unlink()
