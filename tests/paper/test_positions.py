@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.paper.positions import means, similarity
+from vit_jax.paper.positions import means, mosaic, similarity
 from vit_jax.paper.published import position_similarities
 
 # paper.md §6.2's; computed apart from this code from the same pixels.
@@ -41,3 +41,14 @@ def test_cosines_and_means_are_those_of_plain_loops():
       if abs(r - s) + abs(c - d) == 1:
         groups['neighbours'].append(cosine)
   assert means(cosines, (h, w)) == {name: pytest.approx(np.mean(values)) for name, values in groups.items()}
+
+
+def test_each_patch_has_its_map_at_its_place():
+  h, w = 2, 3
+  cosines = np.random.default_rng(0).normal(size=(h * w, h * w))
+  picture = mosaic(cosines, (h, w))
+  assert picture.shape == (h * (h + 1), w * (w + 1))
+  for i in range(h * w):
+    y, x = (i // w) * (h + 1), (i % w) * (w + 1)
+    np.testing.assert_array_equal(picture[y : y + h, x : x + w].ravel(), cosines[i])
+  assert np.isnan(picture).sum() == picture.size - cosines.size

@@ -28,7 +28,7 @@ def tiles(components: np.ndarray) -> np.ndarray:
 def low_frequencies(components: np.ndarray) -> np.ndarray:
   """The share [k] of each component's energy in waves at least as long as the patch, in height and in width.
 
-  Filters of a trained model are smooth. Of noise it is the share that such waves have of all: 9 of h·w.
+  Of noise it is the share that such waves have of all, 9 of h·w; of a trained model far more, or far less.
   """
   power = np.abs(np.fft.fft2(components, axes=(1, 2))) ** 2  # [k, h, w, 3]
   wave = lambda n: np.minimum(np.arange(n), n - np.arange(n))

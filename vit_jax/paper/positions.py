@@ -24,18 +24,21 @@ def means(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
   return {name: float(cosines[chosen].mean()) for name, chosen in pairs.items()}
 
 
+def mosaic(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """Similarities [n, n] -> one picture [h·(h + 1), w·(w + 1)]: at each patch's place the map of all others, and gaps of NaN."""
+  h, w = grid
+  maps = np.pad(cosines.reshape(h, w, h, w), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+  return maps.transpose(0, 2, 1, 3).reshape(h * (h + 1), w * (w + 1))
+
+
 def draw(figure, cosines: np.ndarray, grid: tuple[int, int]):
   """A map for each patch, at its place: how alike all positions are to that one."""
   h, w = grid
-  figure.suptitle('Position embedding similarity')
-  axes = figure.subplots(h, w, squeeze=False)
-  for each, row in zip(axes.flat, cosines, strict=True):
-    picture = each.imshow(row.reshape(h, w), vmin=-1, vmax=1, cmap='viridis', interpolation='nearest')
-    each.set(xticks=[], yticks=[])
-  for i in range(h):
-    axes[i, 0].set_ylabel(i + 1, rotation=0, va='center', ha='right')
-  for j in range(w):
-    axes[-1, j].set_xlabel(j + 1)
-  figure.supxlabel('Input patch column')
-  figure.supylabel('Input patch row')
+  axes = figure.subplots()
+  picture = axes.imshow(mosaic(cosines, grid)[:-1, :-1], vmin=-1, vmax=1, cmap='viridis', interpolation='nearest')
+  axes.set(title='Position embedding similarity', xlabel='Input patch column', ylabel='Input patch row')
+  axes.set_xticks((w + 1) * np.arange(w) + (w - 1) / 2, np.arange(1, w + 1))
+  axes.set_yticks((h + 1) * np.arange(h) + (h - 1) / 2, np.arange(1, h + 1))
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
   figure.colorbar(picture, ax=axes, label='Cosine similarity', ticks=[-1, 1])
