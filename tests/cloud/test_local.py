@@ -47,7 +47,7 @@ def test_a_command_that_is_no_file_is_an_error():
 def train(workdir: Path, *launcher: str, env: dict[str, str]) -> dict[str, float]:
   """The last record of a short run of the main job."""
   settings = ['--config.data.train=builtin:digits', '--config.epochs=0', '--config.steps=6', '--config.optim.warmup=1']
-  settings += ['--config.data.batch=48', '--config.log_every=1', '--config.model.depth=2', f'--workdir={workdir}']
+  settings += ['--config.log_every=1', '--config.model.depth=2', f'--workdir={workdir}']
   command = [sys.executable, *launcher, 'run_pretrain.py', *settings]
   done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
