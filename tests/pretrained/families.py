@@ -277,12 +277,12 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
   from vit_jax.models.vit import vit
   from vit_jax.optim import optimizer, schedule
   from vit_jax.run_directory import describe
-  from vit_jax.step import init_state
+  from vit_jax.step import abstract_params, init_state
 
   model_config = ModelConfig(variant='B/16', **TINY, gelu='erf')
   config = Config(data=DataConfig(size=SIZE), model=model_config, steps=1)
   model = vit(model_config, 10)
-  tx = optimizer(config.optim, schedule(config.optim, steps=1, epoch=1), {})
+  tx = optimizer(config.optim, schedule(config.optim, steps=1, epoch=1), abstract_params(model, SIZE))
   state = init_state(0, model=model, tx=tx, size=SIZE, ema=False)
   import flax.traverse_util
 
