@@ -30,6 +30,7 @@ def test_a_new_checkpoint_starts_the_count_anew(tmp_path):
   for step in (20, 20, 40, 40, 60):
     start(tmp_path, step, ZeroDivisionError())
   start(tmp_path, 60)
+  assert (tmp_path / 'failures' / '60-1-host0.txt').exists()
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,4 @@ def test_numbers_that_are_not_finite_are_counted(tmp_path):
 def test_where_nothing_can_be_written_the_error_itself_comes_through(tmp_path):
   (tmp_path / 'failures').write_text('in the way')
   start(tmp_path, 0, ZeroDivisionError())
+  assert (tmp_path / 'failures').read_text() == 'in the way'

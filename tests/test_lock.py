@@ -65,6 +65,7 @@ def test_a_trainer_on_another_machine_that_shows_none_is_gone(tmp_path, monkeypa
   monkeypatch.setattr(module, 'WATCH', 0.5)
   write(tmp_path)
   Lock(tmp_path).release()
+  assert not (tmp_path / 'trainer.json').exists()
 
 
 def test_who_stood_still_for_long_learns_that_another_has_taken_over(tmp_path, monkeypatch):
@@ -84,6 +85,7 @@ def test_signs_of_life_are_given(tmp_path, monkeypatch):
   lock, seen = Lock(tmp_path), set()
   while len(seen) < 3:
     seen.add(json.loads((tmp_path / 'trainer.json').read_text())['beat'])
+  assert max(seen) - min(seen) >= 2
   lock.release()
 
 
@@ -93,3 +95,4 @@ def test_a_file_that_says_nothing_keeps_nobody_out(tmp_path, monkeypatch, conten
   monkeypatch.setattr(module, 'WATCH', 0.1)
   (tmp_path / 'trainer.json').write_text(content)
   Lock(tmp_path).release()
+  assert not (tmp_path / 'trainer.json').exists()
