@@ -41,7 +41,7 @@ def first_state(
   if state := checkpoints.restore(shapes):
     return state, [f'going on after step {int(state.step)}']
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-  state = jax.jit(init, out_shardings=shardings)()
+  state = jax.jit(init, out_shardings=shardings)(config.seed)
   if not config.init:
     return state, []
   released = load(config.init)
@@ -53,14 +53,14 @@ def first_state(
   return state.replace(params=params, ema=ema), [f'starts from {released.source}', *released.notes, *taken, *table(changes)]
 
 
-def fresh_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation) -> Callable[[], TrainState]:
+def fresh_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
   """The function that makes the state of a run from its seed."""
-  return functools.partial(init_state, config.seed, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
+  return functools.partial(init_state, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0)
 
 
 def abstract_state(config: Config, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """The shapes of a run's state, and where each part lies: nothing is allocated."""
-  shapes = jax.eval_shape(fresh_state(config, model=model, tx=tx))
+  shapes = jax.eval_shape(fresh_state(config, model=model, tx=tx), config.seed)
   with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
 

@@ -38,7 +38,7 @@ def abstract_params(model: nn.Module, size: tuple[int, int]) -> dict:
 
 
 def init_state(
-  seed: int, *, model: nn.Module, tx: optax.GradientTransformation, size: tuple[int, int], ema: bool
+  seed: int | jax.Array, *, model: nn.Module, tx: optax.GradientTransformation, size: tuple[int, int], ema: bool
 ) -> TrainState:
   """A fresh state. Under `jit` with out_shardings it is never whole on one device."""
   params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3), jnp.uint8))['params']
@@ -54,7 +54,7 @@ def train_step(
   tx: optax.GradientTransformation,
   loss: Callable[[jax.Array, jax.Array], jax.Array],
   lr: optax.Schedule,
-  seed: int,
+  seed: int | jax.Array,
   mixup_alpha: float = 0.0,
   accumulate: int = 1,
   ema: float = 0.0,

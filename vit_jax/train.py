@@ -97,6 +97,7 @@ def train(
     batches = prefetch(batches, config.data.prefetch, mesh)
     ledger = open_ledger(config, workdir, metrics, train_source, step=first)
     update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=train_source.most_labels)
+    update = functools.partial(update, seed=np.int32(config.seed))
     shapes = abstract_params(model, config.data.size)
     alive = {'asked': pulse.asked, 'progress': lambda images: pulse.pause()}
     subject = Subject(model=model, shapes=shapes, mesh=mesh, data=config.data, **alive)
@@ -206,15 +207,15 @@ def compiled_step(
   mesh: Mesh,
   state: TrainState,
   labels: int,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-  """`train_step` compiled for this run's shapes, once: a batch of another shape is an error, not a second program."""
+) -> jax.stages.Compiled:
+  """`train_step`, of (state, batch, seed=), compiled for this run's shapes, once: a batch of another is an error, not a second
+  program. The seed is no constant in it: runs that differ in nothing else share one in the cache."""
   step = functools.partial(
     train_step,
     model=model,
     tx=tx,
     lr=lr,
     loss=functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing),
-    seed=config.seed,
     mixup_alpha=config.mixup,
     accumulate=config.optim.accumulate,
     ema=config.optim.ema,
@@ -230,7 +231,7 @@ def compiled_step(
   with jax.set_mesh(mesh):  # Kernels ask it what they are compiled for, and how a batch is split.
     return (
       jax.jit(step, out_shardings=(shardings, everywhere(mesh)), donate_argnums=0)
-      .lower(state, batch)
+      .lower(state, batch, seed=np.int32(config.seed))
       .compile(compiler_options(mesh))
     )
 

@@ -37,7 +37,7 @@ SITUATIONS = {
   'first compilation': Situation(until=r'steps \d+ to', spread=1, flags=('--config.model.width=48',)),
   'restoring': Situation(until='', spread=0),
   'training': Situation(until='step {next}/', spread=0.2),
-  'evaluating': Situation(until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=3',)),
+  'evaluating': Situation(until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=4',)),
   'committing': Situation(until='step {next}/', spread=0.05, flags=('--config.save_every=1', '--config.keep=10')),
   'the last steps': Situation(until=f'step {STEPS - 2}/', spread=0.3, codes=(0, 75), late=True),
   'having done': Situation(until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True),
@@ -47,7 +47,7 @@ SITUATIONS = {
   'training, twice': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGTERM, signal.SIGTERM)),
   'training, one of two hosts': Situation(until='step {next}/', spread=0.2, hosts=2, told=(1,), codes=(75,)),
   'evaluating, all of two hosts': Situation(
-    until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=3',), hosts=2, told=(0, 1), group=True
+    until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=4',), hosts=2, told=(0, 1), group=True
   ),
 }
 INTERRUPTS = {
@@ -104,15 +104,21 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_in_time(whole, tmp_path, name
 
 def next_step(step: int, situation: Situation) -> int:
   """A step, soon after `step`, at which the situation arises."""
-  every = 3 if '--config.eval_every=3' in situation.flags else 1
+  every = 4 if '--config.eval_every=4' in situation.flags else 1
   return (step + 4) // every * every + every
 
 
 def until_locked(workdir: Path, run: Run, i: int):
   """Waits until a run has taken its directory, which it does just before it restores; and a little more each time."""
-  while not (workdir / 'trainer.json').exists() and run.processes[0].poll() is None:
+  mine = f'"pid": {run.processes[0].pid},'  # One that was killed before has left the file.
+  while mine not in written(workdir / 'trainer.json') and run.processes[0].poll() is None:
     time.sleep(0.005)
   time.sleep(0.1 * i)
+
+
+def written(path: Path) -> str:
+  """The text of a file, which may not be there."""
+  return path.read_text() if path.exists() else ''
 
 
 def halfway(whole: Path, workdir: Path, step: int):
