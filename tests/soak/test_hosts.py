@@ -73,8 +73,10 @@ def test_a_stuck_loader_is_found_by_the_watchdog(tmp_path, host):
 
 
 def test_a_start_that_is_stuck_is_found_too(tmp_path):
-  with Run(tmp_path / 'run', *FLAGS, '--config.first_step_timeout=15', start=0) as run:
+  finished(tmp_path / 'compiled', '--config.data.workers=1')
+  with Run(tmp_path / 'run', *FLAGS, '--config.first_step_timeout=30', start=0) as run:
     while not run.workers():
+      assert run.processes[0].poll() is None, run.text()[-3000:]
       time.sleep(0.005)
     for worker in run.workers():
       os.kill(worker, signal.SIGSTOP)
