@@ -40,7 +40,7 @@ def arguments() -> list:
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
   cases += [('finetune', 'R50x1,cifar10')]
-  cases += [('efficientnet', 'B0'), ('efficientnet', 'B7')]
+  cases += [('noisy_student', argument) for argument in ('mini', 'mini,3', 'B0', 'B7', 'L2,14')]
   cases += [('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')]
   cases += [('bit_finetune', f'{variant},cifar10') for variant in ('R50x1', 'BiT-R152x4')]
   return [pytest.param(*case, marks=pytest.mark.slow if CONVOLUTIONAL.match(case[1] or '') else ()) for case in cases]

@@ -1,10 +1,13 @@
 """The losses against their sums over classes, in NumPy and double precision."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from vit_jax.losses import LOSSES, multi_hot, sigmoid_loss, softmax_loss
+from vit_jax.config import Config, DataConfig
+from vit_jax.losses import LOSSES, multi_hot, sigmoid_loss, softmax_loss, targets_of, training_loss
 
 LOGITS = 4 * np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 LABELS = np.array([[0, -1, -1], [4, 1, -1], [2, 3, 0], [1, -1, -1], [3, 3, -1], [-1, -1, -1]])
@@ -70,3 +73,19 @@ def test_large_logits_give_finite_losses_and_gradients(name):
     'sigmoid': 0.9 * 500 + 0.9 * 500 + 2 * np.log(2) + 0.1 * np.log1p(np.exp(-1)) + 0.9 * np.log1p(np.exp(1)),
   }
   assert value == pytest.approx(by_hand[name], rel=1e-5)
+
+
+def test_soft_labels_are_the_targets_themselves():
+  soft = jax.nn.softmax(jnp.asarray(LOGITS[::-1]))
+  assert targets_of(soft, 5) is soft
+  np.testing.assert_allclose(softmax_loss(LOGITS, soft), optax.softmax_cross_entropy(LOGITS, soft), rtol=1e-6)
+  np.testing.assert_array_equal(targets_of(LABELS, 5), TARGETS)
+
+
+def test_the_mean_over_a_mixture_is_that_of_the_labelled_and_the_ratio_times_that_of_the_others():
+  """google-research/noisystudent adds up both kinds, and divides by the number of the labelled ones."""
+  config = Config(data=DataConfig(unlabelled='images:x', unlabelled_ratio=2), label_smoothing=0.1)
+  soft = np.asarray(jax.nn.softmax(jnp.asarray(LOGITS[::-1])))
+  each = optax.softmax_cross_entropy(LOGITS, soft)  # Smoothed before, if at all.
+  expected = each[:2].mean() + 2 * each[2:].mean()
+  np.testing.assert_allclose(training_loss(config)(LOGITS, soft).mean(), expected, rtol=1e-6)

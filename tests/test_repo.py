@@ -44,7 +44,7 @@ LAYERS = [
   ],
   ['vit_jax.digest', 'vit_jax.run_directory'],
   ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.keeping', 'vit_jax.pretrained', 'vit_jax.evaluate'],
-  ['vit_jax.train', 'vit_jax.start', 'vit_jax.cloud', 'vit_jax.paper'],
+  ['vit_jax.train', 'vit_jax.start', 'vit_jax.cloud', 'vit_jax.paper', 'vit_jax.selftrain'],
   ['vit_jax.entry', 'vit_jax.commands', 'vit_jax.__main__'],
 ]
 

@@ -89,6 +89,18 @@ def test_the_exit_code_says_which_signal_it_was(then, signals, code):
   assert err.startswith(f'{signals[0].name}: saving and stopping\n')
 
 
+BETWEEN = 'stopping.more = True; stopping.end(); print("between", flush=True); ' + HANG
+
+
+def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process():
+  command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=BETWEEN)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    assert [process.stdout.readline() for _ in range(2)] == ['listening\n', 'between\n']
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=50)
+  assert (process.returncode, err) == (75, 'SIGTERM: there is nothing to save yet\n')
+
+
 def test_hosts_stop_at_one_question_whichever_of_them_was_told():
   """Two of them, in step; a vote is what either said."""
   told = [False, True]

@@ -14,7 +14,7 @@ import simplejpeg
 
 import vit_jax
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.data.loader import shuffled
+from vit_jax.data.order import shuffled
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.keeping import load_params
 from vit_jax.metrics import read_metrics

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from vit_jax.commands import data, doctor, evaluate, export, figures, launch, plan, predict, tables, verify
+from vit_jax.commands import data, doctor, evaluate, export, figures, launch, plan, predict, selftrain, tables, verify
 from vit_jax.commands.arguments import Parser
 from vit_jax.entry import one_line_errors
 
@@ -12,7 +12,7 @@ def parser() -> Parser:
   """The commands and their arguments."""
   top = Parser(prog='vit-jax', description='Vision Transformers; to train, see run_pretrain.py and run_finetune.py.')
   commands = top.add_subparsers(required=True, metavar='COMMAND')
-  for command in (data, predict, evaluate, figures, export, plan, launch, doctor, tables, verify):
+  for command in (data, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables, verify):
     command.add(commands)
   return top
 

@@ -23,7 +23,13 @@ class DataConfig:
   eval: str = ''  # The source to evaluate on; '' means the training source.
   eval_split: str = ''  # '' means the source's held-out split: the first of test, validation and val that it has.
   dir: str = ''  # Where TFDS data sets lie; '' means $TFDS_DATA_DIR, or TFDS's own default.
-  batch: int = 256  # Images in a step, over all hosts.
+  unlabelled: str = ''  # A source that a teacher labels, mixed into every batch, or images:PATH; '' means none.
+  unlabelled_split: str = 'train'
+  unlabelled_ratio: int = 1  # Of a batch's images, how many are unlabelled for each labelled one.
+  pseudo_labels: str = ''  # What the teacher said of them: a directory that `python -m vit_jax selftrain` makes.
+  confidence: float = 0.3  # Of the teacher in its best class; an image of which it is less sure is left out.
+  per_class: int = 130_000  # Images of each best class: the surest of them, or some twice and more.
+  batch: int = 256  # Images in a step, over all hosts, labelled and unlabelled.
   eval_batch: int = 0  # Images in an evaluation step, over all hosts; 0 means `batch`.
   size: tuple[int, int] = (224, 224)  # Height and width in pixels; one number means a square.
   crop: str = (
@@ -202,6 +208,13 @@ def _validate_together(config: Config):
   if bool(config.steps) == bool(config.epochs):
     got = f'steps={config.steps} and epochs={config.epochs:g}'
     raise UserError(f'{got}: set exactly one of them (--config.steps=0 or --config.epochs=0 unsets the other)')
+  if data.unlabelled and data.batch % (1 + data.unlabelled_ratio):
+    raise UserError(
+      f'config.data.batch={data.batch} does not divide into groups of 1 labelled image and '
+      f'config.data.unlabelled_ratio={data.unlabelled_ratio} unlabelled ones'
+    )
+  if data.pseudo_labels and not data.unlabelled:
+    raise UserError(f'config.data.pseudo_labels={data.pseudo_labels!r} are of no images: config.data.unlabelled names none')
   if data.batch % optim.accumulate:
     raise UserError(f'config.data.batch={data.batch} does not divide into config.optim.accumulate={optim.accumulate} parts')
   if not 0 < data.crop_area[0] <= data.crop_area[1] <= 1:
@@ -244,13 +257,19 @@ def due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
+def labelled(data: DataConfig) -> int:
+  """Images of a batch that have labels of their own: an epoch is once through these."""
+  return data.batch // (1 + data.unlabelled_ratio) if data.unlabelled else data.batch
+
+
 def total_steps(config: Config, examples: int) -> int:
-  """Steps of the run over `examples` training examples. UserError where the batch or the warm-up doesn't fit."""
-  if config.data.batch > examples:
+  """Steps of the run over `examples` labelled ones. UserError where the batch or the warm-up doesn't fit."""
+  if labelled(config.data) > examples:
+    part = f', with {labelled(config.data)} labelled,' if config.data.unlabelled else ''
     raise UserError(
-      f'config.data.batch={config.data.batch} is more than the {examples} training examples of {config.data.train}'
+      f'config.data.batch={config.data.batch}{part} is more than the {examples} training examples of {config.data.train}'
     )
-  epoch = examples / config.data.batch
+  epoch = examples / labelled(config.data)
   steps = config.steps or max(1, round(config.epochs * epoch))
   ramps = {
     name: duration(getattr(config.optim, name), name=f'optim.{name}', steps=steps, epoch=epoch)

@@ -3,12 +3,13 @@
 The two main jobs are this function with different default configs.
 """
 
+import contextlib
 import faulthandler
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -33,24 +34,32 @@ def run_job(default_config: Path):
     hosts = define_hosts()
 
     def main(_):
-      faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
-      stopping, watchdog = Stopping(), Watchdog()
-      stopping.listen()
-      processes = join_hosts(**{name: flag.value for name, flag in hosts.items()})
-      watchdog.start(alone=processes == 1)
-      if processes > 1 and not workdir.value:
-        raise UserError('several hosts need one --workdir: their clocks would name several')
-      from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
+      with ready(workdir.value, **{name: flag.value for name, flag in hosts.items()}) as alive:
+        from vit_jax.train import train  # With jax: after the flags are known to be right, so that --help is quick.
 
-      logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
-      keep_compiled_programs()
-      name = config_flags.get_config_filename(flags.FLAGS['config'])
-      with parting(processes):
-        train(config.value, Path(workdir.value or default_workdir(name)), stopping=stopping, watchdog=watchdog)
+        name = config_flags.get_config_filename(flags.FLAGS['config'])
+        train(config.value, Path(workdir.value or default_workdir(name)), **alive)
 
     app.run(main, flags_parser=parse_flags)
 
   one_line_errors(job)
+
+
+@contextlib.contextmanager
+def ready(workdir: str | None, **hosts) -> Iterator[dict[str, object]]:
+  """This process as one that trains: it answers signals, is ended where it is stuck, and has met the other hosts, as
+  `join_hosts` does. Gives {'stopping': …, 'watchdog': …}, as `train` takes them."""
+  faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
+  stopping, watchdog = Stopping(), Watchdog()
+  stopping.listen()
+  processes = join_hosts(**hosts)
+  watchdog.start(alone=processes == 1)
+  if processes > 1 and not workdir:
+    raise UserError('several hosts need one --workdir: their clocks would name several')
+  logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
+  keep_compiled_programs()
+  with parting(processes):
+    yield {'stopping': stopping, 'watchdog': watchdog}
 
 
 def define_hosts() -> dict[str, flags.FlagHolder]:

@@ -23,6 +23,9 @@ CHOICES = {
 
 # Closed ranges. A number that is not listed may be anything.
 RANGES = {
+  'data.unlabelled_ratio': (1, 1000),
+  'data.confidence': (0, 1),
+  'data.per_class': (1, math.inf),
   'data.batch': (1, math.inf),
   'data.eval_batch': (0, math.inf),
   'data.operations': (0, 7),

@@ -1,15 +1,23 @@
 """What is minimised. Shapes: b batch, m labels of an example (padded with -1), k classes."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.config import Config
+
 
 def multi_hot(labels: jax.Array, classes: int) -> jax.Array:
   """int [b, m] class numbers, padded with -1 -> float32 [b, k] with a 1 for every label."""
   return jax.nn.one_hot(labels, classes).max(axis=1)
+
+
+def targets_of(labels: jax.Array, classes: int) -> jax.Array:
+  """What a batch's labels say of each class: float32 [b, k]. Those of a mixture (data/mixture.py) say it themselves."""
+  return labels if jnp.issubdtype(labels.dtype, jnp.floating) else multi_hot(labels, classes)
 
 
 def softmax_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -22,6 +30,18 @@ def sigmoid_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) 
   """Cross-entropy [b] of independent classes, summed over them. Smoothed targets are 1 - s and s, as in the paper's runs."""
   targets = smoothing + (1 - 2 * smoothing) * targets
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+
+def training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """(logits, targets) -> [b], whose mean over the batch is minimised.
+
+  The targets of a mixture are smoothed already, those of them that are to be, and the mean over its batch counts as that over
+  the labelled images plus `unlabelled_ratio` times that over the others: google-research/noisystudent's sum.
+  """
+  loss = LOSSES[config.loss]
+  if not config.data.unlabelled:
+    return functools.partial(loss, smoothing=config.label_smoothing)
+  return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
 
 
 LOSSES: dict[str, Callable] = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss}

@@ -17,11 +17,12 @@ from vit_jax.data.fingerprint import differences
 from vit_jax.errors import UserError
 from vit_jax.storage import read_object, read_text, writable, write_whole
 
-# Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, and no number.
+# Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, or say where data lie, and
+# no number.
 FREE = {
   'log_every', 'eval_every', 'save_every', 'keep', 'keep_every', 'mesh.fsdp', 'model.remat', 'model.unroll',
-  'data.dir', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch', 'optim.max_bad_steps', 'log_ids',
-  'data.bad_budget', 'first_step_timeout', 'step_timeout', 'evals', 'evals_every', 'fewshot_l2',
+  'data.dir', 'data.pseudo_labels', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch', 'data.bad_budget',
+  'optim.max_bad_steps', 'log_ids', 'first_step_timeout', 'step_timeout', 'evals', 'evals_every', 'fewshot_l2',
 }  # fmt: skip
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless', 'simplejpeg')

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from vit_jax.config import Config
+from vit_jax.data.mixture import Mixture, mixture
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.keeping import Checkpoints
@@ -18,8 +19,8 @@ from vit_jax.pretrained.released import load
 from vit_jax.step import TrainState, init_state
 
 
-def open_sources(config: Config) -> tuple[Source, Source]:
-  """(training, evaluation) examples. UserError where their classes differ."""
+def open_sources(config: Config) -> tuple[Source | Mixture, Source]:
+  """(training, evaluation) examples. UserError where their classes differ, or the unlabelled ones have no labels yet."""
   data = config.data
   train_source = open_source(data.train, data.split, dir=data.dir)
   eval_source = open_source(data.eval or data.train, data.eval_split, dir=data.dir)
@@ -29,7 +30,9 @@ def open_sources(config: Config) -> tuple[Source, Source]:
       f'{data.train} and {data.eval or data.train} have different classes: '
       f'only the first has {sorted(ours - theirs)[:5]}, only the second {sorted(theirs - ours)[:5]}'
     )
-  return train_source, eval_source
+  if not data.unlabelled:
+    return train_source, eval_source
+  return mixture(train_source, data, seed=config.seed, loss=config.loss, smoothing=config.label_smoothing), eval_source
 
 
 def first_state(

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from vit_jax.data.augment import mixup
-from vit_jax.losses import multi_hot
+from vit_jax.losses import targets_of
 from vit_jax.mesh import Mesh, state_specs, sum_over_devices, whole
 from vit_jax.models.norm import learned
 from vit_jax.spikes import is_spike
@@ -62,14 +62,14 @@ def train_step(
   mesh: Mesh | None = None,
   grad_dtype: str = 'float32',
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update from {'image': uint8 [b, h, w, 3], 'label': int [b, m], 'mask': bool [b]}.
+  """One update from {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
 
   The loss is the mean over the examples that the mask keeps. Every random number is a function of `seed` and the step.
   `lr` is the schedule in `tx`, for the record. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`.
   Where `refused` says so, nothing but the step changes: all else keeps its bits.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  images, targets = batch['image'], multi_hot(batch['label'], model.classes)
+  images, targets = batch['image'], targets_of(batch['label'], model.classes)
   if mixup_alpha:
     images, targets = mixup(jax.random.fold_in(key, 0), images, targets, mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)

@@ -25,6 +25,7 @@ class Stopping:
   def __init__(self):
     self._told, self._vote, self._votes = None, None, collections.deque()
     self._listens = self._begun = False
+    self.more = False  # Whether another run follows when this one is complete.
 
   def listen(self):
     """Takes the place of what the signals usually do, for as long as the process lives. In the main thread, before others.
@@ -54,8 +55,11 @@ class Stopping:
     return len(self._votes) > LAG and bool(self._votes.popleft())
 
   def end(self):
-    """The run is complete, and a SIGTERM comes too late to matter."""
-    if self._listens:
+    """The run is complete: there is nothing to save until the next begins, or a SIGTERM comes too late to matter."""
+    if self.more:
+      self._begun, self._vote = False, None
+      self._votes.clear()
+    elif self._listens:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   @property

@@ -55,13 +55,13 @@ def writable(workdir: Path) -> Iterator[None]:
     raise UserError(f'can not write to {workdir}: {reason(error)}; choose another --workdir') from None
 
 
-def write_whole(path: Path, text: str):
+def write_whole(path: Path, content: str | bytes):
   """Writes a file that others read meanwhile: they see the old one or the new one, as does who comes after a crash."""
 
   def write():
     part = path.with_name(f'.{path.name}.part')
-    with part.open('w', encoding='utf-8') as file:
-      file.write(text)
+    with part.open('wb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     part.replace(path)

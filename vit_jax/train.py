@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.config import Config, due, duration, total_steps, validate
+from vit_jax.config import Config, due, duration, labelled, total_steps, validate
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.loader import eval_batches, most_bad, train_batches
 from vit_jax.data.sources import Source
@@ -24,7 +24,7 @@ from vit_jax.evaluate.subject import Subject
 from vit_jax.failures import Failures
 from vit_jax.keeping import Checkpoints
 from vit_jax.ledger import Ledger, open_ledger
-from vit_jax.losses import LOSSES
+from vit_jax.losses import LOSSES, training_loss
 from vit_jax.mesh import (
   Mesh,
   any_host,
@@ -67,7 +67,7 @@ def train(
   pulse = Pulse(stopping, watchdog, quick=config.step_timeout, slow=config.first_step_timeout)
   train_source, eval_source = open_sources(config)
   judge = open_all(config.evals, train_source.label_names, dir=config.data.dir, l2=config.fewshot_l2)
-  steps, epoch = total_steps(config, len(train_source)), len(train_source) / config.data.batch
+  steps, epoch = total_steps(config, examples := len(train_source.labelled)), examples / labelled(config.data)
   every = {name: duration(getattr(config, name), name=name, steps=steps, epoch=epoch) for name in CLOCKS}
   facts = fingerprint(train_source, eval_source)
   refuse_other_run(workdir, config, train_source.label_names, facts)
@@ -215,7 +215,7 @@ def compiled_step(
     model=model,
     tx=tx,
     lr=lr,
-    loss=functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing),
+    loss=training_loss(config),
     mixup_alpha=config.mixup,
     accumulate=config.optim.accumulate,
     ema=config.optim.ema,
@@ -226,7 +226,8 @@ def compiled_step(
   step.__name__ = 'train_step'  # What profiles and compilation events call it.
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   shardings, b = state_shardings(state, mesh), config.data.batch
-  shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), np.int32), 'mask': ((b,), np.bool_)}
+  label = np.float32 if config.data.unlabelled else np.int32
+  shapes = {'image': ((b, *config.data.size, 3), np.uint8), 'label': ((b, labels), label), 'mask': ((b,), np.bool_)}
   batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
   with jax.set_mesh(mesh):  # Kernels ask it what they are compiled for, and how a batch is split.
     return (

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax.data.fingerprint import differences, fingerprint
 from vit_jax.data.images import draw, random_box
-from vit_jax.data.loader import shuffled
+from vit_jax.data.order import shuffled
 from vit_jax.data.sources import open_source
 
 
@@ -68,7 +68,7 @@ def test_records_are_told_apart_too(numbered):
 
 
 def test_order_and_augmentation_are_those_of_their_versions():
-  """Where this fails, runs can not go on: put loader.ORDER or images.AUGMENTATION up, and these numbers right."""
+  """Where this fails, runs can not go on: put order.ORDER or images.AUGMENTATION up, and these numbers right."""
   assert [shuffled(position, 1000, 7)[1] for position in range(6)] == [197, 915, 695, 152, 854, 768]
   boxes = [random_box(333, 500, key=(3, 1, i), area=(0.05, 1.0), aspect=(3 / 4, 4 / 3)) for i in range(3)]
   assert boxes == [(5, 31, 245, 233), (10, 253, 144, 152), (36, 199, 121, 147)]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
 from vit_jax.data.images import BadImage
-from vit_jax.data.loader import eval_batches, shuffled, train_batches
+from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.order import shuffled
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from vit_jax.cloud.collectives import collective_bytes
 from vit_jax.cloud.cycles import cost
 from vit_jax.cloud.kernels import kernel_cycles
 from vit_jax.cloud.topologies import GIB, Topology
-from vit_jax.config import Config, total_steps, validate
+from vit_jax.config import Config, labelled, total_steps, validate
 from vit_jax.data.known import KNOWN
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
@@ -69,7 +69,7 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   """
   config = validate(config)
   examples, classes, labels = data_facts(config)
-  steps, epoch = total_steps(config, examples), examples / config.data.batch
+  steps, epoch = total_steps(config, examples), examples / labelled(config.data)
   model = build(config.model, classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
@@ -137,15 +137,16 @@ def with_settings(config: Config, settings: dict[str, object]) -> Config:
 
 
 def data_facts(config: Config) -> tuple[int, int, int]:
-  """(training examples, classes, most labels of an example): of the data where it is here, else as published."""
+  """(labelled examples, classes, most labels of an example): of the data where it is here, else as published."""
   data = config.data
   try:
     source = open_source(data.train, data.split, dir=data.dir)
-    return len(source), source.classes, source.most_labels
+    examples, classes, labels = len(source), source.classes, source.most_labels
   except UserError:
-    if data.train in KNOWN:
-      return KNOWN[data.train]
-    raise
+    if data.train not in KNOWN:
+      raise
+    examples, classes, labels = KNOWN[data.train]
+  return examples, classes, classes if data.unlabelled else labels  # A mixture's say something of each class.
 
 
 def memory_of(compiled, state: TrainState) -> tuple[float, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Arguments that several commands have: which model, and what may be said of it that its file does not say."""
 
 import argparse
+import os
 from pathlib import Path
 
 from vit_jax.commands.results import say
@@ -91,6 +92,21 @@ def add_batch(command: argparse.ArgumentParser):
   command.add_argument(
     '--batch', type=positive, help='images at a time, over all devices; by default 16 on a CPU, 128 elsewhere'
   )
+
+
+def add_hosts(command: argparse.ArgumentParser):
+  """Which other processes take part; a launcher says it by environment variables."""
+  option = command.add_argument
+  said = {name: os.environ.get(f'VIT_JAX_{name.upper()}') for name in ('coordinator', 'processes', 'process')}
+  option('--coordinator', metavar='HOST:PORT', default=said['coordinator'], help='of process 0; TPU pods, GKE and SLURM know')
+  option('--processes', type=whole, default=said['processes'] or '0', metavar='N', help='how many take part')
+  option('--process', type=whole, default=said['process'], metavar='I', help='which of them this is, from 0')
+  option('--hosts_timeout', type=positive, default=300, metavar='SECONDS', help='to wait for the other hosts')
+
+
+def hosts_of(args: argparse.Namespace) -> dict[str, object]:
+  """What `add_hosts` takes, as `entry.join_hosts` has it."""
+  return {name: getattr(args, name) for name in ('coordinator', 'processes', 'process')} | {'timeout': args.hosts_timeout}
 
 
 def batch_size(args: argparse.Namespace) -> int:

@@ -1,17 +1,15 @@
 """doctor: is every host fit for a run?"""
 
-import os
 from pathlib import Path
 
-from vit_jax.commands.arguments import positive, whole
+from vit_jax.commands.arguments import add_hosts, hosts_of, positive
 from vit_jax.distributed import parting
 from vit_jax.entry import join_hosts
 
 
 def doctor(args):
   """Looks at every host: versions, devices, a sum over all of them, workdir, data, disk, clocks. Exit code 1: not fit."""
-  hosts = {'coordinator': args.coordinator, 'processes': args.processes, 'process': args.process}
-  processes = join_hosts(**hosts, timeout=args.hosts_timeout)
+  processes = join_hosts(**hosts_of(args))
   import jax
 
   from vit_jax.cloud.doctor import examine
@@ -32,8 +30,4 @@ def add(commands):
   option('--workdir', type=Path, metavar='DIR', help='of the run: every host should write and read it')
   option('--data', type=Path, metavar='DIR', help='that every host should find')
   option('--devices', type=positive, metavar='N', help='that all hosts together should have')
-  said = {name: os.environ.get(f'VIT_JAX_{name.upper()}') for name in ('coordinator', 'processes', 'process')}
-  option('--coordinator', metavar='HOST:PORT', default=said['coordinator'], help='of process 0; TPU pods, GKE and SLURM know')
-  option('--processes', type=whole, default=said['processes'] or '0', metavar='N', help='how many take part')
-  option('--process', type=whole, default=said['process'], metavar='I', help='which of them this is, from 0')
-  option('--hosts_timeout', type=positive, default=300, metavar='SECONDS', help='to wait for the other hosts')
+  add_hosts(command)

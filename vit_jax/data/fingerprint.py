@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from vit_jax.data.images import AUGMENTATION, BadImage
-from vit_jax.data.loader import ORDER
+from vit_jax.data.order import ORDER
 from vit_jax.data.sources import Source
 
 SAMPLED = 16  # Examples whose content is looked at.
@@ -18,7 +18,8 @@ SAMPLED = 16  # Examples whose content is looked at.
 def fingerprint(train: Source, evaluation: Source) -> dict[str, object]:
   """{'train.examples': 800, …}: equal for equal data, wherever they lie."""
   out = {'order': ORDER, 'augmentation': AUGMENTATION}
-  for name, source in {'train': train, 'eval': evaluation}.items():
+  sources = {'train': train.labelled, 'unlabelled': train.unlabelled, 'eval': evaluation}
+  for name, source in ((name, source) for name, source in sources.items() if source is not None):
     facts = {'examples': len(source), 'listing': source.listing(), 'content': content(source)}
     out |= {f'{name}.{fact}': value for fact, value in facts.items()}
   return out

@@ -40,7 +40,7 @@ class Folder:
   """A folder of class folders. Only the splits that are read are listed in full."""
 
   def __init__(self, path: str, *, dir: str = ''):
-    self._root = _existing(path)
+    self._root = existing(path)
     self.title = f'folder:{path}'
     if not self._root.is_dir():
       kind = f'csv:{path} reads it' if self._root.suffix == '.csv' else 'an archive must be unpacked first'
@@ -74,7 +74,7 @@ class Folder:
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
-    return _read(path), (int(labels[i]),), str(path)
+    return read_file(path), (int(labels[i]),), str(path)
 
   def _validate(self, split: str, classes: list[str]):
     for name in classes:
@@ -105,7 +105,7 @@ class Csv:
   """
 
   def __init__(self, path: str, *, dir: str = ''):
-    file = _existing(path)
+    file = existing(path)
     if file.is_dir():
       raise UserError(f'{path} is a folder, not a CSV file (folder:{path} reads it)')
     self.title, self.splits, self._root = f'csv:{path}', ('train', 'test'), file.parent
@@ -144,7 +144,7 @@ class Csv:
   def read(self, split: str, i: int):
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
-    return _read(path), tuple(label for label in labels[i].tolist() if label >= 0), str(path)
+    return read_file(path), tuple(label for label in labels[i].tolist() if label >= 0), str(path)
 
 
 def _csv_rows(file: Path) -> dict[bytes, tuple[str, ...]]:
@@ -173,7 +173,8 @@ def _table(files: list[list[bytes]], labels) -> tuple[np.ndarray, np.ndarray]:
   return np.array(flat, 'S'), np.repeat(np.fromiter(labels, np.int32), [len(each) for each in files])
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+  """All of it. BadImage where it cannot be read, or is larger than any image."""
   try:
     with path.open('rb') as file:
       if (size := os.fstat(file.fileno()).st_size) > LARGEST:
@@ -183,7 +184,8 @@ def _read(path: Path) -> bytes:
     raise BadImage(str(path), f'cannot be read ({error.strerror})') from None
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
+  """The path. UserError, with the nearest that is there, where there is no such."""
   out = Path(path).expanduser()
   if not out.exists():
     parent = next(p for p in (out, *out.parents) if p.exists())

@@ -3,8 +3,10 @@
 A source has `len`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`, `most_labels` and `split`,
 and can be pickled. A batch is {'image': uint8 [b, h, w, 3], 'label': int32 [b, most_labels] (-1 where an example has
 fewer), 'mask': bool [b], 'id': int64 [b], the examples' numbers in the source}: this host's contiguous slice of the global
-batch. Where the mask is False there is no example (the last evaluation batch is filled up; the id is -1) or none that can be
-read (the id of example i is then ~i): zeros, and labels that are all -1.
+batch. Of a mixture (mixture.py) 'label' is float32 [b, classes]: the probability of each class.
+
+Where the mask is False there is no example (the last evaluation batch is filled up; the id is -1) or none that can be
+read (the id of example i is then ~i): zeros, and labels that are none.
 """
 
 import collections
@@ -28,11 +30,11 @@ from absl import flags
 
 from vit_jax.config import DataConfig
 from vit_jax.data import images
+from vit_jax.data.order import in_order, mixed, shuffled
 from vit_jax.errors import UserError
 
 PIECE = 16  # Images that a decoding thread takes at a time: what handing them out costs is lost in what they cost.
 SHARED = 1 << 16  # Bytes: smaller arrays of a worker are cheaper to send than to share.
-ORDER = 1  # The version of what `shuffled` and a batch's rows are: runs of another do not go on.
 AHEAD = 2  # Batches in the making at a time, in each process: threads that have ended one go on with the next.
 
 Batch = dict[str, np.ndarray]
@@ -41,27 +43,25 @@ Batch = dict[str, np.ndarray]
 def train_batches(source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int) -> Iterator[Batch]:
   """Batches `start`, `start + 1`, … without end. They run on over the end of an epoch; each epoch has its own order."""
   batch = _share(config.batch, 'batch', hosts)
-  order = functools.partial(shuffled, examples=len(source), seed=seed)
   example = functools.partial(_train_example, source=source, config=config, seed=seed)
-  return _iterate(order, example, range(start, sys.maxsize), source, config, batch=batch, host=host, hosts=hosts)
+  sizes = {'batch': batch, 'host': host, 'hosts': hosts}
+  if not config.unlabelled:
+    order = functools.partial(shuffled, examples=len(source), seed=seed)
+    return _iterate(order, example, range(start, sys.maxsize), source, config, **sizes)
+  counts = {'labelled': len(source.labelled), 'unlabelled': len(source.unlabelled)}
+  order = functools.partial(mixed, **counts, ratio=config.unlabelled_ratio, seed=seed)
+  return _iterate(order, example, range(start, sys.maxsize), source, config, **sizes, soft=True)
 
 
 def eval_batches(source, config: DataConfig, *, host: int, hosts: int, exact: bool = False) -> Iterator[Batch]:
   """Every example once over all hosts, in the source's order; as many batches on each. `exact`: unrounded float32."""
   name = 'eval_batch' if config.eval_batch else 'batch'
   batch = _share(getattr(config, name), name, hosts)
-  order = functools.partial(_in_order, examples=len(source))
+  order = functools.partial(in_order, examples=len(source))
   example = functools.partial(_eval_example, source=source, config=config)
   count = -(-len(source) // (batch * hosts))
   dtype = np.float32 if exact else np.uint8
   return _iterate(order, example, range(count), source, config, batch=batch, host=host, hosts=hosts, dtype=dtype)
-
-
-def shuffled(position: int, examples: int, seed: int) -> tuple[int, int]:
-  """(epoch, example) at a position of the endless training stream. O(1): a keyed permutation, never written out."""
-  epoch, rank = divmod(position, examples)
-  key = images.draw((seed, epoch, examples), 0)[0] >> 32
-  return epoch, grain.experimental.index_shuffle(rank, max_index=examples - 1, seed=key, rounds=4)
 
 
 def why_bad(source, index: int, max_pixels: int) -> tuple[str, str]:
@@ -77,11 +77,6 @@ def why_bad(source, index: int, max_pixels: int) -> tuple[str, str]:
 def most_bad(config: DataConfig, examples: int) -> int:
   """Of so many examples, those that may be unreadable before it is an error."""
   return math.ceil(config.bad_budget * examples) if config.bad_images == 'skip' else 0
-
-
-def _in_order(position: int, examples: int) -> tuple[int, int]:
-  """(0, example) at a position of the evaluation; behind its end example -1."""
-  return 0, position if position < examples else -1
 
 
 def _train_example(epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig, seed: int) -> tuple[int, ...]:
@@ -122,6 +117,7 @@ class _MakeBatch:
   shape: tuple[int, ...]  # Of this host's images: [b, h, w, c].
   dtype: type
   labels: int
+  soft: bool  # Labels are a probability of each class.
   host: int
   hosts: int
   skip: bool  # Bad images, instead of failing.
@@ -131,7 +127,7 @@ class _MakeBatch:
     b = self.shape[0]
     out = {
       'image': self._images(),
-      'label': np.full((b, self.labels), -1, np.int32),
+      'label': np.zeros((b, self.labels), np.float32) if self.soft else np.full((b, self.labels), -1, np.int32),
       'mask': np.ones(b, bool),
       'id': np.empty(b, np.int64),
     }
@@ -198,7 +194,17 @@ def _share(batch: int, name: str, hosts: int) -> int:
 
 
 def _iterate(
-  order, example, batches: range, source, config: DataConfig, *, batch: int, host: int, hosts: int, dtype: type = np.uint8
+  order,
+  example,
+  batches: range,
+  source,
+  config: DataConfig,
+  *,
+  batch: int,
+  host: int,
+  hosts: int,
+  dtype: type = np.uint8,
+  soft: bool = False,
 ) -> Iterator[Batch]:
   """The batches in order, made ahead by threads of this process or by worker processes."""
   make = _MakeBatch(
@@ -207,6 +213,7 @@ def _iterate(
     shape=(batch, *config.size, 3),
     dtype=dtype,
     labels=source.most_labels,
+    soft=soft,
     host=host,
     hosts=hosts,
     skip=config.bad_images == 'skip',

@@ -14,6 +14,7 @@ import bisect
 import hashlib
 import itertools
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ class Source:
   `label_names`. name: tells a person which example it is. May be read from several threads at once, and pickled.
   """
 
+  unlabelled = None  # A mixture (mixture.py) has such examples besides.
+
   def __init__(self, store, spans: list[tuple[str, int, int]]):
     """`spans`: (split, start, stop) for each piece of the store, one after another."""
     self._store, self._spans = store, spans
@@ -47,6 +50,11 @@ class Source:
     self.label_names: tuple[str, ...] = store.label_names
     self.classes: int = len(store.label_names)
     self.split: str = '+'.join(dict.fromkeys(split for split, _, _ in spans))
+
+  @property
+  def labelled(self) -> 'Source':
+    """The examples that have labels of their own: an epoch is once through these."""
+    return self
 
   @property
   def examples(self) -> dict[str, int]:
@@ -67,6 +75,15 @@ class Source:
     for split in self.examples:
       digest.update(self._store.listing(split))
     return digest.hexdigest()
+
+  def part(self, start: int, stop: int) -> 'Source':
+    """The examples from `start` to `stop`, or to the last."""
+    begins = [end - (last - first) for end, (_, first, last) in zip(self._ends, self._spans, strict=True)]
+    cut = [
+      (split, first + max(0, start - begin), min(last, first + stop - begin))
+      for begin, (split, first, last) in zip(begins, self._spans, strict=True)
+    ]
+    return Source(self._store, [(split, first, last) for split, first, last in cut if last > first])
 
   def spread(self, n: int) -> 'Source':
     """`n` of the examples (all, if there are fewer), evenly spaced: of every class, where they lie class by class."""
@@ -126,16 +143,16 @@ class Builtin:
 STORES = {'builtin': Builtin, 'folder': Folder, 'csv': Csv, 'tfds': Tfds, 'vtab': Vtab}
 
 
-def open_source(name: str, split: str, *, dir: str = '') -> Source:
+def open_source(name: str, split: str, *, dir: str = '', stores: dict[str, Callable] = STORES) -> Source:
   """The examples of `split` (TFDS's syntax; '' means the held-out split) of the source `name`, such as 'tfds:cifar10'.
 
   `dir`: where TFDS data sets lie; '' means TFDS's default. UserError says what is wrong with name, split or data.
   """
   kind, colon, rest = name.partition(':')
-  if not colon or kind not in STORES:
+  if not colon or kind not in stores:
     raise UserError(f'source {name!r}: expected KIND:NAME.{_suggestion(kind, rest, name)}')
   try:
-    store = STORES[kind](rest, dir=dir)
+    store = stores[kind](rest, dir=dir)
     spans = _spans(split or _held_out(store), store)
   except OSError as error:
     raise UserError(f'{name}: {error.filename or "error"}: {error.strerror or error}') from None

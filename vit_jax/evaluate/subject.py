@@ -6,7 +6,7 @@ unrounded, as published numbers were made. Every host ends with the rows of all.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -44,20 +44,29 @@ class Subject:
     top = lambda logits: np.argsort(-logits[:, columns], axis=1, kind='stable')[:, :TOP]
     return self._through(self._logits, params, source, top)
 
+  def logits(self, params: dict, source, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the logits `columns` [n, k] of every example, in the order of `source`, which of them could be read [n])."""
+    said = [(values[:, columns], mask) for values, _, mask in self._batches(self._logits, params, source)]
+    values, mask = (np.concatenate(each)[: len(source)] for each in zip(*said, strict=True))
+    return values, mask
+
   def _through(self, function: Callable, params: dict, source, then: Callable) -> tuple[np.ndarray, np.ndarray]:
     """What `then` makes of what `function` says of the examples, and their labels, without what cannot be read."""
-    out, labels = [], []
+    said = ((then(values[mask]), label[mask]) for values, label, mask in self._batches(function, params, source))
+    out, labels = zip(*said, strict=True)
+    return np.concatenate(out), np.concatenate(labels)
+
+  def _batches(self, function: Callable, params: dict, source) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(what `function` says, labels, mask) of one batch after another; every host has the rows of all."""
     hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
     for made in eval_batches(source, self.data, **hosts, exact=True):
       batch = {name: made[name] for name in ('image', 'label', 'mask')}
       with jax.set_mesh(self.mesh):  # Kernels ask it how a batch is split.
         values, label, mask = jax.device_get(function(params, to_global(batch, self.mesh)))
-      out.append(then(values[mask]))
-      labels.append(label[mask])
+      yield values, label, mask
       if self.asked(values):
         raise StoppedError
       self.progress(len(mask))
-    return np.concatenate(out), np.concatenate(labels)
 
   @functools.cached_property
   def _features(self) -> Callable:

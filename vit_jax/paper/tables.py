@@ -24,6 +24,7 @@ class Item:
   title: str
   runs: Callable[[], list[Run]] | None = None  # At full scale.
   then: str = ''  # A command for each model that the runs end in; {run} is its directory.
+  besides: dict[str, str] = dataclasses.field(default_factory=dict)  # Columns that no run of these makes -> their commands.
   mini: str = ''  # The experiment of mini.py that does it in miniature.
   command: str = ''
   needs: str = ''
@@ -31,10 +32,18 @@ class Item:
 
 FIGURES = 'python -m vit_jax figures --init {run}'  # Or a released checkpoint.
 SPEED = 'python -m vit_jax tables fig12'
+STUDENT = 'configs/noisy_student.py:L2'
+NOISY_STUDENT = (
+  'python -m vit_jax selftrain --teacher configs/noisy_student.py:B7 '
+  f'--students {STUDENT},14 {STUDENT},14 {STUDENT},28 --workdir runs/noisy_student'
+)
 SAME = {'fig2': '9', 'fig3': '5', 'fig5': '6'}  # Figures whose runs are a table's.
 imagenet_only = full.only_target('ImageNet')
 ITEMS = {
-  '2': Item(title='comparison with the state of the art, and its cost', runs=full.table_2, mini='transfer'),
+  '2': Item(
+    title='comparison with the state of the art, and its cost', runs=full.table_2, mini='transfer',
+    besides={'Noisy Student EffNet-L2': NOISY_STUDENT},
+  ),
   '3': Item(title='recipes of pre-training', command='configs/pretrain.py:VARIANT,DATA', needs='nothing: a table of settings'),
   '4': Item(title='recipes of fine-tuning', command='configs/finetune.py:VARIANT,DATA', needs='nothing: a table of settings'),
   '5': Item(title='top-1 accuracy after fine-tuning, by pre-training set', runs=full.table_5, mini='transfer'),
@@ -93,6 +102,7 @@ def listing() -> list[tuple[str, ...]]:
     words = ['in miniature here: --scale=mini'] if each.mini else []
     if runs:
       words += ['at full scale on a pod', *([NO_JFT] if full.rests_on_jft(runs) else [])]
+    words += [f'{column}: {command}' for column, command in each.besides.items()]
     needs = each.needs or ', '.join(data_sets(runs))
     rows.append((title(name), each.title, each.command or here, needs, '; '.join(words) or 'here'))
   return rows
@@ -157,5 +167,8 @@ def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: flo
     yield f'#   {short(exa)} exaFLOPs, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
   for last in dict.fromkeys(workdir(run, root) for run in runs if each.then):
     yield each.then.format(run=last)
+  for column, besides in each.besides.items():
+    yield f'# {column}: its cost is not counted here, and its unlabelled images are not public; see {STUDENT.partition(":")[0]}'
+    yield besides
   hours = chip_hours(total, peak, mfu)
   yield f'{count} runs, {total:,.0f} exaFLOPs, {hours:,.0f} chip-hours of {chip} at {100 * mfu:.0f} % of its peak (an estimate)'

@@ -1,0 +1,58 @@
+"""A teacher labels images: the probability of each class for every example of a source, in parts that a kill leaves whole."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
+
+from vit_jax.data.pseudo import PART, begin, facts_of, file_name, finish, is_labelled, write_part
+from vit_jax.data.sources import Source
+from vit_jax.digest import named
+from vit_jax.evaluate.classes import match_classes
+from vit_jax.evaluate.predict import PROBABILITIES, data_config, refuse_unfit
+from vit_jax.evaluate.subject import alone
+
+
+def label(
+  teacher,
+  source: Source,
+  where: Path,
+  *,
+  classes: tuple[str, ...],
+  asked: dict[str, object],
+  progress: Callable[[int], None] = lambda images: None,
+  **reading,
+):
+  """Writes into `where` what `teacher`, a Pretrained, says of the examples, without noise; what is there already stays.
+
+  `classes`: the student's, by name, in their order. `asked`: what is to be told of these labels besides. `reading`: fields of
+  DataConfig (batch, workers, …). An image that cannot be read gets zeros. UserError where the teacher lacks one of the classes,
+  or `where` holds labels of something else.
+  """
+  refuse_unfit(teacher)
+  columns, _ = match_classes(classes, teacher.labels, classes=teacher.classes, source=teacher.source)
+  how = ' '.join(f'{name}={value}' for name, value in sorted(teacher.preprocessing.items()))
+  facts = facts_of(source, classes, **asked, parameters=digest(teacher.params), preprocessing=how)
+  if jax.process_index() == 0:
+    begin(where, facts)
+  wait_for_all('labels begun')
+  subject, params = alone(teacher, data_config(teacher, **reading), progress=progress)
+  parts = -(-len(source) // PART)
+  for part in [part for part in range(parts) if not (where / file_name(part)).is_file()]:
+    logits, read = subject.logits(params, source.part(part * PART, (part + 1) * PART), columns)
+    if jax.process_index() == 0:
+      write_part(where, part, np.where(read[:, None], PROBABILITIES[teacher.loss](logits), 0))
+  if jax.process_index() == 0 and not is_labelled(where):
+    finish(where, parts)
+  wait_for_all('labelled')
+
+
+def digest(params: dict) -> str:
+  """Of NumPy arrays, by name."""
+  found = hashlib.blake2b(digest_size=8)
+  for name, array in sorted(named(params).items()):
+    found.update(name.encode() + np.ascontiguousarray(array).tobytes())
+  return found.hexdigest()
