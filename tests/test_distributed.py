@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax.cloud.local import free_port
 from vit_jax.distributed import Cluster, found, initialize, meet, told
-from vit_jax.errors import UserError
+from vit_jax.errors import MissingHostsError, UserError
 
 
 def test_nothing_said_and_no_cluster_around_is_a_single_process():
@@ -62,7 +62,7 @@ def gather(processes: int, present: list[int], timeout: int) -> dict[int, str]:
     try:
       meet(Cluster(address, processes, process), timeout)
       said[process] = ''
-    except UserError as error:
+    except MissingHostsError as error:  # With a code after which `launch` starts it again.
       said[process] = str(error)
 
   threads = [threading.Thread(target=join, args=(process,)) for process in present]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from vit_jax.errors import UserError
+from vit_jax.errors import MissingHostsError, UserError
 from vit_jax.exits import BUG, RESTART
 
 PORT = 8476
@@ -114,7 +114,7 @@ def ask_metadata(name: str) -> str | None:
 
 
 def meet(cluster: Cluster, timeout: int):
-  """Returns once every process has called it. UserError that names the missing ones after `timeout` seconds."""
+  """Returns once every process has called it. MissingHostsError that names them after `timeout` seconds."""
   host, _, port = cluster.coordinator.rpartition(':')
   deadline = time.monotonic() + timeout
   if cluster.process == 0:
@@ -133,7 +133,7 @@ def gather(port: int, cluster: Cluster, deadline: float):
       if time.monotonic() > deadline:
         error = too_late(cluster, missing)
         tell(here, error)
-        raise UserError(error)
+        raise MissingHostsError(error)
       if time.monotonic() > remind:
         say(f'waiting at {cluster.coordinator} for {len(missing)} of {cluster.processes} hosts: {words(missing)}')
         remind = time.monotonic() + REMIND
@@ -162,9 +162,9 @@ def report(host: str, port: int, cluster: Cluster, deadline: float):
   remind = time.monotonic() + 2
   while (answer := ask_first(host, port, cluster.process, deadline)) != 'go':
     if answer:
-      raise UserError(answer)
+      raise MissingHostsError(answer)
     if time.monotonic() > deadline:
-      raise UserError(f'{too_late(cluster, [0])}; nobody listens at {cluster.coordinator}')
+      raise MissingHostsError(f'{too_late(cluster, [0])}; nobody listens at {cluster.coordinator}')
     if time.monotonic() > remind:
       say(f'host {cluster.process} of {cluster.processes} is waiting for host 0 at {cluster.coordinator}')
       remind = time.monotonic() + REMIND

@@ -18,6 +18,12 @@ class StorageError(UserError):
   exit_code = exits.STORAGE
 
 
+class MissingHostsError(UserError):
+  """Not all hosts came to the start. One that is being replaced comes later: all start again."""
+
+  exit_code = exits.RESTART
+
+
 class DivergedError(UserError):
   """Training gives numbers that are not finite."""
 
