@@ -25,7 +25,8 @@ from vit_jax.config import (
 )
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.fields import flat_types
-from vit_jax.losses import LOSSES
+from vit_jax.losses import LOSSES, MASK_LOSSES
+from vit_jax.models.masked import TARGETS
 from vit_jax.models.vit import GELU, REMAT
 from vit_jax.optim import DECAYS, RULES
 
@@ -63,6 +64,8 @@ def test_every_choice_is_accepted(name, value):
 
 def test_every_choice_has_an_implementation_and_every_implementation_is_a_choice():
   tables = {'model.gelu': GELU, 'model.remat': REMAT, 'optim.name': RULES, 'optim.schedule': DECAYS, 'loss': LOSSES}
+  tables |= {'mask.target': {'', *TARGETS}}
+  assert MASK_LOSSES.keys() == TARGETS.keys()
   assert {name: set(table) for name, table in tables.items()} == {name: set(CHOICES[name]) for name in tables}
 
 
@@ -83,8 +86,9 @@ def test_a_config_is_the_same_after_json():
 def test_flat_names_are_those_of_the_flags():
   assert flat(Config())['data.batch'] == 256
   assert flat(Config())['seed'] == 0
-  leaves = sum(len(dataclasses.fields(part)) for part in (Config().data, Config().model, Config().optim, Config().mesh))
-  assert len(flat(Config())) == leaves + len(dataclasses.fields(Config)) - 4
+  parts = [getattr(Config(), f.name) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)]
+  leaves = sum(len(dataclasses.fields(part)) for part in parts)
+  assert len(flat(Config())) == leaves + len(dataclasses.fields(Config)) - len(parts)
 
 
 @pytest.mark.parametrize(

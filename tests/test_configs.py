@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vit_jax.config import Config, duration, validate
-from vit_jax.losses import LOSSES
 from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
 from vit_jax.step import abstract_params, init_state, train_step
+from vit_jax.task import task_of
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 CLASSES = {'imagenet': 1000, 'imagenet21k': 21_843, 'jft': 18_291, 'cifar100': 100, 'pets': 37, 'flowers': 102}
@@ -40,6 +40,7 @@ def arguments() -> list:
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
   cases += [('finetune', 'R50x1,cifar10')]
+  cases += [('self_supervised', 'B/16,imagenet')]
   cases += [('noisy_student', argument) for argument in ('mini', 'mini,3', 'B0', 'B7', 'L2,14')]
   cases += [('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')]
   cases += [('bit_finetune', f'{variant},cifar10') for variant in ('R50x1', 'BiT-R152x4')]
@@ -59,7 +60,8 @@ def config_of(name: str, argument: str | None):
 
 def assert_a_step_traces(config: Config, *, classes: int, steps: int):
   """What a step gives is what the next takes."""
-  model = build(config.model, classes)
+  task = task_of(config)
+  model = task.build(classes)
   lr = schedule(config.optim, steps=steps, epoch=1000)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   state = jax.eval_shape(functools.partial(init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0))
@@ -69,12 +71,11 @@ def assert_a_step_traces(config: Config, *, classes: int, steps: int):
     'label': jax.ShapeDtypeStruct((b, 1), np.int32),
     'mask': jax.ShapeDtypeStruct((b,), bool),
   }
-  loss = functools.partial(LOSSES[config.loss], smoothing=config.label_smoothing)
   step = functools.partial(
     train_step,
     model=model,
     tx=tx,
-    loss=loss,
+    loss=task.loss,
     lr=lr,
     seed=0,
     mixup_alpha=config.mixup,

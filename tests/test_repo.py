@@ -43,7 +43,7 @@ LAYERS = [
     'vit_jax.kernels',
   ],
   ['vit_jax.digest', 'vit_jax.run_directory'],
-  ['vit_jax.step', 'vit_jax.checkpoint', 'vit_jax.keeping', 'vit_jax.pretrained', 'vit_jax.evaluate'],
+  ['vit_jax.step', 'vit_jax.task', 'vit_jax.checkpoint', 'vit_jax.keeping', 'vit_jax.pretrained', 'vit_jax.evaluate'],
   ['vit_jax.train', 'vit_jax.start', 'vit_jax.cloud', 'vit_jax.paper', 'vit_jax.selftrain'],
   ['vit_jax.entry', 'vit_jax.commands', 'vit_jax.__main__'],
 ]
@@ -129,7 +129,7 @@ def test_every_setting_is_read():
 
 
 def test_every_field_has_a_plain_type():
-  for cls in (type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh')):
+  for cls in (type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh', 'mask')):
     for field in dataclasses.fields(cls):
       assert isinstance(field.type, type) or str(field.type).startswith('tuple['), (cls, field.name)
 

@@ -116,6 +116,14 @@ class OptimConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class MaskConfig:
+  """Learning without labels, what patches that the model cannot see look like (arXiv 2010.11929, App. B.1.2)."""
+
+  target: str = ''  # colour (a patch's mean, 3 bits a channel), grid (4x4 such colours), pixels; '' learns the labels instead.
+  rate: float = 0.5  # The share of an image's patches that are corrupted, and told of.
+
+
+@dataclass(slots=True, kw_only=True)
 class MeshConfig:
   """How the devices are laid out: the axis `data` takes all that `fsdp` leaves."""
 
@@ -130,6 +138,7 @@ class Config:
   model: ModelConfig = field(default_factory=ModelConfig)
   optim: OptimConfig = field(default_factory=OptimConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
+  mask: MaskConfig = field(default_factory=MaskConfig)
   steps: int = 0  # Exactly one of steps and epochs is not 0.
   epochs: float = 0.0
   seed: int = 0
@@ -196,6 +205,8 @@ def validate(config: Config) -> Config:
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
       raise UserError(f'config.{name}={value}: expected finite numbers')
+  if not config.mask.target and config.mask != MaskConfig():
+    raise UserError(f'config.mask.rate={config.mask.rate:g}: no patches are masked; set config.mask.target too')
   _validate_together(config)
   return config
 

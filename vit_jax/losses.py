@@ -1,4 +1,4 @@
-"""What is minimised. Shapes: b batch, m labels of an example (padded with -1), k classes."""
+"""What is minimised. Shapes: b batch, m labels of an example (padded with -1), k classes; t colours of a masked patch."""
 
 import functools
 from collections.abc import Callable
@@ -44,4 +44,17 @@ def training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]
   return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
 
 
+def colour_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
+  """Cross-entropy [b], the mean over the masked patches and their colours, of (logits [b, m, t, 512], int [b, m, t])."""
+  del targets  # Of labels.
+  return optax.softmax_cross_entropy_with_integer_labels(*said).mean(axis=(1, 2))
+
+
+def pixel_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
+  """Squared error [b], the mean over the masked patches and their values, of two float [b, m, values]."""
+  del targets
+  return optax.squared_error(*said).mean(axis=(1, 2))
+
+
 LOSSES: dict[str, Callable] = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss}
+MASK_LOSSES: dict[str, Callable] = {'colour': colour_loss, 'grid': colour_loss, 'pixels': pixel_loss}

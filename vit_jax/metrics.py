@@ -118,7 +118,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 def evaluations(workdir: Path) -> list[dict]:
   """The records of a run that evaluations made."""
-  return [record for record in read_metrics(workdir) if any(name.endswith('_accuracy') for name in record)]
+  return [record for record in read_metrics(workdir) if any(name.endswith('_loss') for name in record)]
 
 
 def examinations(workdir: Path) -> list[dict]:
@@ -155,7 +155,8 @@ def draw_curves(workdir: Path) -> Path:
       axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='step')
     axes.grid(alpha=0.3)
-    axes.legend()
+    if series:
+      axes.legend()
   figure.savefig(workdir / 'curves.png', dpi=110)
   return workdir / 'curves.png'
 

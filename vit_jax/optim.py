@@ -175,7 +175,7 @@ def scale_by_layer(decay: float, params) -> optax.GradientTransformation:
     if path.startswith(BLOCKS):
       rates = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
       return update * rates.reshape(depth, *[1] * (update.ndim - 1)).astype(update.dtype)
-    after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/', path)
+    after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/|patch_head/', path)
     return update if after else update * decay ** (depth + 1)
 
   return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))

@@ -151,7 +151,7 @@ def sum_of_parts(function: Callable, parts: int, params: dict, arrays: tuple[jax
   """
   if parts == 1:
     return function(params, *arrays, key)
-  split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
+  split = [x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
 
   def add(total, part):
     i, part = part

@@ -18,13 +18,11 @@ from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.loader import eval_batches, most_bad, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, UserError
-from vit_jax.evaluate.classify import classify, count
 from vit_jax.evaluate.protocols import examiner, open_all
 from vit_jax.evaluate.subject import Subject
 from vit_jax.failures import Failures
 from vit_jax.keeping import Checkpoints
 from vit_jax.ledger import Ledger, open_ledger
-from vit_jax.losses import LOSSES, training_loss
 from vit_jax.mesh import (
   Mesh,
   any_host,
@@ -41,13 +39,13 @@ from vit_jax.mesh import (
   undivided,
 )
 from vit_jax.metrics import Metrics, Stopwatch, at_steps, draw_curves, evaluations, examinations, in_words
-from vit_jax.models.families import build
 from vit_jax.optim import optimizer, schedule
 from vit_jax.pulse import Pulse
 from vit_jax.run_directory import describe, refuse_other_run
 from vit_jax.start import first_state, open_sources
 from vit_jax.step import TrainState, abstract_params, predict_from_shares, train_step
 from vit_jax.stopping import Stopping
+from vit_jax.task import task_of
 from vit_jax.watchdog import Watchdog
 
 CLOCKS = ('log_every', 'eval_every', 'evals_every', 'save_every', 'keep_every')
@@ -65,6 +63,7 @@ def train(
   config = validate(config)
   stopping, watchdog = stopping or Stopping(), watchdog or Watchdog()
   pulse = Pulse(stopping, watchdog, quick=config.step_timeout, slow=config.first_step_timeout)
+  task = task_of(config)
   train_source, eval_source = open_sources(config)
   judge = open_all(config.evals, train_source.label_names, dir=config.data.dir, l2=config.fewshot_l2)
   steps, epoch = total_steps(config, examples := len(train_source.labelled)), examples / labelled(config.data)
@@ -72,7 +71,7 @@ def train(
   facts = fingerprint(train_source, eval_source)
   refuse_other_run(workdir, config, train_source.label_names, facts)
 
-  model = build(config.model, train_source.classes)
+  model = task.build(train_source.classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config))
@@ -100,7 +99,7 @@ def train(
     update = functools.partial(update, seed=np.int32(config.seed))
     shapes = abstract_params(model, config.data.size)
     alive = {'asked': pulse.asked, 'progress': lambda images: pulse.pause()}
-    subject = Subject(model=model, shapes=shapes, mesh=mesh, data=config.data, **alive)
+    subject = Subject(model=task.judged(train_source.classes), shapes=shapes, mesh=mesh, data=config.data, **alive)
     metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
     stopping.begin(any_host(mesh))
     state, stopped = loop(
@@ -215,7 +214,7 @@ def compiled_step(
     model=model,
     tx=tx,
     lr=lr,
-    loss=training_loss(config),
+    loss=task_of(config).loss,
     mixup_alpha=config.mixup,
     accumulate=config.optim.accumulate,
     ema=config.optim.ema,
@@ -242,9 +241,9 @@ def evaluator(
 ) -> Callable[[dict], dict[str, float] | None]:
   """Parameters -> {'test_accuracy', …} over the whole evaluation split, whose name comes first; None where `asked`, which is
   given each batch's counts, says to stop."""
-  specs = state_specs(state.params, mesh)
+  specs, task = state_specs(state.params, mesh), task_of(config)
   from_shares = functools.partial(predict_from_shares, model=model, specs=specs)
-  counts = sums_over_devices(functools.partial(count, predict=from_shares, loss=LOSSES[config.loss]), mesh, specs)
+  counts = sums_over_devices(functools.partial(task.count, predict=from_shares), mesh, specs)
   counts.__name__ = 'count'
   counts = jax.jit(counts, in_shardings=(state_shardings(state, mesh).params, rows(mesh)), out_shardings=everywhere(mesh))
 
@@ -255,7 +254,7 @@ def evaluator(
         counted.append(counts(params, batch))
       if asked(counted[-1]):
         return None
-    result = classify(counted)
+    result = task.means(counted)
     result |= {'skipped': len(source) - result['examples']} if config.data.bad_images == 'skip' else {}
     if (skipped := result.get('skipped', 0)) > (most := most_bad(config.data, len(source))):
       raise UserError(f'{skipped} images of {source.split} can not be read, and config.data.bad_budget allows {most}')

@@ -20,11 +20,12 @@ from vit_jax.data.known import KNOWN
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.mesh import distant_devices, make_mesh
-from vit_jax.models.families import FAMILIES, build, family
+from vit_jax.models.families import FAMILIES, family
 from vit_jax.optim import optimizer, schedule
 from vit_jax.paper.cost import core_days
 from vit_jax.start import abstract_state
 from vit_jax.step import TrainState, abstract_params
+from vit_jax.task import task_of
 from vit_jax.train import batch_sizes, compiled_step
 
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
@@ -70,7 +71,7 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   config = validate(config)
   examples, classes, labels = data_facts(config)
   steps, epoch = total_steps(config, examples), examples / labelled(config.data)
-  model = build(config.model, classes)
+  model = task_of(config).build(classes)
   lr = schedule(config.optim, steps=steps, epoch=epoch)
   tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
   devices = distant_devices(topology.name, topology.slices)

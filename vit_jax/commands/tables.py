@@ -142,7 +142,9 @@ def add(commands):
   """The arguments."""
   command = commands.add_parser('tables', help=tables.__doc__, description=tables.__doc__)
   command.set_defaults(function=tables, takes_settings=True)
-  command.add_argument('name', nargs='?', help='2 to 9, fig2 to fig14; mini for all miniatures; by default the list')
+  command.add_argument(
+    'name', nargs='?', help='2 to 9, fig2 to fig14, selfsupervision; mini for all miniatures; by default the list'
+  )
   command.add_argument('--list', action='store_true', help='every table and figure')
   command.add_argument('--scale', choices=('full', 'mini'), default='full', help='by default full')
   command.add_argument('--dry_run', action='store_true', help='print the commands, their cost and the data they need')

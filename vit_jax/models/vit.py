@@ -241,12 +241,25 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
+    c, grid = self.config, self.shape.grid(images.shape[1:3])
+    x = self.encode(self.embed(images), grid, train)
+    self.sow('tokens', 'tokens', x)
+    x = self.pool(x)  # [b, d]
+    if c.hidden_head:
+      x = jnp.tanh(nn.Dense(self.shape.width, dtype=jnp.dtype(c.dtype), name='pre_logits')(x))
+    self.sow('features', 'features', x)
+    return x if not self.classes else logits(x, self.classes, c)
+
+  def embed(self, images: jax.Array) -> jax.Array:
+    """Images [b, H, W, 3] -> patches [b, h·w, d]."""
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
     x = normalised(images, c)
-    grid = self.shape.grid(images.shape[1:3])
-    if self.shape.stem:
-      x = v1(self.shape.stem, x, dtype)
-    x = PatchEmbedding(d, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
+    x = v1(self.shape.stem, x, dtype) if self.shape.stem else x
+    return PatchEmbedding(self.shape.width, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
+
+  def encode(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
+    """Patches [b, h·w, d] -> tokens [b, n, d] after the last norm; the class token, where there is one, is the first."""
+    c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
     if c.position == 'sincos2d':
       x = x + sincos2d(grid, d).astype(dtype)
     if c.pool == 'token':
@@ -256,13 +269,7 @@ class VisionTransformer(nn.Module):
     if c.registers:
       registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
       registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
-    x = Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
-    self.sow('tokens', 'tokens', x)
-    x = self.pool(x)  # [b, d]
-    if c.hidden_head:
-      x = jnp.tanh(nn.Dense(d, dtype=dtype, name='pre_logits')(x))
-    self.sow('features', 'features', x)
-    return x if not self.classes else logits(x, self.classes, c)
+    return Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
 
   def pool(self, x: jax.Array) -> jax.Array:
     """Tokens [b, n, d] -> [b, d]."""

@@ -148,6 +148,12 @@ def transfer(records: list[dict]) -> list[Finding]:
   ]
 
 
+def masked_patches(records: list[dict]) -> list[Finding]:
+  """Of §4.6."""
+  gain = paired(*(values(records, row, 'Fashion-MNIST, 500 labels') for row in ('masked patches first', 'from scratch')))
+  return [('masked patches before fine-tuning beat none', verdict(gain), f'at as many steps of fine-tuning: {said(gain)}')]
+
+
 FINDINGS: dict[str, Callable[[list[dict]], list[Finding]]] = {
   'data_size': data_size,
   'scaling': scaling,
@@ -155,4 +161,5 @@ FINDINGS: dict[str, Callable[[list[dict]], list[Finding]]] = {
   'positions': positions,
   'pooling': pooling,
   'transfer': transfer,
+  'masked_patches': masked_patches,
 }

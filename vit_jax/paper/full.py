@@ -204,6 +204,16 @@ def figure_13() -> list[Run]:
   return [few_shot(model, JFT, 7, row=model, column='7 epochs') for model in models]
 
 
+def self_supervision() -> list[Run]:
+  """§4.6: ViT-B/16 from masked patches, from scratch and from labels, each fine-tuned on ImageNet."""
+  starts = {
+    'masked patch prediction on JFT-300M (1M steps)': Run(row='B/16', column=JFT, config='configs/self_supervised.py:B/16,jft'),
+    'none: ImageNet from scratch': pretrained('B/16', IMAGENET),
+    'supervised on ImageNet-21k': pretrained('B/16', IMAGENET_21K),
+  }
+  return [run for row, start in starts.items() for run in finetuned(start, 'B/16', IMAGENET, row=row, column=IMAGENET)]
+
+
 def only_target(target: str) -> Callable[[Callable[[], list[Run]]], Callable[[], list[Run]]]:
   """Of a table's runs those that end in one data set."""
   data = TARGETS[target][0]

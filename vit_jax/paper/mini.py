@@ -121,6 +121,25 @@ def finetune(effort: Effort, start: Run, share: str, name: str) -> Run:
   return Run(row=f'{start.row} from {share}', column=name, config=config, settings=settings, init=start)
 
 
+# Self-supervision: all images without their labels, in patches of which there are 49, and then the labels of the first 500.
+PATCHES = {'model.variant': 'Ti/4', 'model.pool': 'gap', 'data.size': (28, 28), 'evals': ()}
+FEW = {'data.split': 'train[:500]', 'data.batch': 50, 'steps': 150}
+
+
+def masked_patches(effort: Effort) -> list[Run]:
+  """Self-supervision, as §4.6: fine-tuning what masked patches taught, and as many steps from scratch, on few labels."""
+  config, column = 'configs/mini.py:ViT-S,fashion_mnist', 'Fashion-MNIST, 500 labels'
+  times = lambda settings: settings | {'steps': max(3, round(settings['steps'] * effort.steps))}
+  mask = times(PATCHES | {'mask.target': 'colour', 'optim.weight_decay': 0.0, 'steps': 600})
+  few = times(PATCHES | FEW)
+  runs = []
+  for seed in effort.seeds:
+    start = Run(row='ViT-S', column='masked patches', config=config, settings=mask | {'seed': seed})
+    for row, init in (('masked patches first', start), ('from scratch', '')):
+      runs.append(Run(row=row, column=column, config=config, settings=few | {'seed': seed}, init=init))
+  return runs
+
+
 def chosen(experiment: str, effort: Effort) -> list[Run]:
   """The runs of an experiment, as many as the effort says."""
   runs = EXPERIMENTS[experiment](effort)
@@ -134,6 +153,7 @@ EXPERIMENTS: dict[str, Callable[[Effort], list[Run]]] = {
   'positions': positions,
   'pooling': pooling,
   'transfer': transfer,
+  'masked_patches': masked_patches,
 }
 
 

@@ -120,6 +120,10 @@ def compared(name: Callable[[dict], str], theirs: Callable[[], dict], caption: s
   return plot
 
 
+def by_row(record: dict) -> str:
+  return record['row']
+
+
 def table_7() -> dict[str, tuple[float, float]]:
   average = next(row for row in published('table7') if row['Dataset'] == 'Average')
   return {name: (float(value), 0.0) for name, value in average.items() if name != 'Dataset'}
@@ -168,6 +172,19 @@ def transfer(panels, records: list[dict]):
   panels[2].set(title='Table 5: ViT-L/16, %')
 
 
+def masked_patches(panels, records: list[dict]):
+  """With masked patches first and without; §4.6's."""
+  bars(panels[0], points(records, 'accuracy', by_row), 'ours: accuracy, %')
+  for seed in sorted({r['seed'] for r in records}):
+    of_seed = {name: mean for name, (mean, _) in points([r for r in records if r['seed'] == seed], 'accuracy', by_row).items()}
+    panels[1].plot(list(of_seed), list(of_seed.values()), marker='o', label=f'seed {seed}')
+  panels[1].set(title='ours, seed by seed, %')
+  theirs = {
+    row['Pre-training'].split(':')[0].split(' on ')[0]: (float(row['ImageNet']), 0.0) for row in published('selfsupervision')
+  }
+  bars(panels[2], theirs, '§4.6: ImageNet, %, after pre-training')
+
+
 PLOTS: dict[str, Callable] = {
   'data_size': data_size,
   'scaling': scaling,
@@ -175,4 +192,5 @@ PLOTS: dict[str, Callable] = {
   'positions': compared(lambda r: named(r['row'], r['column']), table_8, 'Table 8: ImageNet 5-shot, %'),
   'pooling': pooling,
   'transfer': transfer,
+  'masked_patches': masked_patches,
 }

@@ -26,6 +26,7 @@ CELLS: dict[str, Callable[[dict[str, str]], str]] = {
   'table7': lambda row: re.sub(r'CIFAR(?=\d)', 'CIFAR-', row['Dataset']).replace('IIIT Pets', 'IIIT-Pets'),
   'table8': lambda row: row['Position embedding'],
   'table9': lambda row: row['Task'],
+  'selfsupervision': lambda row: row['Pre-training'],
 }
 COLUMNS = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}  # Table 6's, as other tables have them.
 

@@ -37,6 +37,7 @@ NOISY_STUDENT = (
   'python -m vit_jax selftrain --teacher configs/noisy_student.py:B7 '
   f'--students {STUDENT},14 {STUDENT},14 {STUDENT},28 --workdir runs/noisy_student'
 )
+SELF = 'selfsupervision'
 SAME = {'fig2': '9', 'fig3': '5', 'fig5': '6'}  # Figures whose runs are a table's.
 imagenet_only = full.only_target('ImageNet')
 ITEMS = {
@@ -64,6 +65,7 @@ ITEMS = {
   'fig12': Item(title='speed and largest batch by input size', command=SPEED, needs='the device to measure'),
   'fig13': Item(title='axial models', runs=full.figure_13),
   'fig14': Item(title='attention rollout over 128 images', command=FIGURES, needs='photographs'),
+  SELF: Item(title='self-supervision by masked patches', runs=full.self_supervision, mini='masked_patches'),
 }  # fmt: skip
 
 
@@ -81,16 +83,18 @@ def item(name: str) -> Item:
 
 
 def title(name: str) -> str:
-  """'Table 5' or 'Figure 4'."""
+  """'Table 5', 'Figure 4' or '§4.6'."""
   short = key_of(name)
+  if short == SELF:
+    return '§4.6'
   return f'Figure {short[3:]}' if short.startswith('fig') else f'Table {short}'
 
 
 def paper_cells(name: str) -> dict[tuple[str, str], str]:
   """What the paper has for the rows and columns of a table's runs; nothing where its figure has no such numbers."""
   key = key_of(name)
-  tables = ('2', '9') if key == '2' else (SAME.get(key, key),)
-  return {place: cell for table in tables if f'table{table}' in CELLS for place, cell in cells(f'table{table}').items()}
+  tables = {'2': ('table2', 'table9'), SELF: (SELF,)}.get(key, (f'table{SAME.get(key, key)}',))
+  return {place: cell for table in tables if table in CELLS for place, cell in cells(table).items()}
 
 
 def listing() -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from vit_jax.pretrained.resample import pi_resize, resample_grid
 POSITION = 'Transformer/posembed_input/pos_embedding'
 PATCH = 'embedding/kernel'
 HEAD = ('head/', 'pre_logits/')
+MASKING = ('mask', 'patch_head/')  # What masked patch prediction has besides, and begins anew.
 RGB = 3  # Channels of a patch of pixels. One of a hybrid's stem has more, and no size that could be resized.
 
 
@@ -47,7 +48,7 @@ def adapt(
   is_head = lambda name: name.startswith(HEAD) and not keep_head
   fitted, wrong = {}, []
   for name, array in new.items():
-    if is_head(name):
+    if is_head(name) or name.startswith(MASKING):
       fitted[name] = array
     elif name not in old:
       wrong.append(f'{name} is not in the file')

@@ -13,7 +13,7 @@ from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.keeping import load_params
 from vit_jax.models.families import build
-from vit_jax.pretrained.adapt import PATCH, POSITION, resample_positions
+from vit_jax.pretrained.adapt import MASKING, PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
 from vit_jax.pretrained.arrays import Arrays, open_arrays
 from vit_jax.pretrained.catalogue import Row, find, near, row_of_file
@@ -92,7 +92,11 @@ def read_run(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   config = read_config(path)
   params, step = load_params(path)
   facts = read_preprocessing(path) | {'model': config.model, 'labels': read_labels(path), 'loss': config.loss, 'step': step}
-  return flax.traverse_util.flatten_dict(params, sep='/'), facts
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  if config.mask.target:
+    flat = {name: array for name, array in flat.items() if not name.startswith(MASKING)}
+    facts |= {'labels': (), 'notes': ('learned from masked patches, not from labels: it has no head',)}
+  return flat, facts
 
 
 def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
@@ -178,7 +182,8 @@ def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretraine
     notes.append(note)
   fields = {name: facts[name] for name in (*MODEL, 'mean', 'scale') if name in facts}
   if 'model' in facts:
-    config, classes = dataclasses.replace(facts['model'], **fields), flat['head/kernel'].shape[-1]
+    config = dataclasses.replace(facts['model'], **fields)
+    classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
   else:
     config, classes = architecture(flat, source=source, **fields)
   config = validate(Config(model=config, steps=1)).model
