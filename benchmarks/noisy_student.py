@@ -18,7 +18,6 @@ import numpy as np
 from vit_jax.run_directory import read_config
 from vit_jax.start import open_sources
 
-ROOT = Path(__file__).parents[1]
 CONFIG = 'configs/noisy_student.py:mini'
 STAGES = {'teacher': '0-teacher', 'student': '1-student'}
 
@@ -26,7 +25,7 @@ STAGES = {'teacher': '0-teacher', 'student': '1-student'}
 def accuracies(seed: int, workdir: Path) -> dict[str, object]:
   """Of teacher and student on the test images, and of the labels that the student learned from."""
   flags = ['--teacher', CONFIG, '--students', f'{CONFIG},3', '--workdir', str(workdir), f'--config.seed={seed}']
-  subprocess.run([sys.executable, '-m', 'vit_jax', 'selftrain', *flags], check=True, cwd=ROOT)
+  subprocess.run([sys.executable, '-m', 'vit_jax', 'selftrain', *flags], check=True)
   measured = {name: json.loads((workdir / stage / 'done.json').read_text()) for name, stage in STAGES.items()}
   return {'seed': seed} | {name: result['test_accuracy'] for name, result in measured.items()} | labels(workdir)
 
@@ -45,7 +44,7 @@ def main():
   args.add_argument('--workdir', type=Path, default=Path('runs/mini_student'))
   args.add_argument('--out', type=Path, default=Path('results'))
   args = args.parse_args()
-  rows = [accuracies(seed, args.workdir.absolute() / str(seed)) for seed in range(args.seeds)]
+  rows = [accuracies(seed, args.workdir / str(seed)) for seed in range(args.seeds)]
   with (args.out / 'noisy_student.csv').open('w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, [*rows[0]], lineterminator='\n')
     writer.writeheader()

@@ -72,9 +72,9 @@ def unlabelled(source: str, ratio: int) -> dict[str, object]:
 
 
 def mini(ratio: int) -> Config:
-  """A tenth of Fashion-MNIST with labels, and the rest without: a small ResNet, and a wider one as its student."""
+  """A tenth of Fashion-MNIST with labels, and the rest without: a small ResNet, and one of the same size as its student."""
   others = unlabelled('builtin:fashion_mnist', ratio) | {'unlabelled_split': 'train[10%:]', 'per_class': 3000} if ratio else {}
-  noise = {'operations': 2, 'magnitude': 5.0} if ratio else {}
+  noise = {'operations': 1, 'magnitude': 3.0} if ratio else {}
   return Config(
     data=DataConfig(
       train='builtin:fashion_mnist',
@@ -88,7 +88,7 @@ def mini(ratio: int) -> Config:
     ),
     model=ModelConfig(variant='R1.1x1', stem_width=32),
     optim=OptimConfig(name='adamw', lr=8e-3, schedule='cosine', warmup='5%', weight_decay=0.1, clip=1.0),
-    steps=800 if ratio else 400,
+    steps=600 if ratio else 400,
     log_every='100',
     eval_every='0',
     save_every='50%',

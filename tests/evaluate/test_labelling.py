@@ -1,0 +1,65 @@
+"""A teacher's labels against its logits image by image, on eight devices: in parts, taken up again, in the student's order."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.evaluate.conftest import NAMES
+from vit_jax.data import pseudo
+from vit_jax.data.pseudo import read
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.evaluate import labelling
+from vit_jax.evaluate.labelling import label
+
+
+@pytest.fixture
+def parts(monkeypatch):
+  """Of ten examples."""
+  for module in (pseudo, labelling):
+    monkeypatch.setattr(module, 'PART', 10)
+
+
+def labelled(model, source, where, classes=NAMES) -> np.ndarray:
+  """What was said of every example [n, k]."""
+  label(model, source, where, classes=classes, asked={'teacher': 'it'}, batch=8, bad_images='skip')
+  labels = read(where, source, classes)
+  return np.stack([labels[i] for i in range(len(source))])
+
+
+def test_they_are_its_probabilities_in_the_order_of_the_students_classes(parts, make_model, source, by_hand, tmp_path):
+  model, student = make_model(), ('hen', 'cat', 'dog', 'cow')
+  said = labelled(model, source, tmp_path / 'labels', classes=student)
+  logits = by_hand(model, source)[1][:, [NAMES.index(name) for name in student]]
+  expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(said, expected, rtol=1e-3)  # In half precision.
+
+
+def test_parts_that_are_there_stay_and_the_others_are_made(parts, make_model, source, tmp_path):
+  model = make_model()
+  whole = labelled(model, source, tmp_path / 'labels')
+  for name in ('best.npz', '00002.npy'):
+    (tmp_path / 'labels' / name).unlink()
+  kept = (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns
+  np.testing.assert_array_equal(labelled(model, source, tmp_path / 'labels'), whole)
+  assert (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns == kept
+
+
+def test_another_model_does_not_go_on_with_them(parts, make_model, source, tmp_path):
+  labelled(make_model(), source, tmp_path / 'labels')
+  with pytest.raises(UserError, match='holds other pseudo-labels.* parameters: '):
+    labelled(make_model(depth=3), source, tmp_path / 'labels')
+
+
+def test_an_image_that_cannot_be_read_is_none_that_anybody_is_sure_of(make_model, photos, tmp_path):
+  root = tmp_path / 'photos'
+  shutil.copytree(photos, root)
+  (root / 'val' / 'cat' / '00.png').write_bytes(b'no image')
+  said = labelled(make_model(), open_source(f'folder:{root}', 'val'), tmp_path / 'labels')
+  assert not said[0].any() and (said[1:].max(axis=1) > 0.2).all()
+
+
+def test_a_teacher_without_one_of_the_classes_is_refused(make_model, source, tmp_path):
+  with pytest.raises(UserError, match="has no classes 'owl'"):
+    label(make_model(), source, tmp_path / 'labels', classes=('owl', *NAMES[1:]), asked={}, batch=8)
