@@ -22,25 +22,29 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
   subprocess.run(command, env=env, cwd=ROOT, check=True)
   found = summary(tmp_path / 'run')
   print(json.dumps(found, indent=2))
-  assert found['saves'] >= LAST - 2  # Of a step or two there may be no line.
+  assert found['saves'] >= LAST - 10  # A line a second: of some steps there is none.
   assert found['MB a save'] <= 0.1
   for name in ('fds', 'threads', 'shm', 'arrays'):
-    assert found[name]['slope a 1000 saves'] < 2, (name, found[name])
+    assert found[name]['floor'][1] <= found[name]['floor'][0] + 1, (name, found[name])
   assert found['compiled meanwhile'] == 0
 
 
 def summary(workdir: Path) -> dict:
-  """Over the last `LAST` saves: the slope of memory, and of each count its extremes and slope."""
+  """Over the last `LAST` saves: the slope of memory, and of each count its extremes, and its least in both halves.
+
+  Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises the floor.
+  """
   lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
   end = max(line['saved'] for line in lines)
   lines = [line for line in lines if end - LAST <= line['saved'] < end]  # The end itself draws curves.
   saved = np.array([line['saved'] for line in lines])
   slope = lambda name: float(np.polyfit(saved, [line[name] for line in lines], 1)[0])
+  halves = [[line for line in lines if (line['saved'] < end - LAST / 2) is first] for first in (True, False)]
   counts = {
     name: {
       'least': min(line[name] for line in lines),
       'most': max(line[name] for line in lines),
-      'slope a 1000 saves': round(1000 * slope(name), 2),
+      'floor': [min(line[name] for line in half) for half in halves],
     }
     for name in ('fds', 'threads', 'shm', 'shm_files', 'children', 'arrays')
   }
