@@ -1,12 +1,13 @@
 """Hosts that die, freeze or get stuck: all are gone in the promised time, with their stacks; and kills that change nothing."""
 
+import json
 import os
 import signal
 import time
 
 import pytest
 
-from tests.runs import Run, account, finished
+from tests.runs import Run, account, finished, lines, stopped_at
 from tests.soak.chaos import chaos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -125,6 +126,26 @@ def test_twenty_kills_of_one_of_two_hosts_change_nothing(tmp_path):
   figures = chaos(tmp_path, seed=5, minutes=90, rounds=20, faults=['kill'], steps=1000, hosts=(2,), damaging=False)
   print(figures)
   assert figures['rounds'] == 20
+
+
+def test_what_eight_devices_share_two_hosts_of_two_and_of_one_go_on_with(tmp_path):
+  """To the bit: what each host restores is held to the digests of what was saved; a run would say that it is damaged."""
+  wide, workdir = ('--config.model.width=256', '--config.model.heads=4'), tmp_path / 'run'
+  shapes = ({'hosts': 1, 'devices': 8}, {'hosts': 2, 'devices': 2}, {'hosts': 2, 'devices': 1})
+  step = 0
+  for i, shape in enumerate(shapes):
+    with Run(workdir, *wide, f'--config.mesh.fsdp={shape["hosts"] * shape["devices"]}', start=i, **shape) as run:
+      if i < 2:
+        run.until(f'step {step + 5}/60')
+        run.send(signal.SIGTERM, shape['hosts'] - 1)
+      assert set(run.codes()) == ({75} if i < 2 else {0}), run.text()[-3000:]
+      assert 'damaged' not in run.text() and (not i or f'going on after step {step}\n' in run.text())
+      step = stopped_at(run.text()) if i < 2 else 60
+  finished(tmp_path / 'one', *wide, devices=1)
+  ids, losses = ([line[name] for line in map(json.loads, lines(workdir / 'ids.jsonl'))] for name in ('ids', 'loss'))
+  alone = [json.loads(line) for line in lines(tmp_path / 'one' / 'ids.jsonl')]
+  assert ids == [line['ids'] for line in alone]
+  assert [float.fromhex(x) for x in losses] == pytest.approx([float.fromhex(line['loss']) for line in alone], rel=1e-3)
 
 
 def test_the_same_run_twice_and_in_two_processes_is_the_same_to_the_bit(tmp_path):
