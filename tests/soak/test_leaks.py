@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = int(os.environ.get('LEAKS_STEPS', '1500'))  # 30 minutes and more on 2 cores.
+STEPS = int(os.environ.get('LEAKS_STEPS', '1500'))  # 8 minutes of two cores, and more where others use them.
 LAST = 500  # Saves that the slope is over.
 
 
