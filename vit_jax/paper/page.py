@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.paper.findings import FINDINGS
-from vit_jax.paper.mini import FEWSHOT, Effort
+from vit_jax.paper.mini import FEWSHOT, IMAGES, Effort
 from vit_jax.paper.plots import PLOTS, draw
 from vit_jax.paper.published import published
 from vit_jax.paper.runner import read_records
@@ -149,10 +149,10 @@ def introduction(found: dict[str, list[dict]], effort: Effort) -> str:
 {command}
 ```
 
-Models of three families, matched in compute, learn 30,000 images of Fashion-MNIST at 32x32 pixels, and are asked what they know
-of digits (`configs/mini.py`, `vit_jax/paper/mini.py`): not to match the paper's numbers, which stand beside ours, but to look
-for what it found. {len(runs)} runs, {hours:.2f} hours of training on {devices}; commit {commits}; seeds {seeds}, and mean ±
-standard deviation over them where there are several. Every number is a row of a `mini_*.csv` here, with its config.
+Models of three families, matched in compute, learn {IMAGES:,} images of Fashion-MNIST at 32x32 pixels, and are asked what they
+know of digits (`configs/mini.py`, `vit_jax/paper/mini.py`): not to match the paper's numbers, which stand beside ours, but to
+look for what it found. {len(runs)} runs, {hours:.2f} hours of training on {devices}; commit {commits}; seeds {seeds}, and
+mean ± standard deviation over them where there are several. Every number is a row of a `mini_*.csv` here, with its config.
 
 | what the paper finds | here | numbers |
 |---|---|---|
