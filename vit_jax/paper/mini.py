@@ -123,7 +123,7 @@ def finetune(effort: Effort, start: Run, share: str, name: str) -> Run:
 
 # Self-supervision: all images without their labels, in patches of which there are 49, and then the labels of the first 500.
 PATCHES = {'model.variant': 'Ti/4', 'model.pool': 'gap', 'data.size': (28, 28), 'evals': ()}
-FEW = {'data.split': 'train[:500]', 'data.batch': 50, 'steps': 150}
+FEW = {'data.split': 'train[:500]', 'data.batch': 48, 'steps': 150}
 
 
 def masked_patches(effort: Effort) -> list[Run]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.models.families import build
-from vit_jax.paper.mini import FEWSHOT, SHARES
+from vit_jax.paper.mini import FEWSHOT, IMAGES, SHARES
 from vit_jax.paper.published import published
 from vit_jax.paper.runs import read
 
@@ -58,7 +58,7 @@ def data_size(panels, records: list[dict]):
     found = points(records, metric, lambda r: (r['row'], r['column']))
     for model in dict.fromkeys(row for row, _ in found):
       shares = [share for share in SHARES if (model, share) in found]
-      xs = [30_000 // SHARES[share] for share in shares]
+      xs = [IMAGES // SHARES[share] for share in shares]
       line(axes, xs, [found[model, share] for share in shares], label=model, color=color(model), ls=styles.get(model, '-'))
     axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
   for model in dict.fromkeys(row['model'] for row in published('fig4')):
