@@ -1,13 +1,22 @@
-"""Everything that can happen to a checkpoint on its storage, as functions of its directory."""
+"""Everything that can happen to a checkpoint on its storage, as functions of its directory.
 
+    python tests/soak/damage.py WORKDIR MIB
+
+does all of it, once each, to a checkpoint of that size in WORKDIR, and prints {what a run starts from: the cases} as JSON.
+test_damage.py starts this: what Orbax leaves unawaited would outlive a test.
+"""
+
+import collections
 import gc
+import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.soak.saver import made, same
+from tests.soak.saver import like, made, same
 from vit_jax.keeping import Checkpoints
 from vit_jax.step import TrainState
 
@@ -146,3 +155,17 @@ def outcome(whole: Path, damage: Damage, states: dict[int, TrainState], shapes: 
   if there != ['1', '2', *(['damaged'] if os.path.lexists(place / 'damaged' / '3') else ['3'])]:
     return f'step {step}, and then there is {there}'
   return f'step {step}, ' + ('exact' if same(state, states[step]) else 'WRONG')
+
+
+def main(workdir: Path, mib: float):
+  """Each kind of damage to each file, and 20 flipped bits in each."""
+  found = collections.defaultdict(list)
+  save(workdir / 'whole', mib)
+  states, shapes = {step: made(step, mib) for step in (1, 2, 3)}, like(mib)
+  for name, damage in kinds(workdir / 'whole' / 'checkpoints' / '3', random.Random(0), flips=20):
+    found[outcome(workdir / 'whole', damage, states, shapes)].append(name)
+  print(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(Path(sys.argv[1]), float(sys.argv[2]))
