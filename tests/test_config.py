@@ -136,6 +136,7 @@ WRONG = [
   ({'data__operations': 2}, ['config.data.operations=2 with magnitude=0: one needs the other']),
   ({'data__crop': 'random'}, ['config.data.crop_from=0 is less than the size (224, 224)']),
   ({'data__crop_from': 256}, ["config.data.crop_from=256: only config.data.crop='random'"]),
+  ({'data__confidence': 0.5}, ['config.data.confidence=0.5 is of no images: config.data.unlabelled names none']),
   ({'optim__schedule': 'staircase'}, ["config.optim.schedule='staircase' with drop_at='' and drop_every='0'"]),
   ({'optim__drop_every': '2ep'}, ["config.optim.schedule='cosine' with drop_at='' and drop_every='2ep'"]),
   ({'data__crop_area': (0.0, 1.0)}, ['config.data.crop_area=(0.0, 1.0)', '0 < LOW <= HIGH <= 1']),

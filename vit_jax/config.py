@@ -224,8 +224,9 @@ def _validate_together(config: Config):
       f'config.data.batch={data.batch} does not divide into groups of 1 labelled image and '
       f'config.data.unlabelled_ratio={data.unlabelled_ratio} unlabelled ones'
     )
-  if data.pseudo_labels and not data.unlabelled:
-    raise UserError(f'config.data.pseudo_labels={data.pseudo_labels!r} are of no images: config.data.unlabelled names none')
+  for name, value in WITHOUT_UNLABELLED.items():
+    if not data.unlabelled and getattr(data, name) != value:
+      raise UserError(f'config.data.{name}={getattr(data, name)!r} is of no images: config.data.unlabelled names none')
   if data.batch % optim.accumulate:
     raise UserError(f'config.data.batch={data.batch} does not divide into config.optim.accumulate={optim.accumulate} parts')
   if not 0 < data.crop_area[0] <= data.crop_area[1] <= 1:
@@ -266,6 +267,13 @@ def duration(text: str, *, name: str, steps: int, epoch: float) -> int:
 def due(step: int, every: int, last: int) -> bool:
   """Whether something that happens every so many steps, and after the last, happens after `step`. 0 means only the last."""
   return step == last or (every > 0 and step % every == 0)
+
+
+# What a run without unlabelled images has of the settings about them.
+WITHOUT_UNLABELLED = {
+  name: getattr(DataConfig(), name)
+  for name in ('unlabelled', 'unlabelled_split', 'unlabelled_ratio', 'pseudo_labels', 'confidence', 'per_class')
+}
 
 
 def labelled(data: DataConfig) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.config import Config, validate
+from vit_jax.config import WITHOUT_UNLABELLED, Config, validate
 from vit_jax.data.pseudo import refuse_other_labels
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
@@ -125,7 +125,7 @@ def stages_of(teacher: Config | str, students: Sequence[Config], workdir: Path) 
   """In their order. UserError for a student without unlabelled images."""
   teaches = teacher
   if isinstance(teacher, Config):
-    data = dataclasses.replace(teacher.data, unlabelled='', pseudo_labels='')
+    data = dataclasses.replace(teacher.data, **WITHOUT_UNLABELLED)
     yield Training(workdir / '0-teacher', validate(dataclasses.replace(teacher, data=data)))
     teaches = '0-teacher'
   for i, student in enumerate(students, start=1):
