@@ -111,7 +111,7 @@ SECTIONS = {
   'masked_patches': Section(
     title='Self-supervision by masked patches (§4.6, Appendix B.1.2)',
     paper='Two points better than from scratch, and four behind supervised pre-training.',
-    measures={'accuracy': 'Test accuracy after 150 steps on 500 labelled images, %'},
+    measures={'accuracy': 'Test accuracy after fine-tuning on 500 labelled images, %'},
     theirs=lambda: {(row['Pre-training'], row['Model']): row['ImageNet'] for row in published('selfsupervision')},
     caption='ImageNet top-1 after fine-tuning, %, by the pre-training',
   ),
@@ -143,6 +143,8 @@ def introduction(found: dict[str, list[dict]], effort: Effort) -> str:
   verdicts = ''.join(
     f'| {text} | {verdict} | {numbers} |\n' for name in found for text, verdict, numbers in FINDINGS[name](found[name])
   )
+  left = ', '.join(f'`{name}`' for name in SECTIONS if name not in found)
+  missing = f'Of these experiments there are no results here: {left}.\n' if left else ''
   return f"""# The paper's experiments in miniature
 
 ```sh
@@ -153,7 +155,7 @@ Models of three families, matched in compute, learn {IMAGES:,} images of Fashion
 know of digits (`configs/mini.py`, `vit_jax/paper/mini.py`): not to match the paper's numbers, which stand beside ours, but to
 look for what it found. {len(runs)} runs, {hours:.2f} hours of training on {devices}; commit {commits}; seeds {seeds}, and
 mean ± standard deviation over them where there are several. Every number is a row of a `mini_*.csv` here, with its config.
-
+{missing}
 | what the paper finds | here | numbers |
 |---|---|---|
 {verdicts}"""
