@@ -64,6 +64,25 @@ def timm():
 
 
 @pytest.fixture
+def typed(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+  """(exit code, standard output, errors) of `python -m vit_jax …`, as a person types it."""
+  from vit_jax.__main__ import main
+
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+
+  def run(*args: str):
+    monkeypatch.setattr('sys.argv', ['vit-jax', *args])
+    try:
+      main()
+      code = 0
+    except SystemExit as end:
+      code = end.code
+    return code, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
 def png() -> Callable:
   """An image -> the bytes of a PNG file."""
   import cv2

@@ -30,9 +30,7 @@ PATIENCE = 600  # Seconds, on a machine that others use too. What is promised in
 class Run:
   """The job in `workdir`, on `hosts` of `devices` each; every process has a session, and so a process group, of its own."""
 
-  def __init__(
-    self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, config: str = 'tests/tiny.py', start: int = 0
-  ):
+  def __init__(self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, start: int = 0):
     command = [sys.executable, '-u', 'run_pretrain.py', '--config=tests/tiny.py', f'--workdir={workdir}', *flags]
     self.logs = [workdir.with_name(f'{workdir.name}-{start}-host{i}.log') for i in range(hosts)]
     self.processes, coordinator = [], f'localhost:{free_port()}'

@@ -13,7 +13,6 @@ from PIL import Image
 
 import vit_jax
 from tests.pretrained.released_layout import google_file
-from vit_jax.__main__ import main
 from vit_jax.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -39,21 +38,10 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def run(made, tmp_path, monkeypatch, capsys):
-  """(exit code, standard output, errors) of a command; what it writes goes to `tmp_path`."""
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'compiled'))
+def run(made, typed, monkeypatch):
+  """(exit code, standard output, errors) of a command about what was made."""
   monkeypatch.chdir(made)
-
-  def run(*args: str):
-    monkeypatch.setattr(sys, 'argv', ['vit-jax', *args])
-    try:
-      main()
-      code = 0
-    except SystemExit as end:
-      code = end.code
-    return code, *capsys.readouterr()
-
-  return run
+  return typed
 
 
 def test_predict_prints_a_line_a_class_the_most_probable_first(run):
