@@ -10,7 +10,7 @@ colour of each, in 3 bits a channel, is told from its token. The two other targe
 --config.mask.target=grid and pixels, and less corruption, which was slightly worse, is --config.mask.rate=0.15.
 Cost: a million steps of 4,096 images; B/16 432 exaFLOPs, some 200 TPUv3-core-days at 40 % of their peak (an estimate).
 Expected: 79.9 % on ImageNet after fine-tuning, from JFT-300M; from scratch the paper has 77.91. Not run here, but in miniature:
-`python -m vit_jax tables selfsupervision --scale=mini`, of which results/masked_patches.md tells.
+`python -m vit_jax tables selfsupervision --scale=mini`, of which results/README.md tells.
 
 Not in the paper, and so none here: the weight decay and the dropout of that run. Its augmentation was a flip and an Inception
 crop (google-research/vision_transformer issue 103); its code was never released.
