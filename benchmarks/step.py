@@ -1,11 +1,12 @@
 """The training step of our model against a plain linen Vision Transformer: seconds, and their ratio.
 
-    python benchmarks/step.py [--rounds 12] [SHAPE …]
+    python benchmarks/step.py [--rounds 12] [--steps 5] [SHAPE …]
 
 The plain one is what a good engineer writes in an hour: blocks in a Python loop, `nn.MultiHeadDotProductAttention`, `nn.Dense`,
 a convolution for the patches. Same widths, depth, loss, batch and AdamW, in turns in one process, so that a noisy machine is
-noisy for both; the ratio is that of the medians, of time and of all cores' time. Below 1 ours is the faster. Ours computes a
-batch in parts, as configs/quickstart.py does: what a part keeps for its backward pass is little, and stays in cache.
+noisy for both. A turn is some steps on end, as in a run, after one that does not count, which finds the other's data in the
+caches. The ratio is that of the medians over the turns, of time and of all cores' time. Below 1 ours is the faster. Ours
+computes a batch in parts, as configs/quickstart.py does: what a part keeps for its backward pass is little, and stays in cache.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class PlainVit(nn.Module):
 
 
 def stepper(model, size: tuple[int, int], b: int, parts: int):
-  """A function that does one step and returns its seconds, and those of all cores."""
+  """A function that does so many steps on end and returns the mean seconds of one, and of all cores, after the first."""
   rng = np.random.default_rng(0)
   batch = jax.device_put(
     {
@@ -70,20 +71,23 @@ def stepper(model, size: tuple[int, int], b: int, parts: int):
   step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lambda step: 1e-3, seed=0, accumulate=parts)
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
-  def once() -> tuple[float, float]:
+  def turn(steps: int) -> np.ndarray:
     nonlocal state
-    began = time.perf_counter(), time.process_time()
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready((state, metrics))
-    return time.perf_counter() - began[0], time.process_time() - began[1]
+    seconds = []
+    for _ in range(1 + steps):
+      began = time.perf_counter(), time.process_time()
+      state, metrics = compiled(state, batch)
+      jax.block_until_ready((state, metrics))
+      seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return np.mean(seconds[1:], axis=0)
 
-  once()
-  return once
+  return turn
 
 
 def main():
   args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   args.add_argument('--rounds', type=int, default=12)
+  args.add_argument('--steps', type=int, default=5, help='in a turn')
   args.add_argument('shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES))
   args = args.parse_args()
   for name in args.shapes:
@@ -93,8 +97,8 @@ def main():
     steppers = {'ours': stepper(ours, size, b, parts), 'plain': stepper(plain, size, b, 1)}
     seconds = {side: [] for side in steppers}
     for _ in range(args.rounds):
-      for side, once in steppers.items():
-        seconds[side].append(once())
+      for side, turn in steppers.items():
+        seconds[side].append(turn(args.steps))
     (ours, ours_cpu), (plain, plain_cpu) = (1000 * np.median(seconds[side], axis=0) for side in ('ours', 'plain'))
     print(
       f'{name:12} batch {b:4}  ours {ours:8.1f} ms ({ours_cpu:.1f} of CPU)  plain {plain:8.1f} ms ({plain_cpu:.1f} of CPU)  '

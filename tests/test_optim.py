@@ -25,7 +25,7 @@ def run(tx: optax.GradientTransformation, params: dict, *, steps: int = 6, scale
   update, state = jax.jit(optax.with_extra_args_support(tx).update), tx.init(params)
   for step in range(steps):
     grads = jax.tree.map(lambda p: (scale * rng.normal(size=p.shape)).astype(np.float32), params)
-    updates, state = update(grads, state, params, step=step)
+    updates, state = update(grads, state, params, step=step, grad_norm=optax.tree.norm(grads))
     params = optax.apply_updates(params, updates)
     history.append(params)
   return history, state
@@ -118,7 +118,7 @@ def test_clipping_shortens_long_gradients_to_the_norm_and_leaves_short_ones(scal
   tx = optimizer(OptimConfig(name='sgd', b1=0.0, clip=1.0), optax.constant_schedule(1.0), PARAMS)
   grads = jax.tree.map(lambda p: scale * p, PARAMS)
   norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in jax.tree.leaves(grads)))
-  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, step=0)
+  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, step=0, grad_norm=norm)
   factor = length / norm if length else 1
   assert_trees_close(updates, jax.tree.map(lambda g: -factor * g, grads))
 

@@ -13,7 +13,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.losses import softmax_loss
 from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.vit import vit
-from vit_jax.step import abstract_params, either, init_state, predict, refused, train_step
+from vit_jax.step import abstract_params, init_state, predict, refused, train_step
 
 SIZE, K = (8, 8), 5
 MODEL = vit(ModelConfig(variant='mu/4', depth=2), K)
@@ -213,17 +213,6 @@ def test_what_one_device_alone_has_stops_the_step_on_all(fsdp):
     assert metrics['not_finite']
     for shard, old in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
       assert [s.data.tobytes() for s in shard.addressable_shards] == [s.data.tobytes() for s in old.addressable_shards]
-
-
-@pytest.mark.parametrize('first', [True, False])
-def test_a_choice_between_arrays_keeps_every_bit_of_bfloat16(first):
-  every = np.arange(2**16, dtype=np.uint16)
-  chosen, other = (bits.view(jnp.bfloat16) for bits in (every, every[::-1]))
-  found = np.asarray(jax.jit(either)(first, *((chosen, other) if first else (other, chosen))))
-  assert found.dtype == jnp.bfloat16
-  number = (every & 0x7FFF) <= 0x7F80
-  assert (found.view(np.uint16) == every)[number].all()
-  assert ((found.view(np.uint16) & 0x7FFF) > 0x7F80)[~number].all()
 
 
 def test_a_norm_whose_square_is_too_large_for_float32_is_not_finite():

@@ -87,12 +87,13 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
   """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing, and
   running statistics what models/norm.py wants.
 
-  An update is told the run's `step`, and where spikes are skipped its `loss` and `grad_norm`. `params` may be shapes.
+  An update is told the run's `step` and the gradients' `grad_norm`, and where spikes are skipped its `loss`. `params` may be
+  shapes.
   UserError where a pattern matches no parameter, or nothing is left to train.
   """
   decay = add_decay(config, params) if config.weight_decay else None
   chain = [
-    optax.clip_by_global_norm(config.clip) if config.clip else None,
+    clip(config) if config.clip else None,
     decay if config.couple_decay else None,
     RULES[config.name](config),
     None if config.couple_decay else decay,
@@ -102,6 +103,23 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
   ]
   tx = by_kind(config, optax.chain(*(part for part in chain if part)), params)
   return watched(tx, config.spike_window) if config.skip_spikes else tx
+
+
+def clip(config: OptimConfig) -> optax.GradientTransformation:
+  """Gradients whose global norm is above `clip` scaled down to it.
+
+  By the `grad_norm` that an update is told, which saves reading all gradients again; where parameters are frozen, that of the
+  others has to be found first.
+  """
+  if config.frozen:
+    return optax.clip_by_global_norm(config.clip)
+
+  def update(updates, state, params=None, *, grad_norm, **others):
+    del params, others
+    scale = config.clip / jnp.maximum(grad_norm, config.clip)
+    return jax.tree.map(lambda x: scale.astype(x.dtype) * x, updates), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def scale_by_rate_of_step(lr: optax.Schedule) -> optax.GradientTransformationExtraArgs:
