@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.config import ModelConfig
+from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.models.vit import vit
+from vit_jax.optim import optimizer
 from vit_jax.spikes import History, is_spike, watched
 from vit_jax.step import init_state, train_step
 
@@ -65,6 +66,19 @@ def test_a_run_takes_the_steps_that_numpy_takes(update, kind):
   assert found == taken(table)
   assert np.isfinite(state.opt_state.history.losses).all() and np.isfinite(state.opt_state.history.norms).all()
   assert state.opt_state.history.taken == sum(found)
+
+
+def test_an_optimizer_that_is_watched_updates_as_one_that_is_not():
+  """Clipping, which is told the norm, and the rate, which is told the step, among the rest."""
+  params = {'a': np.float32([1, -2, 3]), 'b': np.float32([[4, 5]])}
+  told = {'step': 3, 'loss': jnp.float32(0.5), 'grad_norm': optax.tree.norm(params)}
+  plain, watchful = (
+    optimizer(OptimConfig(clip=1.0, skip_spikes=skip), lambda step: 0.1 * step, params) for skip in (0.0, DEVIATIONS)
+  )
+  expected, _ = plain.update(params, plain.init(params), params, **told)
+  found, state = watchful.update(params, watchful.init(params), params, **told)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), found, expected))
+  assert (state.history.losses[0], state.history.norms[0]) == (told['loss'], told['grad_norm'])
 
 
 def test_a_norm_out_of_line_is_a_spike_too():

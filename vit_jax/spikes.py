@@ -37,7 +37,7 @@ def watched(tx: optax.GradientTransformation, window: int) -> optax.GradientTran
   def update(updates, state, params=None, *, loss, grad_norm, **others):
     losses, norms, taken = state.history
     history = History(losses.at[taken % window].set(loss), norms.at[taken % window].set(grad_norm), taken + 1)
-    updates, after = inner.update(updates, state.inner, params, **others)
+    updates, after = inner.update(updates, state.inner, params, loss=loss, grad_norm=grad_norm, **others)
     return updates, Watched(after, history)
 
   return optax.GradientTransformationExtraArgs(init, update)
