@@ -14,7 +14,7 @@ import pytest
 from tests.paper.runner_worker import FIRST, SECOND
 from vit_jax.errors import UserError
 from vit_jax.paper.runner import COLUMNS, best, execute, final, read_records, values
-from vit_jax.paper.runs import command, digest, sweep, workdir
+from vit_jax.paper.runs import command, digest, sweep, ways, workdir
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name('runner_worker.py')
@@ -85,6 +85,18 @@ def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
   tried = [final(result_of(each, tmp_path), 'accuracy') for each in sweep(run)]
   assert chosen.settings['optim.lr'] == run.rates[tried.index(max(tried))]
   assert chosen.rates == ()
+
+
+def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
+  settings = {'seed': 1, 'data.split': 'train'}
+  run = dataclasses.replace(
+    FIRST, settings=settings, rates=(1e-5, 1e-2), held_out='80%', otherwise='configs/bit_finetune.py:R50x1,cifar10'
+  )
+  *rates, rule = ways(run)
+  assert [(way.config, way.settings) for way in rates] == [(FIRST.config, settings | {'optim.lr': rate}) for rate in run.rates]
+  assert (rule.config, rule.settings, rule.built().optim.lr) == (run.otherwise, settings, 0.003)
+  held_out = sweep(run)[-1].built().data
+  assert (held_out.train, held_out.split, held_out.eval_split) == ('tfds:cifar10', 'train[:80%]', 'train[80%:]')
 
 
 def result_of(run, root: Path) -> dict:

@@ -30,6 +30,7 @@ class Run:
   measures: tuple[str, ...] = ('accuracy',)  # Of its records: the end of their names.
   rates: tuple[float, ...] = ()  # Learning rates of which the best on examples held out is taken,
   held_out: str = ''  # the last of the training split from here on: '98%'.
+  otherwise: str = ''  # FILE:ARGUMENT of another recipe, which takes part in that choice with its own rate.
 
   def built(self, init: str = '') -> Config:
     """The config with the settings, starting from `init`. UserError for what is wrong with it."""
@@ -71,16 +72,27 @@ def chain(run: Run) -> Iterator[Run]:
   yield run
 
 
+def ways(run: Run) -> list[Run]:
+  """The run at each of its learning rates, and by the other recipe if there is one."""
+  plain = dataclasses.replace(run, rates=(), otherwise='')
+  rates = [dataclasses.replace(plain, settings=run.settings | {'optim.lr': rate}) for rate in run.rates]
+  return rates + ([dataclasses.replace(plain, config=run.otherwise)] if run.otherwise else [])
+
+
 def sweep(run: Run) -> list[Run]:
-  """A run for each learning rate, on the training split without the examples that are held out, evaluated on those."""
+  """Its ways, on the training split without the examples that are held out, evaluated on those."""
+  return [without_the_held_out(way) for way in ways(run)]
+
+
+def without_the_held_out(run: Run) -> Run:
+  """The run of a sweep. UserError where its split is cut already."""
   data = run.built('-' if run.init else '').data
   if '[' in data.split:
     raise UserError(f'{run.config}: the split {data.split!r} is cut already: nothing can be held out of it')
   parts = lambda cut: '+'.join(f'{split}[{cut}]' for split in data.split.split('+'))
   cut = {'data.eval': data.train, 'data.split': parts(f':{run.held_out}'), 'data.eval_split': parts(f'{run.held_out}:')}
   settings = {name: value for name, value in run.settings.items() if name != 'seed'} | cut  # One sweep for all seeds.
-  settings |= {'evals': ()} if 'evals' in settings else {}
-  return [dataclasses.replace(run, settings=settings | {'optim.lr': rate}, rates=()) for rate in run.rates]
+  return dataclasses.replace(run, settings=settings | ({'evals': ()} if 'evals' in settings else {}))
 
 
 def with_seeds(runs: list[Run], seeds: tuple[int, ...] = SEEDS) -> list[Run]:

@@ -166,7 +166,7 @@ def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: flo
   for run in every(runs):
     exa = cost(run)
     total, count = total + exa, count + 1
-    yield f'# {run.row}, {run.column}' + (': at the best learning rate of its sweep' if run.rates else '')
+    yield f'# {run.row}, {run.column}' + (': by the best of its sweep' if run.rates else '')
     yield command(run, root)
     yield f'#   {short(exa)} exaFLOPs, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
   for last in dict.fromkeys(workdir(run, root) for run in runs if each.then):
