@@ -16,6 +16,7 @@ The table sweeps the learning rate on a part of the training set; `lr` below is 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.evaluate.vtab import recipe
+from vit_jax.models.axial_variants import VIT
 from vit_jax.models.variants import shape
 
 # Table 4. The warm-ups are the released code's; the table has none.
@@ -33,9 +34,9 @@ RECIPES = {
 def get_config(argument: str = 'B/16,cifar10') -> Config:
   """The row of Table 4 that 'VARIANT,DATA' names, at the last learning rate of its sweep but for ImageNet's extra 0.06."""
   variant, _, data = argument.partition(',')
-  step = shape(variant).stride[0] if '/' in variant else 1  # A ResNet takes any size.
+  step = shape(variant, prefix=VIT).stride[0] if '/' in variant else 1  # A ResNet takes any size.
   side = 384 // step * step  # 378 for patches of 14.
-  model = ModelConfig(variant=variant, dtype='bfloat16')
+  model = ModelConfig(variant=variant, dtype='bfloat16', pool='gap' if variant.startswith(VIT) else 'token')
   if data.startswith('vtab/'):
     return recipe(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
   if data not in RECIPES:

@@ -29,6 +29,7 @@ LAYERS = [
     'vit_jax.places',
     'vit_jax.models.variants',
     'vit_jax.models.efficientnet_variants',
+    'vit_jax.models.axial_variants',
   ],
   ['vit_jax.storage', 'vit_jax.lock', 'vit_jax.stopping', 'vit_jax.watchdog', 'vit_jax.pulse', 'vit_jax.failures'],
   [

@@ -11,6 +11,7 @@ from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.losses import softmax_loss
 from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.models.axial import AxialVisionTransformer
 from vit_jax.models.efficientnet import EfficientNet
 from vit_jax.models.families import build, family
 from vit_jax.models.resnet import ResNet
@@ -21,18 +22,20 @@ from vit_jax.step import abstract_params, init_state, train_step
 NAMES = {
   'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer', 'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
   'R50x1': 'BiT ResNet', 'BiT-R152x4': 'BiT ResNet', 'R1.1x1': 'BiT ResNet',
-  'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
+  'AxialViT-B/16': 'Axial-ViT', 'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
 }  # fmt: skip
 
 CLASSES = {
   'Vision Transformer': VisionTransformer, 'hybrid': VisionTransformer, 'BiT ResNet': ResNet, 'EfficientNet': EfficientNet,
+  'Axial-ViT': AxialVisionTransformer,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(('variant', 'name'), NAMES.items())
 def test_a_name_says_the_family(variant, name):
   assert family(variant) == name
-  assert isinstance(build(ModelConfig(variant=variant), 3), CLASSES[name])
+  pool = 'gap' if name == 'Axial-ViT' else 'token'
+  assert isinstance(build(ModelConfig(variant=variant, pool=pool), 3), CLASSES[name])
 
 
 @pytest.mark.parametrize(

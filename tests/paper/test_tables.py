@@ -99,13 +99,27 @@ def test_the_cost_of_pre_training_is_table_6s():
   assert cost(start) == pytest.approx(224, rel=0.01)
 
 
+def test_the_cost_of_the_axial_models_is_figure_13s():
+  """To 0.5 %; ResNet50 to 2 %, of which Table 6 has 50 exaFLOPs and Figure 13 51.0."""
+  theirs = paper_cells('fig13')
+  costs = {run.row: cost(run) / float(theirs[run.row, 'exaFLOPs']) for run in ITEMS['fig13'].runs()}
+  assert costs.pop('ResNet50') == pytest.approx(1, rel=2e-2)
+  assert len(costs) == 4 and list(costs.values()) == pytest.approx([1] * 4, rel=5e-3)
+
+
+def test_a_dry_run_has_the_papers_numbers_beside_its_own():
+  lines = [*dry_run('fig13', root=Path('runs'), standin=False)]
+  assert '# AxialViT-B/16, ImageNet 5-shot (the paper: 65.79)' in lines
+  assert any(line.startswith('#   426 exaFLOPs (the paper: 426.8), ') for line in lines)
+
+
 def test_hours_are_what_exaflops_leave_of_the_peak():
   lines = [*dry_run('fig10', root=Path('runs'), standin=False, chip='v5p', mfu=0.5)]
   exa, hours = (float(re.search(rf'([\d,]+) {what}', lines[-1])[1].replace(',', '')) for what in ('exaFLOPs', 'chip-hours'))
   assert hours == pytest.approx(exa * 1e18 / 0.5 / 459e12 / 3600, rel=1e-3)
 
 
-@pytest.mark.parametrize('name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'selfsupervision'])
+@pytest.mark.parametrize('name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision'])
 def test_where_a_run_puts_its_number_the_paper_has_one(name):
   theirs = paper_cells(name)
   places = {(run.row, run.column) for run in ITEMS[name].runs()}

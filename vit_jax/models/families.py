@@ -14,6 +14,7 @@ import flax.linen as nn
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.limits import CHOICES
+from vit_jax.models.axial import axial
 from vit_jax.models.efficientnet import efficientnet
 from vit_jax.models.resnet import REMAT, resnet
 from vit_jax.models.vit import vit
@@ -23,6 +24,7 @@ TRANSFORMER = (
   *('width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'position', 'position_at', 'registers', 'patch_norm', 'attention'),
   *('dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll'),
 )
+AXIAL = tuple(field for field in TRANSFORMER if field not in ('position_at', 'registers', 'attention'))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Family:
 FAMILIES = {
   'BiT ResNet': Family(r'(BiT-)?R\d+(\.\d+)*x[1-9]\d*', resnet, ('stem_width',), tuple(REMAT)),
   'EfficientNet': Family(r'EfficientNet-.*', efficientnet, ('dropout', 'drop_path'), tuple(REMAT)),
+  'Axial-ViT': Family(r'AxialViT-[^+]*', axial, AXIAL, CHOICES['model.remat']),
   'hybrid': Family(r'.+\+.+', vit, (*TRANSFORMER, 'stem_width'), CHOICES['model.remat']),
   'Vision Transformer': Family(r'.*', vit, TRANSFORMER, CHOICES['model.remat']),
 }

@@ -122,7 +122,7 @@ def masked(config: Config) -> MaskedVisionTransformer:
   c, mask = config.model, config.mask
   why = f'config.mask.target={mask.target!r}'
   if family(c.variant) != FAMILY:
-    raise UserError(f'{why} needs a plain {FAMILY}: {c.variant} is {article(family(c.variant))}, whose patches see each other')
+    raise UserError(f'{why} needs a plain {FAMILY}: {c.variant} is {article(family(c.variant))}')
   for name, default in (('loss', 'softmax'), ('label_smoothing', 0.0), ('mixup', 0.0), ('data.unlabelled', '')):
     if (value := flat(config)[name]) != default:
       raise UserError(f'config.{name}={value!r} is about labels, and {why} learns none')

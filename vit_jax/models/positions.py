@@ -3,6 +3,8 @@
 Shapes: b batch, h w patch grid, n tokens (a class token comes before the grid), d width, c channels of a head.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ LEARNED = ('learned', 'learned2d')  # Tables that are added to tokens.
 
 
 class PositionEmbedding(nn.Module):
-  """Learned vectors [1, n, d] for tokens like `x` [b, n, d].
+  """Learned vectors [1, n, d] for tokens like `x` [b, n, d], or [1, h, w, d] for those in their grid [b, h, w, d].
 
   'learned' has one for each token. 'learned2d' has one of half the width for each column and each row of the grid, side by
   side, and zeros for a class token, which is learned as it is.
@@ -25,14 +27,14 @@ class PositionEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    (h, w), (_, n, d), normal = self.grid, x.shape, nn.initializers.normal(0.02)
+    (h, w), n, d, normal = self.grid, math.prod(x.shape[1:-1]), x.shape[-1], nn.initializers.normal(0.02)
     if self.kind == 'learned':
-      return self.param('pos_embedding', normal, (1, n, d)).astype(x.dtype)
+      return self.param('pos_embedding', normal, (1, n, d)).reshape(1, *x.shape[1:]).astype(x.dtype)
     columns = self.param('column_embedding', normal, (w, d // 2)).astype(x.dtype)
     rows = self.param('row_embedding', normal, (h, d // 2)).astype(x.dtype)
     columns, rows = (jnp.broadcast_to(side, (h, w, d // 2)) for side in (columns[None], rows[:, None]))
     table = jnp.concatenate([columns, rows], axis=-1).reshape(1, h * w, d)
-    return jnp.pad(table, ((0, 0), (n - h * w, 0), (0, 0)))
+    return jnp.pad(table, ((0, 0), (n - h * w, 0), (0, 0))).reshape(1, *x.shape[1:])
 
 
 class RelativePositions(nn.Module):

@@ -181,18 +181,23 @@ def in_groups(width: int) -> int:
   return width
 
 
-def shape(variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: int = 0, stem_width: int = 64) -> Shape:
+def shape(
+  variant: str, *, width: int = 0, depth: int = 0, mlp: int = 0, heads: int = 0, stem_width: int = 64, prefix: str = ''
+) -> Shape:
   """The shape that 'B/16' (patches of 16x16), 'B/16x8' (16 high, 8 wide) or 'R50+B/16' (a hybrid) names.
 
-  'R2.1+B/16' is a hybrid whose ResNet has stages of 2 and 1 blocks. A number that is not 0 replaces the table's.
-  UserError for a name that is not in the tables, a patch that is no number, or heads that do not divide the width.
+  'R2.1+B/16' is a hybrid whose ResNet has stages of 2 and 1 blocks. What comes before such a name is its family's `prefix`.
+  A number that is not 0 replaces the table's. UserError for a name that is not in the tables, a patch that is no number, or
+  heads that do not divide the width.
   """
-  name, _, patch = variant.partition('/')
+  name, _, patch = variant.removeprefix(prefix).partition('/')
   resnet, plus, name = name.rpartition('+')
   if name not in VARIANTS:
     raise UserError(f'config.model.variant={variant!r}: there is no variant {name!r}.{did_you_mean(name, VARIANTS)}')
   if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)?', patch):
-    raise UserError(f"config.model.variant={variant!r}: expected NAME/PATCH with the patch's side in pixels, such as {name}/16")
+    raise UserError(
+      f"config.model.variant={variant!r}: expected NAME/PATCH with the patch's side in pixels, such as {prefix}{name}/16"
+    )
   width, depth, mlp, heads = (given or table for given, table in zip((width, depth, mlp, heads), VARIANTS[name], strict=True))
   if width % heads:
     raise UserError(f'config.model: a width of {width} does not divide into {heads} heads')

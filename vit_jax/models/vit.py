@@ -52,7 +52,10 @@ class Affine(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention of `x` [b, n, d] over `context` [b, m, d], or over itself -> [b, n, d]."""
+  """Multi-head attention of `x` [b, n, d] over `context` [b, m, d], or over itself -> [b, n, d].
+
+  Of a grid [b, h, n, d] each row attends to itself alone.
+  """
 
   heads: int
   how: str
@@ -67,18 +70,20 @@ class Attention(nn.Module):
     kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
     if context is None:
       qkv_kernel, qkv_bias = side_by_side(query, key, value)
-      qkv = checkpoint_name(x @ qkv_kernel.T, 'qkv')  # [b, n, 3·d], and one product
+      rows = x.reshape(-1, *x.shape[-2:])
+      qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d], and one product
       q, k, v = split(qkv + qkv_bias, self.heads)
       offsets = RelativePositions(name='relative')(q) if self.relative else None
-      self.look(q, k, offsets)
-      out = attend(q, k, v, offsets).reshape(x.shape) if self.relative else self_attention(qkv, qkv_bias, self.heads, self.how)
+      if x.ndim == 3:
+        self.look(q, k, offsets)
+      out = attend(q, k, v, offsets) if self.relative else self_attention(qkv, qkv_bias, self.heads, self.how)
     else:
       affine = lambda x, w, b: (x @ w.T + b).reshape(*x.shape[:-1], -1, heads[1])
       q = affine(x, *side_by_side(query))
       k, v = jnp.split(affine(context, *side_by_side(key, value)), 2, axis=2)
       self.look(q, k)
-      out = attend(q, k, v).reshape(x.shape)
-    return checkpoint_name(checkpoint_name(out, 'attended') @ kernel.reshape(d, d) + bias, 'projected')
+      out = attend(q, k, v)
+    return checkpoint_name(checkpoint_name(out.reshape(x.shape), 'attended') @ kernel.reshape(d, d) + bias, 'projected')
 
   def look(self, q: jax.Array, k: jax.Array, offsets: jax.Array | None = None):
     """Keeps the attention weights where somebody asks for them: mutable=['attention']."""
@@ -187,16 +192,17 @@ class MapHead(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Tokens [b, n, d] -> tokens [b, n, d]: the blocks, one after another, and a norm."""
+  """Tokens [b, n, d], or in their grid [b, h, w, d], -> the same: the blocks, one after another, and a norm."""
 
   config: ModelConfig
   shape: Shape
   grid: tuple[int, int]
   dtype: jnp.dtype
   gather: Callable | None = None
+  block: type[EncoderBlock] = EncoderBlock
 
   @nn.compact
-  def __call__(self, x: jax.Array, registers: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, registers: jax.Array | None, train: bool) -> jax.Array:
     c, s = self.config, self.shape
     positions, shared = functools.partial(PositionEmbedding, c.position, self.grid, name='posembed_input'), None
     if c.position in LEARNED and c.position_at != 'every':
@@ -205,7 +211,7 @@ class Transformer(nn.Module):
       x, shared = x + shared, None
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
-    block = EncoderBlock if self.gather is None else nn.map_variables(EncoderBlock, 'params', self.gather)
+    block = self.block if self.gather is None else nn.map_variables(self.block, 'params', self.gather)
     if c.remat != 'none' or self.gather:
       loop = 0 < c.unroll < self.shape.depth  # Without one XLA would see both passes, and keep what is computed in each.
       block = nn.remat(block, prevent_cse=not loop, static_argnums=(4,), policy=REMAT[c.remat])

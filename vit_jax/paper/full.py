@@ -106,8 +106,9 @@ def table_6() -> list[Run]:
 
 
 def variant(model: str) -> str:
-  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1'."""
-  return model.replace('ResNet', 'R').replace('R50x1+', 'R50+').replace('ViT-', '')
+  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialViT-B/16' -> itself."""
+  plain = model.replace('ResNet', 'R').replace('R50x1+', 'R50+')
+  return plain if plain.startswith('Axial') else plain.replace('ViT-', '')
 
 
 def table_7() -> list[Run]:
@@ -203,8 +204,8 @@ def table_9() -> list[Run]:
 
 def figure_13() -> list[Run]:
   """Axial models beside plain ones, at seven epochs."""
-  models = ('B/16', 'B/32', 'R50x1')
-  return [few_shot(model, JFT, 7, row=model, column='7 epochs') for model in models]
+  models = ('AxialViT-B/16', 'AxialViT-B/32', 'ViT-B/16', 'ViT-B/32', 'ResNet50x1')
+  return [few_shot(variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot') for model in models]
 
 
 def self_supervision() -> list[Run]:

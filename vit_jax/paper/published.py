@@ -29,12 +29,28 @@ CELLS: dict[str, Callable[[dict[str, str]], str]] = {
   'selfsupervision': lambda row: row['Pre-training'],
 }
 COLUMNS = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}  # Table 6's, as other tables have them.
+SHARES = ('Stem only', 'Every layer', 'Every layer shared')  # Table 8's, which `cells` has in %, as all others are.
 
 
 def cells(name: str) -> dict[tuple[str, str], str]:
   """{(row, column): what the paper has there} of a table in CELLS."""
   title = CELLS[name]
-  return {(title(row), COLUMNS.get(column, column)): cell for row in published(name) for column, cell in row.items()}
+  shown = lambda column, cell: percent(cell) if column in SHARES else cell
+  return {
+    (title(row), COLUMNS.get(column, column)): shown(column, cell) for row in published(name) for column, cell in row.items()
+  }
+
+
+def figure_13() -> dict[tuple[str, str], str]:
+  """{(model, 'exaFLOPs', 'img_s_core' or 'ImageNet 5-shot'): what Figure 13 has there}, the last in %."""
+  rows = published('fig13')
+  shots = {(row['model'], 'ImageNet 5-shot'): percent(row['imagenet_5shot']) for row in rows}
+  return {(row['model'], row['axis']): row['x'] for row in rows} | shots
+
+
+def percent(share: str) -> str:
+  """'0.6579' -> '65.79', and '' of ''."""
+  return share and f'{100 * float(share):.2f}'
 
 
 def position_similarities() -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build
 from vit_jax.paper import full
 from vit_jax.paper.cost import MFU, chip_hours, exaflops
-from vit_jax.paper.published import CELLS, cells
+from vit_jax.paper.published import CELLS, cells, figure_13, number
 from vit_jax.paper.runs import Run, chain, command, digest, sweep, workdir
 
 NO_JFT = 'rests on JFT-300M: not reproducible outside Google; --standin puts ImageNet-21k, the nearest public set, in its place'
@@ -93,6 +93,8 @@ def title(name: str) -> str:
 def paper_cells(name: str) -> dict[tuple[str, str], str]:
   """What the paper has for the rows and columns of a table's runs; nothing where its figure has no such numbers."""
   key = key_of(name)
+  if key == 'fig13':
+    return figure_13()
   tables = {'2': ('table2', 'table9'), SELF: (SELF,)}.get(key, (f'table{SAME.get(key, key)}',))
   return {place: cell for table in tables if table in CELLS for place, cell in cells(table).items()}
 
@@ -162,13 +164,14 @@ def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: flo
   if full.rests_on_jft(runs):
     yield f'  {NO_JFT}'
   yield f'  needs {", ".join(data_sets(runs))}'
-  total, count = 0.0, 0
+  total, count, theirs = 0.0, 0, paper_cells(name)
+  paper = lambda *place: f' (the paper: {theirs[place]})' if number(theirs.get(place, '')) is not None else ''
   for run in every(runs):
     exa = cost(run)
     total, count = total + exa, count + 1
-    yield f'# {run.row}, {run.column}' + (': by the best of its sweep' if run.rates else '')
+    yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (': by the best of its sweep' if run.rates else '')
     yield command(run, root)
-    yield f'#   {short(exa)} exaFLOPs, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
+    yield f'#   {short(exa)} exaFLOPs{paper(run.row, "exaFLOPs")}, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
   for last in dict.fromkeys(workdir(run, root) for run in runs if each.then):
     yield each.then.format(run=last)
   for column, besides in each.besides.items():

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.families import family
+from vit_jax.models.families import article, family
 from vit_jax.models.positions import sincos2d
 from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.model import Pretrained
@@ -41,8 +41,9 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
   """
   if format not in FORMATS:
     raise UserError(f'--format={format}.{did_you_mean(format, FORMATS)}')
-  if 'Transformer' not in model.params and format not in ('npz', 'stablehlo'):
-    raise UserError(f'--format={format}: a {family(model.config.variant)} goes to npz and to stablehlo only')
+  kind = family(model.config.variant)
+  if format not in (formats := FORMATS_OF.get(kind, FORMATS)):
+    raise UserError(f'--format={format}: {article(kind)} goes to {" and to ".join(formats)} only')
   write, read = FORMATS[format]
   refuse_place(to, format)
   refuse_program(model, format)
@@ -211,4 +212,10 @@ FORMATS = {
   'huggingface': (write_huggingface, read_ours),
   'onnx': (write_onnx, read_onnx),
   'stablehlo': (write_stablehlo, read_stablehlo),
+}
+# Of families whose models nobody else knows all of, or whose arrays do not tell what they are of.
+FORMATS_OF = {
+  'BiT ResNet': ('npz', 'stablehlo'),
+  'EfficientNet': ('npz', 'stablehlo'),
+  'Axial-ViT': ('stablehlo',),
 }

@@ -13,7 +13,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Prediction, predictions
 from vit_jax.mesh import everywhere, make_mesh, rows, to_global
-from vit_jax.models.families import build, family
+from vit_jax.models.families import article, build, family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +123,7 @@ class Pretrained:
   def _sown(self, params: dict, images: jax.Array, collection: str) -> dict:
     found = self.model.apply({'params': params}, images, mutable=[collection])[1]
     if collection not in found:
-      raise UserError(f'{self.source} is a {family(self.config.variant)}, which has no {collection}')
+      raise UserError(f'{self.source} is {article(family(self.config.variant))}, which has no {collection}')
     return found[collection]
 
   def _compiled(self, function):
