@@ -27,7 +27,7 @@ def module(name: str):
 
 
 QUICK = ('Ti/16', 'S/16', 'B/16', 'B/32', 'L/16', 'L/32', 'H/14')
-CONVOLUTIONAL = re.compile(r'(BiT-)?R\d+[x+]|B\d$')  # Unrolled, and so long to trace.
+CONVOLUTIONAL = re.compile(r'(BiT-|Axial)?R\d+[x+]|B\d$')  # Unrolled, and so long to trace.
 
 
 def arguments() -> list:

@@ -12,6 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.losses import softmax_loss
 from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.axial import AxialVisionTransformer
+from vit_jax.models.axial_resnet import AxialResNet
 from vit_jax.models.efficientnet import EfficientNet
 from vit_jax.models.families import build, family
 from vit_jax.models.resnet import ResNet
@@ -22,12 +23,13 @@ from vit_jax.step import abstract_params, init_state, train_step
 NAMES = {
   'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer', 'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
   'R50x1': 'BiT ResNet', 'BiT-R152x4': 'BiT ResNet', 'R1.1x1': 'BiT ResNet',
-  'AxialViT-B/16': 'Axial-ViT', 'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
+  'AxialViT-B/16': 'Axial-ViT', 'AxialR50x1': 'Axial ResNet', 'AxialR1.1x2': 'Axial ResNet',
+  'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
 }  # fmt: skip
 
 CLASSES = {
   'Vision Transformer': VisionTransformer, 'hybrid': VisionTransformer, 'BiT ResNet': ResNet, 'EfficientNet': EfficientNet,
-  'Axial-ViT': AxialVisionTransformer,
+  'Axial-ViT': AxialVisionTransformer, 'Axial ResNet': AxialResNet,
 }  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, me
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['BiT-R1.1x1', 'EfficientNet-0.5x0.2'])
+@pytest.mark.parametrize('variant', ['BiT-R1.1x1', 'AxialR1.1x1', 'EfficientNet-0.5x0.2'])
 def test_eight_devices_equal_one(variant):
   """Two steps; over 'data' and 'fsdp' the parameters come out the same, and the large ones lie in shares."""
   model, lr = build(ModelConfig(variant=variant), 5), optax.constant_schedule(0.1)

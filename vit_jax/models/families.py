@@ -15,6 +15,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.limits import CHOICES
 from vit_jax.models.axial import axial
+from vit_jax.models.axial_resnet import axial_resnet
 from vit_jax.models.efficientnet import efficientnet
 from vit_jax.models.resnet import REMAT, resnet
 from vit_jax.models.vit import vit
@@ -42,6 +43,7 @@ FAMILIES = {
   'BiT ResNet': Family(r'(BiT-)?R\d+(\.\d+)*x[1-9]\d*', resnet, ('stem_width',), tuple(REMAT)),
   'EfficientNet': Family(r'EfficientNet-.*', efficientnet, ('dropout', 'drop_path'), tuple(REMAT)),
   'Axial-ViT': Family(r'AxialViT-[^+]*', axial, AXIAL, CHOICES['model.remat']),
+  'Axial ResNet': Family(r'AxialR\d+(\.\d+)*x[1-9]\d*', axial_resnet, ('stem_width',), tuple(REMAT)),
   'hybrid': Family(r'.+\+.+', vit, (*TRANSFORMER, 'stem_width'), CHOICES['model.remat']),
   'Vision Transformer': Family(r'.*', vit, TRANSFORMER, CHOICES['model.remat']),
 }

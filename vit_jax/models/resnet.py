@@ -7,7 +7,6 @@ Shapes: b batch, h w places, c channels. Names are those of the released hybrids
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -72,9 +71,14 @@ class Unit(nn.Module):
     if x.shape[-1] != 4 * w or self.stride != 1:
       shortcut = norm('gn_proj')(conv('conv_proj', 4 * w, 1, self.stride)(x))
     x = nn.relu(norm('gn1')(conv('conv1', w, 1)(x)))
-    x = nn.relu(norm('gn2')(conv('conv2', w, 3, self.stride)(x)))
+    x = nn.relu(self.spatial(x))
     x = norm('gn3', scale_init=nn.initializers.zeros)(conv('conv3', 4 * w, 1)(x))
     return nn.relu(shortcut + x)
+
+  def spatial(self, x: jax.Array) -> jax.Array:
+    """[b, h, w, width] -> [b, h/stride, w/stride, width]: the layer that looks at more than one place."""
+    conv, norm = layers(V1, self.dtype)
+    return norm('gn2')(conv('conv2', self.width, 3, self.stride)(x))
 
 
 class PreactivatedUnit(nn.Module):
@@ -120,7 +124,7 @@ def stages(stem: Stem, x: jax.Array, unit: type[nn.Module], dtype: jnp.dtype) ->
   return x
 
 
-def v1(stem: Stem, images: jax.Array, dtype: jnp.dtype, remat: str = 'none') -> jax.Array:
+def v1(stem: Stem, images: jax.Array, dtype: jnp.dtype, remat: str = 'none', unit: type[Unit] = Unit) -> jax.Array:
   """Images [b, H, W, 3] -> [b, H/stride, W/stride, channels]: the root, then the stages.
 
   Called inside a compact module, whose parameters conv_root, gn_root, block1, block2, … it makes: the released files have
@@ -129,7 +133,7 @@ def v1(stem: Stem, images: jax.Array, dtype: jnp.dtype, remat: str = 'none') -> 
   conv, norm = layers(V1, dtype)
   x = nn.relu(norm('gn_root')(conv('conv_root', stem.width, 7, 2)(images)))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
-  return stages(stem, x, REMAT[remat](Unit), dtype)
+  return stages(stem, x, REMAT[remat](unit), dtype)
 
 
 def v2(stem: Stem, images: jax.Array, dtype: jnp.dtype, remat: str = 'none') -> jax.Array:
@@ -154,12 +158,15 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    c = self.config
-    convolve = functools.partial(v2 if self.shape.preactivated else v1, remat=c.remat)
-    x = convolve(self.shape.stem, normalised(images, c), jnp.dtype(c.dtype))
+    x = self.convolve(normalised(images, self.config))
     x = x.mean(axis=(1, 2))  # [b, d]
     self.sow('features', 'features', x)
-    return x if not self.classes else logits(x, self.classes, c)
+    return x if not self.classes else logits(x, self.classes, self.config)
+
+  def convolve(self, x: jax.Array) -> jax.Array:
+    """Images [b, H, W, 3] -> [b, h, w, d] of the last stage."""
+    form = v2 if self.shape.preactivated else v1
+    return form(self.shape.stem, x, jnp.dtype(self.config.dtype), self.config.remat)
 
 
 def resnet(config: ModelConfig, classes: int) -> ResNet:

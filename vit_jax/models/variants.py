@@ -3,8 +3,14 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 from vit_jax.errors import UserError, did_you_mean
+
+
+def convolution(size: tuple[int, int], c: int, stride: int) -> int:
+  """Multiply-adds of a 3x3 convolution that strides over [h, w, c]."""
+  return taps(size, 3, stride) * c * c
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,15 +30,15 @@ class Stem:
     """Of what it gives."""
     return self.width * 4 * 2 ** (len(self.blocks) - 1) if self.blocks else self.width
 
-  def multiply_adds(self, size: tuple[int, int]) -> int:
-    """Of its convolutions over an image of `size`."""
+  def multiply_adds(self, size: tuple[int, int], spatial: Callable[[tuple[int, int], int, int], int] = convolution) -> int:
+    """Of its layers over an image of `size`; `spatial` gives those of a unit's second for (size, channels, stride)."""
     total = taps(size, 7, 2) * 3 * self.width
     (h, w), channels = (-(-side // 4) for side in size), self.width
     for stage, blocks in enumerate(self.blocks):
       c = self.width * 2**stage
       for block in range(blocks):
-        stride = 2 if stage and not block else 1  # In the 3x3 convolution.
-        total += h * w * channels * c + taps((h, w), 3, stride) * c * c
+        stride = 2 if stage and not block else 1  # Of the second layer.
+        total += h * w * channels * c + spatial((h, w), c, stride)
         h, w = -(-h // stride), -(-w // stride)
         total += h * w * 4 * c * (c if block else c + channels)  # The first of a stage projects its shortcut.
         channels = 4 * c
@@ -161,13 +167,13 @@ RESNETS = {
 }  # fmt: skip
 
 
-def resnet_shape(variant: str, *, stem_width: int = 64) -> ResNetShape:
+def resnet_shape(variant: str, *, stem_width: int = 64, prefix: str = '') -> ResNetShape:
   """The shape that 'R50x1' (V1) or 'BiT-R50x1' (V2) names; all channels times the number after the x.
 
-  'R1.2x1' has two stages, of 1 and 2 blocks. UserError for a depth that is not in the table, or channels that the norms'
-  groups don't divide.
+  'R1.2x1' has two stages, of 1 and 2 blocks. What comes before is the family's `prefix`. UserError for a depth that is
+  not in the table, or channels that the norms' groups don't divide.
   """
-  bit, name, factor = re.fullmatch(r'(BiT-)?(R[\d.]+)x(\d+)', variant).groups()
+  bit, name, factor = re.fullmatch(r'(BiT-)?(R[\d.]+)x(\d+)', variant.removeprefix(prefix)).groups()
   if '.' not in name and name not in RESNETS:
     raise UserError(f'config.model.variant={variant!r}: there is no ResNet {name!r}.{did_you_mean(name, RESNETS)}')
   blocks = RESNETS[name] if name in RESNETS else tuple(map(int, name[1:].split('.')))

@@ -106,7 +106,7 @@ def table_6() -> list[Run]:
 
 
 def variant(model: str) -> str:
-  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialViT-B/16' -> itself."""
+  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialViT-B/16' -> itself, 'AxialResNet50x1' -> 'AxialR50x1'."""
   plain = model.replace('ResNet', 'R').replace('R50x1+', 'R50+')
   return plain if plain.startswith('Axial') else plain.replace('ViT-', '')
 
@@ -204,7 +204,7 @@ def table_9() -> list[Run]:
 
 def figure_13() -> list[Run]:
   """Axial models beside plain ones, at seven epochs."""
-  models = ('AxialViT-B/16', 'AxialViT-B/32', 'ViT-B/16', 'ViT-B/32', 'ResNet50x1')
+  models = ('AxialViT-B/16', 'AxialViT-B/32', 'ViT-B/16', 'ViT-B/32', 'ResNet50x1', 'AxialResNet50x1')
   return [few_shot(variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot') for model in models]
 
 

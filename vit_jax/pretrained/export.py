@@ -218,4 +218,5 @@ FORMATS_OF = {
   'BiT ResNet': ('npz', 'stablehlo'),
   'EfficientNet': ('npz', 'stablehlo'),
   'Axial-ViT': ('stablehlo',),
+  'Axial ResNet': ('stablehlo',),
 }
