@@ -30,21 +30,21 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
 
 
 def summary(workdir: Path) -> dict:
-  """Over the last `LAST` saves: the slope of memory, and of each count its extremes, and its least in both halves.
+  """Over the last `LAST` saves: the slope of memory, and of each count its extremes, and its least before them and in them.
 
   Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises the floor.
   """
   lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
   end = max(line['saved'] for line in lines)
+  before = [line for line in lines if end - 2 * LAST <= line['saved'] < end - LAST]
   lines = [line for line in lines if end - LAST <= line['saved'] < end]  # The end itself draws curves.
   saved = np.array([line['saved'] for line in lines])
   slope = lambda name: float(np.polyfit(saved, [line[name] for line in lines], 1)[0])
-  halves = [[line for line in lines if (line['saved'] < end - LAST / 2) is first] for first in (True, False)]
   counts = {
     name: {
       'least': min(line[name] for line in lines),
       'most': max(line[name] for line in lines),
-      'floor': [min(line[name] for line in half) for half in halves],
+      'floor': [min(line[name] for line in part) for part in (before, lines)],
     }
     for name in ('fds', 'threads', 'shm', 'shm_files', 'children', 'arrays')
   }
