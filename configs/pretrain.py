@@ -70,10 +70,11 @@ def get_config(argument: str = 'B/16,imagenet21k') -> Config:
   if epochs and epochs not in map(str, choices):
     raise UserError(f'configs/pretrain.py:{argument}: Table 3 has {" and ".join(map(str, choices))} epochs, not {epochs}')
   source, split, eval_split = DATA[data]
-  # Unrolled, XLA fuses more and keeps less: B/16 on v5e takes 30 % fewer cycles than looped with remat='vit'. The 32 blocks of
-  # H/14 would compile for half an hour. Looped, over 16 devices, a step takes 217 M cycles on v5e:16x16 and 4 of 16 GiB; data
-  # parallel, where each device updates all parameters, 282 M and 13. (Estimates of `plan`.)
-  large = variant == 'H/14'
+  # Unrolled, XLA fuses more and keeps less: B/16 on v5e takes 30 % fewer cycles than looped with remat='vit'. The 24 and 32
+  # blocks of L and H would compile for half an hour. Looped, over 16 devices, steps of L/16 and H/14 take 86 and 217 M cycles
+  # on v5e:16x16 and 2 and 4 of 16 GiB; data parallel, where each device updates all parameters, L/16 takes 90 unrolled and
+  # 118 looped, H/14 282. (Estimates of `plan`.)
+  large = variant in ('L/16', 'L/32', 'H/14')
   blocks = {'unroll': 1, 'remat': 'vit'} if large else {'unroll': 0}
   transformer = {'dropout': dropout, 'hidden_head': True, **blocks} if '/' in variant else {}
   pool = {'pool': 'gap'} if variant.startswith(VIT) else {}
