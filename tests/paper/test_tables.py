@@ -73,6 +73,7 @@ def different(name: str) -> list[Config]:
   return [*found.values()]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WITH_RUNS])
 def test_a_step_of_every_printed_config_traces(name):
   for config in different(name):
