@@ -38,15 +38,19 @@ def test_flops_are_the_papers(name, billions):
 
 
 def random_timm(timm, name: str):
-  """timm's model with every array random, running statistics too."""
+  """timm's model with every array random, running statistics too.
+
+  Its residual branches, which end in 'bn3', are scaled down: at one, the 45 blocks of B6 amplify rounding until timm's own
+  logits in float32 are 19 % off those in float64.
+  """
   import torch
 
   torch.manual_seed(0)
   model = timm.create_model(f'tf_efficientnet_{name.lower()}', pretrained=False, num_classes=10).eval()
   with torch.no_grad():
-    for module in model.modules():
+    for path, module in model.named_modules():
       if isinstance(module, torch.nn.BatchNorm2d):
-        module.weight.uniform_(0.5, 1.5)
+        module.weight.uniform_(0.5, 1.5).mul_(0.2 if path.endswith('bn3') else 1)
         module.bias.normal_(0, 0.2)
         module.running_mean.normal_(0, 0.2)
         module.running_var.uniform_(0.5, 1.5)
