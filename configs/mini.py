@@ -7,7 +7,7 @@ Argument: a model (below) and a data set: fashion_mnist, digits, or flowers (a f
 After "An Image is Worth 16x16 Words" (arXiv 2010.11929), §4: 32x32 pixels in place of 224x224, sixteen patches in place of 196,
 and Table 3's recipe for JFT-300M (Adam, weight decay 0.1, linear decay, no dropout) at other learning rates.
 Cost: 200 steps of 96 images; ViT-M 0.45 TFLOPs, R-L 1.6.
-Expected: results/README.md. Fine-tuning has not been run in full.
+Expected: results/README.md.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -88,8 +88,7 @@ def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.Gradient
   running statistics what models/norm.py wants.
 
   An update is told the run's `step` and the gradients' `grad_norm`, and where spikes are skipped its `loss`. `params` may be
-  shapes.
-  UserError where a pattern matches no parameter, or nothing is left to train.
+  shapes. UserError where a pattern matches no parameter, or nothing is left to train.
   """
   decay = add_decay(config, params) if config.weight_decay else None
   chain = [

@@ -26,7 +26,7 @@ def execute(runs: list[Run], root: Path) -> list[dict]:
   for i, run in enumerate(runs):
     for each in [*chain(run)][:-1]:
       done(each, root)
-    chosen = best(run, root) if run.rates else run
+    chosen = best(run, root) if run.swept else run
     records += records_of(run, done(chosen, root))
     print(f'[{i + 1}/{len(runs)}] {run.row}, {run.column}: {last(records)}', file=sys.stderr, flush=True)
   return records

@@ -32,6 +32,11 @@ class Run:
   held_out: str = ''  # the last of the training split from here on: '98%'.
   otherwise: str = ''  # FILE:ARGUMENT of another recipe, which takes part in that choice with its own rate.
 
+  @property
+  def swept(self) -> bool:
+    """Whether one of several ways is to be chosen first."""
+    return bool(self.rates or self.otherwise)
+
   def built(self, init: str = '') -> Config:
     """The config with the settings, starting from `init`. UserError for what is wrong with it."""
     settings = self.settings | ({'init': init} if init else {})

@@ -119,7 +119,7 @@ def every(runs: list[Run]) -> Iterator[Run]:
   seen = set()
   for run in runs:
     steps = [*chain(run)]
-    for each in [*steps[:-1], *(sweep(run) if run.rates else []), run]:
+    for each in [*steps[:-1], *(sweep(run) if run.swept else []), run]:
       if digest(each) not in seen:
         seen.add(digest(each))
         yield each
@@ -169,7 +169,7 @@ def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: flo
   for run in every(runs):
     exa = cost(run)
     total, count = total + exa, count + 1
-    yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (': by the best of its sweep' if run.rates else '')
+    yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (': by the best of its sweep' if run.swept else '')
     yield command(run, root)
     yield f'#   {short(exa)} exaFLOPs{paper(run.row, "exaFLOPs")}, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
   for last in dict.fromkeys(workdir(run, root) for run in runs if each.then):
