@@ -67,7 +67,7 @@ def refuse_misfit(fsdp: int, *, batches: dict[str, int], devices: int, slices: i
   """UserError where `make_mesh` has one for so many devices, which need not be here; `hosts` are for its words."""
   where = f'{devices} devices' + (f' of {hosts} hosts' if hosts else '')
   if devices % fsdp:
-    raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {where}')
+    raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {where}: choose a number that does, such as 1')
   if devices // slices % fsdp:
     raise UserError(
       f'config.mesh.fsdp={fsdp} does not divide the {devices // slices} devices of a slice: between the {slices} slices the '
