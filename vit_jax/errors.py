@@ -1,6 +1,7 @@
 """The one kind of error that a person can mend: it is shown as one line, without a traceback."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 from vit_jax import exits
@@ -41,3 +42,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   known = list(known)
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
   return f' Did you mean {near[0]!r}?' if near else f' Known: {", ".join(known)}.'
+
+
+def check_installed(feature: str, extra: str, *modules: str):
+  """Raise UserError with the command that installs them if `feature` needs `modules` that are missing. `extra` brings them."""
+  missing = [name for name in modules if importlib.util.find_spec(name) is None]
+  if missing:
+    raise UserError(f"{feature} needs {' and '.join(missing)}: pip install 'vit-jax[{extra}]'")

@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.draws import own_rows
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, check_installed
 
 SMALL = 2**16  # Elements: an array with fewer is cheaper to keep everywhere than to gather.
 
@@ -83,11 +83,12 @@ def distant_devices(name: str, slices: int = 1) -> list:
   or knows no such slice."""
   config = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
   config |= {'num_slices': slices} if slices > 1 else {}
+  check_installed(f'compiling for {name}', 'plan', 'libtpu')
   try:
     return list(topologies.get_topology_desc(platform='tpu', topology_name=name, **config).devices)
   except Exception as error:  # Of a plugin: it raises what it likes.
     why = ' '.join(str(error).split())[:200]
-    raise UserError(f"{name}: not to be compiled for here: {why}. `pip install '.[plan]'` installs the compiler") from None
+    raise UserError(f'{name}: not to be compiled for here: {why}') from None
 
 
 def nearest(batch: int, count: int) -> str:

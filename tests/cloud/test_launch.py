@@ -139,9 +139,9 @@ def test_what_is_not_in_the_commit_is_not_launched_unless_that_is_said(checkout,
 
 
 def test_without_libtpu_a_launch_says_how_to_get_it(checkout, cloud, run, monkeypatch):
-  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  monkeypatch.setitem(sys.modules, 'libtpu', None)
   code, _, err = run(*[arg for arg in POD if arg != '--no_plan'], *TRAIN)
-  assert (code, "`pip install '.[plan]'`, or launch unseen with --no_plan" in err) == (2, True)
+  assert (code, "needs libtpu: pip install 'vit-jax[plan]'" in err, '--no_plan' in err) == (2, True, True)
 
 
 def planned(monkeypatch, fits: bool) -> list:

@@ -105,7 +105,7 @@ def test_a_data_set_whose_builder_does_without_tensorflow_is_built_as_array_reco
 @without_tensorflow
 @pytest.mark.parametrize('name', ['cifar10', 'tfds:cifar10', 'voc/2007'])
 def test_a_builder_that_needs_tensorflow_names_the_extra_before_it_downloads(name, tmp_path):
-  with pytest.raises(UserError, match=r"needs TensorFlow, once: pip install 'vit-jax\[prepare\]'"):
+  with pytest.raises(UserError, match=r"needs tensorflow: pip install 'vit-jax\[prepare\]'"):
     prepare(name, str(tmp_path))
   assert not list(tmp_path.iterdir())
 

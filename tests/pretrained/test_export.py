@@ -75,8 +75,8 @@ NAMES = {'npz': 'model.npz', 'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx
 @pytest.mark.parametrize('kind', MODELS)
 @pytest.mark.parametrize('format', NOT)
 def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
-  if format == 'onnx':
-    pytest.importorskip('onnxruntime')
+  for package in module.NEEDS.get(format, ()):
+    pytest.importorskip(package)
   ours, to = model(**MODELS[kind]), tmp_path / 'below' / NAMES.get(format, 'directory')
   if kind in NOT[format]:
     with pytest.raises(UserError) as error:
@@ -150,6 +150,7 @@ def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
 
 @pytest.mark.parametrize('kind', ['class token', 'MAP', 'hybrid'])
 def test_stablehlo_runs_in_a_process_that_knows_nothing_of_us_at_any_batch_size(tmp_path, kind):
+  pytest.importorskip('flatbuffers')
   ours = model(**MODELS[kind])
   export(ours, tmp_path / 'model.stablehlo', 'stablehlo')
   np.save(tmp_path / 'images.npy', IMAGES)
@@ -289,16 +290,20 @@ def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_i
 
 
 def test_stablehlo_beyond_2_gib_is_refused_before_it_is_tried(tmp_path, monkeypatch):
+  pytest.importorskip('flatbuffers')
   monkeypatch.setattr(module, 'FLATBUFFER', 0)
   with pytest.raises(UserError, match='StableHLO files end at 2 GiB, and the parameters have'):
     export(model(), tmp_path / 'model.stablehlo', 'stablehlo')
   assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-  with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
-    export(model(), tmp_path / 'model.onnx', 'onnx')
+@pytest.mark.parametrize(('format', 'package'), [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('stablehlo', 'flatbuffers')])
+def test_a_format_without_its_package_names_the_extra_in_one_line(tmp_path, monkeypatch, format, package):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == package else 'installed')
+  with pytest.raises(UserError) as error:
+    export(model(), tmp_path / NAMES[format], format)
+  assert str(error.value) == f"--format={format} needs {package}: pip install 'vit-jax[export]'"
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_formats_that_do_not_know_the_sigmoid_loss_say_so(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from vit_jax.cloud.accelerators import Accelerator
 from vit_jax.cloud.doctor import versions
 from vit_jax.cloud.job import DATA
 from vit_jax.config import Config, to_dict
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, check_installed
 from vit_jax.places import cache_dir
 
 CODE = Path(__file__).parents[1]
@@ -35,8 +34,7 @@ def refuse_unfit(config: Config, settings: list[str], slices: Accelerator, *, li
 
 def compile_for(settings: list[str], slices: Accelerator, path: Path, *, libtpu_args: str):
   """Has `plan` write what it finds to `path`. In a process of its own: libtpu reads its flags once."""
-  if not importlib.util.find_spec('libtpu'):
-    raise UserError("whether the run fits is found out with libtpu: `pip install '.[plan]'`, or launch unseen with --no_plan")
+  check_installed('checking that the run fits (--no_plan skips it)', 'plan', 'libtpu')
   path.parent.mkdir(parents=True, exist_ok=True)
   where = [f'--topology={slices.topology.name}', f'--slices={slices.topology.slices}']
   here = [setting.replace(f'{DATA}/', '') for setting in settings]  # What is known of the data goes by its own name.

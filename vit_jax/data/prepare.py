@@ -4,7 +4,6 @@
 container to the other: it needs neither TensorFlow nor the data set's code, and leaves the TFRECORD files as they are.
 """
 
-import importlib.util
 import inspect
 import re
 import struct
@@ -16,9 +15,7 @@ from tqdm import tqdm
 
 from vit_jax.data.sources import BUILTIN, STORES, open_source
 from vit_jax.data.tfds_source import has_array_record, known, prepared, unknown
-from vit_jax.errors import UserError
-
-EXTRA = "pip install 'vit-jax[prepare]'"
+from vit_jax.errors import UserError, check_installed
 
 
 class Row(NamedTuple):
@@ -119,16 +116,17 @@ def _build(name: str, dir: str):
 
   if not known(name):
     raise unknown(name, dir)
-  needs = f'tfds:{name}: building it needs TensorFlow, once: {EXTRA}'
   try:
     builder = tfds.builder(name, data_dir=dir or None, file_format='array_record')
-    if _mentions_tensorflow(builder) and not importlib.util.find_spec('tensorflow'):
-      raise UserError(needs)  # Before the download, not after.
+    if _mentions_tensorflow(builder):  # Before the download, not after.
+      check_installed(f'tfds:{name}: building it, once,', 'prepare', 'tensorflow')
     _validate_manual(name, builder, Path(dir or tfds.core.constants.DATA_DIR).expanduser())
     builder.download_and_prepare()
   except ImportError as error:
     package = error.name or str(error)
-    raise UserError(needs if package.startswith('tensorflow') else f'tfds:{name}: pip install {package}') from None
+    if package.startswith('tensorflow'):
+      package = "'vit-jax[prepare]'"
+    raise UserError(f'tfds:{name}: building it needs a package: pip install {package}') from None
   except (AssertionError, TypeError, ValueError) as error:  # Versions, options, checksums.
     raise UserError(f'tfds:{name}: {_line(error)}') from None
 

@@ -235,7 +235,7 @@ def chunks(url: str) -> Iterator[bytes]:
       if have != (getattr(source, 'size', None) or have):
         raise ConnectionError(f'only {have:,} of {source.size:,} bytes came')
   except ImportError as error:
-    needs = "needs `pip install '.[gcp]'`" if url.startswith('gs://') else f'can not be read: {error}'
+    needs = "needs gcsfs: pip install 'vit-jax[gcp]'" if url.startswith('gs://') else f'can not be read: {error}'
     raise UserError(f'{url} {needs}{public(url)}') from None
   except FileNotFoundError:
     raise UserError(f'{url}: there is no such file') from None

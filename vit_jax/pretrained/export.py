@@ -1,7 +1,6 @@
 """A model given back in another format. Whatever is written is read again, and its numbers compared with the model's own."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, check_installed, did_you_mean
 from vit_jax.models.families import article, family
 from vit_jax.models.positions import sincos2d
 from vit_jax.pretrained.huggingface import to_huggingface
@@ -45,6 +44,7 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
   if format not in (formats := FORMATS_OF.get(kind, FORMATS)):
     raise UserError(f'--format={format}: {article(kind)} goes to {" and to ".join(formats)} only')
   write, read = FORMATS[format]
+  check_installed(f'--format={format}', 'export', *NEEDS.get(format, ()))
   refuse_place(to, format)
   refuse_program(model, format)
   place = to.resolve()
@@ -187,8 +187,6 @@ def read_stablehlo(to: Path) -> Callable[[np.ndarray], jax.Array]:
 
 def write_onnx(model: Pretrained, to: Path):
   """With 'images' uint8 [b, h, w, 3] in and 'logits' or 'features' out, b free."""
-  if any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxruntime')):
-    raise UserError("ONNX needs `pip install '.[export]'`")
   import onnx
 
   from vit_jax.pretrained.onnx_graph import to_onnx
@@ -213,6 +211,7 @@ FORMATS = {
   'onnx': (write_onnx, read_onnx),
   'stablehlo': (write_stablehlo, read_stablehlo),
 }
+NEEDS = {'onnx': ('onnx', 'onnxruntime'), 'stablehlo': ('flatbuffers',)}  # Packages of the extra `export`.
 # Of families whose models nobody else knows all of, or whose arrays do not tell what they are of.
 FORMATS_OF = {
   'BiT ResNet': ('npz', 'stablehlo'),
