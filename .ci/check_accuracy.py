@@ -1,6 +1,6 @@
 """Exit 1 if the last test accuracy of a run is too low.
 
-    python3 .ci/check_accuracy.py RUNS_DIRECTORY PREFIX=LEAST ...
+python3 .ci/check_accuracy.py RUNS_DIRECTORY PREFIX=LEAST ...
 """
 
 import json

@@ -1,6 +1,6 @@
 """Print the shell commands of README.md that follow a comment `<!-- run: NAME -->`.
 
-    python3 .ci/readme_commands.py NAME
+python3 .ci/readme_commands.py NAME
 """
 
 import re

@@ -53,12 +53,12 @@ def ours(variant: str, args) -> dict:
   import optax
 
   from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-  from vit_jax.mesh import make_mesh, peak_flops, state_shardings, to_global
   from vit_jax.models.vit import vit
-  from vit_jax.optim import optimizer
-  from vit_jax.start import fresh_state
+  from vit_jax.optim.optimizer import optimizer
+  from vit_jax.sharding.mesh import make_mesh, peak_flops, state_shardings, to_global
   from vit_jax.step import abstract_params
   from vit_jax.train import compiled_step
+  from vit_jax.training.setup import fresh_state
 
   if jax.default_backend() != 'gpu' and not args.smoke:
     raise UserError(f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside NVIDIA's driver")

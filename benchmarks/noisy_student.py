@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.run_directory import read_config
-from vit_jax.start import open_sources
+from vit_jax.checkpoint.run_directory import read_config
+from vit_jax.training.setup import open_sources
 
 CONFIG = 'configs/noisy_student.py:mini'
 STAGES = {'teacher': '0-teacher', 'student': '1-student'}

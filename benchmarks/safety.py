@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import Config, ModelConfig, OptimConfig
-from vit_jax.ledger import Ledger
-from vit_jax.losses import softmax_loss
-from vit_jax.metrics import Metrics
+from vit_jax.metrics.step_log import Ledger
+from vit_jax.metrics.writer import Metrics
 from vit_jax.models.vit import vit
-from vit_jax.optim import optimizer
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.optim.optimizer import optimizer
 from vit_jax.pulse import Pulse
+from vit_jax.runtime.preemption import Stopping
+from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.step import abstract_params, init_state, train_step
-from vit_jax.stopping import Stopping
-from vit_jax.watchdog import Watchdog
 
 SHAPES = {
   'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96),

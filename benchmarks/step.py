@@ -20,8 +20,8 @@ import numpy as np
 import optax
 
 from vit_jax.config import ModelConfig
-from vit_jax.losses import softmax_loss
 from vit_jax.models.vit import vit
+from vit_jax.optim.losses import softmax_loss
 from vit_jax.step import TrainState, train_step
 
 # The model, the images' size, a batch, and its parts.

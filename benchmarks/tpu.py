@@ -15,8 +15,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from vit_jax.commands.plan import QUIET
-from vit_jax.commands.results import working
+from vit_jax.cli.plan import QUIET
+from vit_jax.cli.results import working
 
 ROOT = Path(__file__).parents[1]
 SLICES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
@@ -38,9 +38,9 @@ def rows(cases: list[str], slices: list[str], *, blocks: str, attentions: list[s
 
 def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str]:
   """One row."""
-  from vit_jax.cloud.plan import plan
-  from vit_jax.cloud.topologies import topology
-  from vit_jax.entry import read_config
+  from vit_jax.cli.jobs import read_config
+  from vit_jax.tpu.plan import plan
+  from vit_jax.tpu.topologies import topology
 
   (variant, side), (images, fsdp), place = case.split('@'), CASES[case], topology(where)
   changed = {'data.size': f'{side},{side}', 'mesh.fsdp': fsdp, 'model.attention': attention} | BLOCKS[blocks]

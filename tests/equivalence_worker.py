@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
-from vit_jax.losses import LOSSES, softmax_loss
-from vit_jax.mesh import make_mesh
+from vit_jax.optim.losses import LOSSES, softmax_loss
+from vit_jax.sharding.mesh import make_mesh
 from vit_jax.train import hosts, prefetch, train
 
 # Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'. SGD: Adam's first step is the

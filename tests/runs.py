@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax.checkpoint import read_whole
-from vit_jax.cloud.local import environment, free_port
-from vit_jax.keeping import steps
+from vit_jax.checkpoint.io import read_whole
+from vit_jax.checkpoint.manager import steps
+from vit_jax.launch.local import environment, free_port
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {

@@ -23,12 +23,12 @@ from vit_jax.config import (
   total_steps,
   validate,
 )
+from vit_jax.config_checks import flat_types
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.fields import flat_types
-from vit_jax.losses import LOSSES, MASK_LOSSES
 from vit_jax.models.masked import TARGETS
 from vit_jax.models.vit import GELU, REMAT
-from vit_jax.optim import DECAYS, RULES
+from vit_jax.optim.losses import LOSSES, MASK_LOSSES
+from vit_jax.optim.optimizer import DECAYS, RULES
 
 
 def changed(**settings) -> Config:

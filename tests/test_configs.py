@@ -11,9 +11,9 @@ import pytest
 
 from vit_jax.config import Config, duration, validate
 from vit_jax.models.families import build
-from vit_jax.optim import optimizer, schedule
+from vit_jax.optim.optimizer import optimizer, schedule
 from vit_jax.step import abstract_params, init_state, train_step
-from vit_jax.task import task_of
+from vit_jax.training.task import task_of
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 CLASSES = {'imagenet': 1000, 'imagenet21k': 21_843, 'jft': 18_291, 'cifar100': 100, 'pets': 37, 'flowers': 102}

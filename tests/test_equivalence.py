@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from tests.equivalence_worker import CONFIG
-from vit_jax.keeping import load_params
-from vit_jax.metrics import read_metrics
+from vit_jax.checkpoint.manager import load_params
+from vit_jax.metrics.writer import read_metrics
 
 ROOT = Path(__file__).parents[1]
 QUICK = '--xla_backend_optimization_level=0'  # To compile, which is most of the work here.

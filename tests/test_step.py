@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from vit_jax.config import ModelConfig
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.vit import vit
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.step import abstract_params, init_state, predict, refused, train_step
 
 SIZE, K = (8, 8), 5

@@ -13,11 +13,11 @@ import pytest
 import simplejpeg
 
 import vit_jax
+from vit_jax.checkpoint.manager import load_params
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.order import shuffled
 from vit_jax.errors import DivergedError, UserError
-from vit_jax.keeping import load_params
-from vit_jax.metrics import read_metrics
+from vit_jax.metrics.writer import read_metrics
 from vit_jax.train import due, train
 
 # Everything that draws at random is on: a step that was done again or left out would show.

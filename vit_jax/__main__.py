@@ -3,9 +3,21 @@
 import os
 import sys
 
-from vit_jax.commands import data, doctor, evaluate, export, figures, launch, plan, predict, selftrain, tables, verify
-from vit_jax.commands.arguments import Parser
-from vit_jax.entry import one_line_errors
+from vit_jax.cli import (
+  data,
+  doctor,
+  evaluate,
+  export,
+  figures,
+  launch,
+  plan,
+  predict,
+  selftrain,
+  tables,
+  verify,
+)
+from vit_jax.cli.arguments import Parser
+from vit_jax.cli.jobs import one_line_errors
 
 
 def parser() -> Parser:

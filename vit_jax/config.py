@@ -9,9 +9,8 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from vit_jax.config_checks import CHOICES, RANGES, flat_types, in_words, is_of
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.fields import flat_types, in_words, is_of
-from vit_jax.limits import CHOICES, RANGES
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,8 +4,8 @@ import collections
 
 import jax
 
-from vit_jax.stopping import Stopping
-from vit_jax.watchdog import Watchdog
+from vit_jax.runtime.preemption import Stopping
+from vit_jax.runtime.watchdog import Watchdog
 
 AHEAD = 3  # Steps that are given to the devices before the first of them has to be done.
 

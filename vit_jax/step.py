@@ -11,10 +11,11 @@ import optax
 from jax.sharding import PartitionSpec
 
 from vit_jax.data.augment import mixup
-from vit_jax.losses import targets_of
-from vit_jax.mesh import Mesh, state_specs, sum_over_devices, whole
 from vit_jax.models.norm import learned
-from vit_jax.spikes import is_spike
+from vit_jax.optim.losses import targets_of
+from vit_jax.optim.spike_guard import is_spike
+from vit_jax.sharding.fsdp import sum_over_devices, whole
+from vit_jax.sharding.mesh import Mesh, state_specs
 
 
 @flax.struct.dataclass

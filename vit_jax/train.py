@@ -13,6 +13,8 @@ import numpy as np
 import optax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.run_directory import describe, refuse_other_run
 from vit_jax.config import Config, due, duration, labelled, total_steps, validate
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.loader import eval_batches, most_bad, train_batches
@@ -20,10 +22,23 @@ from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.evaluate.protocols import examiner, open_all
 from vit_jax.evaluate.subject import Subject
-from vit_jax.failures import Failures
-from vit_jax.keeping import Checkpoints
-from vit_jax.ledger import Ledger, open_ledger
-from vit_jax.mesh import (
+from vit_jax.metrics.step_log import Ledger, open_ledger
+from vit_jax.metrics.writer import (
+  Metrics,
+  Stopwatch,
+  at_steps,
+  draw_curves,
+  evaluations,
+  examinations,
+  in_words,
+)
+from vit_jax.optim.optimizer import optimizer, schedule
+from vit_jax.pulse import Pulse
+from vit_jax.runtime.crash_log import Failures
+from vit_jax.runtime.preemption import Stopping
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.sharding.fsdp import sums_over_devices
+from vit_jax.sharding.mesh import (
   Mesh,
   any_host,
   compiler_options,
@@ -34,19 +49,12 @@ from vit_jax.mesh import (
   rows,
   state_shardings,
   state_specs,
-  sums_over_devices,
   to_global,
   undivided,
 )
-from vit_jax.metrics import Metrics, Stopwatch, at_steps, draw_curves, evaluations, examinations, in_words
-from vit_jax.optim import optimizer, schedule
-from vit_jax.pulse import Pulse
-from vit_jax.run_directory import describe, refuse_other_run
-from vit_jax.start import first_state, open_sources
 from vit_jax.step import TrainState, abstract_params, predict_from_shares, train_step
-from vit_jax.stopping import Stopping
-from vit_jax.task import task_of
-from vit_jax.watchdog import Watchdog
+from vit_jax.training.setup import first_state, open_sources
+from vit_jax.training.task import task_of
 
 CLOCKS = ('log_every', 'eval_every', 'evals_every', 'save_every', 'keep_every')
 

@@ -16,7 +16,7 @@ from vit_jax.data.pseudo import begin, facts_of, finish, write_part
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
-from vit_jax.losses import LOSSES, multi_hot
+from vit_jax.optim.losses import LOSSES, multi_hot
 
 LABELLED, UNLABELLED = 'train[:60]', 'train[60:200]'
 

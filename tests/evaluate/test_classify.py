@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vit_jax.evaluate.classify import classify, count
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import make_mesh, to_global
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.sharding.mesh import make_mesh, to_global
 
 K = 12
 LOGITS = lambda params, images: images.reshape(len(images), -1)[:, :K] * params

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.subject import StoppedError, alone
-from vit_jax.mesh import make_mesh, spread, state_shardings
+from vit_jax.sharding.mesh import make_mesh, spread, state_shardings
 
 
 @pytest.fixture(params=[1, 4], ids=['whole', 'shares'])

@@ -12,11 +12,11 @@ import pytest
 from vit_jax.config import DataConfig, ModelConfig
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import everywhere, make_mesh, rows
 from vit_jax.models import attention
 from vit_jax.models.attention import attend, works
 from vit_jax.models.vit import vit
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.sharding.mesh import everywhere, make_mesh, rows
 from vit_jax.step import init_state, train_step
 
 

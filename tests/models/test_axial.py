@@ -11,13 +11,13 @@ import pytest
 from tests.models.test_vit import CLASSES, SIZE, added, attention, embed, images, jit, mlp, norm, random_params, sincos
 from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.axial import AxialBlock
 from vit_jax.models.families import build
 from vit_jax.models.vit import EncoderBlock
-from vit_jax.optim import optimizer
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.optim.optimizer import optimizer
 from vit_jax.paper.published import published
+from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 # A grid of 2x6: rows and columns differ in length.

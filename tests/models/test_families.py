@@ -9,15 +9,15 @@ import pytest
 
 from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.axial import AxialVisionTransformer
 from vit_jax.models.axial_resnet import AxialResNet
 from vit_jax.models.efficientnet import EfficientNet
 from vit_jax.models.families import build, family
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.optim import optimizer
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.optim.optimizer import optimizer
+from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 NAMES = {

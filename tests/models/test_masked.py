@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vit_jax.config import Config, DataConfig, MaskConfig, ModelConfig
-from vit_jax.draws import own_rows
 from vit_jax.errors import UserError
 from vit_jax.models.masked import colours, corrupted, draw, fixed_draw, masked, pixels
+from vit_jax.sharding.prng import own_rows
 from vit_jax.step import abstract_params
 
 B, N, M = 4000, 20, 10

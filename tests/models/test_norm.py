@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from vit_jax.config import OptimConfig
-from vit_jax.losses import softmax_loss
-from vit_jax.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.models.norm import EPSILON, BatchNorm
-from vit_jax.optim import optimizer
+from vit_jax.optim.losses import softmax_loss
+from vit_jax.optim.optimizer import optimizer
+from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 SIZE, STEPS, MOMENTUM = (4, 3), 5, 0.9

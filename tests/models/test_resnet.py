@@ -14,10 +14,10 @@ import vit_jax
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.mesh import make_mesh
 from vit_jax.models.families import build
 from vit_jax.models.variants import resnet_shape, taps
 from vit_jax.pretrained.resnet_names import to_bit
+from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import abstract_params
 
 SMALL = {'stem_width': 32}

@@ -9,9 +9,9 @@ import pytest
 
 from tests.test_configs import assert_a_step_traces
 from vit_jax.__main__ import parser
+from vit_jax.cli.jobs import read_config
 from vit_jax.config import Config, total_steps, validate
 from vit_jax.data.known import KNOWN
-from vit_jax.entry import read_config
 from vit_jax.errors import UserError
 from vit_jax.models.families import build
 from vit_jax.paper.full import rests_on_jft, standin

@@ -272,11 +272,11 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
   """A run of ours, and the same parameters written out for timm."""
   import jax
 
+  from vit_jax.checkpoint.manager import Checkpoints
+  from vit_jax.checkpoint.run_directory import describe
   from vit_jax.config import Config, DataConfig
-  from vit_jax.keeping import Checkpoints
   from vit_jax.models.vit import vit
-  from vit_jax.optim import optimizer, schedule
-  from vit_jax.run_directory import describe
+  from vit_jax.optim.optimizer import optimizer, schedule
   from vit_jax.step import abstract_params, init_state
 
   model_config = ModelConfig(variant='B/16', **TINY, gelu='erf')

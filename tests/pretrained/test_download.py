@@ -235,7 +235,9 @@ def test_a_bucket_without_its_library_names_what_to_install(tmp_path):
   try:
     import gcsfs  # noqa: F401
   except ImportError:
-    with pytest.raises(UserError, match=r"pip install 'vit-jax\[gcp\]'.*https://storage.googleapis.com/vit_models/sam/ViT-B_16.npz"):
+    with pytest.raises(
+      UserError, match=r"pip install 'vit-jax\[gcp\]'.*https://storage.googleapis.com/vit_models/sam/ViT-B_16.npz"
+    ):
       fetch('gs://vit_models/sam/ViT-B_16.npz', directory=tmp_path)
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault('XLA_FLAGS', '')
 
 from tests.runs import Run, account, finished
-from vit_jax.keeping import steps as saved
+from vit_jax.checkpoint.manager import steps as saved
 
 HEARTBEAT = 10  # Seconds.
 FLAGS = ('--config.save_every=5', '--config.eval_every=40', f'--hosts_heartbeat={HEARTBEAT}')

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.soak.saver import like, made, same
-from vit_jax.keeping import Checkpoints
+from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.step import TrainState
 
 Damage = Callable[[Path], object]

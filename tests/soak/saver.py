@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checkpoint import examine
-from vit_jax.keeping import Checkpoints, steps
+from vit_jax.checkpoint.io import examine
+from vit_jax.checkpoint.manager import Checkpoints, steps
 from vit_jax.step import TrainState
 
 SLOW = 300  # Seconds after which a trainer that has not got anywhere is an error.

@@ -23,7 +23,7 @@ from vit_jax.data import images
 from vit_jax.data.fingerprint import content, differences
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.storage import read_object, writable, write_whole
+from vit_jax.runtime.files import read_object, writable, write_whole
 
 PART = 1 << 16  # Examples in a file: at most so many are labelled again after a kill.
 AGAIN = 'remove {} to have it made anew'

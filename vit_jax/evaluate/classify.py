@@ -12,8 +12,8 @@ import numpy as np
 
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
-from vit_jax.losses import multi_hot
-from vit_jax.mesh import everywhere, make_mesh, rows, to_global
+from vit_jax.optim.losses import multi_hot
+from vit_jax.sharding.mesh import everywhere, make_mesh, rows, to_global
 
 AHEAD = 2  # Batches on their way through the devices at a time.
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
+from vit_jax.checkpoint.checksum import named
 from vit_jax.data.pseudo import PART, begin, facts_of, file_name, finish, is_labelled, write_part
 from vit_jax.data.sources import Source
-from vit_jax.digest import named
-from vit_jax.evaluate.classes import match_classes
 from vit_jax.evaluate.predict import PROBABILITIES, data_config, refuse_unfit
 from vit_jax.evaluate.subject import alone
+from vit_jax.pretrained.class_names import match_classes
 
 
 def label(

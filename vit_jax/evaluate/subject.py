@@ -14,7 +14,8 @@ import numpy as np
 
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
-from vit_jax.mesh import Mesh, everywhere, make_mesh, rows, rows_over_devices, state_shardings, state_specs, to_global
+from vit_jax.sharding.fsdp import rows_over_devices
+from vit_jax.sharding.mesh import Mesh, everywhere, make_mesh, rows, state_shardings, state_specs, to_global
 from vit_jax.step import features_from_shares, predict_from_shares
 
 TOP = 5

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from vit_jax.errors import UserError
 from vit_jax.kernels import attention as kernel
-from vit_jax.mesh import target
+from vit_jax.sharding.mesh import target
 
 
 def self_attention(x: jax.Array, bias: jax.Array, heads: int, how: str) -> jax.Array:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from vit_jax.config import ModelConfig
+from vit_jax.config_checks import CHOICES
 from vit_jax.errors import UserError
-from vit_jax.limits import CHOICES
 from vit_jax.models.axial import axial
 from vit_jax.models.axial_resnet import axial_resnet
 from vit_jax.models.efficientnet import efficientnet

@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.mesh import describe_mesh, make_mesh
-from vit_jax.metrics import read_metrics
+from vit_jax.metrics.writer import read_metrics
 from vit_jax.paper.runs import ROOT, Run, chain, digest, spelled, sweep, ways, workdir
+from vit_jax.sharding.mesh import describe_mesh, make_mesh
 from vit_jax.train import train
 
 COLUMNS = ('row', 'column', 'metric', 'value', 'steps', 'seed', 'hours', 'device', 'commit', 'config', 'digest')

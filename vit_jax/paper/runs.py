@@ -9,10 +9,10 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-from vit_jax.cloud.plan import with_settings
+from vit_jax.checkpoint.run_directory import FREE
 from vit_jax.config import Config, flat, validate
 from vit_jax.errors import UserError
-from vit_jax.run_directory import FREE
+from vit_jax.tpu.plan import with_settings
 
 ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
 SEEDS = (0, 1, 2)

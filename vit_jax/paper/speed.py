@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
-from vit_jax.mesh import describe_mesh, everywhere, make_mesh, rows
 from vit_jax.models.families import build
 from vit_jax.paper.published import published
+from vit_jax.sharding.mesh import describe_mesh, everywhere, make_mesh, rows
 from vit_jax.step import predict
 
 LARGEST = 1024  # Images for each device.

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vit_jax.cloud.topologies import GENERATIONS
 from vit_jax.config import Config, total_steps
 from vit_jax.data.known import KNOWN
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build
 from vit_jax.paper import full
-from vit_jax.paper.cost import MFU, chip_hours, exaflops
 from vit_jax.paper.published import CELLS, cells, figure_13, number
 from vit_jax.paper.runs import Run, chain, command, digest, sweep, workdir
+from vit_jax.tpu.cost import MFU, chip_hours, exaflops
+from vit_jax.tpu.topologies import GENERATIONS
 
 NO_JFT = 'rests on JFT-300M: not reproducible outside Google; --standin puts ImageNet-21k, the nearest public set, in its place'
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
-from vit_jax.places import cache_dir
+from vit_jax.runtime.files import cache_dir
 
 TRIES = 5  # In a row without a new byte.
 WAIT = 1.0  # Seconds before the second try; each later one waits twice as long.

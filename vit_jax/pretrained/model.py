@@ -12,8 +12,8 @@ import numpy as np
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Prediction, predictions
-from vit_jax.mesh import everywhere, make_mesh, rows, to_global
 from vit_jax.models.families import article, build, family
+from vit_jax.sharding.mesh import everywhere, make_mesh, rows, to_global
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

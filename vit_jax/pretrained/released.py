@@ -9,9 +9,10 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
+from vit_jax.checkpoint.manager import load_params
+from vit_jax.checkpoint.run_directory import read_config, read_labels, read_preprocessing
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.keeping import load_params
 from vit_jax.models.families import build
 from vit_jax.pretrained.adapt import MASKING, PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
@@ -26,7 +27,6 @@ from vit_jax.pretrained.npz import place, read_google
 from vit_jax.pretrained.resample import METHODS, pi_resize
 from vit_jax.pretrained.resnet_names import is_resnet, read_resnet
 from vit_jax.pretrained.timm_names import is_timm, read_timm
-from vit_jax.run_directory import read_config, read_labels, read_preprocessing
 
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.

@@ -1,0 +1,120 @@
+"""SIGTERM and Ctrl-C, as they come: to one process, to a group, to one host of two, while training, evaluating and starting."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.runs import ROOT, Run, account, finished, stopped_at
+from vit_jax.runtime.preemption import Stopping
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory) -> dict:
+  """The account of a run on one host with two devices."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  finished(workdir)
+  return account(workdir)
+
+
+def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
+  workdir = tmp_path / 'run'
+  with Run(workdir, '--config.data.workers=1', start=0) as run:
+    run.until('step 5/60')
+    run.send(signal.SIGTERM, group=True)
+    assert run.codes() == [75], run.text()
+    first = stopped_at(run.text())
+    assert first >= 5
+  with Run(workdir, hosts=2, devices=1, start=1) as run:
+    run.until(f'step {first + 3}/60')
+    run.send(signal.SIGTERM, host=1)
+    assert run.codes() == [75, 75], run.text() + run.text(1)
+    second = stopped_at(run.text())
+    assert second >= first + 3
+    assert f'going on after step {first}' in run.text()
+  with Run(workdir, start=2) as run:
+    run.until('step 40/60  loss')
+    run.send(signal.SIGINT)
+    assert run.codes() == [130], run.text()
+    assert stopped_at(run.text()) >= 40  # Where that was before its evaluation ended, it is made up for.
+  finished(workdir)
+  assert account(workdir) == uninterrupted
+
+
+def test_before_the_first_step_a_run_ends_at_once(tmp_path):
+  with Run(tmp_path / 'run') as run:
+    time.sleep(2)
+    run.send(signal.SIGTERM)
+    began = time.monotonic()
+    assert run.codes() in ([75], [143])  # On a slow machine, Python itself may not be there yet.
+    assert time.monotonic() - began < 30
+  assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
+LISTEN = """
+import sys, time
+sys.path.insert(0, {root!r})
+from vit_jax.runtime.preemption import Stopping
+stopping = Stopping()
+stopping.listen()
+stopping.begin()
+print('listening', flush=True)
+{then}
+"""
+WAIT = 'while not stopping.asked(): time.sleep(0.01)\nstopping.end(); time.sleep(1); sys.exit(stopping.exit_code)'
+HANG = 'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Python's handlers never run.
+
+
+@pytest.mark.parametrize(
+  ('then', 'signals', 'code'),
+  [
+    (WAIT, [signal.SIGTERM], 75),
+    (WAIT, [signal.SIGTERM, signal.SIGTERM], 75),
+    (WAIT, [signal.SIGTERM, signal.SIGINT], 75),
+    (WAIT, [signal.SIGINT], 130),
+    (HANG, [signal.SIGINT, signal.SIGINT], 130),
+  ],
+)
+def test_the_exit_code_says_which_signal_it_was(then, signals, code):
+  command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=then)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    assert process.stdout.readline() == 'listening\n'
+    for number in signals:
+      process.send_signal(number)
+      time.sleep(0.2)
+    _, err = process.communicate(timeout=50)
+  assert process.returncode == code
+  assert err.startswith(f'{signals[0].name}: saving and stopping\n')
+
+
+BETWEEN = 'stopping.more = True; stopping.end(); print("between", flush=True); ' + HANG
+
+
+def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process():
+  command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=BETWEEN)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    assert [process.stdout.readline() for _ in range(2)] == ['listening\n', 'between\n']
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=50)
+  assert (process.returncode, err) == (75, 'SIGTERM: there is nothing to save yet\n')
+
+
+def test_hosts_stop_at_one_question_whichever_of_them_was_told():
+  """Two of them, in step; a vote is what either said."""
+  told = [False, True]
+  ours, theirs = Stopping(), Stopping()
+  for stopping in (ours, theirs):
+    stopping.begin(lambda said: any(told))
+  assert [ours.asked(), theirs.asked(), ours.asked(), theirs.asked()] == [False] * 4
+  assert [ours.asked(), theirs.asked()] == [True, True]
+  assert ours.exit_code == 75
+
+
+def test_one_that_does_not_listen_is_never_told():
+  stopping = Stopping()
+  stopping.begin()
+  assert not stopping.asked()
+  stopping.end()
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

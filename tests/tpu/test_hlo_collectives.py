@@ -1,0 +1,191 @@
+"""Bytes over the network: by hand on a text, and against closed forms on the compiled train step."""
+
+import jax
+import optax
+import pytest
+
+from vit_jax.cli.plan import QUIET
+from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
+from vit_jax.errors import UserError
+from vit_jax.models.vit import vit
+from vit_jax.optim.optimizer import BLOCKS, optimizer, path_of
+from vit_jax.sharding.mesh import distant_devices, make_mesh
+from vit_jax.step import abstract_params
+from vit_jax.tpu.hlo_collectives import collective_bytes
+from vit_jax.train import compiled_step
+from vit_jax.training.setup import abstract_state
+
+HLO = """HloModule jit_train_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[4,8]) -> bf16[16,8] {
+  ROOT %all-gather.7 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['x'=4] {'x'}, frontend_attributes={chain_id="0"}
+}
+
+%fused.2 (p: bf16[4,8]) -> bf16[16,8] {
+  ROOT %all-gather.8 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['x'=4] {'x'}, frontend_attributes={chain_id="0"}
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %whole = f32[64]{0:T(512)} fusion(%p), kind=kLoop
+  %other = bf16[8]{0} fusion(%p), kind=kLoop
+  %fusion.1 = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%fused
+  %fusion.2 = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%fused.2
+  ROOT %reduce-scatter.1 = (f32[16]{0}, bf16[2]{0}) reduce-scatter(%whole, %other), channel_id=1, dimensions={0}, to_apply=%add
+}
+
+%all-reduce-scatter.1 (input: f32[30,8]) -> f32[8,8] {
+  %input = f32[30,8]{1,0:T(8,128)} parameter(0)
+  %all-reduce.5 = f32[32,8]{1,0:T(8,128)} all-reduce(%pad), channel_id=24, to_apply=%add
+  ROOT %slice = f32[8,8]{1,0} dynamic-slice(%all-reduce.5)
+}
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  ROOT %flag = pred[] parameter(0)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %while.1 = (s32[], f32[4]) while(%p), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %all-reduce-start.1 = (f32[10,10]{1,0}, f32[]) all-reduce-start(%p, %q), channel_id=1, to_apply=%add
+  %all-reduce-done.1 = (f32[10,10]{1,0}, f32[]) all-reduce-done(%all-reduce-start.1)
+  %all-gather-start.1 = ((f32[4]{0}, bf16[2]{0}), (f32[16]{0}, /*index=1*/bf16[8]{0})) all-gather-start(%p, %q), channel_id=1
+  %collective-permute-start.1 = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), channel_id=3
+  %fusion.3 = f32[8,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %copy = f32[4]{0} copy(%p)
+}
+"""  # noqa: E501
+
+
+def test_loops_count_as_they_run_and_what_several_fusions_work_at_counts_once():
+  assert collective_bytes(HLO) == {
+    'all-reduce': 4 * 101,
+    'all-gather': 12 * 2 * 128 + 4 * 16 + 2 * 8,
+    'reduce-scatter': 12 * (4 * 64 + 2 * 8) + 4 * 30 * 8,
+    'collective-permute': 4 * 4,
+  }
+
+
+def test_a_text_that_is_no_program_is_an_error():
+  with pytest.raises(ValueError, match='no ENTRY'):
+    collective_bytes('hello')
+
+
+def small_run(*, devices=None, width=0, mlp=0, heads=4, unroll=1, fsdp=1, accumulate=1, grad_dtype='float32', **model):
+  """The arguments of `compiled_step` for a small run over `devices`, or the eight that are here."""
+  config = validate(
+    Config(
+      data=DataConfig(batch=32, size=(8, 8)),
+      model=ModelConfig(variant='mu/4', depth=3, width=width, mlp=mlp, heads=heads, unroll=unroll, **model),
+      optim=OptimConfig(name='sgd', accumulate=accumulate, grad_dtype=grad_dtype),
+      mesh=MeshConfig(fsdp=fsdp),
+      steps=10,
+    )
+  )
+  model, lr = vit(config.model, 10), optax.constant_schedule(0.1)
+  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  mesh = make_mesh(fsdp, batches={}, devices=devices)
+  state = abstract_state(config, model=model, tx=tx, mesh=mesh)
+  return {'config': config, 'model': model, 'tx': tx, 'lr': lr, 'mesh': mesh, 'state': state, 'labels': 1}
+
+
+def compiled_text(**kwargs):
+  """(the compiled train step of a small run, its parameters)."""
+  run = small_run(**kwargs)
+  return compiled_step(**run).as_text(), run['state'].params
+
+
+def parts(params) -> tuple[int, int, int]:
+  """(elements in all, those split over 'fsdp' in blocks, those split elsewhere)."""
+  count = lambda keep: sum(leaf.size for keys, leaf in jax.tree.leaves_with_path(params) if keep(path_of(keys), leaf))
+  split = lambda leaf: 'fsdp' in leaf.sharding.spec
+  inside = lambda path: path.startswith(BLOCKS)
+  return (
+    count(lambda path, leaf: True),
+    count(lambda path, leaf: split(leaf) and inside(path)),
+    count(lambda path, leaf: split(leaf) and not inside(path)),
+  )
+
+
+def norms(params) -> int:
+  """Bytes of the squared norms of the gradients that are split: each device knows its share's."""
+  return 4 * sum('fsdp' in leaf.sharding.spec for leaf in jax.tree.leaves(params))
+
+
+SCALARS = 4 + 4 + 4  # The loss, and the batch's examples and skipped examples.
+
+
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_data_parallel_is_one_all_reduce_of_the_gradients(unroll, accumulate):
+  hlo, params = compiled_text(unroll=unroll, accumulate=accumulate)
+  assert collective_bytes(hlo) == {'all-reduce': 4 * parts(params)[0] + SCALARS}
+
+
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize('fsdp', [4, 8])
+def test_fsdp_gathers_parameters_twice_and_sums_their_gradients_once(fsdp, remat):
+  """On a CPU each device sums the whole gradient, and cuts its share."""
+  hlo, params = compiled_text(width=256, mlp=512, fsdp=fsdp, remat=remat)
+  everything, blocks, others = parts(params)
+  assert blocks > 0.9 * everything
+  shares = (blocks + others) // fsdp if fsdp < 8 else 0  # Summed once more, over the axis data.
+  assert collective_bytes(hlo) == {
+    'all-gather': 4 * (2 * blocks + others),  # A block's in the forward pass and again in the backward pass.
+    'all-reduce': 4 * (everything + shares) + norms(params) + SCALARS,
+  }
+
+
+def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
+  """Chips to compile for; the test is skipped where their compiler is not installed."""
+  for name, value in QUIET.items():
+    monkeypatch.setenv(name, value)
+  try:
+    return distant_devices(topology)
+  except UserError as error:
+    pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize(('grad_dtype', 'size'), [('float32', 4), ('bfloat16', 2)])
+def test_a_tpus_program_sums_gradients_once_in_that_dtype(monkeypatch, unroll, grad_dtype, size):
+  devices = slice_of_tpus(monkeypatch)
+  hlo, params = compiled_text(devices=devices, width=256, unroll=unroll, dtype='bfloat16', grad_dtype=grad_dtype)
+  assert collective_bytes(hlo) == {'all-reduce': size * parts(params)[0] + SCALARS}
+
+
+def needed_by_fsdp(params, steps: float = 1) -> dict[str, float]:
+  """Parameters gathered twice in bfloat16, and their gradients summed to shares once, in `steps` times the bytes."""
+  everything, blocks, others = parts(params)
+  return {
+    'all-gather': 2 * (2 * blocks + others),
+    'reduce-scatter': 4 * (blocks + others) * steps,
+    'all-reduce': 4 * (everything - blocks - others) + norms(params) + SCALARS,
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('unroll', [0, 1])
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll, remat):
+  devices = slice_of_tpus(monkeypatch)
+  hlo, params = compiled_text(devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16')
+  found = collective_bytes(hlo)
+  assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())  # Rows that make a share's side a multiple of 32.
+  assert found == needed_by_fsdp(params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('width', 'heads'), [(768, 12), (1024, 16), (1280, 16)])
+@pytest.mark.parametrize(('topology', 'fsdp', 'steps'), [('v5e:2x2', 4, 1), ('v5e:4x4', 16, 1 + 1 / 4)])
+def test_a_tpus_program_scatters_sums_at_the_widths_of_b_l_and_h(monkeypatch, width, heads, topology, fsdp, steps):
+  """Over a whole slice of eight and up in two steps, the second with what the first has left."""
+  devices = slice_of_tpus(monkeypatch, topology)
+  sizes = {'width': width, 'mlp': 4 * width, 'heads': heads}
+  hlo, params = compiled_text(devices=devices, **sizes, fsdp=fsdp, dtype='bfloat16')
+  found = collective_bytes(hlo)
+  assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())
+  assert found == needed_by_fsdp(params, steps)

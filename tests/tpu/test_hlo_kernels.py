@@ -1,0 +1,33 @@
+"""The attention kernel through the compilers of real TPUs, where libtpu is installed."""
+
+import pytest
+
+from vit_jax.cli.plan import QUIET
+from vit_jax.errors import UserError
+from vit_jax.kernels.attention import fits
+from vit_jax.sharding.mesh import distant_devices
+from vit_jax.tpu.hlo_kernels import kernel_cycles
+
+# Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels of a head 72, 96 and 128;
+# L/14 at 518.
+SHAPES = [
+  (197, 768, 12), (197, 1024, 16), (257, 1280, 16), (257, 1408, 16), (257, 1664, 16),
+  (577, 768, 12), (577, 1024, 16), (197, 1152, 16), (50, 384, 4), (50, 384, 3), (1370, 1024, 16),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
+def test_every_generation_takes_the_kernel_where_it_is_said_to_fit(topology, monkeypatch):
+  for name, value in QUIET.items():
+    monkeypatch.setenv(name, value)
+  try:
+    chip = distant_devices(topology)[0].device_kind
+  except UserError as error:
+    pytest.skip(str(error))
+  fitting = [shape for shape in SHAPES if fits(*shape, chip)]
+  assert len(fitting) >= (8 if chip == 'TPU v4' else len(SHAPES))
+  for n, d, heads in fitting:
+    cycles = kernel_cycles(topology, b=2, n=n, d=d, heads=heads, dtype='bfloat16')
+    assert 0 < cycles['attention_forward'] < cycles['attention_backward'], (n, d, heads)

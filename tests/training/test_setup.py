@@ -1,0 +1,60 @@
+"""What a run starts from, on whatever mesh it starts: the state that another mesh saved, to the bit."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
+from vit_jax.models.families import build
+from vit_jax.sharding.mesh import make_mesh
+from vit_jax.training.setup import abstract_state, first_state, open_sources
+
+# Wide enough that some parameters are split over 'fsdp'.
+CONFIG = Config(
+  data=DataConfig(train='builtin:digits', size=(8, 8)),
+  model=ModelConfig(variant='mu/4', depth=2, width=256, heads=4),
+  optim=OptimConfig(ema=0.9),
+  steps=1,
+)
+
+
+def start(workdir, devices: int, fsdp: int, save: bool = False):
+  """The first state on a mesh of so many devices."""
+  config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=fsdp))
+  mesh = make_mesh(fsdp, batches={}, devices=jax.devices()[:devices])
+  model, checkpoints = build(config.model, 10), Checkpoints(workdir)
+  state, notes = first_state(config, checkpoints, model=model, tx=optax.adamw(1e-3), mesh=mesh)
+  if save:
+    checkpoints.save(state.replace(step=state.step + 7), 7)
+  checkpoints.close()
+  shapes = abstract_state(config, model=model, tx=optax.adamw(1e-3), mesh=mesh)
+  assert jax.tree.all(jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), state, shapes))
+  return state, notes
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A directory with what eight devices saved, each a share of it; and that."""
+  workdir = tmp_path_factory.mktemp('saved') / 'run'
+  state, notes = start(workdir, 8, 8, save=True)
+  assert notes == [] and int(state.step) == 0
+  return workdir, state
+
+
+@pytest.mark.parametrize(('devices', 'fsdp'), [(1, 1), (2, 1), (2, 2), (4, 2), (8, 1), (8, 8)])
+def test_what_eight_devices_saved_is_restored_on_any_mesh_to_the_bit(saved, devices, fsdp):
+  workdir, expected = saved
+  state, notes = start(workdir, devices, fsdp)
+  assert notes == ['going on after step 7'] and int(state.step) == 7
+  same = functools.partial(jax.tree.map, lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes())
+  assert jax.tree.all(same(state.replace(step=expected.step), expected))
+
+
+def test_the_sources_of_a_config_have_the_same_classes():
+  train, test = open_sources(CONFIG)
+  assert (len(train), len(test)) == (1297, 500) and train.label_names == test.label_names

@@ -1,0 +1,295 @@
+"""The checkpoints of a run, in WORKDIR/checkpoints/STEP: saved in the background, kept as long as asked, and taken up again.
+
+What there is, is what the directory lists: nothing is decided by what was begun, nor by a clock. On several hosts the first one
+lists, renames and deletes, and all go on by the same verdict.
+"""
+
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+
+from vit_jax.checkpoint.io import (
+  Damaged,
+  NotFinite,
+  Writer,
+  as_dict,
+  read_state,
+  read_whole,
+  refuse_other_digests,
+)
+from vit_jax.errors import StorageError, UserError
+from vit_jax.runtime.cluster import say
+from vit_jax.runtime.files import PAUSES, insist, reason, writable
+from vit_jax.runtime.run_lock import Lock
+from vit_jax.step import TrainState
+
+SLOWEST = 1800.0  # Seconds until a checkpoint that is still not written is given up, and the run with it.
+FAILURES = 3  # Saves in a row that may fail before the run ends.
+LEFT = re.compile(r'\d+\.(orbax-checkpoint-tmp.*|deleted)')  # What an interrupted save, or an interrupted deletion, leaves.
+
+
+class Checkpoints:
+  """The checkpoints of one run, for the one process (the first, of several hosts) that trains in its directory.
+
+  The newest `keep` and every one at a multiple of `keep_every` are kept. UserError where another process has the directory.
+  """
+
+  def __init__(self, workdir: Path, *, keep: int = 1, keep_every: int = 0):
+    self._workdir, self._place, self._keep, self._keep_every = workdir, workdir / 'checkpoints', keep, keep_every
+    self._opened, self._lock, self._saving = False, None, None
+    self._newest, self._failed, self._problem = -1, 0, ''  # A step; saves in a row that did, and how the last did.
+    self._writer = Writer()
+    if agreed('there' if workdir.exists() else ''):
+      self.open()
+
+  def open(self):
+    """Takes the directory for this process, and makes it if need be: at the latest the first save does so."""
+    if self._opened:
+      return
+    problem = ''
+    try:
+      if jax.process_index() == 0:
+        self._take()
+    except UserError as error:
+      problem = str(error)
+    if problem := agreed(problem):
+      raise UserError(problem)
+    self._opened, self._newest = True, self._find_newest()
+
+  def _take(self):
+    with writable(self._workdir):
+      insist(f'creating {self._place}', lambda: self._place.mkdir(parents=True, exist_ok=True))
+      self._lock = Lock(self._workdir)
+      self._sweep()
+
+  def restore(self, like: TrainState) -> TrainState | None:
+    """The newest intact state, laid out as `like` (shapes with shardings), bit for bit; None where nothing was ever saved.
+
+    Damaged ones that are newer are named with what is wrong, and moved to checkpoints/damaged. UserError where there are only
+    damaged ones, and where a checkpoint holds another architecture (its leaves are listed).
+    """
+    rejected: dict[int, str] = {}
+    while True:
+      left = [step for step in steps(self._place) if step not in rejected]
+      step = int(agreed(str(max(left, default=-1))))
+      if step < 0:
+        break
+      state, problem = self._try(step, like)
+      if not problem:
+        self._set_aside(rejected)
+        self._newest = step
+        return state
+      rejected[step] = problem
+      if jax.process_index() == 0:
+        say(f'{self._place / str(step)} is damaged: {problem}')
+    if agreed('damaged' if rejected or (self._place / 'damaged').is_dir() else ''):
+      raise UserError(
+        f'none of the checkpoints in {self._place} is intact, and starting again from step 0 is for you to decide: '
+        'choose another --workdir, or remove them'
+      )
+    return None
+
+  def _try(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
+    """(a state, what is wrong with it), by the judgement of all hosts."""
+    state, problem = None, ''
+    try:
+      state, expected = read_state(self._place / str(step), like)
+    except Damaged as error:
+      problem = str(error)
+    if problem := agreed(problem):
+      return None, problem
+    try:
+      refuse_other_digests(as_dict(state), expected)
+    except (Damaged, NotFinite) as error:  # The same on all hosts.
+      return None, str(error)
+    return state, ''
+
+  def save(self, state: TrainState, step: int):
+    """Copies the state off the devices, and writes it while training goes on. That of the newest saved step is saved already.
+
+    ValueError for an older step. StorageError where too many saves in a row have failed, or one does not end; UserError where
+    one was of numbers that are not finite.
+    """
+    self.open()
+    self.check()
+    self._settle()
+    if step < self._newest:
+      raise ValueError(f'step {step} is to be saved, and {self._newest} is saved')
+    if step == self._newest:
+      return
+    if self._failed >= FAILURES:
+      raise StorageError(f'{self._failed} checkpoints in a row could not be saved; the last was {self._problem}')
+    saving = Saving(self._place / str(step))
+    try:
+      self._writer.save(saving.path, state, step)
+      threading.Thread(target=self._wait, args=(saving,), name='checkpoint', daemon=True).start()
+    except OSError as error:
+      if jax.process_count() > 1:  # The others wait for this one.
+        raise StorageError(f'{saving.path} could not be made: {reason(error)}') from None
+      saving.end(error)
+    self._saving = saving
+
+  def check(self):
+    """Says at once what went wrong in the background, if anything did. To be called at every step: it costs nothing.
+
+    UserError where numbers to save were not finite, or another trainer has taken the directory over.
+    """
+    if self._lock:
+      self._lock.check()
+    if self._saving:
+      self._saving.tell()
+
+  def finish(self, state: TrainState, step: int):
+    """The last save, tried again where it fails, and `close`."""
+    for pause in (*PAUSES, 0):
+      self.save(state, step)
+      self._settle()
+      if not self._problem:
+        break
+      time.sleep(pause)
+    self.close()
+
+  def close(self):
+    """Waits until all is written, and lets another process have the directory. StorageError where the last save failed."""
+    self._settle()
+    self._writer.close()
+    if self._lock:
+      self._lock.release()
+    if self._problem:
+      raise StorageError(self._problem)
+
+  def _wait(self, saving: 'Saving'):
+    """In a thread of its own: for Orbax's to end."""
+    try:
+      self._writer.wait()
+      if jax.process_index() == 0:
+        self._delete_old()
+      saving.end(None)
+    except BaseException as error:  # Whatever it is, it is the main thread's.
+      saving.end(error)
+
+  def _settle(self):
+    """Waits for the save that goes on, and finds out what came of it: the same on all hosts."""
+    if not self._saving:
+      return
+    if not self._saving.done.wait(SLOWEST):
+      raise StorageError(f'{self._saving.path} is still not written after {SLOWEST:.0f} s')
+    self._saving.tell()
+    problem, step = agreed(self._saving.problem), int(self._saving.path.name)
+    self._newest = self._find_newest()
+    self._problem = problem if self._newest < step else ''
+    self._failed = self._failed + 1 if self._problem else 0
+    self._saving = None
+    if self._problem and jax.process_index() == 0:
+      self._sweep()
+
+  def _find_newest(self) -> int:
+    return int(agreed(str(max(steps(self._place), default=-1))))
+
+  def _delete_old(self):
+    """Each under another name first: a directory whose name is a step is whole. What can't be deleted is told, and stays."""
+    there = steps(self._place)
+    for step in sorted(set(there) - kept(there, self._keep, self._keep_every)):
+      gone = self._place / f'{step}.deleted'
+      try:
+        (self._place / str(step)).rename(gone)
+        remove(gone)
+      except OSError as error:
+        say(f'could not delete {gone}: {reason(error)}')
+
+  def _sweep(self):
+    """Removes what interrupted saves and deletions have left; nobody writes meanwhile."""
+    for path in self._place.iterdir():
+      if LEFT.fullmatch(path.name):
+        insist(f'removing {path}', lambda path=path: remove(path))
+
+  def _set_aside(self, rejected: dict[int, str]):
+    """Moves damaged checkpoints to where none is looked for."""
+    if not rejected or jax.process_index():
+      return
+    damaged = self._place / 'damaged'
+    damaged.mkdir(exist_ok=True)
+    for step in rejected:
+      free = next(to for i in range(10**6) if not (to := damaged / f'{step}{f"-{i}" if i else ""}').exists())
+      insist(f'moving {step} to {free}', lambda step=step, free=free: (self._place / str(step)).rename(free))
+      say(f'{self._place / str(step)} is moved to {free}')
+
+
+class Saving:
+  """A save that goes on."""
+
+  def __init__(self, path: Path):
+    self.path, self.done, self.problem, self._error, self._told = path, threading.Event(), '', None, False
+
+  def end(self, error: BaseException | None):
+    """What came of it."""
+    self._error = error
+    self.problem = f'{self.path} could not be saved: {reason(error)}' if error else ''
+    self.done.set()
+
+  def tell(self):
+    """Says once that it failed, if it did. NotFinite where that is why: going on would help nobody."""
+    if not self.done.is_set() or not self.problem:
+      return
+    if isinstance(self._error, NotFinite):
+      raise NotFinite(self.problem)
+    if not self._told:
+      say(self.problem)
+    self._told = True
+
+
+def load_params(workdir: Path) -> tuple[dict, int]:
+  """The parameters (their moving average, if the run keeps one) of the newest checkpoint, as NumPy arrays, and its step.
+
+  UserError where the run has saved nothing yet, and where that checkpoint is not what was saved.
+  """
+  while True:
+    step = max(steps(workdir / 'checkpoints'), default=None)
+    if step is None:
+      raise UserError(f'{workdir} holds no checkpoint yet')
+    path = workdir / 'checkpoints' / str(step)
+    try:
+      return next(iter(read_whole(path, 'ema', 'params').values())), step
+    except (Damaged, NotFinite) as error:
+      if path.exists():  # Else a run that goes on has deleted it, and has a newer one.
+        raise UserError(
+          f'{path} is damaged: {error}. `python -m vit_jax verify {workdir}` says which are good; '
+          'a run that goes on there moves the others aside'
+        ) from None
+
+
+def steps(place: Path) -> list[int]:
+  """Of the checkpoints in a directory, which need not be there: those that have got their names."""
+  if not place.is_dir():
+    return []
+  return [int(path.name) for path in insist(f'listing {place}', lambda: list(place.iterdir())) if is_step(path.name)]
+
+
+def is_step(name: str) -> bool:
+  """Whether it is a number as we write it."""
+  return re.fullmatch('0|[1-9][0-9]{0,17}', name) is not None
+
+
+def kept(steps: list[int], keep: int, keep_every: int) -> set[int]:
+  """The newest `keep`, and the multiples of `keep_every`."""
+  return {*sorted(steps)[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
+
+
+def remove(path: Path):
+  """A directory with all that is in it, or a link."""
+  shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def agreed(text: str) -> str:
+  """Of what the hosts say, what the first that says anything says: all get the same."""
+  if jax.process_count() == 1:
+    return text
+  line = np.frombuffer(text.encode()[:1024].ljust(1024, b'\0'), np.uint8)
+  said = [bytes(row).rstrip(b'\0').decode(errors='ignore') for row in process_allgather(line)]
+  return next(filter(None, said), '')

@@ -1,0 +1,66 @@
+"""figures: what a model learned, drawn and in numbers."""
+
+from pathlib import Path
+
+from vit_jax.cli.arguments import add_model, load_model
+from vit_jax.cli.results import as_csv, say, write
+
+
+def figures(args):
+  """Experiment 4 of the paper: filters, position embeddings, attention distance and attention maps of a model."""
+  import vit_jax
+  from vit_jax.paper.figures import numbers, papers, save, see, untrained
+
+  model = load_model(args)
+  source = images(args.images, model) if args.images else None
+  if source is None:
+    say('without --images there are neither attention distances nor attention maps')
+  seen = see(model, source)
+  out = Path(args.out)
+  for path in save(seen, out, title=Path(model.source).name, blur=max(model.model.shape.stride)):
+    print(path)
+  columns = {Path(model.source).name: numbers(seen), 'untrained': numbers(see(untrained(model), source))}
+  for name in args.beside:
+    other = vit_jax.load(name)
+    columns[Path(other.source).name] = numbers(see(other, images(args.images, other) if args.images else None))
+  rows = side_by_side(columns | papers())
+  write(as_csv(rows), str(out / 'numbers.csv'))
+  write(markdown(rows), str(out / 'numbers.md'))
+  print(out / 'numbers.csv', out / 'numbers.md', markdown(rows), sep='\n', end='')
+
+
+def images(places: list[str], model):
+  """Files, folders and patterns, or one source such as builtin:digits; of many, as many as the paper took, evenly spread."""
+  from vit_jax.data.sources import STORES, open_source
+  from vit_jax.evaluate.predict import Files, find_images
+  from vit_jax.paper.figures import MOST_IMAGES
+
+  if len(places) == 1 and places[0].partition(':')[0] in STORES and ':' in places[0]:
+    return open_source(places[0], '').spread(MOST_IMAGES)
+  paths = find_images(places)
+  step = max(1, len(paths) / MOST_IMAGES)
+  return Files(tuple(paths[int(i * step)] for i in range(min(len(paths), MOST_IMAGES))))
+
+
+def side_by_side(columns: dict[str, dict[str, float]]) -> list[tuple]:
+  """A row for each number, a column for each model; empty where there is none."""
+  names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
+  cell = lambda value: '' if value is None else f'{value:.3f}'
+  return [('', *columns), *((name, *(cell(numbers.get(name)) for numbers in columns.values())) for name in names)]
+
+
+def markdown(rows: list[tuple]) -> str:
+  """The same for people."""
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |\n'
+  return ''.join([line(rows[0]), '|---' * len(rows[0]) + '|\n', *map(line, rows[1:])])
+
+
+def add(commands):
+  """The arguments."""
+  command = commands.add_parser('figures', help=figures.__doc__, description=figures.__doc__)
+  command.set_defaults(function=figures)
+  what = 'files, folders and patterns, or a source such as builtin:digits: what attention is looked at on'
+  command.add_argument('--images', nargs='+', default=[], metavar='IMAGE', help=what)
+  command.add_argument('--out', default='figures', metavar='DIR', help='where they go; by default figures')
+  command.add_argument('--beside', nargs='+', default=[], metavar='SOURCE', help='other models whose numbers stand beside')
+  add_model(command)

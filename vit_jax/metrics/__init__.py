@@ -1,0 +1,1 @@
+"""Records of a run: step log, metrics.jsonl, TensorBoard, the progress line."""

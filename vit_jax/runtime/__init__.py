@@ -1,0 +1,1 @@
+"""A process that trains: cluster, signals, watchdog, crash log, run lock, small files."""

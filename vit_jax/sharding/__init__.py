@@ -1,0 +1,1 @@
+"""The device mesh, FSDP collectives and per-row random numbers."""

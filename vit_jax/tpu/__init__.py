@@ -1,0 +1,1 @@
+"""TPU programs compiled without a TPU: memory, cycles, collectives, slice topologies."""
