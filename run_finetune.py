@@ -5,7 +5,7 @@ python run_finetune.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VAL
 
 from pathlib import Path
 
-from vit_jax.cli.jobs import run_job
+from vit_jax.cli.jobs import run_train_job
 
 if __name__ == '__main__':
-  run_job(Path(__file__).parent / 'configs' / 'quickstart_finetune.py')
+  run_train_job(Path(__file__).parent / 'configs' / 'quickstart_finetune.py')

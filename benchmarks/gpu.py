@@ -22,14 +22,20 @@ import numpy as np
 from vit_jax.errors import UserError
 
 RESULTS = Path(__file__).parent / 'results.md'
-TIMM = {'Ti/16': 'vit_tiny_patch16_224', 'B/16': 'vit_base_patch16_224', 'L/16': 'vit_large_patch16_224'}
+TIMM = {
+  'Ti/16': 'vit_tiny_patch16_224',
+  'B/16': 'vit_base_patch16_224',
+  'L/16': 'vit_large_patch16_224',
+}
 CLASSES, RATE, DECAY, CLIP = 1000, 1e-3, 0.1, 1.0
 
 
 def arrays(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
   """uint8 images and their labels."""
   rng = np.random.default_rng(0)
-  return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8), rng.integers(0, CLASSES, batch)
+  return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8), rng.integers(
+    0, CLASSES, batch
+  )
 
 
 def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list[float]:
@@ -53,29 +59,35 @@ def ours(variant: str, args) -> dict:
   import optax
 
   from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-  from vit_jax.models.vit import vit
-  from vit_jax.optim.optimizer import optimizer
-  from vit_jax.sharding.mesh import make_mesh, peak_flops, state_shardings, to_global
+  from vit_jax.models.vit import build_vit
+  from vit_jax.optim.optimizer import make_optimizer
+  from vit_jax.sharding.fsdp import state_shardings
+  from vit_jax.sharding.mesh import make_mesh, peak_flops, to_global
   from vit_jax.step import abstract_params
-  from vit_jax.train import compiled_step
-  from vit_jax.training.setup import fresh_state
+  from vit_jax.training.setup import compile_train_step, make_init_fn
 
   if jax.default_backend() != 'gpu' and not args.smoke:
-    raise UserError(f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside NVIDIA's driver")
+    raise UserError(
+      f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside NVIDIA's driver"
+    )
   size = (args.size, args.size)
   config = Config(
     data=DataConfig(batch=args.batch, size=size),
     model=ModelConfig(variant=variant, dtype='bfloat16', unroll=0),
-    optim=OptimConfig(name='adamw', lr=RATE, weight_decay=DECAY, clip=CLIP),
+    optim=OptimConfig(name='adamw', lr=RATE, weight_decay=DECAY, grad_clip_norm=CLIP),
   )
   device, lr = jax.devices()[0], optax.constant_schedule(RATE)
-  model, mesh = vit(config.model, CLASSES), make_mesh(1, batches={}, devices=[device])
-  tx = optimizer(config.optim, lr, abstract_params(model, size))
-  init = fresh_state(config, model=model, tx=tx)
+  model, mesh = build_vit(config.model, CLASSES), make_mesh(1, batches={}, devices=[device])
+  tx = make_optimizer(config.optim, lr, abstract_params(model, size))
+  init = make_init_fn(config, model=model, tx=tx)
   state = jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init), mesh))()
-  update = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=1)
+  update = compile_train_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=1)
   images, labels = arrays(args.batch, args.size)
-  batch = {'image': images, 'label': labels[:, None].astype(np.int32), 'mask': np.ones(args.batch, bool)}
+  batch = {
+    'image': images,
+    'label': labels[:, None].astype(np.int32),
+    'mask': np.ones(args.batch, bool),
+  }
   batch = to_global(batch, mesh)
 
   def step():
@@ -84,7 +96,12 @@ def ours(variant: str, args) -> dict:
 
   seconds = seconds_of(step, lambda: jax.block_until_ready(state), args)
   flops = 3 * args.batch * model.shape.flops(size)
-  facts = {'flops': flops, 'peak': peak_flops(mesh), 'device': device.device_kind, 'with': f'jax {jax.__version__}'}
+  facts = {
+    'flops': flops,
+    'peak': peak_flops(mesh),
+    'device': device.device_kind,
+    'with': f'jax {jax.__version__}',
+  }
   return {'seconds': seconds} | facts
 
 
@@ -93,12 +110,16 @@ def theirs(variant: str, args) -> dict:
   import torch
 
   if not torch.cuda.is_available() and not args.smoke:
-    raise UserError(f'PyTorch {torch.__version__} has no GPU here: take its build for CUDA (pytorch.org)')
+    raise UserError(
+      f'PyTorch {torch.__version__} has no GPU here: take its build for CUDA (pytorch.org)'
+    )
   import timm
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.set_float32_matmul_precision('high')
-  model = timm.create_model(TIMM[variant], num_classes=CLASSES, img_size=args.size).to(device).train()
+  model = (
+    timm.create_model(TIMM[variant], num_classes=CLASSES, img_size=args.size).to(device).train()
+  )
   adamw = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=device == 'cuda')
   images, labels = (torch.from_numpy(array).to(device) for array in arrays(args.batch, args.size))
 
@@ -152,8 +173,17 @@ HEAD = """\
 
 def main():
   """Prints the table."""
-  top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  for name, count in {'batch': 256, 'size': 224, 'warm': 5, 'steps': 20, 'rounds': 3, 'turns': 2}.items():
+  top = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  for name, count in {
+    'batch': 256,
+    'size': 224,
+    'warm': 5,
+    'steps': 20,
+    'rounds': 3,
+    'turns': 2,
+  }.items():
     top.add_argument(f'--{name}', type=int, default=count)
   top.add_argument('--write', action='store_true', help='add the table to results.md')
   top.add_argument('--smoke', action='store_true')
@@ -176,7 +206,9 @@ def main():
   text = '\n'.join(table)
   print(f'{what}\n\n{text}')
   if args.write:
-    RESULTS.write_text(f'{RESULTS.read_text().rstrip()}\n\n`python benchmarks/gpu.py` on one {what}:\n\n{text}\n')
+    RESULTS.write_text(
+      f'{RESULTS.read_text().rstrip()}\n\n`python benchmarks/gpu.py` on one {what}:\n\n{text}\n'
+    )
 
 
 if __name__ == '__main__':

@@ -25,13 +25,19 @@ ROWS = {'ours': 'vit_jax', 'theirs': 'tf.data'}
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('folder', type=Path, help='searched for *.jpg and *.jpeg, at any depth')
-  parser.add_argument('--tensorflow', default=sys.executable, help='the Python that has TensorFlow, if not this one')
+  parser.add_argument(
+    '--tensorflow', default=sys.executable, help='the Python that has TensorFlow, if not this one'
+  )
   parser.add_argument('--images', type=int, default=15_000)
   parser.add_argument('--batch', type=int, default=250)
   parser.add_argument('--rounds', type=int, default=4, help='measurements of each side')
-  parser.add_argument('--workers', type=int, default=0, help='our worker processes; 0 means threads')
+  parser.add_argument(
+    '--workers', type=int, default=0, help='our worker processes; 0 means threads'
+  )
   parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.side:
@@ -113,7 +119,9 @@ class Files:
 
 def paths(args) -> list[str]:
   """As many files as images, each as often as it takes."""
-  files = sorted(str(path) for path in args.folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
+  files = sorted(
+    str(path) for path in args.folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')
+  )
   return list(islice(cycle(files), args.images))
 
 
@@ -144,10 +152,15 @@ def table(measured: dict[str, list[dict[str, float]]], args) -> str:
   }
   ways = f'{args.workers} worker processes' if args.workers else 'threads'
   cores = len(os.sched_getaffinity(0))
-  lines = [f'{args.images} images, {cores} cores, ours with {ways}, {args.rounds} measurements each', '']
+  lines = [
+    f'{args.images} images, {cores} cores, ours with {ways}, {args.rounds} measurements each',
+    '',
+  ]
   lines.append(f'| {"":32} | {ROWS["ours"]:>8} | {ROWS["theirs"]:>8} | ratio |')
   lines.append(f'|{"-" * 34}|{"-" * 10}|{"-" * 10}|{"-" * 7}|')
-  for (name, title), (of, pick) in product(columns.items(), (('median', statistics.median), ('best', max))):
+  for (name, title), (of, pick) in product(
+    columns.items(), (('median', statistics.median), ('best', max))
+  ):
     a, b = (pick([m[name] for m in measured[side]]) for side in ('ours', 'theirs'))
     lines.append(f'| {title + ", " + of:32} | {a:8.0f} | {b:8.0f} | {a / b:5.2f} |')
   return '\n'.join(lines)

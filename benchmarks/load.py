@@ -25,13 +25,20 @@ def released_b16(path: Path):
   import flax.traverse_util
 
   from vit_jax.config import ModelConfig
-  from vit_jax.models.vit import vit
+  from vit_jax.models.vit import build_vit
   from vit_jax.pretrained.npz import to_google
   from vit_jax.step import abstract_params
 
   rng = np.random.default_rng(0)
-  shapes = flax.traverse_util.flatten_dict(abstract_params(vit(ModelConfig(variant='B/16'), 1000), (224, 224)), sep='/')
-  np.savez(path, **to_google({name: 0.02 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in shapes.items()}))
+  shapes = flax.traverse_util.flatten_dict(
+    abstract_params(build_vit(ModelConfig(variant='B/16'), 1000), (224, 224)), sep='/'
+  )
+  np.savez(
+    path,
+    **to_google(
+      {name: 0.02 * rng.standard_normal(leaf.shape, np.float32) for name, leaf in shapes.items()}
+    ),
+  )
 
 
 def main():
@@ -42,10 +49,14 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
       path = Path(folder) / 'ViT-B_16-224.npz'
       released_b16(path)
-      subprocess.run([sys.executable, __file__, str(path)], check=True)  # Its own process: its memory is its own.
+      subprocess.run(
+        [sys.executable, __file__, str(path)], check=True
+      )  # Its own process: its memory is its own.
     return
   compiling = []
-  note = lambda event, seconds, **_: compiling.append(seconds) if 'backend_compile' in event else None
+  note = lambda event, seconds, **_: (
+    compiling.append(seconds) if 'backend_compile' in event else None
+  )
   jax.monitoring.register_event_duration_secs_listener(note)
   began = time.perf_counter()
   model = load(sys.argv[1])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.checkpoint.run_directory import read_config
+from vit_jax.checkpoint.run_directory import read_run_config
 from vit_jax.training.setup import open_sources
 
 CONFIG = 'configs/noisy_student.py:mini'
@@ -24,22 +24,38 @@ STAGES = {'teacher': '0-teacher', 'student': '1-student'}
 
 def accuracies(seed: int, workdir: Path) -> dict[str, object]:
   """Of teacher and student on the test images, and of the labels that the student learned from."""
-  flags = ['--teacher', CONFIG, '--students', f'{CONFIG},3', '--workdir', str(workdir), f'--config.seed={seed}']
+  flags = [
+    '--teacher',
+    CONFIG,
+    '--students',
+    f'{CONFIG},3',
+    '--workdir',
+    str(workdir),
+    f'--config.seed={seed}',
+  ]
   subprocess.run([sys.executable, '-m', 'vit_jax', 'selftrain', *flags], check=True)
-  measured = {name: json.loads((workdir / stage / 'done.json').read_text()) for name, stage in STAGES.items()}
-  return {'seed': seed} | {name: result['test_accuracy'] for name, result in measured.items()} | labels(workdir)
+  measured = {
+    name: json.loads((workdir / stage / 'done.json').read_text()) for name, stage in STAGES.items()
+  }
+  return (
+    {'seed': seed}
+    | {name: result['test_accuracy'] for name, result in measured.items()}
+    | labels(workdir)
+  )
 
 
 def labels(workdir: Path) -> dict[str, object]:
   """How many images the teacher was sure enough of, and the share of them whose best class is their own."""
-  student = open_sources(read_config(workdir / '1-student'))[0].unlabelled
+  student = open_sources(read_run_config(workdir / '1-student'))[0].unlabelled
   chosen = np.unique(student.chosen)
   right = [student.labels.best[i] in student.source[int(i)][1] for i in chosen]
   return {'images': len(chosen), 'right': float(np.mean(right))}
 
 
 def main():
-  args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  args = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   args.add_argument('--seeds', type=int, default=3)
   args.add_argument('--workdir', type=Path, default=Path('runs/mini_student'))
   args.add_argument('--out', type=Path, default=Path('results'))
@@ -48,12 +64,18 @@ def main():
   with (args.out / 'noisy_student.csv').open('w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, [*rows[0]], lineterminator='\n')
     writer.writeheader()
-    writer.writerows(row | {name: f'{row[name]:.4f}' for name in (*STAGES, 'right')} for row in rows)
+    writer.writerows(
+      row | {name: f'{row[name]:.4f}' for name in (*STAGES, 'right')} for row in rows
+    )
   for name in STAGES:
     each = [100 * row[name] for row in rows]
-    print(f'{name:8} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  ({", ".join(f"{a:.1f}" for a in each)})')
+    print(
+      f'{name:8} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  ({", ".join(f"{a:.1f}" for a in each)})'
+    )
   gain = [100 * (row['student'] - row['teacher']) for row in rows]
-  print(f'{"gain":8} {np.mean(gain):+.2f} ± {np.std(gain, ddof=1):.2f}    ({", ".join(f"{a:+.1f}" for a in gain)})')
+  print(
+    f'{"gain":8} {np.mean(gain):+.2f} ± {np.std(gain, ddof=1):.2f}    ({", ".join(f"{a:+.1f}" for a in gain)})'
+  )
 
 
 if __name__ == '__main__':

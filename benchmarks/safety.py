@@ -20,22 +20,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import Config, ModelConfig, OptimConfig
-from vit_jax.metrics.step_log import Ledger
-from vit_jax.metrics.writer import Metrics
-from vit_jax.models.vit import vit
+from vit_jax.metrics.step_log import StepLog
+from vit_jax.metrics.writer import MetricsWriter
+from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.optim.optimizer import optimizer
-from vit_jax.pulse import Pulse
-from vit_jax.runtime.preemption import Stopping
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.pulse import StepMonitor
+from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.step import abstract_params, init_state, train_step
 
 SHAPES = {
-  'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96),
+  'quickstart': (
+    ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
+    (28, 28),
+    96,
+  ),
   'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 8),
 }
 LOG_EVERY = 50
-UNGUARDED = {'not_finite': jnp.bool_(False), 'spikes': jnp.bool_(False)}  # Constants: the compiler takes the gate out.
+UNGUARDED = {
+  'not_finite': jnp.bool_(False),
+  'spikes': jnp.bool_(False),
+}  # Constants: the compiler takes the gate out.
 
 
 def clocks() -> np.ndarray:
@@ -46,14 +53,23 @@ def clocks() -> np.ndarray:
 def compiled(name: str, *, guarded: bool):
   """(a state, a step compiled with or without the gate, a batch)."""
   config, size, b = SHAPES[name]
-  model, lr = vit(config, 10), lambda step: 1e-3
-  tx = optimizer(OptimConfig(weight_decay=0.1, clip=1.0), lr, abstract_params(model, size))
+  model, lr = build_vit(config, 10), lambda step: 1e-3
+  tx = make_optimizer(
+    OptimConfig(weight_decay=0.1, grad_clip_norm=1.0), lr, abstract_params(model, size)
+  )
   state = jax.jit(functools.partial(init_state, 0, model=model, tx=tx, size=size, ema=False))()
   rng = np.random.default_rng(0)
-  batch = {'image': rng.integers(0, 256, (b, *size, 3), dtype=np.uint8), 'label': rng.integers(0, 10, (b, 1)).astype(np.int32)}
+  batch = {
+    'image': rng.integers(0, 256, (b, *size, 3), dtype=np.uint8),
+    'label': rng.integers(0, 10, (b, 1)).astype(np.int32),
+  }
   batch = jax.device_put(batch | {'mask': np.ones(b, bool)})
   step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0)
-  with contextlib.nullcontext() if guarded else mock.patch('vit_jax.step.refused', lambda *_: UNGUARDED):
+  with (
+    contextlib.nullcontext()
+    if guarded
+    else mock.patch('vit_jax.step.skip_reasons', lambda *_: UNGUARDED)
+  ):
     return state, jax.jit(step, donate_argnums=0).lower(state, batch).compile(), batch
 
 
@@ -80,11 +96,19 @@ def unsafe(name: str):
 def safe(name: str, workdir: Path):
   """The same with all of it."""
   state, step, batch = compiled(name, guarded=True)
-  metrics = Metrics(workdir, step=0, steps=10**6)
-  ledger = Ledger(workdir, metrics, step=0, log_ids=True, max_bad_steps=10, max_bad_images=lambda step: 0, why_bad=lambda i: '')
+  metrics = MetricsWriter(workdir, step=0, steps=10**6)
+  ledger = StepLog(
+    workdir,
+    metrics,
+    step=0,
+    log_ids=True,
+    max_bad_steps=10,
+    max_bad_images=lambda step: 0,
+    why_bad=lambda i: '',
+  )
   ids, done, watchdog = np.arange(len(batch['mask'])), 0, Watchdog()
   watchdog.start(alone=True)
-  pulse = Pulse(Stopping(), watchdog, quick=600, slow=1800)
+  pulse = StepMonitor(Preemption(), watchdog, quick=600, slow=1800)
 
   def run(steps: int) -> np.ndarray:
     nonlocal state, done
@@ -104,10 +128,14 @@ def safe(name: str, workdir: Path):
 
 
 def main():
-  args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  args = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   args.add_argument('--rounds', type=int, default=30)
   args.add_argument('--steps', type=int, default=5, help='in a turn')
-  args.add_argument('shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES))
+  args.add_argument(
+    'shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES)
+  )
   args = args.parse_args()
   assert Config().log_every == str(LOG_EVERY)
   for name in args.shapes:

@@ -20,13 +20,18 @@ import numpy as np
 import optax
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.step import TrainState, train_step
 
 # The model, the images' size, a batch, and its parts.
 SHAPES = {
-  'quickstart': (ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0), (28, 28), 96, 4),
+  'quickstart': (
+    ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
+    (28, 28),
+    96,
+    4,
+  ),
   'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 8, 4),
 }
 
@@ -41,7 +46,9 @@ class PlainVit(nn.Module):
   @nn.compact
   def __call__(self, images, train=False):
     s = self.shape
-    x = nn.Conv(s.width, s.patch, strides=s.patch, padding='VALID')(images.astype(jnp.float32) / 127.5 - 1)
+    x = nn.Conv(s.width, s.patch, strides=s.patch, padding='VALID')(
+      images.astype(jnp.float32) / 127.5 - 1
+    )
     x = x.reshape(x.shape[0], -1, s.width)
     if self.config.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, s.width))
@@ -52,7 +59,9 @@ class PlainVit(nn.Module):
       hidden = nn.gelu(nn.Dense(s.mlp)(nn.LayerNorm()(x)))
       x = x + nn.Dense(s.width)(hidden)
     x = nn.LayerNorm()(x)
-    return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(x[:, 0] if self.config.pool == 'token' else x.mean(axis=1))
+    return nn.Dense(self.classes, kernel_init=nn.initializers.zeros)(
+      x[:, 0] if self.config.pool == 'token' else x.mean(axis=1)
+    )
 
 
 def stepper(model, size: tuple[int, int], b: int, parts: int):
@@ -68,7 +77,15 @@ def stepper(model, size: tuple[int, int], b: int, parts: int):
   tx = optax.adamw(1e-3)
   params = jax.jit(model.init)(jax.random.key(0), batch['image'][:1])['params']
   state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ema=None)
-  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lambda step: 1e-3, seed=0, accumulate=parts)
+  step = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss=softmax_loss,
+    lr=lambda step: 1e-3,
+    seed=0,
+    accumulate=parts,
+  )
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
   def turn(steps: int) -> np.ndarray:
@@ -85,21 +102,27 @@ def stepper(model, size: tuple[int, int], b: int, parts: int):
 
 
 def main():
-  args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  args = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   args.add_argument('--rounds', type=int, default=12)
   args.add_argument('--steps', type=int, default=5, help='in a turn')
-  args.add_argument('shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES))
+  args.add_argument(
+    'shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES)
+  )
   args = args.parse_args()
   for name in args.shapes:
     config, size, b, parts = SHAPES[name]
-    ours = vit(config, 10)
+    ours = build_vit(config, 10)
     plain = PlainVit(config, ours.shape, 10)
     steppers = {'ours': stepper(ours, size, b, parts), 'plain': stepper(plain, size, b, 1)}
     seconds = {side: [] for side in steppers}
     for _ in range(args.rounds):
       for side, turn in steppers.items():
         seconds[side].append(turn(args.steps))
-    (ours, ours_cpu), (plain, plain_cpu) = (1000 * np.median(seconds[side], axis=0) for side in ('ours', 'plain'))
+    (ours, ours_cpu), (plain, plain_cpu) = (
+      1000 * np.median(seconds[side], axis=0) for side in ('ours', 'plain')
+    )
     print(
       f'{name:12} batch {b:4}  ours {ours:8.1f} ms ({ours_cpu:.1f} of CPU)  plain {plain:8.1f} ms ({plain_cpu:.1f} of CPU)  '
       f'ratio {ours / plain:.3f} ({ours_cpu / plain_cpu:.3f})  ({jax.devices()[0].device_kind}, jax {jax.__version__})'

@@ -28,25 +28,48 @@ CASES = {
 BLOCKS = {'unrolled': {'model.unroll': 0}, 'looped': {'model.unroll': 1, 'model.remat': 'vit'}}
 # What is asked, then what is found.
 ASKED = ('model', 'slice', 'blocks', 'attention')
-FOUND = ('images a chip', 'M cycles', 'ms', 'MFU %', 'GiB', 'network MB', 'compiled in s', 'versions')
+FOUND = (
+  'images a chip',
+  'M cycles',
+  'ms',
+  'MFU %',
+  'GiB',
+  'network MB',
+  'compiled in s',
+  'versions',
+)
 
 
-def rows(cases: list[str], slices: list[str], *, blocks: str, attentions: list[str]) -> list[tuple[str, ...]]:
+def rows(
+  cases: list[str], slices: list[str], *, blocks: str, attentions: list[str]
+) -> list[tuple[str, ...]]:
   """What is asked of each row, the cheap ones first."""
-  return [(case, where, blocks, attention) for case in cases for where in slices for attention in attentions]
+  return [
+    (case, where, blocks, attention)
+    for case in cases
+    for where in slices
+    for attention in attentions
+  ]
 
 
 def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str]:
   """One row."""
-  from vit_jax.cli.jobs import read_config
+  from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.tpu.plan import plan
   from vit_jax.tpu.topologies import topology
 
   (variant, side), (images, fsdp), place = case.split('@'), CASES[case], topology(where)
-  changed = {'data.size': f'{side},{side}', 'mesh.fsdp': fsdp, 'model.attention': attention} | BLOCKS[blocks]
+  changed = {
+    'data.size': f'{side},{side}',
+    'mesh.fsdp': fsdp,
+    'model.attention': attention,
+  } | BLOCKS[blocks]
   while True:
-    settings = [f'--config.{name}={value}' for name, value in (changed | {'data.batch': images * place.chips}).items()]
-    config = read_config([f'--config={ROOT / "configs" / "bench.py"}:{variant}', *settings])
+    settings = [
+      f'--config.{name}={value}'
+      for name, value in (changed | {'data.batch': images * place.chips}).items()
+    ]
+    config = parse_config_flags([f'--config={ROOT / "configs" / "bench.py"}:{variant}', *settings])
     with working(f'compiling {case} for {where}, {images} images a chip'):
       found, _ = plan(config, place)
     if found.fits or images == 1:
@@ -95,12 +118,18 @@ def append(file: Path | None, row: dict[str, str]):
 
 def main():
   """The table, a row as soon as it is known."""
-  args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  args = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   args.add_argument('--slices', nargs='+', default=SLICES, metavar='SLICE', help='such as v5e:2x2')
   args.add_argument('--loop', action='store_true', help='the blocks as a loop')
   args.add_argument('--xla', action='store_true', help='beside them, without the kernel')
-  args.add_argument('--out', type=Path, metavar='FILE', help='rows are read from it and added to it')
-  args.add_argument('cases', nargs='*', default=list(CASES), metavar='VARIANT@SIDE', help=' or '.join(CASES))
+  args.add_argument(
+    '--out', type=Path, metavar='FILE', help='rows are read from it and added to it'
+  )
+  args.add_argument(
+    'cases', nargs='*', default=list(CASES), metavar='VARIANT@SIDE', help=' or '.join(CASES)
+  )
   args = args.parse_args()
   if unknown := set(args.cases) - set(CASES):
     sys.exit(f'{", ".join(unknown)}: there is {", ".join(CASES)}')
@@ -108,7 +137,9 @@ def main():
   there, columns = known(args.out), (*ASKED, *FOUND)
   print('| ' + ' | '.join(columns) + ' |\n|' + '---|' * len(columns))
   attentions = ['auto', 'xla'] if args.xla else ['auto']
-  for asked in rows(args.cases, args.slices, blocks='looped' if args.loop else 'unrolled', attentions=attentions):
+  for asked in rows(
+    args.cases, args.slices, blocks='looped' if args.loop else 'unrolled', attentions=attentions
+  ):
     row = there.get(asked)
     if row is None:
       row = measure(*asked)

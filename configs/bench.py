@@ -16,6 +16,13 @@ def get_config(argument: str = 'B/16') -> Config:
   return Config(
     data=DataConfig(train='tfds:imagenet2012', eval_split='validation', batch=512, size=(224, 224)),
     model=ModelConfig(variant=argument, dtype='bfloat16', unroll=0),
-    optim=OptimConfig(name='adamw', lr=1e-3, warmup='10000', weight_decay=0.1, clip=1.0, momentum_dtype='bfloat16'),
+    optim=OptimConfig(
+      name='adamw',
+      lr=1e-3,
+      warmup='10000',
+      weight_decay=0.1,
+      grad_clip_norm=1.0,
+      momentum_dtype='bfloat16',
+    ),
     epochs=300,
   )

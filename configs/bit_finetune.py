@@ -34,16 +34,27 @@ def get_config(argument: str = 'BiT-R50x1,cifar10') -> Config:
   """The rule for the task that 'VARIANT,DATA' names. UserError for one that it does not know."""
   variant, _, data = argument.partition(',')
   if data not in TASKS:
-    raise UserError(f'configs/bit_finetune.py:{argument}: there is no task {data!r}.{did_you_mean(data, TASKS)}')
+    raise UserError(
+      f'configs/bit_finetune.py:{argument}: there is no task {data!r}.{did_you_mean(data, TASKS)}'
+    )
   (source, split, eval_split), examples, small = TASKS[data]
   steps, warmup, mixup = next(row for least, row in LENGTHS.items() if examples >= least)
   side, crop = SMALL if small else LARGEST if variant.endswith('R152x4') else LARGE
   return Config(
     data=DataConfig(
-      train=source, split=split, eval_split=eval_split, batch=512, size=(crop, crop), crop='random', crop_from=side, workers=8
+      train=source,
+      split=split,
+      eval_split=eval_split,
+      batch=512,
+      size=(crop, crop),
+      crop='random',
+      resize_before_crop=side,
+      workers=8,
     ),
     model=ModelConfig(variant=variant, dtype='bfloat16'),
-    optim=OptimConfig(name='sgd', lr=0.003, schedule='staircase', drop_at='30%,60%,90%', warmup=str(warmup)),
+    optim=OptimConfig(
+      name='sgd', lr=0.003, schedule='staircase', lr_boundaries='30%,60%,90%', warmup=str(warmup)
+    ),
     steps=steps,
     mixup=mixup,
     eval_every='10%',

@@ -29,22 +29,30 @@ def get_config(argument: str = 'R50x1,jft,7') -> Config:
   variant, _, rest = argument.partition(',')
   data, _, epochs = rest.partition(',')
   if data not in RECIPES:
-    raise UserError(f'configs/bit_pretrain.py:{argument}: BiT has no data set {data!r}.{did_you_mean(data, RECIPES)}')
+    raise UserError(
+      f'configs/bit_pretrain.py:{argument}: BiT has no data set {data!r}.{did_you_mean(data, RECIPES)}'
+    )
   (source, split, eval_split), usual, falls = RECIPES[data]
   multi_label = data != 'imagenet'
   return Config(
     data=DataConfig(
-      train=source, split=split, eval_split=eval_split, batch=4096, size=(224, 224), eval_crop='center', workers=16
+      train=source,
+      split=split,
+      eval_split=eval_split,
+      batch=4096,
+      size=(224, 224),
+      eval_crop='center',
+      workers=16,
     ),
     model=ModelConfig(variant=variant, head_bias=-10.0 if multi_label else 0.0, dtype='bfloat16'),
     optim=OptimConfig(
       name='sgd',
       lr=0.03 * 4096 / 256,
       schedule='staircase',
-      drop_at=','.join(f'{100 * epoch / usual:.4g}%' for epoch in falls),
+      lr_boundaries=','.join(f'{100 * epoch / usual:.4g}%' for epoch in falls),
       warmup='5000',
       weight_decay=1e-4,
-      couple_decay=True,
+      coupled_weight_decay=True,
     ),
     epochs=float(epochs or usual),
     loss='sigmoid' if multi_label else 'softmax',

@@ -16,8 +16,7 @@ The table sweeps the learning rate on a part of the training set; `lr` below is 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.evaluate.vtab import recipe
-from vit_jax.models.axial_variants import VIT
-from vit_jax.models.variants import shape
+from vit_jax.models.variants import AXIAL_VIT_PREFIX, vit_shape
 
 # Table 4. The warm-ups are the released code's; the table has none.
 # data:       source, split, evaluation split                                          steps  warmup  sweep of the learning rate
@@ -34,9 +33,15 @@ RECIPES = {
 def get_config(argument: str = 'B/16,cifar10') -> Config:
   """The row of Table 4 that 'VARIANT,DATA' names, at the last learning rate of its sweep but for ImageNet's extra 0.06."""
   variant, _, data = argument.partition(',')
-  step = shape(variant, prefix=VIT).stride[0] if '/' in variant else 1  # A ResNet takes any size.
+  step = (
+    vit_shape(variant, prefix=AXIAL_VIT_PREFIX).stride[0] if '/' in variant else 1
+  )  # A ResNet takes any size.
   side = 384 // step * step  # 378 for patches of 14.
-  model = ModelConfig(variant=variant, dtype='bfloat16', pool='gap' if variant.startswith(VIT) else 'token')
+  model = ModelConfig(
+    variant=variant,
+    dtype='bfloat16',
+    pool='gap' if variant.startswith(AXIAL_VIT_PREFIX) else 'token',
+  )
   if data.startswith('vtab/'):
     return recipe(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
   if data not in RECIPES:
@@ -44,7 +49,9 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
     raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{near}')
   (source, split, eval_split), steps, warmup, rates = RECIPES[data]
   return Config(
-    data=DataConfig(train=source, split=split, eval_split=eval_split, batch=512, size=(side, side), workers=8),
+    data=DataConfig(
+      train=source, split=split, eval_split=eval_split, batch=512, size=(side, side), workers=8
+    ),
     model=model,
     optim=OptimConfig(
       name='sgd',
@@ -53,7 +60,7 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
       warmup=str(warmup),
       b1=0.9,
       momentum_dtype='bfloat16',
-      clip=1.0,
+      grad_clip_norm=1.0,
     ),
     steps=steps,
     eval_every='10%',

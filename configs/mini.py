@@ -39,7 +39,9 @@ def get_config(argument: str = 'ViT-M,fashion_mnist') -> Config:
   model, _, data = argument.partition(',')
   for name, table in ((model, MODELS), (data, DATA)):
     if name not in table:
-      raise UserError(f'configs/mini.py:{argument}: there is no {name!r}.{did_you_mean(name, table)}')
+      raise UserError(
+        f'configs/mini.py:{argument}: there is no {name!r}.{did_you_mean(name, table)}'
+      )
   variant, stem, width, depth, mlp, heads, lr = MODELS[model]
   source, split, eval_split, flip = DATA[data]
   shape = {'width': width, 'depth': depth, 'mlp': mlp, 'heads': heads}
@@ -47,13 +49,28 @@ def get_config(argument: str = 'ViT-M,fashion_mnist') -> Config:
   # Blocks in a loop: the program is compiled in a third of the time, and most of these runs are short.
   return Config(
     data=DataConfig(
-      train=source, split=split, eval_split=eval_split, batch=96, eval_batch=480, size=(32, 32), crop='resize', flip=flip
+      train=source,
+      split=split,
+      eval_split=eval_split,
+      batch=96,
+      eval_batch=480,
+      size=(32, 32),
+      crop='resize',
+      flip=flip,
     ),
     model=ModelConfig(variant=variant, **shape, **stem),
-    optim=OptimConfig(name='adamw', lr=lr, schedule='linear', warmup='10%', lr_end=1e-5, weight_decay=0.1, clip=1.0),
+    optim=OptimConfig(
+      name='adamw',
+      lr=lr,
+      schedule='linear',
+      warmup='10%',
+      lr_end=1e-5,
+      weight_decay=0.1,
+      grad_clip_norm=1.0,
+    ),
     steps=200,
     log_every='50',
     eval_every='0',
-    evals=('fewshot:builtin:digits',),
+    probes=('fewshot:builtin:digits',),
     save_every='50%',
   )

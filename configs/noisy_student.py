@@ -22,7 +22,7 @@ The published weights load by timm's names: --init (or --teacher) on a directory
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.efficientnet_variants import PREFIX, SCALES
+from vit_jax.models.efficientnet_variants import EFFICIENTNET_PREFIX, EFFICIENTNET_SCALES
 
 # The scripts of google-research/noisystudent. RandAugment's magnitude; how often a student's 350 epochs are gone through.
 RECIPES = {
@@ -36,28 +36,30 @@ def get_config(argument: str = 'B0') -> Config:
   model, _, ratio = argument.partition(',')
   if model not in (*RECIPES, 'mini') or (ratio and not (ratio.isdecimal() and int(ratio))):
     known = did_you_mean(model, (*RECIPES, 'mini'))
-    raise UserError(f'configs/noisy_student.py:{argument}: expected MODEL, or MODEL,RATIO such as L2,14.{known}')
+    raise UserError(
+      f'configs/noisy_student.py:{argument}: expected MODEL, or MODEL,RATIO such as L2,14.{known}'
+    )
   return mini(int(ratio or 0)) if model == 'mini' else published(model, int(ratio or 0))
 
 
 def published(model: str, ratio: int) -> Config:
   """On ImageNet, and on JFT-300M's images where there is a ratio."""
-  _, _, side, dropout = SCALES[model]
+  _, _, side, dropout = EFFICIENTNET_SCALES[model]
   magnitude, longer = RECIPES[model]
   longer = longer if ratio else 1
   return Config(
     data=DataConfig(
       train='tfds:imagenet2012', eval_split='validation', **unlabelled('images:jft', ratio), batch=2048 * (1 + ratio),
-      size=(side, side), crop_area=(0.08, 1.0), operations=2 if magnitude else 0, magnitude=float(magnitude),
+      size=(side, side), crop_area=(0.08, 1.0), randaug_ops=2 if magnitude else 0, randaug_magnitude=float(magnitude),
       eval_crop='center', eval_short_side=round(side / 0.875), workers=16,
     ),
     model=ModelConfig(
-      variant=PREFIX + model, dropout=dropout, drop_path=0.2, dtype='bfloat16',
+      variant=EFFICIENTNET_PREFIX + model, dropout=dropout, drop_path=0.2, dtype='bfloat16',
       mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375),
     ),
     optim=OptimConfig(
-      name='rmsprop', lr=0.128, schedule='staircase', drop_every=f'{2.4 * longer:g}ep', drop=0.97, warmup='5ep', b1=0.9, b2=0.9,
-      weight_decay=1e-5, decay='.*/kernel', couple_decay=True, ema=0.9999,
+      name='rmsprop', lr=0.128, schedule='staircase', lr_boundary_every=f'{2.4 * longer:g}ep', lr_boundary_factor=0.97, warmup='5ep', b1=0.9, b2=0.9,
+      weight_decay=1e-5, weight_decay_mask='.*/kernel', coupled_weight_decay=True, ema=0.9999,
     ),
     epochs=350 * longer,
     label_smoothing=0.1,
@@ -68,13 +70,27 @@ def published(model: str, ratio: int) -> Config:
 
 def unlabelled(source: str, ratio: int) -> dict[str, object]:
   """What a student's data has besides the labelled images."""
-  return {'unlabelled': source, 'unlabelled_ratio': ratio, 'confidence': 0.3, 'per_class': 130_000} if ratio else {}
+  return (
+    {
+      'unlabelled': source,
+      'unlabelled_ratio': ratio,
+      'confidence_threshold': 0.3,
+      'unlabelled_per_class': 130_000,
+    }
+    if ratio
+    else {}
+  )
 
 
 def mini(ratio: int) -> Config:
   """A tenth of Fashion-MNIST with labels, and the rest without: a small ResNet, and one of the same size as its student."""
-  others = unlabelled('builtin:fashion_mnist', ratio) | {'unlabelled_split': 'train[10%:]', 'per_class': 3000} if ratio else {}
-  noise = {'operations': 1, 'magnitude': 3.0} if ratio else {}
+  others = (
+    unlabelled('builtin:fashion_mnist', ratio)
+    | {'unlabelled_split': 'train[10%:]', 'unlabelled_per_class': 3000}
+    if ratio
+    else {}
+  )
+  noise = {'randaug_ops': 1, 'randaug_magnitude': 3.0} if ratio else {}
   return Config(
     data=DataConfig(
       train='builtin:fashion_mnist',
@@ -87,7 +103,9 @@ def mini(ratio: int) -> Config:
       **noise,
     ),
     model=ModelConfig(variant='R1.1x1', stem_width=32),
-    optim=OptimConfig(name='adamw', lr=8e-3, schedule='cosine', warmup='5%', weight_decay=0.1, clip=1.0),
+    optim=OptimConfig(
+      name='adamw', lr=8e-3, schedule='cosine', warmup='5%', weight_decay=0.1, grad_clip_norm=1.0
+    ),
     steps=600 if ratio else 400,
     log_every='100',
     eval_every='0',

@@ -14,11 +14,21 @@ from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 def get_config() -> Config:
   """The default of run_pretrain.py."""
   return Config(
-    data=DataConfig(train='builtin:fashion_mnist', batch=96, eval_batch=480, size=(28, 28), crop='resize'),
+    data=DataConfig(
+      train='builtin:fashion_mnist', batch=96, eval_batch=480, size=(28, 28), crop='resize'
+    ),
     # Unrolled, which is the faster program on a CPU.
     model=ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
     # In parts of 24 images, which a CPU's cache holds: a quarter less time than all 96 at once.
-    optim=OptimConfig(name='adamw', lr=2e-3, schedule='cosine', warmup='5%', weight_decay=0.1, clip=1.0, accumulate=4),
+    optim=OptimConfig(
+      name='adamw',
+      lr=2e-3,
+      schedule='cosine',
+      warmup='5%',
+      weight_decay=0.1,
+      grad_clip_norm=1.0,
+      grad_accum_steps=4,
+    ),
     mixup=0.1,
     steps=2700,
     log_every='100',

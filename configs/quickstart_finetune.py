@@ -15,11 +15,17 @@ def get_config() -> Config:
   """The default of run_finetune.py, from the newest run of run_pretrain.py."""
   return Config(
     data=DataConfig(
-      train='builtin:digits', split='train[:1000]', eval_split='test', batch=48, size=(56, 56), crop='resize', flip=False
+      train='builtin:digits',
+      split='train[:1000]',
+      eval_split='test',
+      batch=48,
+      size=(56, 56),
+      crop='resize',
+      flip=False,
     ),
     # The quickstart's, whose parameters it starts from.
     model=ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
-    optim=OptimConfig(name='adamw', lr=1e-3, schedule='cosine', warmup='10%', clip=1.0),
+    optim=OptimConfig(name='adamw', lr=1e-3, schedule='cosine', warmup='10%', grad_clip_norm=1.0),
     steps=200,
     init='runs/quickstart-*',
     log_every='20',

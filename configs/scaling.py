@@ -16,7 +16,12 @@ def get_config(argument: str = 'G/14') -> Config:
   """The recipe for that variant. Parameters, momentum and factored second moments are over 16 devices."""
   return Config(
     data=DataConfig(
-      train='folder:jft3b', split='train[50000:]', eval_split='train[:50000]', batch=16_384, size=(224, 224), workers=16
+      train='folder:jft3b',
+      split='train[50000:]',
+      eval_split='train[:50000]',
+      batch=16_384,
+      size=(224, 224),
+      workers=16,
     ),
     model=ModelConfig(variant=argument, pool='map', head_bias=-10.0, dtype='bfloat16', remat='vit'),
     optim=OptimConfig(
@@ -28,9 +33,9 @@ def get_config(argument: str = 'G/14') -> Config:
       rsqrt_timescale=10_000,
       momentum_dtype='bfloat16',
       weight_decay=0.03,
-      head_decay=100.0,
-      decay='.*/kernel',
-      clip=1.0,
+      head_weight_decay_factor=100.0,
+      weight_decay_mask='.*/kernel',
+      grad_clip_norm=1.0,
     ),
     mesh=MeshConfig(fsdp=16),
     steps=1_000_000,

@@ -31,14 +31,24 @@ def get_config(argument: str = 'B/16,imagenet') -> Config:
   """The run that 'VARIANT,DATA' names."""
   variant, _, data = argument.partition(',')
   if data not in DATA:
-    raise UserError(f'configs/self_supervised.py:{argument}: there is no data set {data!r}.{did_you_mean(data, DATA)}')
+    raise UserError(
+      f'configs/self_supervised.py:{argument}: there is no data set {data!r}.{did_you_mean(data, DATA)}'
+    )
   source, split, eval_split = DATA[data]
   return Config(
     data=DataConfig(
-      train=source, split=split, eval_split=eval_split, batch=4096, size=(224, 224), eval_crop='center', workers=16
+      train=source,
+      split=split,
+      eval_split=eval_split,
+      batch=4096,
+      size=(224, 224),
+      eval_crop='center',
+      workers=16,
     ),
     model=ModelConfig(variant=variant, dtype='bfloat16', unroll=0),
-    optim=OptimConfig(name='adamw', lr=2e-4, schedule='cosine', warmup='10000', momentum_dtype='bfloat16'),
+    optim=OptimConfig(
+      name='adamw', lr=2e-4, schedule='cosine', warmup='10000', momentum_dtype='bfloat16'
+    ),
     mask=MaskConfig(target='colour', rate=0.5),
     steps=1_000_000,
     eval_every='5000',

@@ -7,14 +7,18 @@ from pathlib import Path
 
 # Before jax is imported anywhere.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 import jax
 import pytest
 
 CACHE = Path(__file__).parents[1] / '.cache' / 'compiled'
-SHARED = Path(__file__).parents[2] / 'shared' / 'data'  # Real photographs and weights, where there are any.
+SHARED = (
+  Path(__file__).parents[2] / 'shared' / 'data'
+)  # Real photographs and weights, where there are any.
 
 
 def pytest_configure():

@@ -20,14 +20,15 @@ from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
 from vit_jax.optim.losses import LOSSES, softmax_loss
 from vit_jax.sharding.mesh import make_mesh
-from vit_jax.train import hosts, prefetch, train
+from vit_jax.train import train
+from vit_jax.training.setup import host_kwargs, prefetch_to_device
 
 # Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'. SGD: Adam's first step is the
 # sign of the gradient, which makes rounding visible.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=128, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1),
-  optim=OptimConfig(name='sgd', lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, ema=0.9),
+  optim=OptimConfig(name='sgd', lr=1e-2, warmup='2', weight_decay=0.1, grad_clip_norm=1.0, ema=0.9),
   mixup=0.2,
   steps=20,
   log_every='1',
@@ -39,25 +40,38 @@ CONFIG = Config(
 def run(workdir: Path, fsdp: int) -> dict:
   """Trains `CONFIG` in `workdir`: the last evaluation, how often the step was compiled, and the rows that were seen here."""
   compilations = []
-  note = lambda event, seconds, **kwargs: compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  note = lambda event, seconds, **kwargs: (
+    compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  )
   jax.monitoring.register_event_duration_secs_listener(note)
   config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=fsdp))
   result = train(config, workdir)
   jax.monitoring.unregister_event_duration_listener(note)
-  return {'result': result, 'compilations': compilations.count('jit(train_step)'), 'rows': digests(config)}
+  return {
+    'result': result,
+    'compilations': compilations.count('jit(train_step)'),
+    'rows': digests(config),
+  }
 
 
 def digests(config: Config) -> dict[str, str]:
   """{'step/row': a digest of that row of the global batch}, of the rows on this process's devices."""
   config = validate(config)
-  mesh, source = make_mesh(config.mesh.fsdp, batches={}), open_source(config.data.train, config.data.split)
-  batches = prefetch(train_batches(source, config.data, seed=config.seed, start=0, **hosts()), 2, mesh)
+  mesh, source = (
+    make_mesh(config.mesh.fsdp, batches={}),
+    open_source(config.data.train, config.data.split),
+  )
+  batches = prefetch_to_device(
+    train_batches(source, config.data, seed=config.seed, start=0, **host_kwargs()), 2, mesh
+  )
   found = {}
   for step, (_, batch) in zip(range(config.steps), batches, strict=False):
     for name, array in batch.items():
       for shard in array.addressable_shards:
         for row, value in enumerate(jax.device_get(shard.data), shard.index[0].start or 0):
-          found.setdefault(f'{step}/{row}', hashlib.sha256()).update(name.encode() + value.tobytes())
+          found.setdefault(f'{step}/{row}', hashlib.sha256()).update(
+            name.encode() + value.tobytes()
+          )
   return {key: digest.hexdigest() for key, digest in found.items()}
 
 
@@ -67,7 +81,9 @@ def poisoned(logits: jax.Array, targets: jax.Array, **options) -> jax.Array:
 
 
 def main(port: str, processes: str, process: str, jobs: str):
-  jax.distributed.initialize(f'localhost:{port}', int(processes), int(process), initialization_timeout=120)
+  jax.distributed.initialize(
+    f'localhost:{port}', int(processes), int(process), initialization_timeout=120
+  )
   for job in json.loads(Path(jobs).read_text()):
     LOSSES['softmax'] = poisoned if job.get('poisoned') else softmax_loss
     seen = run(Path(job['workdir']), job['fsdp'])

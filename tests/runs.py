@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax.checkpoint.io import read_whole
-from vit_jax.checkpoint.manager import steps
+from vit_jax.checkpoint.io import read_checkpoint_as_numpy
+from vit_jax.checkpoint.manager import list_saved_steps
 from vit_jax.launch.local import environment, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -31,15 +31,32 @@ class Run:
   """The job in `workdir`, on `hosts` of `devices` each; every process has a session, and so a process group, of its own."""
 
   def __init__(self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, start: int = 0):
-    command = [sys.executable, '-u', 'run_pretrain.py', '--config=tests/tiny.py', f'--workdir={workdir}', *flags]
+    command = [
+      sys.executable,
+      '-u',
+      'run_pretrain.py',
+      '--config=tests/tiny.py',
+      f'--workdir={workdir}',
+      *flags,
+    ]
     self.logs = [workdir.with_name(f'{workdir.name}-{start}-host{i}.log') for i in range(hosts)]
     self.processes, coordinator = [], f'localhost:{free_port()}'
     for i, log in enumerate(self.logs):
       said = environment(coordinator, hosts, i, devices=devices)
-      env = os.environ | ENVIRONMENT | (said if hosts > 1 else {name: said[name] for name in ('XLA_FLAGS', 'JAX_PLATFORMS')})
+      env = (
+        os.environ
+        | ENVIRONMENT
+        | (said if hosts > 1 else {name: said[name] for name in ('XLA_FLAGS', 'JAX_PLATFORMS')})
+      )
       with log.open('w') as file:
         process = subprocess.Popen(
-          command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+          command,
+          env=env,
+          cwd=ROOT,
+          stdin=subprocess.DEVNULL,
+          stdout=file,
+          stderr=subprocess.STDOUT,
+          start_new_session=True,
         )
       self.processes.append(process)
 
@@ -60,7 +77,9 @@ class Run:
     """Waits until a host has said something. AssertionError where it has ended instead."""
     deadline = time.monotonic() + PATIENCE
     while not re.search(pattern, self.text(host)):
-      assert self.processes[host].poll() is None or re.search(pattern, self.text(host)), self.text(host)[-3000:]
+      assert self.processes[host].poll() is None or re.search(pattern, self.text(host)), self.text(
+        host
+      )[-3000:]
       assert time.monotonic() < deadline, f'not said: {pattern}\n{self.text(host)[-3000:]}'
       time.sleep(0.005)
 
@@ -96,10 +115,18 @@ def stopped_at(text: str) -> int:
 def account(workdir: Path) -> dict:
   """What has to be the same, however often a run was interrupted: a digest of every leaf of the last state, the loss of each
   step to the bit and its examples, and the evaluations."""
-  step = max(steps(workdir / 'checkpoints'))
-  leaves = jax.tree.leaves_with_path(read_whole(workdir / 'checkpoints' / str(step)))
-  digests = {jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves}
-  return {'step': step, 'leaves': digests, 'ids': lines(workdir / 'ids.jsonl'), 'evaluations': evaluations(workdir)}
+  step = max(list_saved_steps(workdir / 'checkpoints'))
+  leaves = jax.tree.leaves_with_path(read_checkpoint_as_numpy(workdir / 'checkpoints' / str(step)))
+  digests = {
+    jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    for path, leaf in leaves
+  }
+  return {
+    'step': step,
+    'leaves': digests,
+    'ids': lines(workdir / 'ids.jsonl'),
+    'evaluations': evaluations(workdir),
+  }
 
 
 def lines(path: Path) -> list[str]:

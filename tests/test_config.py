@@ -16,19 +16,19 @@ from vit_jax.config import (
   DataConfig,
   ModelConfig,
   OptimConfig,
-  duration,
-  flat,
-  from_dict,
-  to_dict,
+  config_from_dict,
+  config_to_dict,
+  flatten_config,
+  parse_duration,
   total_steps,
   validate,
 )
-from vit_jax.config_checks import flat_types
+from vit_jax.config_checks import setting_types
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.masked import TARGETS
-from vit_jax.models.vit import GELU, REMAT
+from vit_jax.models.masked import PATCH_TARGETS
+from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
 from vit_jax.optim.losses import LOSSES, MASK_LOSSES
-from vit_jax.optim.optimizer import DECAYS, RULES
+from vit_jax.optim.optimizer import LR_DECAYS, UPDATE_RULES
 
 
 def changed(**settings) -> Config:
@@ -42,53 +42,69 @@ def changed(**settings) -> Config:
 
 
 def test_ranges_and_choices_are_of_fields_that_exist():
-  assert set(RANGES) | set(CHOICES) <= set(flat(Config()))
+  assert set(RANGES) | set(CHOICES) <= set(flatten_config(Config()))
 
 
 def test_every_default_is_valid_and_every_number_that_may_be_wrong_has_a_range():
   assert validate(Config(steps=1)) == Config(steps=1)
   assert validate(Config(epochs=0.5)) == Config(epochs=0.5)
-  numbers = {name for name, value in flat(Config()).items() if type(value) in (int, float)}
+  numbers = {
+    name for name, value in flatten_config(Config()).items() if type(value) in (int, float)
+  }
   assert numbers - set(RANGES) == {'model.head_bias'}
 
 
 # What some choices need besides.
-NEED = {'random': {'data__crop_from': 256}, 'staircase': {'optim__drop_at': '50%'}}
+NEED = {'random': {'data__resize_before_crop': 256}, 'staircase': {'optim__lr_boundaries': '50%'}}
 
 
-@pytest.mark.parametrize(('name', 'value'), [(name, value) for name, choices in CHOICES.items() for value in choices])
+@pytest.mark.parametrize(
+  ('name', 'value'), [(name, value) for name, choices in CHOICES.items() for value in choices]
+)
 def test_every_choice_is_accepted(name, value):
   config = changed(**{name.replace('.', '__'): value}, **NEED.get(value, {}))
-  assert flat(validate(config))[name] == value
+  assert flatten_config(validate(config))[name] == value
 
 
 def test_every_choice_has_an_implementation_and_every_implementation_is_a_choice():
-  tables = {'model.gelu': GELU, 'model.remat': REMAT, 'optim.name': RULES, 'optim.schedule': DECAYS, 'loss': LOSSES}
-  tables |= {'mask.target': {'', *TARGETS}}
-  assert MASK_LOSSES.keys() == TARGETS.keys()
-  assert {name: set(table) for name, table in tables.items()} == {name: set(CHOICES[name]) for name in tables}
+  tables = {
+    'model.gelu': GELU_FUNCTIONS,
+    'model.remat': REMAT_POLICIES,
+    'optim.name': UPDATE_RULES,
+    'optim.schedule': LR_DECAYS,
+    'loss': LOSSES,
+  }
+  tables |= {'mask.target': {'', *PATCH_TARGETS}}
+  assert MASK_LOSSES.keys() == PATCH_TARGETS.keys()
+  assert {name: set(table) for name, table in tables.items()} == {
+    name: set(CHOICES[name]) for name in tables
+  }
 
 
 def test_a_config_is_the_same_after_json():
   config = Config(
     data=DataConfig(size=(32, 48), crop_area=(0.5, 0.75)),
     model=ModelConfig(variant='Ti/4', mean=(1.0, 2.0, 3.0), pool='map'),
-    optim=OptimConfig(lr=0.1, decay='.*/kernel'),
+    optim=OptimConfig(lr=0.1, weight_decay_mask='.*/kernel'),
     epochs=2.5,
     init='runs/a',
   )
-  again = from_dict(json.loads(json.dumps(to_dict(config))))
+  again = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
   assert again == config
-  assert flat(again) == flat(config)
+  assert flatten_config(again) == flatten_config(config)
   assert isinstance(again.data.size, tuple)
 
 
 def test_flat_names_are_those_of_the_flags():
-  assert flat(Config())['data.batch'] == 256
-  assert flat(Config())['seed'] == 0
-  parts = [getattr(Config(), f.name) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)]
+  assert flatten_config(Config())['data.batch'] == 256
+  assert flatten_config(Config())['seed'] == 0
+  parts = [
+    getattr(Config(), f.name)
+    for f in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(f.type)
+  ]
   leaves = sum(len(dataclasses.fields(part)) for part in parts)
-  assert len(flat(Config())) == leaves + len(dataclasses.fields(Config)) - len(parts)
+  assert len(flatten_config(Config())) == leaves + len(dataclasses.fields(Config)) - len(parts)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +117,14 @@ def test_flat_names_are_those_of_the_flags():
 )
 def test_an_unknown_field_is_an_error_that_names_the_right_one(values, message):
   with pytest.raises(UserError) as error:
-    from_dict(values)
+    config_from_dict(values)
   assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-  ('size', 'expected'), [((224, 192), (224, 192)), ((28,), (28, 28)), (28, (28, 28)), ([32, 16], (32, 16))], ids=str
+  ('size', 'expected'),
+  [((224, 192), (224, 192)), ((28,), (28, 28)), (28, (28, 28)), ([32, 16], (32, 16))],
+  ids=str,
 )
 def test_sizes_are_spelled_out_and_the_config_given_stays_as_it_was(size, expected):
   config = changed(data__size=size)
@@ -133,23 +151,47 @@ WRONG = [
   ({'data__size': ()}, ['config.data.size=()']),
   ({'data__size': (0, 8)}, ['config.data.size=(0, 8)']),
   ({'data__size': -8}, ['config.data.size=(-8, -8)', 'HEIGHT,WIDTH']),
-  ({'data__operations': 2}, ['config.data.operations=2 with magnitude=0: one needs the other']),
-  ({'data__crop': 'random'}, ['config.data.crop_from=0 is less than the size (224, 224)']),
-  ({'data__crop_from': 256}, ["config.data.crop_from=256: only config.data.crop='random'"]),
-  ({'data__confidence': 0.5}, ['config.data.confidence=0.5 is of no images: config.data.unlabelled names none']),
-  ({'optim__schedule': 'staircase'}, ["config.optim.schedule='staircase' with drop_at='' and drop_every='0'"]),
-  ({'optim__drop_every': '2ep'}, ["config.optim.schedule='cosine' with drop_at='' and drop_every='2ep'"]),
+  (
+    {'data__randaug_ops': 2},
+    ['config.data.randaug_ops=2 with randaug_magnitude=0: one needs the other'],
+  ),
+  ({'data__crop': 'random'}, ['config.data.resize_before_crop=0 is less than the size (224, 224)']),
+  (
+    {'data__resize_before_crop': 256},
+    ["config.data.resize_before_crop=256: only config.data.crop='random'"],
+  ),
+  (
+    {'data__confidence_threshold': 0.5},
+    ['config.data.confidence_threshold=0.5 is of no images: config.data.unlabelled names none'],
+  ),
+  (
+    {'optim__schedule': 'staircase'},
+    ["config.optim.schedule='staircase' with lr_boundaries='' and lr_boundary_every='0'"],
+  ),
+  (
+    {'optim__lr_boundary_every': '2ep'},
+    ["config.optim.schedule='cosine' with lr_boundaries='' and lr_boundary_every='2ep'"],
+  ),
   ({'data__crop_area': (0.0, 1.0)}, ['config.data.crop_area=(0.0, 1.0)', '0 < LOW <= HIGH <= 1']),
   ({'data__crop_area': (0.5, 0.4)}, ['config.data.crop_area=(0.5, 0.4)']),
   ({'data__crop_area': (0.5, 1.5)}, ['config.data.crop_area=(0.5, 1.5)']),
   ({'data__crop_area': (NAN, 1.0)}, ['config.data.crop_area=(nan, 1.0)']),
   ({'data__crop_aspect': (2.0, 1.0)}, ['config.data.crop_aspect=(2.0, 1.0)']),
   ({'data__crop_aspect': (-1.0, 1.0)}, ['config.data.crop_aspect=(-1.0, 1.0)']),
-  ({'data__eval_crop': 'center', 'data__eval_short_side': 200}, ['config.data.eval_short_side=200', '(224, 224)']),
-  ({'data__batch': 10, 'optim__accumulate': 4}, ['config.data.batch=10', 'config.optim.accumulate=4']),
+  (
+    {'data__eval_crop': 'center', 'data__eval_short_side': 200},
+    ['config.data.eval_short_side=200', '(224, 224)'],
+  ),
+  (
+    {'data__batch': 10, 'optim__grad_accum_steps': 4},
+    ['config.data.batch=10', 'config.optim.grad_accum_steps=4'],
+  ),
   ({'model__scale': (1.0, 0.0, 1.0)}, ['config.model.scale=(1.0, 0.0, 1.0)']),
-  ({'optim__decay': '(kernel'}, ["config.optim.decay='(kernel' is not a regular expression"]),
-  ({'optim__frozen': '*'}, ["config.optim.frozen='*' is not a regular expression"]),
+  (
+    {'optim__weight_decay_mask': '(kernel'},
+    ["config.optim.weight_decay_mask='(kernel' is not a regular expression"],
+  ),
+  ({'optim__freeze': '*'}, ["config.optim.freeze='*' is not a regular expression"]),
   ({'steps': 0}, ['steps=0 and epochs=0', 'exactly one']),
   ({'epochs': 2.5}, ['steps=10 and epochs=2.5', 'exactly one', '--config.steps=0']),
 ]
@@ -166,14 +208,18 @@ def test_a_wrong_value_is_an_error_that_names_the_field_and_what_it_may_be(setti
 @pytest.mark.parametrize('name', RANGES)
 def test_a_number_outside_its_range_is_an_error_that_names_the_range(name):
   low, high = RANGES[name]
-  nan = [NAN] if flat_types(Config)[name] is float else []
+  nan = [NAN] if setting_types(Config)[name] is float else []
   for value in (low - 1, *nan, *([high + 1] if high < float('inf') else [])):
     with pytest.raises(UserError) as error:
       validate(changed(**{name.replace('.', '__'): value}))
-    assert str(error.value).startswith(f'config.{name}={value}: expected a number from {low} to {high}')
+    assert str(error.value).startswith(
+      f'config.{name}={value}: expected a number from {low} to {high}'
+    )
 
 
-@pytest.mark.parametrize('settings', [{'optim__lr': float('inf')}, {'epochs': float('inf'), 'steps': 0}], ids=str)
+@pytest.mark.parametrize(
+  'settings', [{'optim__lr': float('inf')}, {'epochs': float('inf'), 'steps': 0}], ids=str
+)
 def test_infinity_is_no_rate_and_no_duration(settings):
   with pytest.raises(UserError, match=r'config\.(optim\.lr|epochs)=inf'):
     validate(changed(**settings))
@@ -206,7 +252,9 @@ FITS = {
 }
 
 
-@pytest.mark.parametrize(('name', 'kind'), flat_types(Config).items(), ids=lambda x: x if isinstance(x, str) else '')
+@pytest.mark.parametrize(
+  ('name', 'kind'), setting_types(Config).items(), ids=lambda x: x if isinstance(x, str) else ''
+)
 def test_a_value_of_another_type_is_an_error_that_names_the_field(name, kind):
   wrong = [value for value in ANYTHING if not FITS.get(kind, lambda value: False)(value)]
   if name == 'data.size':  # One number means a square.
@@ -216,29 +264,42 @@ def test_a_value_of_another_type_is_an_error_that_names_the_field(name, kind):
       validate(changed(**{name.replace('.', '__'): value}))
 
 
-NUMBERS = [name for name, kind in flat_types(Config).items() if kind in (int, float)]
+NUMBERS = [name for name, kind in setting_types(Config).items() if kind in (int, float)]
 LIMITS = {name: RANGES.get(name, (-math.inf, math.inf)) for name in NUMBERS}
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
-@hypothesis.given(st.sampled_from(NUMBERS), st.one_of(st.integers(), st.floats(), st.sampled_from([math.inf, -math.inf, NAN])))
-def test_any_number_is_within_its_range_and_of_its_type_or_an_error_that_names_the_field(name, value):
+@hypothesis.given(
+  st.sampled_from(NUMBERS),
+  st.one_of(st.integers(), st.floats(), st.sampled_from([math.inf, -math.inf, NAN])),
+)
+def test_any_number_is_within_its_range_and_of_its_type_or_an_error_that_names_the_field(
+  name, value
+):
   low, high = LIMITS[name]
-  fits = low <= value <= high and math.isfinite(value) and (isinstance(value, int) or flat_types(Config)[name] is float)
+  fits = (
+    low <= value <= high
+    and math.isfinite(value)
+    and (isinstance(value, int) or setting_types(Config)[name] is float)
+  )
   try:
     validate(changed(**{name.replace('.', '__'): value}))
   except UserError as error:
     said = str(error)
     assert name.rpartition('.')[2] in said and '\n' not in said
-    assert not fits or 'expected a number from' not in said  # Else it does not go together with another setting.
+    assert (
+      not fits or 'expected a number from' not in said
+    )  # Else it does not go together with another setting.
   else:
     assert fits
 
 
-@pytest.mark.parametrize('values', [None, 3, 'data', [], {'data': None}, {'optim': 3}, {'model': []}])
+@pytest.mark.parametrize(
+  'values', [None, 3, 'data', [], {'data': None}, {'optim': 3}, {'model': []}]
+)
 def test_what_is_no_table_of_settings_is_an_error(values):
   with pytest.raises(UserError, match='a table of settings'):
-    from_dict(values)
+    config_from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -249,15 +310,19 @@ def test_what_is_no_table_of_settings_is_an_error(values):
   ],
 )  # fmt: skip
 def test_durations_are_steps_epochs_or_a_share_of_the_run(text, steps):
-  assert duration(text, name='log_every', steps=1000, epoch=12.5) == steps
+  assert parse_duration(text, name='log_every', steps=1000, epoch=12.5) == steps
 
 
-@pytest.mark.parametrize('text', ['', 'ep', '-1', '1.5', '2 ep', '2epochs', '10 %', '1e3', 'all', '5ep5', '.5ep'])
+@pytest.mark.parametrize(
+  'text', ['', 'ep', '-1', '1.5', '2 ep', '2epochs', '10 %', '1e3', 'all', '5ep5', '.5ep']
+)
 def test_what_is_no_duration_is_an_error_that_shows_the_three_kinds(text):
   with pytest.raises(UserError) as error:
-    duration(text, name='optim.warmup', steps=1000, epoch=12.5)
+    parse_duration(text, name='optim.warmup', steps=1000, epoch=12.5)
   assert f'config.optim.warmup={text!r}' in str(error.value)
-  assert all(kind in str(error.value) for kind in ("'500' (steps)", "'2ep' (epochs)", "'10%' (of the run)"))
+  assert all(
+    kind in str(error.value) for kind in ("'500' (steps)", "'2ep' (epochs)", "'10%' (of the run)")
+  )
 
 
 @pytest.mark.parametrize(
@@ -277,9 +342,15 @@ def test_steps_are_given_or_come_from_epochs(settings, steps):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'data__batch': 101}, 'config.data.batch=101 is more than the 100 training examples of builtin:fashion_mnist'),
+    (
+      {'data__batch': 101},
+      'config.data.batch=101 is more than the 100 training examples of builtin:fashion_mnist',
+    ),
     ({'optim__warmup': '10'}, 'warmup (10) and cooldown (0) leave nothing of 10 steps'),
-    ({'optim__warmup': '60%', 'optim__cooldown': '40%'}, 'warmup (6) and cooldown (4) leave nothing of 10 steps'),
+    (
+      {'optim__warmup': '60%', 'optim__cooldown': '40%'},
+      'warmup (6) and cooldown (4) leave nothing of 10 steps',
+    ),
     ({'optim__warmup': '5ep'}, 'warmup (10) and cooldown (0) leave nothing of 10 steps'),
     ({'optim__warmup': 'long'}, "config.optim.warmup='long': expected a duration"),
     ({'optim__cooldown': '-1'}, "config.optim.cooldown='-1': expected a duration"),
@@ -302,7 +373,7 @@ def test_did_you_mean_names_the_nearest_or_all():
 
 def test_of_evaluations_there_may_be_any_number_but_each_is_text():
   for entries in ((), ('knn:builtin:digits',), ('a', 'b', 'c')):
-    assert validate(Config(steps=1, evals=entries)).evals == entries
+    assert validate(Config(steps=1, probes=entries)).probes == entries
   for wrong in ('knn:builtin:digits', ('a', 1), ['a']):
-    with pytest.raises(UserError, match=r'config.evals=.*: expected .*any number of them'):
-      validate(Config(steps=1, evals=wrong))
+    with pytest.raises(UserError, match=r'config.probes=.*: expected .*any number of them'):
+      validate(Config(steps=1, probes=wrong))

@@ -9,14 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.config import Config, duration, validate
-from vit_jax.models.families import build
-from vit_jax.optim.optimizer import optimizer, schedule
+from vit_jax.config import Config, parse_duration, validate
+from vit_jax.models.families import build_model
+from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
 from vit_jax.step import abstract_params, init_state, train_step
-from vit_jax.training.task import task_of
+from vit_jax.training.task import make_task
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-CLASSES = {'imagenet': 1000, 'imagenet21k': 21_843, 'jft': 18_291, 'cifar100': 100, 'pets': 37, 'flowers': 102}
+CLASSES = {
+  'imagenet': 1000,
+  'imagenet21k': 21_843,
+  'jft': 18_291,
+  'cifar100': 100,
+  'pets': 37,
+  'flowers': 102,
+}
 EXAMPLES = {'imagenet': 1_281_167, 'imagenet21k': 12_743_321, 'jft': 303_000_000}
 
 
@@ -32,22 +39,35 @@ CONVOLUTIONAL = re.compile(r'(BiT-|Axial)?R\d+[x+]|B\d$')  # Unrolled, and so lo
 
 def arguments() -> list:
   cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
-  cases += [('mini', f'{model},{data}') for model in module('mini').MODELS for data in ('fashion_mnist', 'digits', 'flowers')]
+  cases += [
+    ('mini', f'{model},{data}')
+    for model in module('mini').MODELS
+    for data in ('fashion_mnist', 'digits', 'flowers')
+  ]
   for (variant, data), (epochs, *_) in module('pretrain').RECIPES.items():
     cases.append(('pretrain', f'{variant},{data}'))
     cases += [('pretrain', f'{variant},{data},{count}') for count in epochs[1:]]
-  cases += [('finetune', f'B/16,vtab/{task}') for task in ('caltech101', 'clevr_count', 'dsprites_location')]
+  cases += [
+    ('finetune', f'B/16,vtab/{task}') for task in ('caltech101', 'clevr_count', 'dsprites_location')
+  ]
   for data in module('finetune').RECIPES:
     cases += [('finetune', f'{variant},{data}') for variant in QUICK]
   cases += [('finetune', 'R50x1,cifar10')]
   cases += [('self_supervised', 'B/16,imagenet')]
   cases += [('noisy_student', argument) for argument in ('mini', 'mini,3', 'B0', 'B7', 'L2,14')]
-  cases += [('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')]
+  cases += [
+    ('bit_pretrain', argument) for argument in ('R50x1,jft,7', 'R152x2,jft,7', 'BiT-R50x1,imagenet')
+  ]
   cases += [('bit_finetune', f'{variant},cifar10') for variant in ('R50x1', 'BiT-R152x4')]
-  return [pytest.param(*case, marks=pytest.mark.slow if CONVOLUTIONAL.match(case[1] or '') else ()) for case in cases]
+  return [
+    pytest.param(*case, marks=pytest.mark.slow if CONVOLUTIONAL.match(case[1] or '') else ())
+    for case in cases
+  ]
 
 
-@pytest.mark.parametrize(('name', 'recipes'), [('bit_pretrain', 'RECIPES'), ('bit_finetune', 'TASKS')])
+@pytest.mark.parametrize(
+  ('name', 'recipes'), [('bit_pretrain', 'RECIPES'), ('bit_finetune', 'TASKS')]
+)
 def test_every_row_of_a_table_is_a_valid_config(name, recipes):
   for data in getattr(module(name), recipes):
     assert config_of(name, f'R50x1,{data}').model.variant == 'R50x1'
@@ -60,12 +80,16 @@ def config_of(name: str, argument: str | None):
 
 def assert_a_step_traces(config: Config, *, classes: int, steps: int):
   """What a step gives is what the next takes."""
-  task = task_of(config)
+  task = make_task(config)
   model = task.build(classes)
-  lr = schedule(config.optim, steps=steps, epoch=1000)
-  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
-  state = jax.eval_shape(functools.partial(init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0))
-  b = 2 * config.optim.accumulate
+  lr = make_lr_schedule(config.optim, steps=steps, epoch=1000)
+  tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  state = jax.eval_shape(
+    functools.partial(
+      init_state, 0, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0
+    )
+  )
+  b = 2 * config.optim.grad_accum_steps
   batch = {
     'image': jax.ShapeDtypeStruct((b, *config.data.size, 3), np.uint8),
     'label': jax.ShapeDtypeStruct((b, 1), np.int32),
@@ -79,7 +103,7 @@ def assert_a_step_traces(config: Config, *, classes: int, steps: int):
     lr=lr,
     seed=0,
     mixup_alpha=config.mixup,
-    accumulate=config.optim.accumulate,
+    accumulate=config.optim.grad_accum_steps,
     ema=config.optim.ema,
   )
   new, metrics = jax.eval_shape(step, state, batch)
@@ -92,15 +116,23 @@ def assert_a_step_traces(config: Config, *, classes: int, steps: int):
 def test_a_step_of_the_config_traces(name, argument):
   config = config_of(name, argument)
   data = (argument or '').partition(',')[2].partition(',')[0]
-  steps, epoch = config.steps or 1000 * round(config.epochs), EXAMPLES.get(data, 10_000) / config.data.batch
+  steps, epoch = (
+    config.steps or 1000 * round(config.epochs),
+    EXAMPLES.get(data, 10_000) / config.data.batch,
+  )
   assert_a_step_traces(config, classes=CLASSES.get(data, 10), steps=steps)
   for clock in ('log_every', 'eval_every', 'save_every', 'keep_every'):
-    assert duration(getattr(config, clock), name=clock, steps=steps, epoch=epoch) <= steps
+    assert parse_duration(getattr(config, clock), name=clock, steps=steps, epoch=epoch) <= steps
 
 
 def test_table_3_in_steps():
   """arXiv 2010.11929: batches of 4,096; the reference gives the steps of each row."""
-  known = {'B/16,jft': 518_000, 'L/16,jft,14': 1_036_000, 'L/16,imagenet,300': 93_800, 'B/16,imagenet': 93_800}
+  known = {
+    'B/16,jft': 518_000,
+    'L/16,jft,14': 1_036_000,
+    'L/16,imagenet,300': 93_800,
+    'B/16,imagenet': 93_800,
+  }
   for argument, steps in known.items():
     config = config_of('pretrain', argument)
     assert config.data.batch == 4096
@@ -110,10 +142,18 @@ def test_table_3_in_steps():
 def test_the_largest_model_has_the_published_parameters_and_its_head_decays_a_hundredfold():
   """arXiv 2106.04560: 1,843 million, with another head; 0.03 and 3."""
   config = config_of('scaling', 'G/14')
-  sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(build(config.model, 29_593), config.data.size))
+  sizes = jax.tree.map(
+    lambda leaf: leaf.size, abstract_params(build_model(config.model, 29_593), config.data.size)
+  )
   pooling, head = (sum(jax.tree.leaves(sizes[name])) for name in ('MAPHead_0', 'head'))
   assert sum(jax.tree.leaves(sizes)) - pooling - head == pytest.approx(1_843e6, rel=1e-3)
-  assert (config.optim.weight_decay, config.optim.weight_decay * config.optim.head_decay) == (0.03, pytest.approx(3.0))
+  assert (
+    config.optim.weight_decay,
+    config.optim.weight_decay * config.optim.head_weight_decay_factor,
+  ) == (
+    0.03,
+    pytest.approx(3.0),
+  )
 
 
 def test_fine_tuning_is_at_384_pixels_or_the_nearest_that_the_patch_divides():

@@ -18,19 +18,27 @@ import numpy as np
 import pytest
 
 from tests.equivalence_worker import CONFIG
-from vit_jax.checkpoint.manager import load_params
+from vit_jax.checkpoint.manager import load_newest_params
 from vit_jax.metrics.writer import read_metrics
 
 ROOT = Path(__file__).parents[1]
 QUICK = '--xla_backend_optimization_level=0'  # To compile, which is most of the work here.
 WORKER = Path(__file__).with_name('equivalence_worker.py')
-LAYOUTS = {'data': 1, 'both': 2, 'fsdp': 8}  # Of eight devices: how many share one copy of the parameters.
+LAYOUTS = {
+  'data': 1,
+  'both': 2,
+  'fsdp': 8,
+}  # Of eight devices: how many share one copy of the parameters.
 
 
-def start(jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool = False) -> list[dict]:
+def start(
+  jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool = False
+) -> list[dict]:
   """Trains {a directory: its fsdp} in as many processes with so many devices each; what they saw of each directory together."""
   listed = next(iter(jobs)).with_name('jobs.json')
-  jobs_of = [{'workdir': str(workdir), 'fsdp': fsdp, 'poisoned': poisoned} for workdir, fsdp in jobs.items()]
+  jobs_of = [
+    {'workdir': str(workdir), 'fsdp': fsdp, 'poisoned': poisoned} for workdir, fsdp in jobs.items()
+  ]
   listed.write_text(json.dumps(jobs_of))
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -48,7 +56,9 @@ def start(jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool
   try:
     for i, log in enumerate(logs):
       with log.open('w') as file:
-        running.append(subprocess.Popen(command(i), env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT))
+        running.append(
+          subprocess.Popen(command(i), env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        )
     codes = [process.wait(timeout=400) for process in running]
   finally:
     for process in running:
@@ -73,7 +83,7 @@ def losses(workdir: Path) -> list[float]:
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
   """Of the last checkpoint: their moving average."""
-  return flax.traverse_util.flatten_dict(load_params(workdir)[0], sep='/')
+  return flax.traverse_util.flatten_dict(load_newest_params(workdir)[0], sep='/')
 
 
 def assert_same(workdir: Path, other: Path):
@@ -102,7 +112,9 @@ def two(tmp_path_factory) -> tuple[Path, dict]:
 def eight(tmp_path_factory, two) -> dict[str, tuple[Path, dict]]:
   """The run in one process of eight devices, over both axes; and as 'half' the second half of what two processes began."""
   directory = tmp_path_factory.mktemp('eight')
-  return trained_by_eight({directory / 'both': LAYOUTS['both'], halfway(two[0], directory / 'half'): LAYOUTS['both']})
+  return trained_by_eight(
+    {directory / 'both': LAYOUTS['both'], halfway(two[0], directory / 'half'): LAYOUTS['both']}
+  )
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +126,10 @@ def eight_otherwise(tmp_path_factory) -> dict[str, tuple[Path, dict]]:
 
 def trained_by_eight(jobs: dict[Path, int]) -> dict[str, tuple[Path, dict]]:
   """{the name of a directory: (it, what was seen of it)}."""
-  return {workdir.name: (workdir, seen) for workdir, seen in zip(jobs, start(jobs, processes=1, devices=8), strict=True)}
+  return {
+    workdir.name: (workdir, seen)
+    for workdir, seen in zip(jobs, start(jobs, processes=1, devices=8), strict=True)
+  }
 
 
 @pytest.fixture(scope='module')

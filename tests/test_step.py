@@ -10,14 +10,17 @@ import optax
 import pytest
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
-from vit_jax.step import abstract_params, init_state, predict, refused, train_step
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, replicated, to_global
+from vit_jax.step import abstract_params, init_state, predict_logits, skip_reasons, train_step
 
 SIZE, K = (8, 8), 5
-MODEL = vit(ModelConfig(variant='mu/4', depth=2), K)
-TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step is the sign of the gradient: it makes rounding visible.
+MODEL = build_vit(ModelConfig(variant='mu/4', depth=2), K)
+TX = optax.sgd(
+  0.1, momentum=0.9
+)  # Adam's first step is the sign of the gradient: it makes rounding visible.
 
 
 def batch_of(n: int, seed: int = 0) -> dict:
@@ -30,12 +33,17 @@ def batch_of(n: int, seed: int = 0) -> dict:
 
 
 def fresh(**kwargs):
-  return jax.jit(functools.partial(init_state, 0, **{'model': MODEL, 'tx': TX, 'size': SIZE, 'ema': False} | kwargs))()
+  return jax.jit(
+    functools.partial(
+      init_state, 0, **{'model': MODEL, 'tx': TX, 'size': SIZE, 'ema': False} | kwargs
+    )
+  )()
 
 
 def stepper(**kwargs):
   return functools.partial(
-    train_step, **{'model': MODEL, 'tx': TX, 'loss': softmax_loss, 'lr': lambda step: 0.1, 'seed': 3} | kwargs
+    train_step,
+    **{'model': MODEL, 'tx': TX, 'loss': softmax_loss, 'lr': lambda step: 0.1, 'seed': 3} | kwargs,
   )
 
 
@@ -89,7 +97,9 @@ def test_a_masked_example_leaves_no_trace():
 
 def test_eight_devices_equal_one_over_twenty_steps():
   """Over 'data', over 'fsdp' and over both: the same losses and parameters to 1e-5; the same random draws."""
-  model = vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K)
+  model = build_vit(
+    ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K
+  )
   tx = optax.sgd(1e-2)
   step = stepper(model=model, tx=tx, mixup_alpha=0.2)
   begin = functools.partial(fresh, model=model, tx=tx)
@@ -98,7 +108,9 @@ def test_eight_devices_equal_one_over_twenty_steps():
     mesh, losses = make_mesh(fsdp, batches={}, devices=devices), []
     shardings = state_shardings(jax.eval_shape(begin), mesh)
     state = jax.jit(begin, out_shardings=shardings)()
-    update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    update = jax.jit(
+      functools.partial(step, mesh=mesh), out_shardings=(shardings, replicated(mesh))
+    )
     for k in range(20):
       state, metrics = update(state, to_global(batch_of(16, k), mesh))
       losses.append(float(metrics['loss']))
@@ -115,18 +127,22 @@ def test_eight_devices_equal_one_over_twenty_steps():
 @pytest.mark.parametrize(('dtype', 'name'), [('float32', 'f32'), ('bfloat16', 'bf16')])
 def test_gradients_are_summed_over_the_devices_in_the_dtype_that_is_asked_for(fsdp, dtype, name):
   """In the program as it is written: the CPU's compiler widens bfloat16."""
-  model = vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dtype='bfloat16'), K)
+  model = build_vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dtype='bfloat16'), K)
   begin, mesh = functools.partial(fresh, model=model), make_mesh(fsdp, batches={})
   state = jax.eval_shape(begin)
   step = jax.jit(stepper(model=model, mesh=mesh, grad_dtype=dtype))
   text = step.lower(state, jax.eval_shape(lambda: batch_of(16))).as_text()
-  results = re.findall(r'"stablehlo\.(?:all_reduce|reduce_scatter)".*?\}\) : .*? -> (.*?)$', text, re.DOTALL | re.MULTILINE)
+  results = re.findall(
+    r'"stablehlo\.(?:all_reduce|reduce_scatter)".*?\}\) : .*? -> (.*?)$',
+    text,
+    re.DOTALL | re.MULTILINE,
+  )
   summed = re.findall(r'tensor<(?:\d+x)+(\w+)>', ' '.join(results))
   assert summed == [name] * len(jax.tree.leaves(state.params))
 
 
 def test_random_draws_are_a_function_of_the_seed_and_the_step():
-  model = vit(ModelConfig(variant='mu/4', dropout=0.5), K)
+  model = build_vit(ModelConfig(variant='mu/4', dropout=0.5), K)
   state, batch = nonzero_head(fresh(model=model)), batch_of(16)
   step, other_seed = jax.jit(stepper(model=model, seed=0)), jax.jit(stepper(model=model, seed=1))
   loss = float(step(state, batch)[1]['loss'])
@@ -147,7 +163,9 @@ BAD = {
   # What is wrong with the examples of class 0 -> the losses [b], from those of softmax, whose rows are theirs, and the logits.
   'a loss that is NaN': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.nan, 0),
   'a loss that is infinite': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.inf, 0),
-  'gradients that are NaN': lambda loss, theirs, logits: loss + jnp.sqrt(jnp.where(theirs, 0 * logits.sum(-1), 1)),
+  'gradients that are NaN': lambda loss, theirs, logits: (
+    loss + jnp.sqrt(jnp.where(theirs, 0 * logits.sum(-1), 1))
+  ),
   'gradients of 1e30': lambda loss, theirs, logits: loss * jnp.where(theirs, 1e30, 1),
 }
 
@@ -178,11 +196,15 @@ def poisoned_step():
     return stepper(tx=tx, loss=loss, ema=0.9)(state, batch)
 
   compiled = jax.jit(step)
-  return lambda kind, *args: compiled(list(BAD).index(kind), *args), nonzero_head(fresh(tx=tx, ema=True))
+  return lambda kind, *args: compiled(list(BAD).index(kind), *args), nonzero_head(
+    fresh(tx=tx, ema=True)
+  )
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_not_been(poisoned_step, kind):
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_not_been(
+  poisoned_step, kind
+):
   step, begin = functools.partial(poisoned_step[0], kind), poisoned_step[1]
   good = with_bad_rows(batch_of(16))
   state, metrics = step(begin, good)
@@ -196,7 +218,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_
     assert state.step == before.step + in_a_row
     again, metrics = step(state, good)
     without, _ = step(before.replace(step=state.step), good)
-    assert not metrics['not_finite'] and bits(again) == bits(without) and bits(again.params) != bits(state.params)
+    assert (
+      not metrics['not_finite']
+      and bits(again) == bits(without)
+      and bits(again.params) != bits(state.params)
+    )
     state = again
 
 
@@ -208,23 +234,32 @@ def test_what_one_device_alone_has_stops_the_step_on_all(fsdp):
   shardings = state_shardings(jax.eval_shape(begin), mesh)
   state = jax.jit(begin, out_shardings=shardings)()
   for kind in ('a loss that is NaN', 'gradients that are NaN'):
-    step = jax.jit(stepper(loss=poisoned(kind), mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    step = jax.jit(
+      stepper(loss=poisoned(kind), mesh=mesh), out_shardings=(shardings, replicated(mesh))
+    )
     new, metrics = step(state, to_global(with_bad_rows(batch_of(16), 13), mesh))
     assert metrics['not_finite']
     for shard, old in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
-      assert [s.data.tobytes() for s in shard.addressable_shards] == [s.data.tobytes() for s in old.addressable_shards]
+      assert [s.data.tobytes() for s in shard.addressable_shards] == [
+        s.data.tobytes() for s in old.addressable_shards
+      ]
 
 
 def test_a_norm_whose_square_is_too_large_for_float32_is_not_finite():
   state, metrics = fresh(), jnp.float32(1)
-  assert not refused(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e18)}), 0.0)['not_finite']
-  assert refused(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e20)}), 0.0)['not_finite']
+  assert not skip_reasons(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e18)}), 0.0)[
+    'not_finite'
+  ]
+  assert skip_reasons(state, metrics, optax.tree.norm({'a': jnp.full(4, 1e20)}), 0.0)['not_finite']
 
 
 def test_predictions_are_the_models_logits_without_dropout():
-  model = vit(ModelConfig(variant='mu/4', dropout=0.5), K)
+  model = build_vit(ModelConfig(variant='mu/4', dropout=0.5), K)
   state, images = nonzero_head(fresh(model=model)), batch_of(4)['image']
-  np.testing.assert_array_equal(predict(state.params, images, model=model), predict(state.params, images, model=model))
+  np.testing.assert_array_equal(
+    predict_logits(state.params, images, model=model),
+    predict_logits(state.params, images, model=model),
+  )
 
 
 def test_abstract_parameters_are_those_that_initialisation_makes():

@@ -13,9 +13,9 @@ import pytest
 import simplejpeg
 
 import vit_jax
-from vit_jax.checkpoint.manager import load_params
+from vit_jax.checkpoint.manager import load_newest_params
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.data.order import shuffled
+from vit_jax.data.order import shuffled_example
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.metrics.writer import read_metrics
 from vit_jax.train import due, train
@@ -24,14 +24,14 @@ from vit_jax.train import due, train
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, dropout=0.1, drop_path=0.1),
-  optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, ema=0.9),
+  optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, grad_clip_norm=1.0, ema=0.9),
   mixup=0.2,
   steps=12,
   log_ids=True,
   log_every='1',
   eval_every='0',
   save_every='1',
-  keep=12,
+  max_to_keep=12,
 )
 
 
@@ -45,18 +45,27 @@ def changed(config=CONFIG, **kwargs):
 
 
 def losses(workdir):
-  return [(record['step'], record['loss'].hex()) for record in read_metrics(workdir) if 'loss' in record]
+  return [
+    (record['step'], record['loss'].hex()) for record in read_metrics(workdir) if 'loss' in record
+  ]
 
 
 def bits(workdir):
-  return {name: leaf.tobytes() for name, leaf in flax.traverse_util.flatten_dict(load_params(workdir)[0], sep='/').items()}
+  return {
+    name: leaf.tobytes()
+    for name, leaf in flax.traverse_util.flatten_dict(
+      load_newest_params(workdir)[0], sep='/'
+    ).items()
+  }
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run') / 'whole'
   compilations = []
-  note = lambda event, seconds, **kwargs: compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  note = lambda event, seconds, **kwargs: (
+    compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  )
   jax.monitoring.register_event_duration_secs_listener(note)
   result = train(CONFIG, workdir)
   jax.monitoring.unregister_event_duration_listener(note)
@@ -66,7 +75,9 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize('stop', range(1, 13))
 def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tmp_path, stop):
   whole, result, _ = uninterrupted
-  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns(*map(str, range(stop + 1, 13))))
+  shutil.copytree(
+    whole, tmp_path / 'run', ignore=shutil.ignore_patterns(*map(str, range(stop + 1, 13)))
+  )
   assert train(CONFIG, tmp_path / 'run') == result
   assert bits(tmp_path / 'run') == bits(whole)
   assert losses(tmp_path / 'run') == losses(whole)
@@ -76,7 +87,9 @@ def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tm
 def test_the_examples_of_each_step_are_those_of_the_stream(uninterrupted):
   lines = [json.loads(line) for line in (uninterrupted[0] / 'ids.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines] == list(range(1, 13))
-  assert [line['ids'] for line in lines] == [[shuffled(16 * k + i, 1297, 0)[1] for i in range(16)] for k in range(12)]
+  assert [line['ids'] for line in lines] == [
+    [shuffled_example(16 * k + i, 1297, 0)[1] for i in range(16)] for k in range(12)
+  ]
   assert [(line['step'], line['loss']) for line in lines] == losses(uninterrupted[0])
 
 
@@ -89,7 +102,9 @@ def test_the_step_is_compiled_once(uninterrupted):
 def test_every_example_is_evaluated(uninterrupted):
   _, result, _ = uninterrupted
   assert result['test_examples'] == 500  # Not a multiple of 48, nor of 8.
-  assert {'step', 'test_accuracy', 'test_accuracy_top5', 'test_loss', 'test_examples'} == set(result)
+  assert {'step', 'test_accuracy', 'test_accuracy_top5', 'test_loss', 'test_examples'} == set(
+    result
+  )
   assert result['test_accuracy'] * 500 == pytest.approx(round(result['test_accuracy'] * 500))
 
 
@@ -107,12 +122,23 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted):
 
 def test_parameters_and_optimizer_state_over_fsdp_give_the_same_losses(uninterrupted, tmp_path):
   train(changed(mesh__fsdp=4), tmp_path / 'run')
-  got, expected = (np.array([float.fromhex(loss) for _, loss in losses(w)]) for w in (tmp_path / 'run', uninterrupted[0]))
+  got, expected = (
+    np.array([float.fromhex(loss) for _, loss in losses(w)])
+    for w in (tmp_path / 'run', uninterrupted[0])
+  )
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(tmp_path, uninterrupted, capsys):
-  config = changed(data__train='builtin:fashion_mnist', data__size=(12, 8), data__batch=64, init=str(uninterrupted[0]), steps=2)
+def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(
+  tmp_path, uninterrupted, capsys
+):
+  config = changed(
+    data__train='builtin:fashion_mnist',
+    data__size=(12, 8),
+    data__batch=64,
+    init=str(uninterrupted[0]),
+    steps=2,
+  )
   config = changed(config, optim__warmup='0')
   train(config, tmp_path / 'run')
   said = capsys.readouterr().err
@@ -123,7 +149,9 @@ def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(tmp
 
 
 def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, uninterrupted):
-  config = changed(init=str(uninterrupted[0]), steps=1, optim__warmup='0', optim__lr=0.0, optim__ema=0.0)
+  config = changed(
+    init=str(uninterrupted[0]), steps=1, optim__warmup='0', optim__lr=0.0, optim__ema=0.0
+  )
   train(config, tmp_path / 'run')
   old, new = bits(uninterrupted[0]), bits(tmp_path / 'run')
   assert {name for name in old if old[name] != new[name]} == {'head/kernel', 'head/bias'}
@@ -142,10 +170,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_does_not_go_together_is_refused_before_anything_is_written(uninterrupted, tmp_path, case):
+def test_what_does_not_go_together_is_refused_before_anything_is_written(
+  uninterrupted, tmp_path, case
+):
   settings, message = REFUSED[case]
   settings = {
-    name: value.replace('RUN', str(uninterrupted[0])) if isinstance(value, str) else value for name, value in settings.items()
+    name: value.replace('RUN', str(uninterrupted[0])) if isinstance(value, str) else value
+    for name, value in settings.items()
   }
   with pytest.raises(UserError, match=message) as error:
     train(changed(**settings), tmp_path / 'run')
@@ -183,9 +214,14 @@ def test_a_run_does_not_go_on_with_other_data(uninterrupted, tmp_path, case):
   changes, message = OTHER_DATA[case]
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
   facts = json.loads((tmp_path / 'run' / 'data.json').read_text())
-  (tmp_path / 'run' / 'data.json').write_text(json.dumps(facts | {name: v for name, v in changes.items() if name in facts}))
+  (tmp_path / 'run' / 'data.json').write_text(
+    json.dumps(facts | {name: v for name, v in changes.items() if name in facts})
+  )
   with pytest.raises(UserError, match=re.escape(message)):
-    train(changed(**{name: value for name, value in changes.items() if name not in facts}), tmp_path / 'run')
+    train(
+      changed(**{name: value for name, value in changes.items() if name not in facts}),
+      tmp_path / 'run',
+    )
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path):
@@ -193,7 +229,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
   config['model']['mlp'] = 64  # Somebody's hand in the file.
   (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match=r'holds another architecture: .*\[2, 128\] there, float32\[2, 64\] here'):
+  with pytest.raises(
+    UserError, match=r'holds another architecture: .*\[2, 128\] there, float32\[2, 64\] here'
+  ):
     train(changed(model__mlp=64), tmp_path / 'run')
 
 
@@ -202,7 +240,13 @@ def photos(tmp_path):
   """Two classes of 40 small photographs each; one file of the training split and one for testing are cut short."""
   rng = np.random.default_rng(0)
   for i in range(80):
-    path = tmp_path / 'photos' / ('train' if i < 64 else 'test') / ('cats' if i % 2 else 'dogs') / f'{i:02}.jpg'
+    path = (
+      tmp_path
+      / 'photos'
+      / ('train' if i < 64 else 'test')
+      / ('cats' if i % 2 else 'dogs')
+      / f'{i:02}.jpg'
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     data = simplejpeg.encode_jpeg(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
     path.write_bytes(data[:-200] if i in (5, 70) else data)
@@ -216,21 +260,36 @@ def test_an_unreadable_image_is_an_error_that_names_it(photos, tmp_path):
 
 
 def test_unreadable_images_are_skipped_by_config_counted_and_named(photos, tmp_path, capsys):
-  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', steps=8, optim__warmup='0', save_every='3')
+  config = changed(
+    data__train=f'folder:{photos}',
+    data__bad_images='skip',
+    steps=8,
+    optim__warmup='0',
+    save_every='3',
+  )
   result = train(config, tmp_path / 'run')
   assert (result['test_examples'], result['test_skipped']) == (15, 1)
   records = read_metrics(tmp_path / 'run')
   assert sum(record['skipped'] for record in records if 'loss' in record) == 2  # Two epochs of 64.
   assert [record['unreadable'] for record in records if 'unreadable' in record] == [[2], [2]]
-  assert re.search(r'step \d goes without example 2: .*cats/05.jpg: .*remature end', capsys.readouterr().err)
+  assert re.search(
+    r'step \d goes without example 2: .*cats/05.jpg: .*remature end', capsys.readouterr().err
+  )
 
 
 def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
   for i in (7, 9):
     (photos / 'train' / 'cats' / f'{i:02}.jpg').write_bytes(b'<html>not found</html>')
-  config = changed(data__train=f'folder:{photos}', data__bad_images='skip', data__bad_budget=0.03, steps=4, optim__warmup='0')
+  config = changed(
+    data__train=f'folder:{photos}',
+    data__bad_images='skip',
+    data__max_bad_fraction=0.03,
+    steps=4,
+    optim__warmup='0',
+  )
   with pytest.raises(
-    UserError, match=r'by step [34] 3 images could not be read, and config.data.bad_budget allows 2; the last is .*jpg'
+    UserError,
+    match=r'by step [34] 3 images could not be read, and config.data.max_bad_fraction allows 2; the last is .*jpg',
   ):
     train(config, tmp_path / 'run')
 
@@ -242,22 +301,37 @@ def saved_states(workdir):
     tree = checkpointer.metadata(path / 'state').item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     state = checkpointer.restore(path / 'state', restore_args=as_numpy)
-    arrays = {jax.tree_util.keystr(keys): np.asarray(leaf) for keys, leaf in jax.tree.leaves_with_path(state)}
+    arrays = {
+      jax.tree_util.keystr(keys): np.asarray(leaf)
+      for keys, leaf in jax.tree.leaves_with_path(state)
+    }
     assert len(arrays) > 40 and all(np.isfinite(array).all() for array in arrays.values()), path
-    found[int(path.name)] = {name: array.tobytes() for name, array in arrays.items() if name != "['step']"}
+    found[int(path.name)] = {
+      name: array.tobytes() for name, array in arrays.items() if name != "['step']"
+    }
   return found
 
 
 def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(tmp_path, capsys):
   """Real numbers: the first update is of 1e30 times the gradient."""
-  config = changed(optim__name='sgd', optim__lr=1e30, optim__warmup='0', optim__clip=0.0, optim__max_bad_steps=3)
-  with pytest.raises(DivergedError, match='steps 2 to 4 were left out, config.optim.max_bad_steps=3 in a row') as error:
+  config = changed(
+    optim__name='sgd',
+    optim__lr=1e30,
+    optim__warmup='0',
+    optim__grad_clip_norm=0.0,
+    optim__max_bad_steps=3,
+  )
+  with pytest.raises(
+    DivergedError, match='steps 2 to 4 were left out, config.optim.max_bad_steps=3 in a row'
+  ) as error:
     train(config, tmp_path)
   assert error.value.exit_code == 78
   saved = saved_states(tmp_path)
   assert list(saved) == [1, 2, 3, 4]
   assert saved[1] == saved[2] == saved[3] == saved[4]
-  with pytest.raises(DivergedError, match='steps 5 to 7 were left out'):  # Started again, it has gone on in the data.
+  with pytest.raises(
+    DivergedError, match='steps 5 to 7 were left out'
+  ):  # Started again, it has gone on in the data.
     train(config, tmp_path)
   assert list(saved_states(tmp_path)) == list(range(1, 8))
   assert 'step 3 changes nothing' in capsys.readouterr().err
@@ -272,7 +346,12 @@ def test_things_are_due_at_their_multiples_and_at_the_end():
 @pytest.mark.parametrize('variant', ['R1.1x1', 'EfficientNet-0.25x0.2'])
 def test_a_convolutional_network_trains_resumes_and_is_loaded(tmp_path, variant):
   fields = {'stem_width': 32} if variant.startswith('R') else {'dropout': 0.1, 'drop_path': 0.1}
-  config = changed(model=ModelConfig(variant=variant, **fields), data__operations=2, data__magnitude=5.0, steps=3)
+  config = changed(
+    model=ModelConfig(variant=variant, **fields),
+    data__randaug_ops=2,
+    data__randaug_magnitude=5.0,
+    steps=3,
+  )
   result = train(config, tmp_path / 'whole')
   assert result['test_examples'] == 500
   shutil.copytree(tmp_path / 'whole', tmp_path / 'parts', ignore=shutil.ignore_patterns('3'))

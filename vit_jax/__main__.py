@@ -17,14 +17,29 @@ from vit_jax.cli import (
   verify,
 )
 from vit_jax.cli.arguments import Parser
-from vit_jax.cli.jobs import one_line_errors
+from vit_jax.cli.jobs import run_and_report_errors
 
 
 def parser() -> Parser:
   """The commands and their arguments."""
-  top = Parser(prog='vit-jax', description='Vision Transformers; to train, see run_pretrain.py and run_finetune.py.')
+  top = Parser(
+    prog='vit-jax',
+    description='Vision Transformers; to train, see run_pretrain.py and run_finetune.py.',
+  )
   commands = top.add_subparsers(required=True, metavar='COMMAND')
-  for command in (data, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables, verify):
+  for command in (
+    data,
+    predict,
+    evaluate,
+    figures,
+    export,
+    selftrain,
+    plan,
+    launch,
+    doctor,
+    tables,
+    verify,
+  ):
     command.add(commands)
   return top
 
@@ -32,7 +47,9 @@ def parser() -> Parser:
 def command_line():
   """Does what it says."""
   top = parser()
-  args, args.settings = top.parse_known_args()  # Those of a run's config have a parser of their own.
+  args, args.settings = (
+    top.parse_known_args()
+  )  # Those of a run's config have a parser of their own.
   if args.settings and not hasattr(args, 'takes_settings'):
     top.error(f'unrecognized arguments: {" ".join(args.settings)}')
   args.function(args)
@@ -41,7 +58,7 @@ def command_line():
 def main():
   """The command line; an error that the user can mend is one line and exit code 2."""
   try:
-    one_line_errors(command_line)
+    run_and_report_errors(command_line)
     sys.stdout.flush()
   except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

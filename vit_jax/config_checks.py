@@ -27,15 +27,15 @@ CHOICES = {
 # Closed ranges. A number that is not listed may be anything.
 RANGES = {
   'data.unlabelled_ratio': (1, 1000),
-  'data.confidence': (0, 1),
-  'data.per_class': (1, math.inf),
+  'data.confidence_threshold': (0, 1),
+  'data.unlabelled_per_class': (1, math.inf),
   'data.batch': (1, math.inf),
   'data.eval_batch': (0, math.inf),
-  'data.operations': (0, 7),
-  'data.magnitude': (0, 30),
-  'data.crop_from': (0, math.inf),
+  'data.randaug_ops': (0, 7),
+  'data.randaug_magnitude': (0, 30),
+  'data.resize_before_crop': (0, math.inf),
   'data.eval_short_side': (1, math.inf),
-  'data.bad_budget': (0, 1),
+  'data.max_bad_fraction': (0, 1),
   'data.max_pixels': (1, math.inf),
   'data.workers': (0, 1024),
   'data.threads': (0, 1024),
@@ -53,16 +53,16 @@ RANGES = {
   'optim.lr': (0, math.inf),
   'optim.lr_end': (0, math.inf),
   'optim.rsqrt_timescale': (1, math.inf),
-  'optim.drop': (0, 1),
+  'optim.lr_boundary_factor': (0, 1),
   'optim.norm_momentum': (0, 0.99999),
   'optim.b1': (0, 0.99999),
   'optim.b2': (0, 0.99999),
   'optim.weight_decay': (0, math.inf),
-  'optim.head_decay': (0, math.inf),
-  'optim.clip': (0, math.inf),
+  'optim.head_weight_decay_factor': (0, math.inf),
+  'optim.grad_clip_norm': (0, math.inf),
   'optim.layer_decay': (0.01, 1),
   'optim.ema': (0, 0.999999),
-  'optim.accumulate': (1, math.inf),
+  'optim.grad_accum_steps': (1, math.inf),
   'optim.skip_spikes': (0, math.inf),
   'optim.spike_window': (2, math.inf),
   'optim.max_bad_steps': (1, math.inf),
@@ -74,29 +74,37 @@ RANGES = {
   'label_smoothing': (0, 0.99),
   'mixup': (0, math.inf),
   'fewshot_l2': (1e-9, math.inf),
-  'keep': (1, math.inf),
+  'max_to_keep': (1, math.inf),
   'first_step_timeout': (0, 604800),
   'step_timeout': (0, 604800),
 }
 
 
-def flat_types(cls, prefix: str = '') -> dict[str, type]:
+def setting_types(cls, prefix: str = '') -> dict[str, type]:
   """{'data.batch': int, …}: the type of every setting, by the same names."""
   out = {}
   for f in dataclasses.fields(cls):
-    out |= flat_types(f.type, f'{prefix}{f.name}.') if dataclasses.is_dataclass(f.type) else {prefix + f.name: f.type}
+    out |= (
+      setting_types(f.type, f'{prefix}{f.name}.')
+      if dataclasses.is_dataclass(f.type)
+      else {prefix + f.name: f.type}
+    )
   return out
 
 
-def is_of(kind: type, value) -> bool:
+def has_type(kind: type, value) -> bool:
   """A whole number is a number, and True is none."""
   if parts := typing.get_args(kind):
     parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
-    return isinstance(value, tuple) and len(value) == len(parts) and all(map(is_of, parts, value))
-  return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    return (
+      isinstance(value, tuple) and len(value) == len(parts) and all(map(has_type, parts, value))
+    )
+  return isinstance(value, (int, float) if kind is float else kind) and (
+    kind is bool or not isinstance(value, bool)
+  )
 
 
-def in_words(kind: type) -> str:
+def format_type(kind: type) -> str:
   """A type as a person says it."""
   parts = typing.get_args(kind)
   if parts and parts[-1] is Ellipsis:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax.checkpoint.checksum import digests, in_words
+from vit_jax.checkpoint.checksum import compute_checksums, format_checksum
 from vit_jax.sharding.mesh import make_mesh
 
 U32 = np.uint32
@@ -31,7 +31,7 @@ def by_numpy(array: np.ndarray) -> str:
 
 
 def of(array) -> str:
-  return in_words(jax.device_get(digests({'x': array})['x']))
+  return format_checksum(jax.device_get(compute_checksums({'x': array})['x']))
 
 
 @functools.cache
@@ -39,14 +39,19 @@ def sample() -> np.ndarray:
   return np.random.default_rng(0).normal(size=(4, 24, 16)).astype(np.float32)
 
 
-@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.uint8, np.bool_])
+@pytest.mark.parametrize(
+  'dtype', [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.uint8, np.bool_]
+)
 @pytest.mark.parametrize('shape', [(), (0,), (7,), (3, 5), (2, 3, 4, 5)])
 def test_a_digest_is_what_numpy_says(dtype, shape):
   array = np.asarray(np.random.default_rng(1).normal(size=shape) * 50).astype(dtype)
   assert of(array) == by_numpy(array)
 
 
-@pytest.mark.parametrize('spec', [(), ('fsdp',), (None, 'fsdp'), (None, None, 'fsdp'), ('fsdp', 'data'), (('data', 'fsdp'),)])
+@pytest.mark.parametrize(
+  'spec',
+  [(), ('fsdp',), (None, 'fsdp'), (None, None, 'fsdp'), ('fsdp', 'data'), (('data', 'fsdp'),)],
+)
 def test_a_digest_is_the_same_on_every_layout(spec):
   mesh = make_mesh(4, batches={})
   wide = np.tile(sample(), (2, 1, 1))
@@ -88,5 +93,10 @@ def test_the_shape_does_not_enter_and_the_dtype_does():
 def test_elements_that_are_not_finite_are_counted():
   array = sample().copy()
   array[0, 0, :3] = np.nan, np.inf, -np.inf
-  count = lambda x: int(jax.device_get(digests({'x': x})['x'])[2])
-  assert (count(array), count(array.astype(ml_dtypes.bfloat16)), count(sample()), count(np.arange(5))) == (3, 3, 0, 0)
+  count = lambda x: int(jax.device_get(compute_checksums({'x': x})['x'])[2])
+  assert (
+    count(array),
+    count(array.astype(ml_dtypes.bfloat16)),
+    count(sample()),
+    count(np.arange(5)),
+  ) == (3, 3, 0, 0)

@@ -8,32 +8,37 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.checkpoint.manager import Checkpoints, load_params
+from vit_jax.checkpoint.manager import CheckpointManager, load_newest_params
 from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
-from vit_jax.optim.optimizer import optimizer
-from vit_jax.sharding.mesh import make_mesh, state_shardings
+from vit_jax.models.vit import build_vit
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import abstract_params, init_state
 
 SIZE = (8, 8)
 
 
 def begin(model=ModelConfig(variant='mu/4'), ema=False, tx=None):  # noqa: B008
-  model = vit(model, 3)
-  return functools.partial(init_state, 0, model=model, tx=tx or optax.adamw(1e-3), size=SIZE, ema=ema)
+  model = build_vit(model, 3)
+  return functools.partial(
+    init_state, 0, model=model, tx=tx or optax.adamw(1e-3), size=SIZE, ema=ema
+  )
 
 
 def laid_out(init, fsdp=1):
   """The shapes of a state with their shardings."""
   shapes = jax.eval_shape(init)
   shardings = state_shardings(shapes, make_mesh(fsdp, batches={}))
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
 
 
 def saved(path, init, steps=(1,), **kwargs):
   state = jax.jit(init)()
-  checkpoints = Checkpoints(path, **kwargs)
+  checkpoints = CheckpointManager(path, **kwargs)
   for step in steps:
     checkpoints.save(state.replace(step=state.step * 0 + step), step)
   checkpoints.close()
@@ -41,7 +46,7 @@ def saved(path, init, steps=(1,), **kwargs):
 
 
 def restore(path, like):
-  checkpoints = Checkpoints(path)
+  checkpoints = CheckpointManager(path)
   try:
     return checkpoints.restore(like)
   finally:
@@ -67,9 +72,9 @@ def test_a_state_comes_back_bit_for_bit_on_any_layout(tmp_path, fsdp):
 
 
 def test_a_state_with_frozen_parameters_comes_back(tmp_path):
-  model = vit(ModelConfig(variant='mu/4'), 3)
-  config = dataclasses.replace(Config().optim, frozen='embedding/.*')
-  init = begin(tx=optimizer(config, lambda step: 0.1, abstract_params(model, SIZE)))
+  model = build_vit(ModelConfig(variant='mu/4'), 3)
+  config = dataclasses.replace(Config().optim, freeze='embedding/.*')
+  init = begin(tx=make_optimizer(config, lambda step: 0.1, abstract_params(model, SIZE)))
   state = saved(tmp_path, init)
   assert_equal(restore(tmp_path, laid_out(init)).opt_state, state.opt_state)
 
@@ -85,7 +90,9 @@ def test_the_newest_and_the_multiples_are_kept(tmp_path):
 
 def test_another_architecture_is_refused_with_the_leaves_that_differ(tmp_path):
   saved(tmp_path, begin())
-  with pytest.raises(UserError, match=r'Dense_0/bias: float32\[1, 128\] there, float32\[1, 64\] here'):
+  with pytest.raises(
+    UserError, match=r'Dense_0/bias: float32\[1, 128\] there, float32\[1, 64\] here'
+  ):
     restore(tmp_path, laid_out(begin(ModelConfig(variant='mu/4', mlp=64))))
   with pytest.raises(UserError, match='another architecture: ema/.*: none there'):
     restore(tmp_path, laid_out(begin(ema=True)))
@@ -95,10 +102,10 @@ def test_the_parameters_alone_are_the_moving_average_where_there_is_one(tmp_path
   init = begin(ema=True)
   state = jax.jit(init)()
   state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
-  checkpoints = Checkpoints(tmp_path)
+  checkpoints = CheckpointManager(tmp_path)
   checkpoints.save(state, 7)
   checkpoints.close()
-  params, step = load_params(tmp_path)
+  params, step = load_newest_params(tmp_path)
   assert step == 7
   assert_equal(params, jax.device_get(state.ema))
   assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))

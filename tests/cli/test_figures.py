@@ -11,23 +11,36 @@ from vit_jax.config import ModelConfig
 
 
 def test_figures_and_numbers_of_a_model_beside_others(command, tmp_path):
-  google_file(tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32))
-  google_file(tmp_path / 'other.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32), seed=1)
+  google_file(
+    tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32)
+  )
+  google_file(
+    tmp_path / 'other.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32), seed=1
+  )
   for i in range(2):
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 32, 3), np.uint8)).save(tmp_path / f'{i}.png')
-  code, out, err = command('figures', '--init', 'model.npz', '--images', '*.png', '--out', 'out', '--beside', 'other.npz')
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 32, 3), np.uint8)).save(
+      tmp_path / f'{i}.png'
+    )
+  code, out, err = command(
+    'figures', '--init', 'model.npz', '--images', '*.png', '--out', 'out', '--beside', 'other.npz'
+  )
   assert (code, err) == (0, '')
   made = {path.name for path in (tmp_path / 'out').iterdir()}
   names = ('filters', 'positions', 'distance', 'rollout')
   assert made >= {f'{name}.png' for name in names} | {'numbers.csv', 'numbers.md', 'distance.csv'}
   head, *rows = csv.reader((tmp_path / 'out' / 'numbers.csv').read_text().splitlines())
   assert head[:6] == ['', 'model.npz', 'untrained', 'other.npz', 'ViT-L/16', 'R50x1+ViT-L/16']
-  assert [row[0] for row in rows][:2] == ['filters: variance in 28 components', 'filters: slow waves']
+  assert [row[0] for row in rows][:2] == [
+    'filters: variance in 28 components',
+    'filters: slow waves',
+  ]
   assert (tmp_path / 'out' / 'numbers.md').read_text() in out
 
 
 def test_without_images_it_says_what_is_missing(command, tmp_path):
-  google_file(tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=1), classes=0, size=(32, 32))
+  google_file(
+    tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=1), classes=0, size=(32, 32)
+  )
   code, _, err = command('figures', '--init', 'model.npz', '--out', 'out')
   assert code == 0
   assert 'without --images' in err

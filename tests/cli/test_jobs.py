@@ -37,15 +37,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(case, tmp_path):
 
 def test_a_run_is_called_by_its_config_and_its_argument():
   assert re.fullmatch(r'runs/quickstart-\d{8}-\d{6}', default_workdir('configs/quickstart.py'))
-  assert re.fullmatch(r'runs/finetune-S_14_folder-\d{8}-\d{6}', default_workdir('configs/finetune.py:S/14,folder'))
+  assert re.fullmatch(
+    r'runs/finetune-S_14_folder-\d{8}-\d{6}', default_workdir('configs/finetune.py:S/14,folder')
+  )
 
 
 def test_both_jobs_run_from_another_directory(tmp_path):
   """The first run, its result as the second's start, and the second again: it goes on where it was, and has nothing to do."""
-  small = ['--config.steps=2', '--config.data.batch=16', '--config.optim.accumulate=1']
+  small = ['--config.steps=2', '--config.data.batch=16', '--config.optim.grad_accum_steps=1']
   small += ['--config.optim.warmup=0', '--config.model.depth=1']
   jobs = [
-    ['run_pretrain.py', '--workdir=runs/quickstart-1', '--config.data.split=train[:64]', '--config.data.eval_split=test[:33]'],
+    [
+      'run_pretrain.py',
+      '--workdir=runs/quickstart-1',
+      '--config.data.split=train[:64]',
+      '--config.data.eval_split=test[:33]',
+    ],
     ['run_finetune.py', '--workdir=tuned', '--config.data.eval_split=test[:33]'],
     ['run_finetune.py', '--workdir=tuned', '--config.data.eval_split=test[:33]'],
   ]

@@ -46,7 +46,10 @@ def run(made, typed, monkeypatch):
 
 def test_predict_prints_a_line_a_class_the_most_probable_first(run):
   code, out, err = run(*PREDICT, '--top', '2')
-  lines = [re.fullmatch(r'(photos/val/\w+/\d\.png| +) +(\d+\.\d\d)%  (\w+)', line) for line in out.splitlines()]
+  lines = [
+    re.fullmatch(r'(photos/val/\w+/\d\.png| +) +(\d+\.\d\d)%  (\w+)', line)
+    for line in out.splitlines()
+  ]
   assert (code, err, len(lines)) == (0, '', 12)
   assert len({line.start(3) for line in lines}) == 1
   for first, second in zip(lines[::2], lines[1::2], strict=True):
@@ -57,18 +60,31 @@ def test_predict_prints_a_line_a_class_the_most_probable_first(run):
 
 
 def test_json_and_csv_say_what_the_model_says(run, tmp_path):
-  code, out, _ = run('predict', *MODEL, 'photos/val/*/*.png', '--json', '-', '--csv', str(tmp_path / 'out.csv'))
+  code, out, _ = run(
+    'predict', *MODEL, 'photos/val/*/*.png', '--json', '-', '--csv', str(tmp_path / 'out.csv')
+  )
   found = json.loads(out)
   assert (code, len(found)) == (0, 6)
   own = vit_jax.load('model.npz').predict([each['path'] for each in found])
   for each, prediction in zip(found, own, strict=True):
     assert [row['label'] for row in each['predictions']] == list(prediction.labels)
-    np.testing.assert_allclose([row['probability'] for row in each['predictions']], prediction.probabilities, atol=1e-5)
+    np.testing.assert_allclose(
+      [row['probability'] for row in each['predictions']], prediction.probabilities, atol=1e-5
+    )
   with (tmp_path / 'out.csv').open(newline='') as file:
-    rows = [(row['path'], int(row['rank']), row['label'], float(row['probability'])) for row in csv.DictReader(file)]
-  pairs = [(each['path'], rank, row) for each in found for rank, row in enumerate(each['predictions'], start=1)]
+    rows = [
+      (row['path'], int(row['rank']), row['label'], float(row['probability']))
+      for row in csv.DictReader(file)
+    ]
+  pairs = [
+    (each['path'], rank, row)
+    for each in found
+    for rank, row in enumerate(each['predictions'], start=1)
+  ]
   assert [row[:3] for row in rows] == [(path, rank, row['label']) for path, rank, row in pairs]
-  assert [row[3] for row in rows] == pytest.approx([row['probability'] for _, _, row in pairs], rel=1e-5)
+  assert [row[3] for row in rows] == pytest.approx(
+    [row['probability'] for _, _, row in pairs], rel=1e-5
+  )
 
 
 def test_an_unreadable_image_is_a_row_and_exit_code_1(run):
@@ -78,13 +94,18 @@ def test_an_unreadable_image_is_a_row_and_exit_code_1(run):
   assert re.fullmatch('broken.jpg +error  the file is cut short', first)
   assert len([line for line in rest if '%' in line]) == 6
   _, out, _ = run('predict', *MODEL, 'broken.jpg', '--csv', '-')
-  assert out.splitlines() == ['path,rank,label,probability,error', 'broken.jpg,,,,the file is cut short']
+  assert out.splitlines() == [
+    'path,rank,label,probability,error',
+    'broken.jpg,,,,the file is cut short',
+  ]
   _, out, _ = run('predict', *MODEL, 'broken.jpg', '--json', '-')
   assert json.loads(out) == [{'path': 'broken.jpg', 'error': 'the file is cut short'}]
 
 
 def test_what_was_assumed_goes_to_stderr_and_labels_can_be_said(run):
-  code, out, err = run('predict', *MODEL, 'photos', '--size', '48', '--labels', 'names.txt', '--json', '-')
+  code, out, err = run(
+    'predict', *MODEL, 'photos', '--size', '48', '--labels', 'names.txt', '--json', '-'
+  )
   assert code == 0
   assert 'position embeddings resampled from 4x4 to 6x6' in err
   assert {row['label'] for row in json.loads(out)[0]['predictions']} == {'tic', 'tac', 'toe'}
@@ -92,15 +113,29 @@ def test_what_was_assumed_goes_to_stderr_and_labels_can_be_said(run):
 
 def test_evaluate_says_what_numpy_says_of_the_logits(run, tmp_path):
   files = {name: str(tmp_path / name) for name in ('out.json', 'classes.csv', 'confusion.png')}
-  asked = ('--json', files['out.json'], '--per_class', files['classes.csv'], '--confusion', files['confusion.png'])
+  asked = (
+    '--json',
+    files['out.json'],
+    '--per_class',
+    files['classes.csv'],
+    '--confusion',
+    files['confusion.png'],
+  )
   code, out, err = run(*EVALUATE, '--batch', '5', *asked)
   assert (code, err) == (0, '')
-  found = vit_jax.load('model.npz').predict([f'photos/val/{LABELS[i % 3]}/{i}.png' for i in range(6)], top=1)
+  found = vit_jax.load('model.npz').predict(
+    [f'photos/val/{LABELS[i % 3]}/{i}.png' for i in range(6)], top=1
+  )
   right = [each.labels[0] == LABELS[i % 3] for i, each in enumerate(found)]
   assert out.splitlines()[0] == 'model.npz on folder:photos val, 3 classes'
   assert f'accuracy  {np.mean(right):8.2%}\n' in out
   facts = json.loads((tmp_path / 'out.json').read_text())
-  assert (facts['accuracy'], facts['accuracy_top5'], facts['examples'], facts['skipped']) == (np.mean(right), 1, 6, 0)
+  assert (facts['accuracy'], facts['accuracy_top5'], facts['examples'], facts['skipped']) == (
+    np.mean(right),
+    1,
+    6,
+    0,
+  )
   with (tmp_path / 'classes.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['class'] for row in rows] == LABELS
@@ -136,7 +171,10 @@ def test_an_unreadable_example_is_an_error_unless_such_are_left_out(run, made, t
   data = ('--data', f'folder:{tmp_path / "photos"}')
   code, _, err = run('evaluate', *MODEL, *data)
   assert (code, err.count('\n')) == (2, 1)
-  assert 'cat/x.jpg: the file is cut short. Replace or remove it, or leave such out with --bad_images skip' in err
+  assert (
+    'cat/x.jpg: the file is cut short. Replace or remove it, or leave such out with --bad_images skip'
+    in err
+  )
   code, out, _ = run('evaluate', *MODEL, *data, '--bad_images', 'skip')
   assert code == 0
   assert re.search(r'examples +4  and 1 that could not be read', out)
@@ -156,11 +194,22 @@ def test_the_published_accuracy_stands_beside_ours_on_imagenets_validation_split
       return 50_000
 
   model = SimpleNamespace(source='B_16', accuracy=81.5, accuracy_from='the table', preprocessing={})
-  numbers = {'accuracy': 0.8142, 'accuracy_top5': 0.96, 'loss': 0.7, 'examples': 50_000, 'skipped': 0, 'images_per_second': 9.0}
-  facts = summary(model, SimpleNamespace(data='tfds:imagenet2012'), Source(), SimpleNamespace(**numbers))
+  numbers = {
+    'accuracy': 0.8142,
+    'accuracy_top5': 0.96,
+    'loss': 0.7,
+    'examples': 50_000,
+    'skipped': 0,
+    'images_per_second': 9.0,
+  }
+  facts = summary(
+    model, SimpleNamespace(data='tfds:imagenet2012'), Source(), SimpleNamespace(**numbers)
+  )
   assert 'accuracy    81.42%  expected 81.50% (the table)\n' in in_words(facts)
   monkeypatch.setattr(Source, '__len__', lambda self: 10_000)
-  assert 'expected' not in in_words(summary(model, SimpleNamespace(data='x'), Source(), SimpleNamespace(**numbers)))
+  assert 'expected' not in in_words(
+    summary(model, SimpleNamespace(data='x'), Source(), SimpleNamespace(**numbers))
+  )
 
 
 def test_export_is_read_again(run, tmp_path):
@@ -219,9 +268,14 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(run, made, case):
 
 def test_a_head_that_was_never_trained_or_is_not_there_is_not_asked(run, tmp_path):
   with np.load('model.npz') as arrays:
-    zero = dict(arrays) | {name: np.zeros_like(arrays[name]) for name in ('head/kernel', 'head/bias')}
+    zero = dict(arrays) | {
+      name: np.zeros_like(arrays[name]) for name in ('head/kernel', 'head/bias')
+    }
   np.savez(tmp_path / 'zero.npz', **zero)
-  np.savez(tmp_path / 'none.npz', **{name: array for name, array in zero.items() if not name.startswith('head/')})
+  np.savez(
+    tmp_path / 'none.npz',
+    **{name: array for name, array in zero.items() if not name.startswith('head/')},
+  )
   for name, message in (('zero', 'a head of zeros'), ('none', 'has no head')):
     for command in (('predict', 'photos'), ('evaluate', '--data', 'folder:photos')):
       code, out, err = run(*command, '--init', str(tmp_path / f'{name}.npz'))
@@ -233,9 +287,17 @@ def test_a_head_that_was_never_trained_or_is_not_there_is_not_asked(run, tmp_pat
 def test_help_is_quick_because_it_does_not_import_jax():
   for command in ([], ['predict'], ['evaluate'], ['export'], ['data', 'show']):
     code = f'import sys, atexit; sys.argv = ["vit-jax", *{command}, "--help"]; '
-    code += 'atexit.register(lambda: print([m for m in ("jax", "numpy", "cv2") if m in sys.modules])); '
+    code += (
+      'atexit.register(lambda: print([m for m in ("jax", "numpy", "cv2") if m in sys.modules])); '
+    )
     code += 'import vit_jax.__main__; vit_jax.__main__.main()'
-    done = subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+      [sys.executable, '-W', 'error', '-c', code],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
     assert done.stdout.startswith('usage: vit-jax')
     assert done.stdout.endswith('[]\n')
 
@@ -243,11 +305,18 @@ def test_help_is_quick_because_it_does_not_import_jax():
 def test_as_a_command_of_its_own_whose_reader_may_stop_listening(made):
   command = [sys.executable, '-m', 'vit_jax', *PREDICT, '--top', '1']
   cache = str(ROOT / '.cache' / 'compiled')
-  env = {'PATH': '', 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': cache}
+  env = {
+    'PATH': '',
+    'PYTHONPATH': str(ROOT),
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': cache,
+  }
   done = subprocess.run(command, cwd=made, env=env, capture_output=True, text=True, check=True)
   assert len(done.stdout.splitlines()) == 6
   assert done.stderr == ''
-  with subprocess.Popen(command, cwd=made, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, cwd=made, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
     process.stdout.close()
     assert process.stderr.read() == ''
   assert process.returncode == 1

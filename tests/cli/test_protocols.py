@@ -17,15 +17,31 @@ def model(tmp_path):
 
 
 def test_frozen_features_are_judged_in_one_go(command, tmp_path):
-  asked = ('--protocol', 'fewshot', 'knn', 'linear', '--data', 'builtin:digits', '--shots', '1', '5', '--k', '3')
-  code, out, err = command(*MODEL, *asked, '--train_split', 'train[:200]', '--batch', '100', '--json', 'out.json')
+  asked = (
+    '--protocol',
+    'fewshot',
+    'knn',
+    'linear',
+    '--data',
+    'builtin:digits',
+    '--shots',
+    '1',
+    '5',
+    '--k',
+    '3',
+  )
+  code, out, err = command(
+    *MODEL, *asked, '--train_split', 'train[:200]', '--batch', '100', '--json', 'out.json'
+  )
   assert (code, err) == (0, '')
   head, columns, *rows = out.splitlines()
   assert head == 'model.npz'
   assert columns.split() == ['protocol', 'on', 'accuracy', 'std', 'examples']
   found = json.loads((tmp_path / 'out.json').read_text())
   shares = {
-    f'{each["protocol"]} {name}': (each, figure) for each in found['results'] for name, figure in each['figures'].items()
+    f'{each["protocol"]} {name}': (each, figure)
+    for each in found['results']
+    for name, figure in each['figures'].items()
   }
   assert list(shares) == ['fewshot 1shot', 'fewshot 5shot', 'knn 3nn', 'linear linear']
   for row, (name, (each, figure)) in zip(rows, shares.items(), strict=True):
@@ -40,16 +56,34 @@ def test_frozen_features_are_judged_in_one_go(command, tmp_path):
   [
     ((), '--data is missing'),
     (('--protocol', 'fewshot'), '--data is missing'),
-    (('--protocol', 'knn', '--data', 'builtin:digits', '--shots', '5'), '--shots goes with --protocol fewshot'),
+    (
+      ('--protocol', 'knn', '--data', 'builtin:digits', '--shots', '5'),
+      '--shots goes with --protocol fewshot',
+    ),
     (('--protocol', 'fewshot', 'classify', '--data', 'builtin:digits'), 'classify goes alone'),
-    (('--protocol', 'fewshot', '--data', 'builtin:digits', '--per_class', '-'), '--per_class goes with --protocol classify'),
-    (('--protocol', 'real', '--train_split', 'train'), '--train_split goes with --protocol fewshot, knn, linear'),
+    (
+      ('--protocol', 'fewshot', '--data', 'builtin:digits', '--per_class', '-'),
+      '--per_class goes with --protocol classify',
+    ),
+    (
+      ('--protocol', 'real', '--train_split', 'train'),
+      '--train_split goes with --protocol fewshot, knn, linear',
+    ),
     (('--data', 'builtin:digits', '--steps', '3'), '--steps goes with --protocol vtab'),
-    (('--protocol', 'fewshot', '--data', 'builtin:digits', '--l2', '0'), "'0' is no number above 0"),
-    (('--protocol', 'fewshot', '--data', 'builtin:digits', '--shots', '500'), "500 shots: the class '"),
+    (
+      ('--protocol', 'fewshot', '--data', 'builtin:digits', '--l2', '0'),
+      "'0' is no number above 0",
+    ),
+    (
+      ('--protocol', 'fewshot', '--data', 'builtin:digits', '--shots', '500'),
+      "500 shots: the class '",
+    ),
     (('--protocol', 'real', '--data', 'builtin:digits'), 'has no head'),
     (('--protocol', 'vtab', '--tasks', 'dtds'), "VTAB has no such task. Did you mean 'dtd'"),
-    (('--protocol', 'vtab', '--tasks', 'dtd', 'dmlab', '--dir', 'none'), '2 of 2 tasks have no data here (dtd, dmlab)'),
+    (
+      ('--protocol', 'vtab', '--tasks', 'dtd', 'dmlab', '--dir', 'none'),
+      '2 of 2 tasks have no data here (dtd, dmlab)',
+    ),
   ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(command, asked, message):

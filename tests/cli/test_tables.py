@@ -10,12 +10,29 @@ from vit_jax.config import ModelConfig
 from vit_jax.paper.mini import EXPERIMENTS
 from vit_jax.paper.runner import read_records
 
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # Of the flag parser.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)  # Of the flag parser.
 # A model of two steps in place of B/16, on digits in place of CIFAR-10.
 TINY = (
-  *('--config.model.width=32', '--config.model.depth=1', '--config.model.mlp=64', '--config.model.heads=2', '--config.steps=2'),
-  *('--config.data.train=builtin:digits', '--config.data.split=train[:200]', '--config.data.eval_split=test[:40]'),
-  *('--config.data.size=32,32', '--config.data.batch=8', '--config.data.eval_batch=40', '--config.data.workers=0'),
+  *(
+    '--config.model.width=32',
+    '--config.model.depth=1',
+    '--config.model.mlp=64',
+    '--config.model.heads=2',
+    '--config.steps=2',
+  ),
+  *(
+    '--config.data.train=builtin:digits',
+    '--config.data.split=train[:200]',
+    '--config.data.eval_split=test[:40]',
+  ),
+  *(
+    '--config.data.size=32,32',
+    '--config.data.batch=8',
+    '--config.data.eval_batch=40',
+    '--config.data.workers=0',
+  ),
   *('--config.optim.warmup=0', '--config.model.dtype=float32'),
 )
 
@@ -31,11 +48,18 @@ def test_the_list_has_a_paragraph_for_each(command):
 
 
 def test_a_dry_run_prints_commands_hours_and_data(command):
-  code, out, _ = command('tables', 'fig9', '--scale=full', '--dry_run', '--standin', '--mfu', '50', '--chip', 'v5p')
+  code, out, _ = command(
+    'tables', 'fig9', '--scale=full', '--dry_run', '--standin', '--mfu', '50', '--chip', 'v5p'
+  )
   assert code == 0 and 'JFT' not in out
-  assert '--config=configs/pretrain.py:B/32,jft --config.evals=fewshot:tfds:imagenet2012' in out
-  assert '--config.data.train=folder:imagenet21k' in out and 'needs folder:imagenet21k, tfds:imagenet2012' in out
-  assert re.search(r'3 runs, [\d,]+ exaFLOPs, [\d,]+ chip-hours of v5p at 50 % of its peak \(an estimate\)', out)
+  assert '--config=configs/pretrain.py:B/32,jft --config.probes=fewshot:tfds:imagenet2012' in out
+  assert (
+    '--config.data.train=folder:imagenet21k' in out
+    and 'needs folder:imagenet21k, tfds:imagenet2012' in out
+  )
+  assert re.search(
+    r'3 runs, [\d,]+ exaFLOPs, [\d,]+ chip-hours of v5p at 50 % of its peak \(an estimate\)', out
+  )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +80,9 @@ def test_what_cannot_be_made_is_an_error(command, args, words):
 
 
 def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_path):
-  code, _, err = command('tables', 'mini', '--effort=0.01', '--seeds=1', '--runs=1', '--out=results', '--root=runs')
+  code, _, err = command(
+    'tables', 'mini', '--effort=0.01', '--seeds=1', '--runs=1', '--out=results', '--root=runs'
+  )
   assert code == 0, err
   page = (tmp_path / 'results' / 'README.md').read_text()
   for name in EXPERIMENTS:
@@ -66,19 +92,28 @@ def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_p
   assert 'not run' in page
 
 
-def test_a_released_checkpoint_is_fine_tuned_and_stands_beside_the_published_numbers(command, tmp_path):
+def test_a_released_checkpoint_is_fine_tuned_and_stands_beside_the_published_numbers(
+  command, tmp_path
+):
   shape = {'width': 32, 'depth': 1, 'mlp': 64, 'heads': 2}
   google_file(tmp_path / 'B_16.npz', ModelConfig(variant='B/16', **shape), classes=5, size=(32, 32))
   said = ('--from_released', '--only', 'B/16,cifar10', '--seeds=2', '--config.init=B_16.npz', *TINY)
   code, out, err = command('tables', '5', *said, '--out=results')
   assert code == 0, err
   assert re.search(r'\| B/16, CIFAR-10 \| 98.95 \| 99.02 \| \d+\.\d ± \d+\.\d \|', out)
-  assert {row['seed'] for row in read_records(Path('results') / '5_from_released.csv')} == {'0', '1'}
+  assert {row['seed'] for row in read_records(Path('results') / '5_from_released.csv')} == {
+    '0',
+    '1',
+  }
   code, out, _ = command('tables', '5', *said, '--dry_run')
-  assert len(out.splitlines()) == 2 and out.startswith('python run_finetune.py --config=configs/finetune.py:B/16,cifar10')
+  assert len(out.splitlines()) == 2 and out.startswith(
+    'python run_finetune.py --config=configs/finetune.py:B/16,cifar10'
+  )
 
 
 def test_speed_and_largest_batch_are_measured(command):
-  code, out, err = command('tables', 'fig12', '--only', 'mu/16', '--sizes', '32', '--largest', '2', '--dtype', 'float32')
+  code, out, err = command(
+    'tables', 'fig12', '--only', 'mu/16', '--sizes', '32', '--largest', '2', '--dtype', 'float32'
+  )
   assert (code, err) == (0, '')
   assert re.search(r'mu/16 +32 px +[\d,]+\.\d +2\n', out)

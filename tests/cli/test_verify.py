@@ -4,17 +4,17 @@ import sys
 
 import pytest
 
-from tests.soak.damage import flip, save
+from tests.soak.damage import flip_bit, save_three_checkpoints
 from vit_jax.__main__ import main
-from vit_jax.checkpoint.run_directory import describe
+from vit_jax.checkpoint.run_directory import write_run_description
 from vit_jax.config import Config
 
 
 @pytest.fixture
 def run(tmp_path):
   """A run with three checkpoints."""
-  save(tmp_path / 'run', 0.1)
-  describe(tmp_path / 'run', Config(steps=3), ('cat', 'dog'))
+  save_three_checkpoints(tmp_path / 'run', 0.1)
+  write_run_description(tmp_path / 'run', Config(steps=3), ('cat', 'dog'))
   return tmp_path / 'run'
 
 
@@ -45,12 +45,19 @@ def test_a_good_run_is_good(verify):
 
 
 def test_what_is_damaged_is_named(verify, run):
-  flip(max((run / 'checkpoints' / '2').rglob('*'), key=lambda path: path.stat().st_size), 40003)
+  flip_bit(max((run / 'checkpoints' / '2').rglob('*'), key=lambda path: path.stat().st_size), 40003)
   (run / 'checkpoints' / '3' / 'digest' / 'leaves.json').unlink()
   (run / 'labels.txt').unlink()
   code, lines = verify()
   assert code == 1
-  assert [line.split(maxsplit=2)[1] for line in lines] == ['good', 'good', 'DAMAGED', 'good', 'DAMAGED', 'DAMAGED']
+  assert [line.split(maxsplit=2)[1] for line in lines] == [
+    'good',
+    'good',
+    'DAMAGED',
+    'good',
+    'DAMAGED',
+    'DAMAGED',
+  ]
   assert 'params/head/kernel: the digest differs' in lines[4]
   assert 'it has no digest/leaves.json' in lines[5]
 

@@ -25,9 +25,14 @@ def numbered(tmp_path, write_tfds, png) -> Path:
   """Where tfds:numbered lies: images that say their number; the labels of `test` are unknown."""
   examples = [{'image': png(np.full((2, 3, 3), i, np.uint8)), 'label': i % 3} for i in range(10)]
   unlabelled = [example | {'label': -1} for example in examples]
-  features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
+  features = {
+    'image': tfds.features.Image(),
+    'label': tfds.features.ClassLabel(names=['a', 'b', 'c']),
+  }
   dir = tmp_path / 'tfds'
-  write_tfds('numbered', dir, features, {'train': examples, 'test': unlabelled, 'validation': examples[:4]})
+  write_tfds(
+    'numbered', dir, features, {'train': examples, 'test': unlabelled, 'validation': examples[:4]}
+  )
   return dir
 
 

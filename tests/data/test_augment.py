@@ -19,7 +19,9 @@ def test_images_and_targets_are_blended_with_the_previous_row_by_one_share(seed)
   for i in range(6):  # Row 0's previous row is -1: the last.
     expected = share * IMAGES[i].astype(np.float64) + (1 - share) * IMAGES[i - 1]
     np.testing.assert_allclose(images[i], expected, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(targets[i], share * TARGETS[i] + (1 - share) * TARGETS[i - 1], atol=1e-6)
+    np.testing.assert_allclose(
+      targets[i], share * TARGETS[i] + (1 - share) * TARGETS[i - 1], atol=1e-6
+    )
   assert images.dtype == np.float32
 
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vit_jax.data.fingerprint import differences, fingerprint
-from vit_jax.data.images import draw, random_box
-from vit_jax.data.order import shuffled
+from vit_jax.data.fingerprint import describe_differences, fingerprint_data
+from vit_jax.data.images import random_bits, sample_crop_box
+from vit_jax.data.order import shuffled_example
 from vit_jax.data.sources import open_source
 
 
@@ -16,14 +16,24 @@ from vit_jax.data.sources import open_source
 def photos(tmp_path):
   rng = np.random.default_rng(0)
   for i in range(40):
-    path = tmp_path / 'photos' / ('train' if i < 30 else 'test') / ('cat' if i % 2 else 'dog') / f'{i:02}.png'
+    path = (
+      tmp_path
+      / 'photos'
+      / ('train' if i < 30 else 'test')
+      / ('cat' if i % 2 else 'dog')
+      / f'{i:02}.png'
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode('.png', rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))[1].tobytes())
+    path.write_bytes(
+      cv2.imencode('.png', rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))[1].tobytes()
+    )
   return tmp_path / 'photos'
 
 
 def of(root, split: str = 'train') -> dict:
-  return fingerprint(open_source(f'folder:{root}', split), open_source(f'folder:{root}', 'test'))
+  return fingerprint_data(
+    open_source(f'folder:{root}', split), open_source(f'folder:{root}', 'test')
+  )
 
 
 ALL = {'examples', 'listing', 'content'}
@@ -41,19 +51,21 @@ CHANGES = {
 def test_a_change_of_the_data_is_told_by_its_name(photos, change):
   before = of(photos)
   CHANGES[change][0](photos)
-  changed = {line.partition(':')[0] for line in differences(before, of(photos))}
+  changed = {line.partition(':')[0] for line in describe_differences(before, of(photos))}
   assert changed == {f'train.{fact}' for fact in CHANGES[change][1]}
 
 
 def test_a_photo_for_testing_is_told_as_one(photos):
   before = of(photos)
   (photos / 'test/cat/31.png').unlink()
-  assert {line.partition(':')[0] for line in differences(before, of(photos))} == {f'eval.{fact}' for fact in ALL}
-  assert 'eval.examples: 10 there, 9 here' in differences(before, of(photos))
+  assert {line.partition(':')[0] for line in describe_differences(before, of(photos))} == {
+    f'eval.{fact}' for fact in ALL
+  }
+  assert 'eval.examples: 10 there, 9 here' in describe_differences(before, of(photos))
 
 
 def test_another_part_of_as_many_examples_is_other_data(photos):
-  assert differences(of(photos, 'train[:15]'), of(photos, 'train[15:]'))
+  assert describe_differences(of(photos, 'train[:15]'), of(photos, 'train[15:]'))
 
 
 def test_the_same_data_elsewhere_are_the_same(photos, tmp_path):
@@ -63,13 +75,28 @@ def test_the_same_data_elsewhere_are_the_same(photos, tmp_path):
 
 def test_records_are_told_apart_too(numbered):
   source = lambda split: open_source('tfds:numbered', split, dir=str(numbered))
-  assert fingerprint(source('train'), source('validation')) == fingerprint(source('train'), source('validation'))
-  assert differences(fingerprint(source('train'), source('validation')), fingerprint(source('train[:9]'), source('validation')))
+  assert fingerprint_data(source('train'), source('validation')) == fingerprint_data(
+    source('train'), source('validation')
+  )
+  assert describe_differences(
+    fingerprint_data(source('train'), source('validation')),
+    fingerprint_data(source('train[:9]'), source('validation')),
+  )
 
 
 def test_order_and_augmentation_are_those_of_their_versions():
   """Where this fails, runs can not go on: put order.ORDER or images.AUGMENTATION up, and these numbers right."""
-  assert [shuffled(position, 1000, 7)[1] for position in range(6)] == [197, 915, 695, 152, 854, 768]
-  boxes = [random_box(333, 500, key=(3, 1, i), area=(0.05, 1.0), aspect=(3 / 4, 4 / 3)) for i in range(3)]
+  assert [shuffled_example(position, 1000, 7)[1] for position in range(6)] == [
+    197,
+    915,
+    695,
+    152,
+    854,
+    768,
+  ]
+  boxes = [
+    sample_crop_box(333, 500, key=(3, 1, i), area=(0.05, 1.0), aspect=(3 / 4, 4 / 3))
+    for i in range(3)
+  ]
   assert boxes == [(5, 31, 245, 233), (10, 253, 144, 152), (36, 199, 121, 147)]
-  assert [draw((3, 1, i), 0)[-1] >> 63 for i in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
+  assert [random_bits((3, 1, i), 0)[-1] >> 63 for i in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -10,7 +10,15 @@ import simplejpeg
 from PIL import Image
 
 from vit_jax.data import images
-from vit_jax.data.images import BadImage, decode, eval_image, random_box, random_part, resize, train_image
+from vit_jax.data.images import (
+  BadImageError,
+  decode_image,
+  random_crop,
+  resize_bilinear,
+  sample_crop_box,
+  write_eval_image,
+  write_train_image,
+)
 from vit_jax.errors import UserError
 
 AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
@@ -31,7 +39,7 @@ def file(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
 
 
 def read(data, **kwargs) -> np.ndarray:
-  return decode(data, **{'name': 'a.jpg', 'max_pixels': PIXELS} | kwargs)
+  return decode_image(data, **{'name': 'a.jpg', 'max_pixels': PIXELS} | kwargs)
 
 
 def train(data, size=(32, 32), **kwargs) -> np.ndarray:
@@ -45,13 +53,19 @@ def train(data, size=(32, 32), **kwargs) -> np.ndarray:
     'operations': 0,
     'magnitude': 0.0,
   }
-  train_image(data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'max_pixels': PIXELS} | kwargs)
+  write_train_image(
+    data, out, **defaults | {'area': AREA, 'aspect': ASPECT, 'max_pixels': PIXELS} | kwargs
+  )
   return out
 
 
 def evaluate(data, size=(32, 32), dtype=np.uint8, **kwargs) -> np.ndarray:
   out = np.empty((*size, 3), dtype)
-  eval_image(data, out, **{'name': 'a.jpg', 'crop': 'resize', 'short_side': 48, 'max_pixels': PIXELS} | kwargs)
+  write_eval_image(
+    data,
+    out,
+    **{'name': 'a.jpg', 'crop': 'resize', 'short_side': 48, 'max_pixels': PIXELS} | kwargs,
+  )
   return out
 
 
@@ -60,10 +74,14 @@ def test_lossless_files_are_read_exactly(kind):
   image = photo()
   if kind == 'GIF':
     image = image // 64 * 64  # 64 colours: a palette holds them.
-  assert np.array_equal(read(file(image, kind, **{'lossless': True} if kind == 'WEBP' else {})), image)
+  assert np.array_equal(
+    read(file(image, kind, **{'lossless': True} if kind == 'WEBP' else {})), image
+  )
 
 
-@pytest.mark.parametrize('options', [{'subsampling': n} for n in (0, 1, 2)] + [{'progressive': True}], ids=str)
+@pytest.mark.parametrize(
+  'options', [{'subsampling': n} for n in (0, 1, 2)] + [{'progressive': True}], ids=str
+)
 def test_a_jpeg_is_what_pillow_reads_but_for_the_fast_dct(options):
   data = file(photo(), 'JPEG', quality=92, **options)
   ours, theirs = read(data).astype(int), np.asarray(Image.open(io.BytesIO(data))).astype(int)
@@ -126,7 +144,9 @@ def test_sixteen_bits_are_rounded_to_eight(channels):
 def test_cmyk_and_ycck_jpegs_become_rgb():
   cmyk = np.asarray(Image.fromarray(photo()).convert('CMYK'))
   plain = file(Image.fromarray(cmyk, 'CMYK'), 'JPEG', quality=98)
-  ycck = simplejpeg.encode_jpeg(np.ascontiguousarray(255 - cmyk), 98, 'CMYK', '444')  # Adobe's files are inverted.
+  ycck = simplejpeg.encode_jpeg(
+    np.ascontiguousarray(255 - cmyk), 98, 'CMYK', '444'
+  )  # Adobe's files are inverted.
   for data in (plain, ycck):
     assert np.abs(read(data).astype(int) - photo()).mean() < 3
     theirs = np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).astype(int)
@@ -170,7 +190,7 @@ JPEG, PNG = file(photo(), 'JPEG', quality=92), file(photo(), 'PNG')
   ],
 )
 def test_what_cannot_be_read_is_a_bad_image_in_one_line(data, reason):
-  with pytest.raises(BadImage, match=reason) as error:
+  with pytest.raises(BadImageError, match=reason) as error:
     read(data, name='train/rose/1.jpg')
   text = str(error.value)
   assert isinstance(error.value, UserError)
@@ -187,7 +207,7 @@ def test_a_bomb_is_refused_by_its_header(kind):
     at = data.index(b'\xff\xc0') + 5
     data[at : at + 4] = b'\xff\xff\xff\xff'
   limit = 83 * 117 - 1 if kind != 'JPEG' else 2**32 - 2**17
-  with pytest.raises(BadImage, match=f'pixels are more than config.data.max_pixels={limit}'):
+  with pytest.raises(BadImageError, match=f'pixels are more than config.data.max_pixels={limit}'):
     read(bytes(data), max_pixels=limit)
 
 
@@ -199,7 +219,9 @@ def test_a_box_is_cut_from_the_same_pixels_as_the_whole(subsampling):
   data = simplejpeg.encode_jpeg(pixels, 90, 'GRAY' if gray else 'RGB', subsampling)
   whole = read(data)
   for y, h in [(0, 1), (0, 15), (3, 13), (7, 40), (31, 1), (60, 60), (100, 50)]:
-    assert np.array_equal(read(data, box=lambda *_, y=y, h=h: (y, 5, h, 77)), whole[y : y + h, 5:82])
+    assert np.array_equal(
+      read(data, box=lambda *_, y=y, h=h: (y, 5, h, 77)), whole[y : y + h, 5:82]
+    )
 
 
 @pytest.mark.parametrize('options', [{'progressive': True}, {'restart_marker_rows': 1}], ids=str)
@@ -211,13 +233,13 @@ def test_boxes_of_files_that_must_be_read_to_the_end(options):
 def test_a_jpeg_cut_short_below_the_box_is_bad_all_the_same():
   data = file(photo(300, 300), 'JPEG', quality=95)
   for length in (len(data) * 3 // 4, len(data) - 2):
-    with pytest.raises(BadImage, match='remature end'):
+    with pytest.raises(BadImageError, match='remature end'):
       read(data[:length], box=lambda *_: (0, 0, 20, 20))
 
 
 def test_a_jpeg_cut_short_anywhere_is_bad():
   for percent in range(100):
-    with pytest.raises(BadImage):
+    with pytest.raises(BadImageError):
       read(JPEG[: len(JPEG) * percent // 100])
 
 
@@ -239,7 +261,7 @@ def outcome(data: bytes) -> bytes | None:
   """The pixels, or None where they are said to be bad; anything else is raised."""
   try:
     image = read(data, max_pixels=10**6)
-  except BadImage:
+  except BadImageError:
     return None
   assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
   return image.tobytes()
@@ -249,7 +271,9 @@ def test_a_real_bomb_is_refused_without_its_memory():
   """6,000 x 6,000 pixels in 35 kB: as many as are allowed, and one row more."""
   bomb = file(Image.new('1', (6_000, 6_000)), 'PNG')
   tracemalloc.start()
-  with pytest.raises(BadImage, match='6000 x 6000 pixels are more than config.data.max_pixels=35994000'):
+  with pytest.raises(
+    BadImageError, match='6000 x 6000 pixels are more than config.data.max_pixels=35994000'
+  ):
     read(bomb, max_pixels=5_999 * 6_000)
   assert tracemalloc.get_traced_memory()[1] < 10e6
   tracemalloc.stop()
@@ -273,22 +297,28 @@ def test_a_training_image_depends_on_its_key_alone():
 def test_half_of_the_images_are_flipped():
   image = photo()
   drawn = [train(image, (83, 117), crop='resize', key=(7, 0, i)) for i in range(1000)]
-  flips, same = (sum(np.array_equal(d, expected) for d in drawn) for expected in (image[:, ::-1], image))
+  flips, same = (
+    sum(np.array_equal(d, expected) for d in drawn) for expected in (image[:, ::-1], image)
+  )
   assert flips + same == 1000
   assert abs(flips - 500) < 64  # Four standard deviations.
 
 
 def test_sizes_need_not_be_square():
-  assert np.array_equal(train(photo(), (20, 50), crop='resize', flip=False), cv2.resize(photo(), (50, 20)))
+  assert np.array_equal(
+    train(photo(), (20, 50), crop='resize', flip=False), cv2.resize(photo(), (50, 20))
+  )
   assert np.array_equal(evaluate(photo(), (20, 50)), cv2.resize(photo(), (50, 20)))
 
 
 def test_center_resizes_the_short_side_and_cuts_the_middle():
   image = photo(100, 200)
-  small = resize(image, (48, 96))
+  small = resize_bilinear(image, (48, 96))
   assert np.array_equal(evaluate(image, (32, 40), crop='center'), small[8:40, 28:68])
   tall = image.transpose(1, 0, 2)
-  assert np.array_equal(evaluate(tall, (32, 40), crop='center'), resize(tall, (96, 48))[32:64, 4:44])
+  assert np.array_equal(
+    evaluate(tall, (32, 40), crop='center'), resize_bilinear(tall, (96, 48))[32:64, 4:44]
+  )
 
 
 def test_exact_is_not_rounded_and_rounds_to_the_same():
@@ -298,7 +328,9 @@ def test_exact_is_not_rounded_and_rounds_to_the_same():
 
 
 def boxes(draws: int, h: int = 333, w: int = 500, area=AREA, aspect=ASPECT) -> np.ndarray:
-  return np.array([random_box(h, w, key=(3, 0, i), area=area, aspect=aspect) for i in range(draws)])
+  return np.array(
+    [sample_crop_box(h, w, key=(3, 0, i), area=area, aspect=aspect) for i in range(draws)]
+  )
 
 
 def test_boxes_lie_inside_and_keep_area_and_aspect():
@@ -311,11 +343,16 @@ def test_boxes_lie_inside_and_keep_area_and_aspect():
 
 
 def test_where_no_box_fits_the_whole_image_is_taken():
-  assert random_box(10, 1000, key=(0, 0, 0), area=(0.9, 1.0), aspect=(1.0, 1.0)) == (0, 0, 10, 1000)
+  assert sample_crop_box(10, 1000, key=(0, 0, 0), area=(0.9, 1.0), aspect=(1.0, 1.0)) == (
+    0,
+    0,
+    10,
+    1000,
+  )
 
 
 def test_the_stream_is_uniform():
-  uniform = np.array([images.draw((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
+  uniform = np.array([images.random_bits((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
   assert uniform.shape == (4000, 8)
   assert np.abs(uniform.mean(0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 4000)
   assert np.abs(np.corrcoef(uniform.T) - np.eye(8)).max() < 5 / math.sqrt(4000)
@@ -343,21 +380,25 @@ def test_resizing_equals_tensorflows(size):
   theirs = tf.image.resize(image, size).numpy()
   assert np.abs(evaluate(image, size, np.float32) - theirs).max() <= 0.02
   assert np.abs(evaluate(image, size).astype(float) - np.rint(theirs)).max() <= 1
-  assert np.abs(train(image, size, crop='resize', flip=False).astype(float) - np.rint(theirs)).max() <= 1
+  assert (
+    np.abs(train(image, size, crop='resize', flip=False).astype(float) - np.rint(theirs)).max() <= 1
+  )
 
 
 @pytest.mark.parametrize('subsampling', ['444', '422', '420', '440', '411'])
 def test_a_decoded_box_equals_tensorflows(subsampling):
   tf = pytest.importorskip('tensorflow')
   data = simplejpeg.encode_jpeg(photo(150, 131), 90, 'RGB', subsampling)
-  theirs = tf.io.decode_jpeg(data, channels=3).numpy()  # Its decode_and_crop_jpeg lacks the chroma beyond the box.
+  theirs = tf.io.decode_jpeg(
+    data, channels=3
+  ).numpy()  # Its decode_and_crop_jpeg lacks the chroma beyond the box.
   assert np.array_equal(read(data, box=lambda *_: (40, 10, 50, 60)), theirs[40:90, 10:70])
 
 
 def test_a_random_crop_is_a_part_of_the_resized_image_and_every_part_comes():
   image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
   parts = {(y, x): image[y : y + 3, x : x + 4] for y in range(3) for x in range(3)}
-  drawn = [random_part(image, (3, 4), key=(0, 0, k)) for k in range(200)]
+  drawn = [random_crop(image, (3, 4), key=(0, 0, k)) for k in range(200)]
   assert all(any((one == part).all() for one in drawn) for part in parts.values())
   out = train(image, size=(3, 3), crop='random', side=3, flip=False)
-  np.testing.assert_array_equal(out, resize(image, (3, 3)))
+  np.testing.assert_array_equal(out, resize_bilinear(image, (3, 3)))

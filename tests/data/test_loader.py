@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
-from vit_jax.data.images import BadImage
+from vit_jax.data.images import BadImageError
 from vit_jax.data.loader import eval_batches, train_batches
-from vit_jax.data.order import shuffled
+from vit_jax.data.order import shuffled_example
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,9 @@ def config(**kwargs) -> DataConfig:
   return DataConfig(**{'batch': 8, 'size': (16, 12), 'threads': 2} | kwargs)
 
 
-def train(source, count: int, c: DataConfig | None = None, *, seed=0, start=0, host=0, hosts=1) -> list[dict]:
+def train(
+  source, count: int, c: DataConfig | None = None, *, seed=0, start=0, host=0, hosts=1
+) -> list[dict]:
   batches = train_batches(source, c or config(), seed=seed, start=start, host=host, hosts=hosts)
   taken = list(itertools.islice(batches, count))
   batches.close()
@@ -95,18 +97,26 @@ def test_worker_processes_change_nothing(workers):
 
 def test_worker_processes_change_nothing_in_evaluation():
   c = config(eval_batch=4)
-  assert_equal(evaluate(PHOTOS, config(eval_batch=4, workers=2), exact=True), evaluate(PHOTOS, c, exact=True))
+  assert_equal(
+    evaluate(PHOTOS, config(eval_batch=4, workers=2), exact=True), evaluate(PHOTOS, c, exact=True)
+  )
 
 
 @pytest.mark.parametrize('threads', [1, 3, 16])
 def test_threads_change_nothing(threads):
-  assert_equal(train(PHOTOS, 5, config(batch=40, threads=threads)), train(PHOTOS, 5, config(batch=40)))
+  assert_equal(
+    train(PHOTOS, 5, config(batch=40, threads=threads)), train(PHOTOS, 5, config(batch=40))
+  )
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
 def test_hosts_have_contiguous_shares_of_the_same_batches(hosts):
-  assert_equal(together([train(PHOTOS, 7, host=h, hosts=hosts) for h in range(hosts)]), train(PHOTOS, 7))
-  assert_equal(together([evaluate(PHOTOS, host=h, hosts=hosts) for h in range(hosts)]), evaluate(PHOTOS))
+  assert_equal(
+    together([train(PHOTOS, 7, host=h, hosts=hosts) for h in range(hosts)]), train(PHOTOS, 7)
+  )
+  assert_equal(
+    together([evaluate(PHOTOS, host=h, hosts=hosts) for h in range(hosts)]), evaluate(PHOTOS)
+  )
 
 
 @pytest.mark.parametrize('start', [1, 3, 11])
@@ -118,15 +128,24 @@ def test_a_start_far_on_reads_nothing_before_it():
   source = Numbers(60_000)
   (batch,) = train(source, 1, config(batch=4), start=10**9)
   assert len(source.asked) <= 4 * 4  # With what is made ahead.
-  assert batch['label'][:, 0].tolist() == [shuffled(4 * 10**9 + i, 60_000, 0)[1] for i in range(4)]
+  assert batch['label'][:, 0].tolist() == [
+    shuffled_example(4 * 10**9 + i, 60_000, 0)[1] for i in range(4)
+  ]
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():
-  order = lambda seed, epoch: tuple(shuffled(epoch * 500 + i, 500, seed)[1] for i in range(500))
+  order = lambda seed, epoch: tuple(
+    shuffled_example(epoch * 500 + i, 500, seed)[1] for i in range(500)
+  )
   orders = [order(seed, epoch) for seed in (0, 1, 2) for epoch in (0, 1, 2)]
   assert len(set(orders)) == 9
   assert all(sorted(o) == list(range(500)) for o in orders)
-  assert max(np.abs(np.corrcoef(orders) - np.eye(9)).max(), abs(np.corrcoef(orders[0], range(500))[0, 1])) < 0.25
+  assert (
+    max(
+      np.abs(np.corrcoef(orders) - np.eye(9)).max(), abs(np.corrcoef(orders[0], range(500))[0, 1])
+    )
+    < 0.25
+  )
 
 
 @pytest.mark.parametrize(('examples', 'batch'), [(24, 8), (27, 8), (5, 8), (1, 4)])
@@ -139,29 +158,50 @@ def test_an_epoch_has_each_example_once_and_batches_run_over_its_end(examples, b
 
 
 @hypothesis.settings(max_examples=12, deadline=None)
-@hypothesis.given(examples=st.integers(1, 40), hosts=st.integers(1, 8), share=st.integers(1, 5), seed=st.integers(0, 2**31 - 1))
-def test_hosts_together_have_each_example_once_an_epoch_in_the_order_that_one_has(examples, hosts, share, seed):
+@hypothesis.given(
+  examples=st.integers(1, 40),
+  hosts=st.integers(1, 8),
+  share=st.integers(1, 5),
+  seed=st.integers(0, 2**31 - 1),
+)
+def test_hosts_together_have_each_example_once_an_epoch_in_the_order_that_one_has(
+  examples, hosts, share, seed
+):
   steps = -(-2 * examples // (hosts * share))
   c = config(batch=hosts * share, size=(2, 2), crop='resize')
-  batches = together([train(Numbers(examples), steps, c, seed=seed, host=h, hosts=hosts) for h in range(hosts)])
+  batches = together(
+    [train(Numbers(examples), steps, c, seed=seed, host=h, hosts=hosts) for h in range(hosts)]
+  )
   ids = np.concatenate([batch['id'] for batch in batches])
-  assert ids.tolist() == [shuffled(position, examples, seed)[1] for position in range(len(ids))]
+  assert ids.tolist() == [
+    shuffled_example(position, examples, seed)[1] for position in range(len(ids))
+  ]
   assert sorted(ids[:examples]) == sorted(ids[examples : 2 * examples]) == list(range(examples))
   assert_equal(batches, train(Numbers(examples), steps, c, seed=seed))
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
-@hypothesis.given(examples=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6))
+@hypothesis.given(
+  examples=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6)
+)
 def test_an_epoch_is_a_permutation_whatever_its_size_seed_and_number(examples, seed, epoch):
-  order = [shuffled(epoch * examples + rank, examples, seed) for rank in range(examples)]
+  order = [shuffled_example(epoch * examples + rank, examples, seed) for rank in range(examples)]
   assert {e for e, _ in order} == {epoch}
   assert sorted(index for _, index in order) == list(range(examples))
 
 
 def test_the_ids_are_of_the_examples_and_say_which_can_not_be_read():
   batches = evaluate(Photos(11, bad=(0, 9)), config(bad_images='skip'))
-  assert np.concatenate([batch['id'] for batch in batches]).tolist() == [~0, *range(1, 9), ~9, 10, *[-1] * 5]
-  assert (np.concatenate([batch['mask'] for batch in batches]) == [0, *[1] * 8, 0, 1, *[0] * 5]).all()
+  assert np.concatenate([batch['id'] for batch in batches]).tolist() == [
+    ~0,
+    *range(1, 9),
+    ~9,
+    10,
+    *[-1] * 5,
+  ]
+  assert (
+    np.concatenate([batch['mask'] for batch in batches]) == [0, *[1] * 8, 0, 1, *[0] * 5]
+  ).all()
 
 
 def test_the_same_example_looks_different_in_the_next_epoch():
@@ -212,9 +252,9 @@ def test_a_skipped_image_counts_nowhere(workers):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_bad_image_is_one_and_the_same_error_in_a_worker(workers):
-  with pytest.raises(BadImage, match=r'^5\.jpg: .*bad_images=skip$') as error:
+  with pytest.raises(BadImageError, match=r'^5\.jpg: .*bad_images=skip$') as error:
     evaluate(Photos(12, bad=(5,)), config(workers=workers))
-  assert type(error.value) is BadImage
+  assert type(error.value) is BadImageError
 
 
 def test_a_batch_must_divide_among_the_hosts():
@@ -225,10 +265,17 @@ def test_a_batch_must_divide_among_the_hosts():
 
 
 def test_memory_is_used_again_but_never_while_somebody_holds_it():
-  batches = train_batches(Numbers(64), config(batch=16, crop='resize', flip=False), seed=0, start=0, host=0, hosts=1)
-  kept = [next(batches)['image'][3:5, 1:, ::2] for _ in range(12)]  # Views, not the arrays that were handed out.
+  batches = train_batches(
+    Numbers(64), config(batch=16, crop='resize', flip=False), seed=0, start=0, host=0, hosts=1
+  )
+  kept = [
+    next(batches)['image'][3:5, 1:, ::2] for _ in range(12)
+  ]  # Views, not the arrays that were handed out.
   again = train(Numbers(64), 12, config(batch=16, crop='resize', flip=False))
-  assert all(np.array_equal(view, batch['image'][3:5, 1:, ::2]) for view, batch in zip(kept, again, strict=True))
+  assert all(
+    np.array_equal(view, batch['image'][3:5, 1:, ::2])
+    for view, batch in zip(kept, again, strict=True)
+  )
   addresses = Counter(next(batches)['image'].ctypes.data for _ in range(20))
   assert len(addresses) < 10
 

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from vit_jax.config import DataConfig
-from vit_jax.data.fingerprint import fingerprint
+from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import train_batches
-from vit_jax.data.mixture import mixture
-from vit_jax.data.order import mixed, shuffled
-from vit_jax.data.pseudo import begin, facts_of, finish, write_part
+from vit_jax.data.mixture import open_mixture
+from vit_jax.data.order import mixture_example, shuffled_example
+from vit_jax.data.pseudo import (
+  describe_pseudo_labels,
+  start_pseudo_labels,
+  write_best_labels,
+  write_probabilities,
+)
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
@@ -24,19 +29,25 @@ LABELLED, UNLABELLED = 'train[:60]', 'train[60:200]'
 @pytest.fixture
 def data(tmp_path) -> DataConfig:
   """Digits, of which 140 are labelled by a teacher that is sure of half of them."""
-  logits = np.random.default_rng(0).normal(size=(140, 10)) * np.where(np.arange(140) % 2, 4, 0.1)[:, None]
+  logits = (
+    np.random.default_rng(0).normal(size=(140, 10)) * np.where(np.arange(140) % 2, 4, 0.1)[:, None]
+  )
   source = open_unlabelled('builtin:digits', UNLABELLED)
-  begin(tmp_path / 'labels', facts_of(source, tuple('0123456789')))
-  write_part(tmp_path / 'labels', 0, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-  finish(tmp_path / 'labels', 1)
+  start_pseudo_labels(tmp_path / 'labels', describe_pseudo_labels(source, tuple('0123456789')))
+  write_probabilities(
+    tmp_path / 'labels', 0, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  )
+  write_best_labels(tmp_path / 'labels', 1)
   return DataConfig(
     train='builtin:digits', split=LABELLED, unlabelled='builtin:digits', unlabelled_split=UNLABELLED, unlabelled_ratio=3,
-    pseudo_labels=str(tmp_path / 'labels'), confidence=0.3, per_class=20, batch=16, size=(8, 8), threads=1,
+    pseudo_labels=str(tmp_path / 'labels'), confidence_threshold=0.3, unlabelled_per_class=20, batch=16, size=(8, 8), threads=1,
   )  # fmt: skip
 
 
 def mix(data: DataConfig, *, loss: str = 'softmax', smoothing: float = 0.0, seed: int = 0):
-  return mixture(open_source(data.train, data.split), data, seed=seed, loss=loss, smoothing=smoothing)
+  return open_mixture(
+    open_source(data.train, data.split), data, seed=seed, loss=loss, smoothing=smoothing
+  )
 
 
 def batches(source, data: DataConfig, count: int, **start) -> list[dict]:
@@ -48,11 +59,15 @@ def batches(source, data: DataConfig, count: int, **start) -> list[dict]:
 
 @pytest.mark.parametrize('ratio', [1, 3, 14])
 def test_of_every_group_one_is_labelled_and_each_kind_comes_once_an_epoch(ratio):
-  stream = [mixed(position, 60, 140, ratio, seed=5) for position in range(60 * (1 + ratio))]
+  stream = [
+    mixture_example(position, 60, 140, ratio, seed=5) for position in range(60 * (1 + ratio))
+  ]
   own = [example for _, example in stream if example < 60]
-  assert own == [shuffled(i, 60, 5)[1] for i in range(60)] and sorted(own) == list(range(60))
+  assert own == [shuffled_example(i, 60, 5)[1] for i in range(60)] and sorted(own) == list(
+    range(60)
+  )
   others = [(epoch, example - 60) for epoch, example in stream if example >= 60]
-  assert others == [shuffled(i, 140, 5) for i in range(60 * ratio)]
+  assert others == [shuffled_example(i, 140, 5) for i in range(60 * ratio)]
   for start in range(0, len(stream), 1 + ratio):
     assert sum(example < 60 for _, example in stream[start : start + 1 + ratio]) == 1
   every_second = [example < 60 for _, example in stream[::2]]
@@ -61,18 +76,22 @@ def test_of_every_group_one_is_labelled_and_each_kind_comes_once_an_epoch(ratio)
 
 def test_the_order_is_what_runs_were_begun_with():
   """Where this fails, runs can not go on: put order.ORDER up, and these numbers right."""
-  assert [mixed(i, 100, 900, 2, 7)[1] for i in range(6)] == [10, 311, 330, 309, 21, 308]
+  assert [mixture_example(i, 100, 900, 2, 7)[1] for i in range(6)] == [10, 311, 330, 309, 21, 308]
 
 
 def test_batches_are_the_same_from_any_start_on_any_hosts_and_in_workers(data):
   source = mix(data)
   whole = batches(source, data, 6)
-  assert all(batch['label'].dtype == np.float32 and batch['label'].shape == (16, 10) for batch in whole)
+  assert all(
+    batch['label'].dtype == np.float32 and batch['label'].shape == (16, 10) for batch in whole
+  )
   assert [int((batch['id'] < 60).sum()) for batch in whole] == [4] * 6
   shares = [batches(source, data, 2, start=4, host=host, hosts=2) for host in range(2)]
   spread = batches(source, dataclasses.replace(data, workers=1), 2, start=4)
   for name in whole[0]:
-    np.testing.assert_array_equal(np.concatenate([share[1][name] for share in shares]), whole[5][name])
+    np.testing.assert_array_equal(
+      np.concatenate([share[1][name] for share in shares]), whole[5][name]
+    )
     np.testing.assert_array_equal(spread[1][name], whole[5][name])
 
 
@@ -81,7 +100,9 @@ def test_targets_are_what_the_loss_makes_of_labels_and_what_the_teacher_said(dat
   """Smoothed on the host and compared as they are, labels cost what they cost smoothed by the loss."""
   source = mix(data, loss=loss, smoothing=0.1)
   logits = np.random.default_rng(1).normal(size=(60, 10)).astype(np.float32)
-  labels, targets = zip(*((open_source(data.train, data.split)[i][1], source[i][1]) for i in range(60)), strict=True)
+  labels, targets = zip(
+    *((open_source(data.train, data.split)[i][1], source[i][1]) for i in range(60)), strict=True
+  )
   expected = LOSSES[loss](logits, multi_hot(np.array(labels), 10), smoothing=0.1)
   np.testing.assert_allclose(LOSSES[loss](logits, np.stack(targets)), expected, rtol=1e-5)
   for i in range(60, len(source)):
@@ -98,8 +119,10 @@ def test_only_confident_images_are_in_it_and_their_own_labels_are_not(data):
 
 
 def test_a_fingerprint_knows_the_labels_and_the_choice(data):
-  facts = lambda data, **how: fingerprint(mix(data, **how), open_source('builtin:digits', 'test'))
-  same, other = facts(data), facts(dataclasses.replace(data, per_class=21))
+  facts = lambda data, **how: fingerprint_data(
+    mix(data, **how), open_source('builtin:digits', 'test')
+  )
+  same, other = facts(data), facts(dataclasses.replace(data, unlabelled_per_class=21))
   assert same == facts(data)
   assert {name for name in same if same[name] != other[name]} <= {
     'unlabelled.examples',
@@ -113,9 +136,10 @@ def test_what_is_missing_says_what_to_do(data):
   with pytest.raises(UserError, match=r'needs config.data.pseudo_labels.*selftrain` makes them'):
     mix(dataclasses.replace(data, pseudo_labels=''))
   with pytest.raises(
-    UserError, match=r'config.data.confidence=1: the teacher is so sure of none of the 140 .*at most 0.99.*lower'
+    UserError,
+    match=r'config.data.confidence_threshold=1: the teacher is so sure of none of the 140 .*at most 0.99.*lower',
   ):
-    mix(dataclasses.replace(data, confidence=1.0))
+    mix(dataclasses.replace(data, confidence_threshold=1.0))
 
 
 def test_a_folder_of_images_without_classes_is_a_source_without_labels(tmp_path):
@@ -124,7 +148,11 @@ def test_a_folder_of_images_without_classes_is_a_source_without_labels(tmp_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode('.png', np.zeros((4, 4, 3), np.uint8))[1].tobytes())
   source = open_unlabelled(f'images:{tmp_path}/photos', 'train')
-  assert [source[i][2].removeprefix(f'{tmp_path}/photos/') for i in range(len(source))] == ['a.png', 'b/2.png', 'b/c/1.JPG']
+  assert [source[i][2].removeprefix(f'{tmp_path}/photos/') for i in range(len(source))] == [
+    'a.png',
+    'b/2.png',
+    'b/c/1.JPG',
+  ]
   assert source[0][1] == () and source.classes == 0
   part = open_unlabelled(f'images:{tmp_path}/photos', 'train').part(1, 9)
   assert [part[i][2] for i in range(len(part))] == [source[i][2] for i in (1, 2)]

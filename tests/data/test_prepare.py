@@ -10,8 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vit_jax.data.images import decode
-from vit_jax.data.prepare import Row, convert_file, list_sources, prepare, tfrecords
+from vit_jax.data.images import decode_image
+from vit_jax.data.prepare import (
+  SourceRow,
+  convert_tfrecord_file,
+  list_sources,
+  prepare_dataset,
+  read_tfrecords,
+)
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -26,7 +32,10 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self):
-    features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['disc', 'square'])}
+    features = {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=['disc', 'square']),
+    }
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
@@ -34,7 +43,13 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, count):
     for i in range(count):
-      yield i, {'image': cv2.imencode('.png', np.full((4, 4, 3), i, np.uint8))[1].tobytes(), 'label': i % 2}
+      yield (
+        i,
+        {
+          'image': cv2.imencode('.png', np.full((4, 4, 3), i, np.uint8))[1].tobytes(),
+          'label': i % 2,
+        },
+      )
 
 
 def write_tfrecords(path: Path, records: list[bytes]):
@@ -56,23 +71,27 @@ def tfrecord_set(numbered) -> Path:
 
 def test_a_tfrecord_data_set_says_how_to_convert_it_and_then_gives_the_same_examples(tfrecord_set):
   dir = str(tfrecord_set)
-  with pytest.raises(UserError, match=r'as TFRECORD .* to convert it, run: python -m vit_jax data prepare numbered'):
+  with pytest.raises(
+    UserError, match=r'as TFRECORD .* to convert it, run: python -m vit_jax data prepare numbered'
+  ):
     open_source('tfds:numbered', 'train', dir=dir)
-  row = prepare('tfds:numbered', dir)
-  assert row == Row('tfds:numbered', 'train 10, validation 4', '3 classes', '')
+  row = prepare_dataset('tfds:numbered', dir)
+  assert row == SourceRow('tfds:numbered', 'train 10, validation 4', '3 classes', '')
   source = open_source('tfds:numbered', 'train', dir=dir)
   assert [source[i][1] for i in range(10)] == [(i % 3,) for i in range(10)]
   assert len(list(tfrecord_set.glob('numbered/1.2.3/*.tfrecord-*'))) == 3  # They stay.
-  assert prepare('numbered', dir) == row  # Nothing is left to do.
+  assert prepare_dataset('numbered', dir) == row  # Nothing is left to do.
 
 
 def test_an_interrupted_conversion_is_taken_up_again(tfrecord_set):
   shards = sorted(tfrecord_set.glob('numbered/1.2.3/*.tfrecord-*'))
   done = shards[0].with_name(shards[0].name.replace('tfrecord', 'array_record'))
-  convert_file(shards[0], done, len(list(tfrecords(shards[0]))))
+  convert_tfrecord_file(shards[0], done, len(list(read_tfrecords(shards[0]))))
   before = done.stat()
-  shards[1].with_name('incomplete.' + shards[1].name.replace('tfrecord', 'array_record')).write_bytes(b'half')
-  prepare('numbered', str(tfrecord_set))
+  shards[1].with_name(
+    'incomplete.' + shards[1].name.replace('tfrecord', 'array_record')
+  ).write_bytes(b'half')
+  prepare_dataset('numbered', str(tfrecord_set))
   assert done.stat().st_mtime_ns == before.st_mtime_ns
   assert not list(tfrecord_set.glob('numbered/1.2.3/incomplete.*'))
 
@@ -81,32 +100,34 @@ def test_tfrecords_reads_records_of_every_length_and_refuses_a_truncated_file(tm
   records = [b'', b'a', bytes(range(256)) * 300, b'end']
   path = tmp_path / 'x.tfrecord'
   write_tfrecords(path, records)
-  assert list(tfrecords(path)) == records
+  assert list(read_tfrecords(path)) == records
   for cut in (1, 4, 6, 14):
     (tmp_path / 'cut').write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(UserError, match='cut short'):
-      list(tfrecords(tmp_path / 'cut'))
+      list(read_tfrecords(tmp_path / 'cut'))
 
 
 def test_a_file_with_too_few_records_leaves_nothing_behind(tmp_path):
   write_tfrecords(tmp_path / 'x.tfrecord', [b'a', b'b'])
   with pytest.raises(UserError, match='holds 2 examples, but its data set says 3'):
-    convert_file(tmp_path / 'x.tfrecord', tmp_path / 'x.array_record', 3)
+    convert_tfrecord_file(tmp_path / 'x.tfrecord', tmp_path / 'x.array_record', 3)
   assert [path.name for path in tmp_path.iterdir()] == ['x.tfrecord']
 
 
 def test_a_data_set_whose_builder_does_without_tensorflow_is_built_as_array_record(tmp_path):
-  row = prepare('tiny_shapes', str(tmp_path))
-  assert row == Row('tfds:tiny_shapes', 'train 6, test 2', '2 classes', '')
+  row = prepare_dataset('tiny_shapes', str(tmp_path))
+  assert row == SourceRow('tfds:tiny_shapes', 'train 6, test 2', '2 classes', '')
   data, (label,), name = open_source('tfds:tiny_shapes', '', dir=str(tmp_path))[1]
-  assert decode(data, name=name, max_pixels=16)[0, 0, 0] == label  # TFDS shuffles: picture 0 is a disc, 1 a square.
+  assert (
+    decode_image(data, name=name, max_pixels=16)[0, 0, 0] == label
+  )  # TFDS shuffles: picture 0 is a disc, 1 a square.
 
 
 @without_tensorflow
 @pytest.mark.parametrize('name', ['cifar10', 'tfds:cifar10', 'voc/2007'])
 def test_a_builder_that_needs_tensorflow_names_the_extra_before_it_downloads(name, tmp_path):
   with pytest.raises(UserError, match=r"needs tensorflow: pip install 'vit-jax\[prepare\]'"):
-    prepare(name, str(tmp_path))
+    prepare_dataset(name, str(tmp_path))
   assert not list(tmp_path.iterdir())
 
 
@@ -122,19 +143,29 @@ def test_a_builder_that_needs_tensorflow_names_the_extra_before_it_downloads(nam
 )
 def test_what_cannot_be_prepared_is_one_line(name, error, tmp_path):
   with pytest.raises(UserError, match=error) as caught:
-    prepare(name, str(tmp_path))
+    prepare_dataset(name, str(tmp_path))
   assert '\n' not in str(caught.value)
 
 
-def test_a_data_set_for_which_a_person_must_agree_to_terms_says_where_to_put_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(TinyShapes, 'MANUAL_DOWNLOAD_INSTRUCTIONS', 'Fetch shapes.zip\n  from its site.')
-  with pytest.raises(UserError, match=r'by hand into .*downloads/manual: Fetch shapes\.zip from its site'):
-    prepare('tiny_shapes', str(tmp_path))
+def test_a_data_set_for_which_a_person_must_agree_to_terms_says_where_to_put_it(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    TinyShapes, 'MANUAL_DOWNLOAD_INSTRUCTIONS', 'Fetch shapes.zip\n  from its site.'
+  )
+  with pytest.raises(
+    UserError, match=r'by hand into .*downloads/manual: Fetch shapes\.zip from its site'
+  ):
+    prepare_dataset('tiny_shapes', str(tmp_path))
 
 
-def test_the_list_shows_what_is_built_in_and_what_lies_on_disk_and_what_is_wrong_with_it(tfrecord_set):
+def test_the_list_shows_what_is_built_in_and_what_lies_on_disk_and_what_is_wrong_with_it(
+  tfrecord_set,
+):
   rows = {row.source: row for row in list_sources(str(tfrecord_set))}
   assert list(rows) == ['builtin:digits', 'builtin:fashion_mnist', 'tfds:numbered']
-  assert rows['builtin:fashion_mnist'] == Row('builtin:fashion_mnist', 'train 30,000, test 10,000', '10 classes', '')
+  assert rows['builtin:fashion_mnist'] == SourceRow(
+    'builtin:fashion_mnist', 'train 30,000, test 10,000', '10 classes', ''
+  )
   assert 'to convert it' in rows['tfds:numbered'].note
   assert [row.source for row in list_sources(str(tfrecord_set / 'nothing'))] == list(rows)[:2]

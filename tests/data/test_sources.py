@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_jax.data.images import decode
-from vit_jax.data.sources import BUILTIN, open_source
+from vit_jax.data.images import decode_image
+from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
 from vit_jax.errors import UserError
 
 BUILTIN_FOLDER = Path(__file__).parents[2] / 'vit_jax' / 'data' / 'builtin'
@@ -40,7 +40,7 @@ def test_digits_hold_out_fifty_of_each_class_and_span_black_to_white():
 
 def test_the_package_data_are_small_and_their_licences_lie_beside_them():
   assert sum(path.stat().st_size for path in BUILTIN_FOLDER.iterdir() if path.is_file()) <= 16e6
-  for name in BUILTIN:
+  for name in BUILTIN_LABEL_NAMES:
     assert 'Copyright (c)' in (BUILTIN_FOLDER / f'LICENSE.{name}').read_text()
 
 
@@ -71,7 +71,9 @@ def test_builtin_fashion_mnist_is_the_original_in_its_order():
 )
 def test_splits_are_those_of_tfds(numbered, spec, expected):
   source = open_source('tfds:numbered', spec, dir=str(numbered))
-  pixels = [int(decode(source[i][0], name='', max_pixels=100)[0, 0, 0]) for i in range(len(source))]
+  pixels = [
+    int(decode_image(source[i][0], name='', max_pixels=100)[0, 0, 0]) for i in range(len(source))
+  ]
   assert pixels == expected
   assert [source[i][1] for i in range(len(source))] == [(i % 3,) for i in expected]
 
@@ -117,7 +119,11 @@ def test_a_source_that_was_pickled_gives_the_same_examples(kind, flat, tmp_path,
     ('csv:/no/such.csv', '', 'no such file or folder: /no/such.csv'),
     ('tfds:imagenet21k', '', 'not in TFDS.*folder:PATH'),
     ('tfds:cifr10', '', "no data set 'cifr10'.*Did you mean 'cifar10'"),
-    ('tfds:cifar10', '', 'is not prepared in .*; run: python -m vit_jax data prepare cifar10 --dir='),
+    (
+      'tfds:cifar10',
+      '',
+      'is not prepared in .*; run: python -m vit_jax data prepare cifar10 --dir=',
+    ),
     ('tfds:CIFAR 10', '', 'expected a TFDS name'),
   ],
 )

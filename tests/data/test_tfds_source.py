@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from vit_jax.data.images import BadImage
-from vit_jax.data.sources import BUILTIN, open_source
+from vit_jax.data.images import BadImageError
+from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -20,17 +20,21 @@ DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason='needs the Debian package dataset-fashion-mnist')
-def test_fashion_mnist_written_as_tfds_equals_the_builtin_one_without_tensorflow(tmp_path, write_tfds, png):
+def test_fashion_mnist_written_as_tfds_equals_the_builtin_one_without_tensorflow(
+  tmp_path, write_tfds, png
+):
   count = 1000
   splits = {}
   for split, prefix in (('train', 'train'), ('test', 't10k')):
     pixels = gzip.decompress((DEBIAN / f'{prefix}-images-idx3-ubyte.gz').read_bytes())[16:]
     labels = gzip.decompress((DEBIAN / f'{prefix}-labels-idx1-ubyte.gz').read_bytes())[8:]
     images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)[:count]
-    splits[split] = [{'image': png(image), 'label': label} for image, label in zip(images, labels, strict=False)]
+    splits[split] = [
+      {'image': png(image), 'label': label} for image, label in zip(images, labels, strict=False)
+    ]
   features = {
     'image': tfds.features.Image(shape=(28, 28, 1)),
-    'label': tfds.features.ClassLabel(names=BUILTIN['fashion_mnist']),
+    'label': tfds.features.ClassLabel(names=BUILTIN_LABEL_NAMES['fashion_mnist']),
   }
   write_tfds('fashion_mnist', tmp_path, features, splits)
   code = f"""
@@ -68,21 +72,31 @@ def test_a_tfds_data_set_may_have_several_labels_an_image(tmp_path, write_tfds, 
     'photo': tfds.features.Image(),
     'labels': tfds.features.Sequence(tfds.features.ClassLabel(num_classes=7)),
   }
-  examples = [{'photo': png(np.zeros((2, 2), np.uint8)), 'labels': labels} for labels in ([3], [], [1, 6, 2])]
+  examples = [
+    {'photo': png(np.zeros((2, 2), np.uint8)), 'labels': labels} for labels in ([3], [], [1, 6, 2])
+  ]
   write_tfds('several', tmp_path, features, {'train': examples})
   source = open_source('tfds:several', 'train', dir=str(tmp_path))
   assert [source[i][1] for i in range(3)] == [(3,), (), (1, 6, 2)]
   assert (source.most_labels, source.label_names) == (3, tuple('0123456'))
-  assert open_source('tfds:several', 'train[:2]', dir=str(tmp_path))[0][2] == 'tfds:several train #0'
+  assert (
+    open_source('tfds:several', 'train[:2]', dir=str(tmp_path))[0][2] == 'tfds:several train #0'
+  )
 
 
 def test_a_tfds_data_set_without_a_file_or_without_labels_says_so(numbered, write_tfds, png):
   next(numbered.glob('numbered/1.2.3/*train*')).unlink()
-  with pytest.raises(UserError, match=r"numbered-train\.array_record-.* of its split 'train' is missing"):
+  with pytest.raises(
+    UserError, match=r"numbered-train\.array_record-.* of its split 'train' is missing"
+  ):
     open_source('tfds:numbered', 'validation', dir=str(numbered))
   image = tfds.features.Image()
-  write_tfds('bare', numbered, {'image': image}, {'train': [{'image': png(np.zeros((2, 2), np.uint8))}]})
-  with pytest.raises(UserError, match='expected one class label in an example, but it has none among image'):
+  write_tfds(
+    'bare', numbered, {'image': image}, {'train': [{'image': png(np.zeros((2, 2), np.uint8))}]}
+  )
+  with pytest.raises(
+    UserError, match='expected one class label in an example, but it has none among image'
+  ):
     open_source('tfds:bare', 'train', dir=str(numbered))
 
 
@@ -112,14 +126,17 @@ def test_a_flipped_bit_is_a_bad_record_or_an_error_at_the_start_and_never_anothe
     for i in range(10):
       try:
         assert source[i] == expected[i]
-      except BadImage as error:
+      except BadImageError as error:
         assert str(error).startswith(f'tfds:numbered train #{i}: its record is damaged')
         seen['bad'] += 1
   assert seen['refused'] and seen['bad'], seen
 
 
 def test_a_file_that_was_cut_short_is_an_error_at_the_start(numbered):
-  with pytest.raises(UserError, match=r'train.*holds no readable .* records, but the data set says 10; prepare it again'):
+  with pytest.raises(
+    UserError,
+    match=r'train.*holds no readable .* records, but the data set says 10; prepare it again',
+  ):
     damaged(numbered, lambda data: data.__delitem__(slice(len(data) // 2, None)))
 
 
@@ -127,20 +144,30 @@ def test_a_file_with_another_number_of_records_than_said_is_an_error_at_the_star
   (info,) = numbered.glob('numbered/*/dataset_info.json')
   for said in ('9', '11'):
     info.write_text(re.sub(r'"10"', f'"{said}"', info.read_text()))
-    with pytest.raises(UserError, match=rf'train.* holds 10 records, but the data set says {said}; prepare it again'):
+    with pytest.raises(
+      UserError, match=rf'train.* holds 10 records, but the data set says {said}; prepare it again'
+    ):
       open_source('tfds:numbered', 'train', dir=str(numbered))
     info.write_text(re.sub(rf'"{said}"', '"10"', info.read_text()))
 
 
 def test_a_record_without_its_image_or_with_a_label_that_is_none_is_bad(tmp_path, write_tfds, png):
-  features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
-  write_tfds('many', tmp_path, features, {'train': [{'image': png(np.zeros((2, 3, 3), np.uint8)), 'label': 2}]})
+  features = {
+    'image': tfds.features.Image(),
+    'label': tfds.features.ClassLabel(names=['a', 'b', 'c']),
+  }
+  write_tfds(
+    'many',
+    tmp_path,
+    features,
+    {'train': [{'image': png(np.zeros((2, 3, 3), np.uint8)), 'label': 2}]},
+  )
   source = open_source('tfds:many', 'train', dir=str(tmp_path))
   source._store.label_names = ('a', 'b')
-  with pytest.raises(BadImage, match=r'tfds:many train #0: its label 2 is none of 2 classes'):
+  with pytest.raises(BadImageError, match=r'tfds:many train #0: its label 2 is none of 2 classes'):
     source[0]
   source._store._records._image = 'picture'
-  with pytest.raises(BadImage, match=r'tfds:many train #0: its record is damaged'):
+  with pytest.raises(BadImageError, match=r'tfds:many train #0: its record is damaged'):
     source[0]
 
 
@@ -151,7 +178,11 @@ def test_a_file_name_is_part_of_what_an_example_is_called(tmp_path, write_tfds, 
     'label': tfds.features.ClassLabel(names=['a', 'b']),
     'file_name': tfds.features.Text(),
   }
-  example = {'image': png(np.zeros((2, 2, 3), np.uint8)), 'label': 1, 'file_name': 'ILSVRC2012_val_00000007.JPEG'}
+  example = {
+    'image': png(np.zeros((2, 2, 3), np.uint8)),
+    'label': 1,
+    'file_name': 'ILSVRC2012_val_00000007.JPEG',
+  }
   write_tfds('named', tmp_path, features, {'validation': [example]})
   _, labels, name = open_source('tfds:named', '', dir=str(tmp_path))[0]
   assert (labels, name) == ((1,), 'tfds:named validation #0 ILSVRC2012_val_00000007.JPEG')

@@ -8,66 +8,99 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vit_jax.data.sources import open_source
-from vit_jax.data.vtab import MANUAL, RULES, TASKS, span
+from vit_jax.data.vtab import LABEL_RULES, MANUAL_DOWNLOADS, VTAB_TASKS, parse_subsplit
 from vit_jax.errors import UserError
 
 f32 = lambda *rows: np.array(rows, np.float32)
 
 
 def test_there_are_19_tasks_in_three_groups():
-  groups = [task.group for task in TASKS.values()]
-  assert {group: groups.count(group) for group in groups} == {'natural': 7, 'specialized': 4, 'structured': 8}
+  groups = [task.group for task in VTAB_TASKS.values()]
+  assert {group: groups.count(group) for group in groups} == {
+    'natural': 7,
+    'specialized': 4,
+    'structured': 8,
+  }
 
 
 def test_clevr_counts_three_to_ten_objects():
-  rule = RULES['count_all']
-  assert [rule.names[rule.label({'objects/size': np.zeros(n)})] for n in range(3, 11)] == list(map(str, range(3, 11)))
+  rule = LABEL_RULES['count_all']
+  assert [rule.names[rule.label({'objects/size': np.zeros(n)})] for n in range(3, 11)] == list(
+    map(str, range(3, 11))
+  )
 
 
 @pytest.mark.parametrize(
-  ('depths', 'label'), [([7.9, 12], 0), ([9.2, 8.2], 1), ([8.7], 2), ([9.1, 30], 3), ([9.6], 4), ([10.1], 5)]
+  ('depths', 'label'),
+  [([7.9, 12], 0), ([9.2, 8.2], 1), ([8.7], 2), ([9.1, 30], 3), ([9.6], 4), ([10.1], 5)],
 )
 def test_clevr_distance_is_that_of_the_nearest_object(depths, label):
   example = {'objects/pixel_coords': f32(*[[100, 7, depth] for depth in depths]).ravel()}
-  assert RULES['closest_object_distance'].label(example) == label
+  assert LABEL_RULES['closest_object_distance'].label(example) == label
 
 
 @pytest.mark.parametrize(
   ('types', 'z', 'label'),
-  [([0, 3], [7.5, 2], 0), ([1, 0], [25, 19], 1), ([2], [21], 2), ([3, 4], [5, 6], 3), ([], [], 3), ([0], [-3], 0)],
+  [
+    ([0, 3], [7.5, 2], 0),
+    ([1, 0], [25, 19], 1),
+    ([2], [21], 2),
+    ([3, 4], [5, 6], 3),
+    ([], [], 3),
+    ([0], [-3], 0),
+  ],
 )
 def test_kitti_distance_is_that_of_the_nearest_car_van_or_truck(types, z, label):
   """Pedestrians (3) and sitting ones (4) are none; without a vehicle it is the fourth class."""
-  example = {'objects/type': np.array(types, int), 'objects/location': f32(*[[9, 1, each] for each in z]).ravel()}
-  assert RULES['closest_vehicle_distance'].label(example) == label
-  assert RULES['closest_vehicle_distance'].names[3] == 'none'
+  example = {
+    'objects/type': np.array(types, int),
+    'objects/location': f32(*[[9, 1, each] for each in z]).ravel(),
+  }
+  assert LABEL_RULES['closest_vehicle_distance'].label(example) == label
+  assert LABEL_RULES['closest_vehicle_distance'].names[3] == 'none'
 
 
 def test_dsprites_positions_and_orientations_fall_into_16_bins():
-  position, orientation = RULES['x_position_16'], RULES['orientation_16']
-  assert [position.label({'label_x_position': np.array([x])}) for x in range(32)] == [x // 2 for x in range(32)]
-  assert [orientation.label({'label_orientation': np.array([x])}) for x in range(40)] == [int(x / 2.5) for x in range(40)]
+  position, orientation = LABEL_RULES['x_position_16'], LABEL_RULES['orientation_16']
+  assert [position.label({'label_x_position': np.array([x])}) for x in range(32)] == [
+    x // 2 for x in range(32)
+  ]
+  assert [orientation.label({'label_orientation': np.array([x])}) for x in range(40)] == [
+    int(x / 2.5) for x in range(40)
+  ]
   assert len(position.names) == len(orientation.names) == 16
 
 
 def test_spans_are_rounded_as_the_benchmark_rounds():
   sizes = {'train': 3680, 'test': 24_300}
-  assert span('train[:800]', sizes, '') == ('train', 0, 800)
-  assert span('train[80%:][:200]', sizes, '') == ('train', 2944, 3144)
-  assert span('train[90%:][:200]', {'train': 3059}, '') == ('train', 2753, 2953)  # Caltech101: 0.9 of it is 2,753.1.
-  assert span('test[50%:]', sizes, '') == ('test', 12_150, 24_300)
-  assert span('test', sizes, '') == ('test', 0, 24_300)
-  with pytest.raises(UserError, match=r"vtab:x wants train\[:800\] of its data set, whose split 'train' has 799 examples"):
-    span('train[:800]', {'train': 799}, 'vtab:x')
-  with pytest.raises(UserError, match="wants the split 'validation' of its data set, which has train"):
-    span('validation', {'train': 1}, 'vtab:x')
+  assert parse_subsplit('train[:800]', sizes, '') == ('train', 0, 800)
+  assert parse_subsplit('train[80%:][:200]', sizes, '') == ('train', 2944, 3144)
+  assert parse_subsplit('train[90%:][:200]', {'train': 3059}, '') == (
+    'train',
+    2753,
+    2953,
+  )  # Caltech101: 0.9 of it is 2,753.1.
+  assert parse_subsplit('test[50%:]', sizes, '') == ('test', 12_150, 24_300)
+  assert parse_subsplit('test', sizes, '') == ('test', 0, 24_300)
+  with pytest.raises(
+    UserError,
+    match=r"vtab:x wants train\[:800\] of its data set, whose split 'train' has 799 examples",
+  ):
+    parse_subsplit('train[:800]', {'train': 799}, 'vtab:x')
+  with pytest.raises(
+    UserError, match="wants the split 'validation' of its data set, which has train"
+  ):
+    parse_subsplit('validation', {'train': 1}, 'vtab:x')
 
 
 @pytest.fixture
 def dir(tmp_path, write_tfds, png):
   """Where three of the data sets lie, with 1,010 examples or so; in each, example i has the pixel i % 251."""
   image = lambda i: png(np.full((2, 2), i % 251, np.uint8))
-  plain = {'image': tfds.features.Image(shape=(2, 2, 1)), 'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
+  plain = {
+    'image': tfds.features.Image(shape=(2, 2, 1)),
+    'label': tfds.features.ClassLabel(names=['a', 'b', 'c']),
+  }
   write_tfds('svhn_cropped', tmp_path, plain, {
     'train': [{'image': image(i), 'label': i % 3} for i in range(2000)],
     'test': [{'image': image(i), 'label': i % 3} for i in range(5)],
@@ -80,8 +113,12 @@ def dir(tmp_path, write_tfds, png):
       'pixel_coords': tfds.features.Tensor(shape=(3,), dtype=np.float32),
     }),
   }  # fmt: skip
-  scene = lambda i: [{'size': 0, 'pixel_coords': f32(1, 2, 8.2 + i % 2)[0:3]} for _ in range(3 + i % 8)]
-  examples = lambda n: [{'image': image(i), 'file_name': f'{i}.png', 'objects': scene(i)} for i in range(n)]
+  scene = lambda i: [
+    {'size': 0, 'pixel_coords': f32(1, 2, 8.2 + i % 2)[0:3]} for _ in range(3 + i % 8)
+  ]
+  examples = lambda n: [
+    {'image': image(i), 'file_name': f'{i}.png', 'objects': scene(i)} for i in range(n)
+  ]
   write_tfds('clevr', tmp_path, clevr, {'train': examples(2000), 'validation': examples(9)})
   sprite = {
     'image': tfds.features.Image(shape=(2, 2, 1)),
@@ -103,12 +140,19 @@ def test_the_thousand_images_are_those_of_the_benchmark(dir):
     assert cv2.imdecode(np.frombuffer(data, np.uint8), 0)[0, 0] == theirs[i] % 251
     assert labels == (theirs[i] % 3,)
     assert name.startswith('vtab:svhn ')
-  assert (len(open_source('vtab:svhn', '', dir=dir)), len(open_source('vtab:svhn', 'val', dir=dir))) == (5, 200)
+  assert (
+    len(open_source('vtab:svhn', '', dir=dir)),
+    len(open_source('vtab:svhn', 'val', dir=dir)),
+  ) == (5, 200)
 
 
 def test_labels_by_rule_come_of_the_stored_examples(dir):
-  count, distance = (open_source(f'vtab:clevr_{which}', '', dir=dir) for which in ('count', 'distance'))
-  assert [count[i][1][0] for i in range(9)] == [i % 8 for i in range(9)]  # Its test split is CLEVR's validation.
+  count, distance = (
+    open_source(f'vtab:clevr_{which}', '', dir=dir) for which in ('count', 'distance')
+  )
+  assert [count[i][1][0] for i in range(9)] == [
+    i % 8 for i in range(9)
+  ]  # Its test split is CLEVR's validation.
   assert [distance[i][1][0] for i in range(4)] == [1, 3, 1, 3]
   sprites = open_source('vtab:dsprites_orientation', 'val', dir=dir)
   assert [sprites[i][1][0] for i in range(200)] == [int((1600 + i) % 40 / 2.5) for i in range(200)]
@@ -121,7 +165,9 @@ def test_what_has_to_be_fetched_by_hand_says_what_goes_where(tmp_path):
   for task in ('resisc45', 'diabetic_retinopathy'):
     with pytest.raises(UserError, match=r'fetched by hand: .*downloads/manual.*data prepare'):
       open_source(f'vtab:{task}', 'train', dir=str(tmp_path))
-  assert all(any(task.tfds.startswith(name) for task in TASKS.values()) for name in MANUAL)
+  assert all(
+    any(task.tfds.startswith(name) for task in VTAB_TASKS.values()) for name in MANUAL_DOWNLOADS
+  )
   with pytest.raises(UserError, match='run: python -m vit_jax data prepare dmlab'):
     open_source('vtab:dmlab', 'train', dir=str(tmp_path))
   with pytest.raises(UserError, match="VTAB has no task 'clevr'. Did you mean 'clevr_"):

@@ -38,7 +38,12 @@ def make_model(tmp_path):
   """labels -> a model with random weights whose classes have these names."""
 
   def make(labels=NAMES, **fields):
-    google_file(tmp_path / 'model.npz', ModelConfig(variant='mu/4', **fields), classes=len(labels) or 4, size=SIZE)
+    google_file(
+      tmp_path / 'model.npz',
+      ModelConfig(variant='mu/4', **fields),
+      classes=len(labels) or 4,
+      size=SIZE,
+    )
     return vit_jax.load(str(tmp_path / 'model.npz'), labels=tuple(labels) or None)
 
   return make

@@ -20,7 +20,10 @@ def padded(rows: dict, batch: int):
   for start in range(0, n, batch):
     part = {name: value[start : start + batch] for name, value in rows.items()}
     fill = batch - len(part['label'])
-    part = {name: np.concatenate([value, np.full_like(rows[name][:1].repeat(fill, 0), 7)]) for name, value in part.items()}
+    part = {
+      name: np.concatenate([value, np.full_like(rows[name][:1].repeat(fill, 0), 7)])
+      for name, value in part.items()
+    }
     yield part | {'mask': np.arange(batch) < batch - fill}
 
 
@@ -28,7 +31,9 @@ COUNTS = jax.jit(functools.partial(count, predict=LOGITS, loss=softmax_loss))
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-@pytest.mark.parametrize('sizes', [range(1, 35), [63, 64, 65, 100, 101, 127, 128, 129, 199, 200]], ids=['small', 'large'])
+@pytest.mark.parametrize(
+  'sizes', [range(1, 35), [63, 64, 65, 100, 101, 127, 128, 129, 199, 200]], ids=['small', 'large']
+)
 def test_every_example_counts_once_for_sizes_that_do_not_divide(sizes, devices):
   for examples in sizes:
     assert_exact(examples, devices)
@@ -52,16 +57,28 @@ def assert_exact(examples: int, devices: int):
   assert result['examples'] == examples
   assert result['accuracy'] == np.mean(order[:, 0] == label[:, 0])
   assert result['accuracy_top5'] == np.mean((order[:, :5] == label).any(1))
-  np.testing.assert_allclose(result['loss'], -np.mean(np.take_along_axis(log_probabilities, label, 1)), rtol=1e-6)
+  np.testing.assert_allclose(
+    result['loss'], -np.mean(np.take_along_axis(log_probabilities, label, 1)), rtol=1e-6
+  )
 
 
 def test_a_prediction_among_several_labels_is_right():
   images = np.eye(K, dtype=np.float32)[[0, 1, 2]].reshape(3, 1, 1, K)
-  batch = {'image': images, 'label': np.array([[3, 0], [2, -1], [5, 4]], np.int32), 'mask': np.ones(3, bool)}
+  batch = {
+    'image': images,
+    'label': np.array([[3, 0], [2, -1], [5, 4]], np.int32),
+    'mask': np.ones(3, bool),
+  }
   result = classify([count(np.float32(1), batch, predict=LOGITS, loss=softmax_loss)])
   assert result['accuracy'] == 1 / 3
 
 
 def test_with_fewer_than_five_classes_every_class_is_in_the_top():
-  batch = {'image': np.zeros((2, 1, 1, 3), np.float32), 'label': np.array([[0], [2]], np.int32), 'mask': np.ones(2, bool)}
-  assert classify([count(np.float32(1), batch, predict=LOGITS, loss=softmax_loss)])['accuracy_top5'] == 1
+  batch = {
+    'image': np.zeros((2, 1, 1, 3), np.float32),
+    'label': np.array([[0], [2]], np.int32),
+    'mask': np.ones(2, bool),
+  }
+  assert (
+    classify([count(np.float32(1), batch, predict=LOGITS, loss=softmax_loss)])['accuracy_top5'] == 1
+  )

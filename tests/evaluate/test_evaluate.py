@@ -14,18 +14,20 @@ from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.report import confusion, per_class
 from vit_jax.optim.losses import LOSSES
 from vit_jax.pretrained.class_names import match_classes
-from vit_jax.step import predict
+from vit_jax.step import predict_logits
 
 
 def run(model, source, batch: int = 16):
   """The Evaluation, and how many images its progress told of."""
-  columns, _ = match_classes(source.label_names, model.labels, classes=model.classes, source=model.source)
+  columns, _ = match_classes(
+    source.label_names, model.labels, classes=model.classes, source=model.source
+  )
   told = []
   result = evaluate(
     model.params,
     source,
     data_config(model, batch=batch),
-    predict=functools.partial(predict, model=model.model),
+    predict=functools.partial(predict_logits, model=model.model),
     loss=LOSSES[model.loss],
     columns=columns,
     progress=told.append,
@@ -34,8 +36,12 @@ def run(model, source, batch: int = 16):
 
 
 @pytest.mark.parametrize('batch', [1, 16, 37])
-@pytest.mark.parametrize('labels', [NAMES, NAMES[::-1], ('ant', *NAMES, 'owl')], ids=['same', 'reversed', 'more'])
-def test_accuracy_loss_and_confusion_are_those_of_the_logits(make_model, source, by_hand, labels, batch):
+@pytest.mark.parametrize(
+  'labels', [NAMES, NAMES[::-1], ('ant', *NAMES, 'owl')], ids=['same', 'reversed', 'more']
+)
+def test_accuracy_loss_and_confusion_are_those_of_the_logits(
+  make_model, source, by_hand, labels, batch
+):
   """A batch that does not divide over the eight devices is filled up, and the last batch too; neither counts."""
   model = make_model(labels)
   names, logits = by_hand(model, source)
@@ -44,12 +50,16 @@ def test_accuracy_loss_and_confusion_are_those_of_the_logits(make_model, source,
   assert (result.examples, result.skipped) == (37, 0)
   assert told == -(-37 // told_at(batch)) * told_at(batch)
   assert result.accuracy == np.mean(true == predicted)
-  assert result.accuracy_top5 == np.mean([t in row[:5] for t, row in zip(true, np.argsort(-logits, axis=1), strict=True)])
+  assert result.accuracy_top5 == np.mean(
+    [t in row[:5] for t, row in zip(true, np.argsort(-logits, axis=1), strict=True)]
+  )
   shifted = logits - logits.max(axis=1, keepdims=True)
   losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(37), true]
   assert result.loss == pytest.approx(losses.mean(), abs=1e-5)
 
-  expected = np.zeros((4, 5), int)  # By the data's classes; the last column is for those that it has not.
+  expected = np.zeros(
+    (4, 5), int
+  )  # By the data's classes; the last column is for those that it has not.
   for (name,), class_ in zip(names, predicted, strict=True):
     expected[NAMES.index(name), NAMES.index(labels[class_]) if labels[class_] in NAMES else 4] += 1
   np.testing.assert_array_equal(confusion(result.labels, result.predicted, 4), expected)
@@ -63,11 +73,21 @@ def test_kernels_are_told_the_mesh_that_a_batch_is_split_over(make_model, source
 
   def looking(params, images):
     seen.append(jax.sharding.get_abstract_mesh().size)
-    return predict(params, images, model=model.model)
+    return predict_logits(params, images, model=model.model)
 
-  columns, _ = match_classes(source.label_names, model.labels, classes=model.classes, source=model.source)
+  columns, _ = match_classes(
+    source.label_names, model.labels, classes=model.classes, source=model.source
+  )
   data = data_config(model, batch=16)
-  evaluate(model.params, source, data, predict=looking, loss=LOSSES[model.loss], columns=columns, progress=lambda count: None)
+  evaluate(
+    model.params,
+    source,
+    data,
+    predict=looking,
+    loss=LOSSES[model.loss],
+    columns=columns,
+    progress=lambda count: None,
+  )
   assert seen == [8]
 
 
@@ -78,12 +98,17 @@ def told_at(batch: int) -> int:
 
 @pytest.mark.parametrize('labels', [NAMES, ('ant', *NAMES, 'owl')], ids=['same', 'more'])
 def test_any_of_several_labels_is_right(tmp_path, make_model, source, by_hand, labels):
-  lines = [f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}' for i in range(len(source))]
+  lines = [
+    f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
+    for i in range(len(source))
+  ]
   (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]))
   several = open_source(f'csv:{tmp_path / "labels.csv"}', 'all')
   model = make_model(labels)
   names, logits = by_hand(model, several)
-  right = [labels[class_] in each for class_, each in zip(logits.argmax(axis=1), names, strict=True)]
+  right = [
+    labels[class_] in each for class_, each in zip(logits.argmax(axis=1), names, strict=True)
+  ]
   result, _ = run(model, several)
   assert result.accuracy == np.mean(right)
   seen, correct = per_class(result.labels, result.predicted, 4)

@@ -21,10 +21,15 @@ def clusters(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def whitened(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   x, x_test = x.astype(np.float64), x_test.astype(np.float64)
   mean, std = np.array([x.mean(0), x.std(0)])
-  return tuple(np.hstack([(each - mean) / (std + 1e-5), np.full((len(each), 1), 100.0)]) for each in (x, x_test))
+  return tuple(
+    np.hstack([(each - mean) / (std + 1e-5), np.full((len(each), 1), 100.0)])
+    for each in (x, x_test)
+  )
 
 
-@pytest.mark.parametrize(('n', 'd'), [(35, 64), (70, 64), (175, 20), (65, 64)], ids=['N < d', 'N > d', 'N >> d', 'N = d'])
+@pytest.mark.parametrize(
+  ('n', 'd'), [(35, 64), (70, 64), (175, 20), (65, 64)], ids=['N < d', 'N > d', 'N >> d', 'N = d']
+)
 @pytest.mark.parametrize('l2', [1e-2, 1.0, 1024.0])
 def test_predictions_are_those_of_a_float64_solve_and_of_scikit_learns_ridge(n, d, l2):
   (x, y), (x_test, y_test) = clusters(n, d), clusters(M, d, seed=1)
@@ -32,9 +37,13 @@ def test_predictions_are_those_of_a_float64_solve_and_of_scikit_learns_ridge(n, 
   a, b = whitened(x, x_test)
   targets = np.where(np.arange(K) == y[:, None], 1.0, -1.0)
   # |x w - y|² + λ |w|² is the plain least squares of rows of √λ appended.
-  solved = np.linalg.lstsq(np.vstack([a, np.sqrt(l2) * np.eye(d + 1)]), np.vstack([targets, np.zeros((d + 1, K))]))[0]
+  solved = np.linalg.lstsq(
+    np.vstack([a, np.sqrt(l2) * np.eye(d + 1)]), np.vstack([targets, np.zeros((d + 1, K))])
+  )[0]
   np.testing.assert_array_equal(predicted, (b @ solved).argmax(axis=1))
-  np.testing.assert_array_equal(predicted, Ridge(alpha=l2, fit_intercept=False).fit(a, targets).predict(b).argmax(axis=1))
+  np.testing.assert_array_equal(
+    predicted, Ridge(alpha=l2, fit_intercept=False).fit(a, targets).predict(b).argmax(axis=1)
+  )
   np.testing.assert_allclose(ridge(a, targets, l2), solved, rtol=1e-6, atol=1e-9)
   assert l2 < 1024 or np.mean(predicted == y_test) > 2 / K
 
@@ -42,11 +51,15 @@ def test_predictions_are_those_of_a_float64_solve_and_of_scikit_learns_ridge(n, 
 def test_accuracy_is_the_share_of_right_predictions_and_of_these_examples():
   pool, test = clusters(7 * 30, 16), clusters(M, 16, seed=1)
   results = fewshot(pool, test, names='abcdefg', shots=(1, 5, 25), seeds=(0, 3))
-  assert [(each.shots, each.seed) for each in results] == [(s, seed) for seed in (0, 3) for s in (1, 5, 25)]
+  assert [(each.shots, each.seed) for each in results] == [
+    (s, seed) for seed in (0, 3) for s in (1, 5, 25)
+  ]
   for each in results:
     chosen = np.concatenate([order[: each.shots] for order in draw(pool[1], K, each.seed)])
     np.testing.assert_array_equal(np.bincount(pool[1][chosen]), [each.shots] * K)
-    np.testing.assert_array_equal(each.predicted, classify(pool[0][chosen], pool[1][chosen], test[0], classes=K))
+    np.testing.assert_array_equal(
+      each.predicted, classify(pool[0][chosen], pool[1][chosen], test[0], classes=K)
+    )
     assert each.accuracy == np.mean(each.predicted == test[1])
   assert results[2].accuracy > results[0].accuracy
 
@@ -69,5 +82,8 @@ def test_a_class_with_too_few_examples_is_named():
 
 
 def test_the_summary_is_mean_and_deviation_over_seeds():
-  made = [FewShot(s, seed, a, np.zeros(1)) for s, seed, a in [(1, 0, 0.2), (5, 0, 0.5), (1, 1, 0.4), (5, 1, 0.5)]]
+  made = [
+    FewShot(s, seed, a, np.zeros(1))
+    for s, seed, a in [(1, 0, 0.2), (5, 0, 0.5), (1, 1, 0.4), (5, 1, 0.5)]
+  ]
   assert summary(made) == {1: (pytest.approx(0.3), pytest.approx(np.sqrt(0.02))), 5: (0.5, 0.0)}

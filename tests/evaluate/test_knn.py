@@ -11,9 +11,14 @@ from vit_jax.evaluate.knn import knn
 
 @pytest.mark.parametrize('k', [1, 20, 210])
 def test_predictions_are_those_of_scikit_learns_weighted_cosine_neighbours(k):
-  (x, y), (x_test, y_test) = clusters(210, 24), clusters(1500, 24, seed=1)  # More than one piece of test rows.
+  (x, y), (x_test, y_test) = (
+    clusters(210, 24),
+    clusters(1500, 24, seed=1),
+  )  # More than one piece of test rows.
   weights = lambda distance: np.exp(-distance / 0.07)
-  theirs = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=weights).fit(x.astype(np.float64), y)
+  theirs = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=weights).fit(
+    x.astype(np.float64), y
+  )
   predicted = knn(x, y, x_test, classes=K, k=k)
   np.testing.assert_array_equal(predicted, theirs.predict(x_test.astype(np.float64)))
   assert np.mean(predicted == y_test) > 1.3 / K

@@ -7,7 +7,7 @@ import pytest
 
 from tests.evaluate.conftest import NAMES
 from vit_jax.data import pseudo
-from vit_jax.data.pseudo import read
+from vit_jax.data.pseudo import read_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import labelling
@@ -24,11 +24,13 @@ def parts(monkeypatch):
 def labelled(model, source, where, classes=NAMES) -> np.ndarray:
   """What was said of every example [n, k]."""
   label(model, source, where, classes=classes, asked={'teacher': 'it'}, batch=8, bad_images='skip')
-  labels = read(where, source, classes)
+  labels = read_pseudo_labels(where, source, classes)
   return np.stack([labels[i] for i in range(len(source))])
 
 
-def test_they_are_its_probabilities_in_the_order_of_the_students_classes(parts, make_model, source, by_hand, tmp_path):
+def test_they_are_its_probabilities_in_the_order_of_the_students_classes(
+  parts, make_model, source, by_hand, tmp_path
+):
   model, student = make_model(), ('hen', 'cat', 'dog', 'cow')
   said = labelled(model, source, tmp_path / 'labels', classes=student)
   logits = by_hand(model, source)[1][:, [NAMES.index(name) for name in student]]

@@ -54,7 +54,10 @@ def outcome(model, protocol: str, data: str, **where):
 
 def agree(found, right: int, right5: int, judged: int, skipped: int):
   assert (found.examples, found.skipped) == (judged, skipped)
-  assert {name: each.accuracy for name, each in found.figures.items()} == {'top1': right / judged, 'top5': right5 / judged}
+  assert {name: each.accuracy for name, each in found.figures.items()} == {
+    'top1': right / judged,
+    'top5': right5 / judged,
+  }
 
 
 def test_counts_are_those_of_sets_in_plain_python():
@@ -63,7 +66,9 @@ def test_counts_are_those_of_sets_in_plain_python():
   sets = [set(rng.choice(12, rng.integers(0, 4), replace=False).tolist()) for _ in range(500)]
   labels = np.array([[*each, *[-1] * (4 - len(each))] for each in sets])
   found = count(np.argsort(-logits, axis=1)[:, :5], labels)
-  assert (found.correct, found.correct_top5, found.examples, found.skipped) == by_hand(logits, sets, set(range(12)))
+  assert (found.correct, found.correct_top5, found.examples, found.skipped) == by_hand(
+    logits, sets, set(range(12))
+  )
   assert 50 < found.skipped < 250
 
 
@@ -101,7 +106,10 @@ def test_v2_is_among_all_classes_and_its_folders_may_be_numbers(model, tmp_path)
   numbers = [0, 7, 10, 999, 31]
   images = write_images(tmp_path, [f'{numbers[i % 5]}/{i}.png' for i in range(25)])
   sets = [{numbers[i % 5]} for i in range(25)]
-  agree(outcome(model, 'v2', f'folder:{tmp_path}'), *by_hand(np.asarray(model.logits(images)), sets, set(range(1000))))
+  agree(
+    outcome(model, 'v2', f'folder:{tmp_path}'),
+    *by_hand(np.asarray(model.logits(images)), sets, set(range(1000))),
+  )
   assert imagenet_numbers(('10', '7'), '') == [10, 7]
   assert imagenet_numbers(SYNSETS[5:7], '') == [5, 6]
   assert imagenet_numbers(class_names('imagenet1k')[5:7], '') == [5, 6]
@@ -116,7 +124,9 @@ def objectnet(tmp_path):
   (mappings / 'folder_to_objectnet_label.json').write_text(json.dumps(folders))
   overlap = {'Alarm clock': 'analog clock; digital clock', 'Tie': 'bow tie, bow-tie, bowtie'}
   (mappings / 'objectnet_to_imagenet_1k.json').write_text(json.dumps(overlap))
-  (mappings / 'imagenet_to_label_2012_v2').write_text('kit fox\nanalog clock\nbow tie, bow-tie, bowtie\ndigital clock\n')
+  (mappings / 'imagenet_to_label_2012_v2').write_text(
+    'kit fox\nanalog clock\nbow tie, bow-tie, bowtie\ndigital clock\n'
+  )
   order = {'278': 0, '409': 1, '457': 2, '530': 3}  # Number by synset: number in ILSVRC's order.
   (mappings / 'pytorch_to_imagenet_2012_id.json').write_text(json.dumps(order))
   names = [f'{list(folders)[i % 3]}/{i}.png' for i in range(30)]
@@ -124,7 +134,9 @@ def objectnet(tmp_path):
   return images, [[{409, 530}, set(), {457}][i % 3] for i in range(30)]
 
 
-def test_objectnet_is_among_the_classes_that_both_have_without_its_frame(model, tmp_path, objectnet):
+def test_objectnet_is_among_the_classes_that_both_have_without_its_frame(
+  model, tmp_path, objectnet
+):
   images, sets = objectnet
   found = outcome(model, 'objectnet', f'folder:{tmp_path / "images"}')
   agree(found, *by_hand(np.asarray(model.logits(images)), sets, {409, 530, 457}))
@@ -149,6 +161,8 @@ def test_other_images_and_other_models_are_refused(model, make_model, tmp_path):
   with pytest.raises(UserError, match="'a', which is none of ImageNet's"):
     open_label_sets('v2', f'folder:{tmp_path / "other"}')
   with pytest.raises(UserError, match='M has no classes'):
-    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns(('cat', 'cow'), classes=2, source='M')
+    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns(
+      ('cat', 'cow'), classes=2, source='M'
+    )
   with pytest.raises(UserError, match='M has 4 classes without names'):
     open_label_sets('v2', f'folder:{tmp_path / "some"}').columns((), classes=4, source='M')

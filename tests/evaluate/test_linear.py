@@ -31,7 +31,10 @@ def test_the_strength_is_the_one_that_a_grid_search_over_the_same_folds_finds():
   (x, y), (x_test, _) = clusters(140, 12), clusters(300, 12, seed=1)
   a, _ = standardised(x, x_test)
   search = GridSearchCV(
-    LogisticRegression(max_iter=5000, tol=1e-8), {'C': STRENGTHS}, cv=PredefinedSplit(folds(y)), scoring='neg_log_loss'
+    LogisticRegression(max_iter=5000, tol=1e-8),
+    {'C': STRENGTHS},
+    cv=PredefinedSplit(folds(y)),
+    scoring='neg_log_loss',
   )
   _, chosen = linear_probe(x, y, x_test, classes=K, strengths=STRENGTHS)
   assert chosen == search.fit(a, y).best_params_['C']

@@ -34,7 +34,9 @@ def test_each_image_has_its_own_prediction_whatever_the_batch(make_model, paths,
 def test_probabilities_of_a_sigmoid_model_are_each_its_own(make_model, paths):
   model = dataclasses.replace(make_model(), loss='sigmoid')
   (each,) = model.predict(paths[:1])
-  logits = np.sort(np.asarray(model.logits(np.asarray(Image.open(paths[0]))[None]), np.float64)[0])[::-1]
+  logits = np.sort(np.asarray(model.logits(np.asarray(Image.open(paths[0]))[None]), np.float64)[0])[
+    ::-1
+  ]
   np.testing.assert_allclose(each.probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
@@ -56,7 +58,9 @@ def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_m
   assert found[0].error == 'the file is empty'
   assert found[2].error == 'it is no image of a known format'
   assert 'No such file' in found[4].error
-  assert [found[i].labels for i in (1, 5)] == [each.labels for each in model.predict(paths[:2], top=1)]
+  assert [found[i].labels for i in (1, 5)] == [
+    each.labels for each in model.predict(paths[:2], top=1)
+  ]
 
 
 def test_images_are_found_by_file_folder_and_pattern_each_once(tmp_path):

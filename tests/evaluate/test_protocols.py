@@ -1,4 +1,4 @@
-"""Evaluations by their names: what config.evals means, and the figures in a run and of a finished model."""
+"""Evaluations by their names: what config.probes means, and the figures in a run and of a finished model."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ CONFIG = Config(
   steps=4,
   eval_every='0',
   save_every='0',
-  evals=ENTRIES,
-  evals_every='2',
+  probes=ENTRIES,
+  probe_every='2',
 )
 
 
@@ -38,16 +38,28 @@ def run(tmp_path_factory):
 
 def test_a_run_evaluates_on_a_clock_of_its_own_what_the_finished_model_gives(run):
   workdir, last = run
-  records = [record for record in read_metrics(workdir) if any(name.startswith('fewshot/') for name in record)]
+  records = [
+    record
+    for record in read_metrics(workdir)
+    if any(name.startswith('fewshot/') for name in record)
+  ]
   names = [f'fewshot/digits_{count}shot' for count in (1, 5, 10, 25)] + ['knn/digits_20nn']
-  assert [(record['step'], [name for name in record if '/' in name]) for record in records] == [(2, names), (4, names)]
+  assert [(record['step'], [name for name in record if '/' in name]) for record in records] == [
+    (2, names),
+    (4, names),
+  ]
   assert 'test_accuracy' in last  # The last evaluation is still that of the head.
 
   model = vit_jax.load(str(workdir))
   subject, params = alone(model, data_config(model, batch=96))
   outcomes = protocols.open_all(ENTRIES, model.labels, dir='', l2=1024.0)(subject, params)
-  assert protocols.as_metrics(outcomes) == {name: pytest.approx(records[1][name], abs=2e-3) for name in names}
-  assert [(each.protocol, each.pool, each.examples) for each in outcomes] == [('fewshot', 1297, 500), ('knn', 1297, 500)]
+  assert protocols.as_metrics(outcomes) == {
+    name: pytest.approx(records[1][name], abs=2e-3) for name in names
+  }
+  assert [(each.protocol, each.pool, each.examples) for each in outcomes] == [
+    ('fewshot', 1297, 500),
+    ('knn', 1297, 500),
+  ]
 
 
 def test_the_figures_are_those_of_the_models_own_features(run):
@@ -66,13 +78,20 @@ def test_the_figures_are_those_of_the_models_own_features(run):
   subject, params = alone(model, data_config(model, batch=50))
   pool, test = frozen.pool_and_test('builtin:digits')
   options = frozen.Options(shots=(5,))
-  (outcome,) = protocols.open_frozen(['fewshot'], 'builtin:digits', pool, test, options)(subject, params)
+  (outcome,) = protocols.open_frozen(['fewshot'], 'builtin:digits', pool, test, options)(
+    subject, params
+  )
   assert outcome.figures['5shot'].accuracy == pytest.approx(np.mean(expected), abs=2e-3)
   assert outcome.figures['5shot'].std == pytest.approx(np.std(expected, ddof=1), abs=2e-3)
 
 
 def test_a_record_is_named_by_the_protocol_and_the_last_of_the_source():
-  names = [('fewshot', 'tfds:cifar10:3.0.2'), ('knn', 'folder:/data/photos/'), ('v2', ''), ('linear', 'builtin:digits')]
+  names = [
+    ('fewshot', 'tfds:cifar10:3.0.2'),
+    ('knn', 'folder:/data/photos/'),
+    ('v2', ''),
+    ('linear', 'builtin:digits'),
+  ]
   expected = ['fewshot/cifar10', 'knn/photos', 'v2/matched-frequency', 'linear/digits']
   assert [protocols.metric(*each) for each in names] == expected
 
@@ -87,15 +106,21 @@ def test_a_record_is_named_by_the_protocol_and_the_last_of_the_source():
     (['real'], 'imagenet2012'),
   ],
 )
-def test_what_cannot_be_evaluated_is_an_error_before_a_run_writes_anything(tmp_path, entries, message):
-  config = dataclasses.replace(CONFIG, evals=tuple(entries), data=dataclasses.replace(CONFIG.data, dir=str(tmp_path / 'none')))
+def test_what_cannot_be_evaluated_is_an_error_before_a_run_writes_anything(
+  tmp_path, entries, message
+):
+  config = dataclasses.replace(
+    CONFIG, probes=tuple(entries), data=dataclasses.replace(CONFIG.data, dir=str(tmp_path / 'none'))
+  )
   with pytest.raises(UserError, match=message):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_several_labels_an_image_are_refused(tmp_path, photos):
-  (tmp_path / 'two.csv').write_text(f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n')
+  (tmp_path / 'two.csv').write_text(
+    f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n'
+  )
   with pytest.raises(UserError, match='have up to 2 labels'):
     frozen.pool_and_test(f'csv:{tmp_path / "two.csv"}', split='all', test_split='all')
 

@@ -32,7 +32,9 @@ def test_the_last_column_is_for_classes_that_the_data_has_not():
 def test_every_class_has_pixels_of_its_own_and_the_diagonal_is_dark(tmp_path, k):
   draw_confusion(matrix(k), tuple(f'class {i}' for i in range(k)), tmp_path / 'c.png', title='t')
   image = pixels(tmp_path / 'c.png')
-  dark = (image[..., 2] - image[..., 0] > 40) & (image[..., 0] < 60)  # Blues, at nine tenths and above.
+  dark = (image[..., 2] - image[..., 0] > 40) & (
+    image[..., 0] < 60
+  )  # Blues, at nine tenths and above.
   rows = np.flatnonzero(dark.sum(axis=1))
   assert len(rows) >= 1.5 * k
   assert max(image.shape[:2]) < 4000
@@ -48,7 +50,9 @@ def test_a_single_mistake_shows(tmp_path):
   draw_confusion(right, names, tmp_path / 'right.png', title='t')
   draw_confusion(wrong, names, tmp_path / 'wrong.png', title='t')
   left = slice(0, 2000)
-  differ = np.abs(pixels(tmp_path / 'right.png') - pixels(tmp_path / 'wrong.png'))[:, left].max(axis=2)
+  differ = np.abs(pixels(tmp_path / 'right.png') - pixels(tmp_path / 'wrong.png'))[:, left].max(
+    axis=2
+  )
   assert (differ > 15).sum() >= 2
 
 

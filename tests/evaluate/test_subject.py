@@ -9,7 +9,8 @@ from PIL import Image
 
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.subject import StoppedError, alone
-from vit_jax.sharding.mesh import make_mesh, spread, state_shardings
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, shard_from_host
 
 
 @pytest.fixture(params=[1, 4], ids=['whole', 'shares'])
@@ -21,8 +22,10 @@ def subject(request, make_model):
     mesh = make_mesh(request.param, batches={})
     made = dataclasses.replace(made, mesh=mesh)
     shardings = state_shardings(model.params, mesh)
-    params = spread(model.params, shardings)
-    assert 'fsdp' in shardings['Transformer']['encoderblock']['MlpBlock_3']['Dense_0']['kernel'].spec
+    params = shard_from_host(model.params, shardings)
+    assert (
+      'fsdp' in shardings['Transformer']['encoderblock']['MlpBlock_3']['Dense_0']['kernel'].spec
+    )
   return model, made, params
 
 
@@ -58,7 +61,9 @@ def test_progress_is_told_of_every_batch(make_model, source):
 def test_asked_to_stop_it_does_before_the_next_batch(make_model, source):
   model, asked = make_model(), []
   made, params = alone(model, data_config(model, batch=16))
-  made = dataclasses.replace(made, asked=lambda values: asked.append(len(values)) or len(asked) == 2)
+  made = dataclasses.replace(
+    made, asked=lambda values: asked.append(len(values)) or len(asked) == 2
+  )
   with pytest.raises(StoppedError):
     made.features(params, source)
   assert asked == [16, 16]

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from vit_jax.kernels import attention as kernel
-from vit_jax.models.attention import split
+from vit_jax.models.attention import split_qkv
 
 SOME_LENGTHS = [1, 7, 16, 49, 65, 128, 197, 257]
 TOKENS = 2048  # In all images together.
@@ -35,7 +35,9 @@ def exact(x, bias, do, heads):
   dp = do @ v.swapaxes(2, 3)
   ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * scale
   back = lambda v: v.transpose(0, 2, 1, 3).reshape(b, n, d)
-  dx = np.concatenate([back(g) for g in (ds @ k, ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ do)], axis=-1)
+  dx = np.concatenate(
+    [back(g) for g in (ds @ k, ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ do)], axis=-1
+  )
   return back(p @ v), dx, dx.sum(axis=(0, 1))
 
 
@@ -46,13 +48,13 @@ def out_and_gradients(function, x, bias, do, heads):
 
 
 def ours(x, bias, heads):
-  return kernel.attention(x, bias, heads, interpret=True)
+  return kernel.fused_attention(x, bias, heads, interpret=True)
 
 
 def xla(x, bias, heads):
   """What a TPU computes in bfloat16 without the kernel: the equation of `jax.nn.dot_product_attention`, rounded where XLA's
   program for a TPU rounds. Its program for a CPU keeps the gradients of weights and scores in float32."""
-  q, k, v = split(x + bias, heads)
+  q, k, v = split_qkv(x + bias, heads)
   scores = gradient_rounded(jnp.einsum('bnhc,bmhc->bhnm', q, k, preferred_element_type=jnp.float32))
   p = gradient_rounded(jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)).astype(v.dtype)
   return jnp.einsum('bhnm,bmhc->bnhc', p, v).reshape(*x.shape[:-1], -1)
@@ -61,7 +63,10 @@ def xla(x, bias, heads):
 def gradient_rounded(x):
   """`x` in float32, whose gradient is rounded to bfloat16: as a matrix unit takes it, or gives it."""
   same = jax.custom_vjp(lambda x: x)
-  same.defvjp(lambda x: (x, None), lambda _, grad: (jax.lax.reduce_precision(grad, exponent_bits=8, mantissa_bits=7),))
+  same.defvjp(
+    lambda x: (x, None),
+    lambda _, grad: (jax.lax.reduce_precision(grad, exponent_bits=8, mantissa_bits=7),),
+  )
   return same(x)
 
 
@@ -69,7 +74,10 @@ def errors(function, arrays, heads) -> list[float]:
   """Relative errors of output and gradients in the Euclidean norm."""
   found = out_and_gradients(function, *arrays, heads)
   norm = lambda v: np.linalg.norm(v.astype(np.float64).ravel())
-  return [norm(np.asarray(f, np.float64) - e) / max(norm(e), 1e-9) for f, e in zip(found, exact(*arrays, heads), strict=True)]
+  return [
+    norm(np.asarray(f, np.float64) - e) / max(norm(e), 1e-9)
+    for f, e in zip(found, exact(*arrays, heads), strict=True)
+  ]
 
 
 def excess(n: int, heads: int, c: int) -> float:
@@ -78,7 +86,9 @@ def excess(n: int, heads: int, c: int) -> float:
   Over so many images that no draw decides. The allowance is for sums of the same numbers in another order.
   """
   arrays = draw(n, heads, c, b=-(-TOKENS // n))
-  return np.max(np.subtract(errors(ours, arrays, heads), 1.001 * np.array(errors(xla, arrays, heads))))
+  return np.max(
+    np.subtract(errors(ours, arrays, heads), 1.001 * np.array(errors(xla, arrays, heads)))
+  )
 
 
 @pytest.mark.parametrize('n', SOME_LENGTHS)
@@ -92,7 +102,10 @@ def test_every_length_is_as_near_to_float64_as_xla_is_in_bfloat16(n):
   assert excess(n, heads=2, c=64) <= 0
 
 
-@pytest.mark.parametrize(('heads', 'c'), [(1, 64), (3, 64), (5, 32), (16, 72), (8, 80), (3, 88), (4, 96), (2, 104), (3, 128)])
+@pytest.mark.parametrize(
+  ('heads', 'c'),
+  [(1, 64), (3, 64), (5, 32), (16, 72), (8, 80), (3, 88), (4, 96), (2, 104), (3, 128)],
+)
 def test_heads_that_share_registers_are_told_apart(heads, c):
   assert excess(50, heads, c) <= 0
 
@@ -111,16 +124,28 @@ def test_each_device_of_a_mesh_takes_its_own_images():
   arrays = draw(20, 2, 64, b=8)
   mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
   rows = PartitionSpec(('data', 'fsdp'))
-  run = lambda x, bias: kernel.attention(x, bias, 2, True)
-  split_up = jax.shard_map(run, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False)
+  run = lambda x, bias: kernel.fused_attention(x, bias, 2, True)
+  split_up = jax.shard_map(
+    run, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows, check_vma=False
+  )
   found = out_and_gradients(lambda x, bias, heads: split_up(x, bias), *arrays, 2)
   for mine, whole in zip(found, out_and_gradients(ours, *arrays, 2), strict=True):
-    np.testing.assert_allclose(np.asarray(mine, np.float32), np.asarray(whole, np.float32), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+      np.asarray(mine, np.float32), np.asarray(whole, np.float32), rtol=0.02, atol=0.02
+    )
 
 
 def test_what_is_too_large_is_told_beforehand():
   taken = [(197, 768, 12), (577, 1024, 16), (257, 1664, 16), (1025, 768, 12), (1370, 1024, 16)]
-  assert all(kernel.fits(*shape, 'TPU v5 lite') for shape in taken)
-  assert not kernel.fits(4097, 768, 12, 'TPU v5 lite')
-  assert not kernel.fits(1025, 1664, 16, 'TPU v5 lite')  # Sixteen heads of 104 channels end with a register, and no fewer.
-  assert [kernel.fits(*shape, 'TPU v4') for shape in taken] == [True, False, False, False, False]
+  assert all(kernel.is_supported(*shape, 'TPU v5 lite') for shape in taken)
+  assert not kernel.is_supported(4097, 768, 12, 'TPU v5 lite')
+  assert not kernel.is_supported(
+    1025, 1664, 16, 'TPU v5 lite'
+  )  # Sixteen heads of 104 channels end with a register, and no fewer.
+  assert [kernel.is_supported(*shape, 'TPU v4') for shape in taken] == [
+    True,
+    False,
+    False,
+    False,
+    False,
+  ]

@@ -15,7 +15,17 @@ import sys
 from pathlib import Path
 
 WIDE = {'project', 'quiet', 'format', 'verbosity'}
-CREATE = {'zone', 'spot', 'metadata-from-file', 'accelerator-type', 'async', 'labels', 'network', 'subnetwork', 'reserved'}
+CREATE = {
+  'zone',
+  'spot',
+  'metadata-from-file',
+  'accelerator-type',
+  'async',
+  'labels',
+  'network',
+  'subnetwork',
+  'reserved',
+}
 ALWAYS_XPK = {'cluster', 'project', 'zone'}
 # Words of a command -> (flags it must have, flags it may have besides, how many words follow).
 TAKES = {
@@ -83,7 +93,11 @@ def check(called: str, flags: dict[str, str], rest: list[str]):
   if called.endswith('queued-resources create') and ('node-id' in flags) == ('node-count' in flags):
     refuse('exactly one of --node-id and --node-count')
   sources = rest[:-1] if called == 'gcloud storage cp' else []
-  for path in (*sources, flags.get('metadata-from-file', '=').partition('=')[2], flags.get('script-dir', '')):
+  for path in (
+    *sources,
+    flags.get('metadata-from-file', '=').partition('=')[2],
+    flags.get('script-dir', ''),
+  ):
     if path and not Path(path).exists():
       refuse(f'{path} does not exist')
 

@@ -24,11 +24,17 @@ class Cloud:
       'vm': 'gcloud compute tpus tpu-vm describe', 'ssh': 'gcloud compute tpus tpu-vm ssh', 'exits': 'gcloud storage cat',
       'delete': 'gcloud compute tpus queued-resources delete', 'jobset': 'kubectl get jobset', 'pods': 'kubectl logs',
     }  # fmt: skip
-    (self.place / 'play.json').write_text(json.dumps({known[name]: value for name, value in answers.items()}))
+    (self.place / 'play.json').write_text(
+      json.dumps({known[name]: value for name, value in answers.items()})
+    )
 
   def calls(self, *words: str) -> list[list[str]]:
     """The calls that have all these words."""
-    lines = (self.place / 'calls.jsonl').read_text().splitlines() if (self.place / 'calls.jsonl').exists() else []
+    lines = (
+      (self.place / 'calls.jsonl').read_text().splitlines()
+      if (self.place / 'calls.jsonl').exists()
+      else []
+    )
     return [call for call in map(json.loads, lines) if set(words) <= set(call)]
 
 
@@ -39,7 +45,9 @@ def cloud(tmp_path, monkeypatch):
   for name in ('gcloud', 'xpk', 'kubectl'):
     shutil.copy(STAND_IN, place / 'bin' / name)
     text = (place / 'bin' / name).read_text()
-    (place / 'bin' / name).write_text(text.replace('/usr/bin/env python3', f'{sys.executable} -S', 1))
+    (place / 'bin' / name).write_text(
+      text.replace('/usr/bin/env python3', f'{sys.executable} -S', 1)
+    )
     (place / 'bin' / name).chmod(0o755)
   monkeypatch.setenv('PATH', f'{place / "bin"}:{os.environ["PATH"]}')
   monkeypatch.setenv('STAND_IN', str(place))

@@ -11,7 +11,12 @@ from vit_jax.sharding.mesh import make_mesh
 
 def host(**changes) -> dict:
   """What a host that is well says of itself."""
-  own = {'versions': {'jax': '0.10.2', 'libtpu': '0.0.52'}, 'disk': 50.0, 'hugepages': 'always', 'clock': 1000.0}
+  own = {
+    'versions': {'jax': '0.10.2', 'libtpu': '0.0.52'},
+    'disk': 50.0,
+    'hugepages': 'always',
+    'clock': 1000.0,
+  }
   return own | {'workdir': '', 'seen': '', 'data': ''} | changes
 
 
@@ -51,7 +56,9 @@ def test_what_is_wrong_has_its_remedy_beside_it(case):
 
 def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
   line = str(doctor.check_workdir(tmp_path, [host(), host(seen='does not see what host 0 wrote')]))
-  assert f'{tmp_path}: host 1: does not see what host 0 wrote  → mount the same bucket there' in line
+  assert (
+    f'{tmp_path}: host 1: does not see what host 0 wrote  → mount the same bucket there' in line
+  )
 
 
 def test_a_workdir_that_cannot_be_written_is_found_out(tmp_path):

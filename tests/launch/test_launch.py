@@ -18,9 +18,18 @@ from vit_jax.tpu.accelerators import KINDS, accelerator, names
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / 'golden'
-SETTINGS = ('--config=configs/pretrain.py:B/16,imagenet21k', '--config.data.train=folder:/mnt/data/imagenet21k')
+SETTINGS = (
+  '--config=configs/pretrain.py:B/16,imagenet21k',
+  '--config.data.train=folder:/mnt/data/imagenet21k',
+)
 TRAIN = ('--', 'run_pretrain.py', *SETTINGS)
-WHERE = ('--project=paper', '--zone=us-west4-a', '--workdir=gs://paper-runs/b16', '--data=gs://paper-data/sets', '--name=b16')
+WHERE = (
+  '--project=paper',
+  '--zone=us-west4-a',
+  '--workdir=gs://paper-runs/b16',
+  '--data=gs://paper-data/sets',
+  '--name=b16',
+)
 POD = ('launch', '--backend=queued', '--tpu=v5litepod-256', '--spot', *WHERE, '--no_plan')
 
 
@@ -67,9 +76,15 @@ def test_a_dry_run_prints_what_an_expert_would_type_and_runs_nothing(checkout, c
   """$GOLDEN=write writes what is expected."""
   cloud.play()
   code, out, _ = run(*DRY[name], '--dry_run', *TRAIN)
-  commit = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout[:12]
+  commit = subprocess.run(
+    ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True
+  ).stdout[:12]
   python = f'{sys.version_info.major}.{sys.version_info.minor}'
-  text = out.replace(str(checkout), 'CHECKOUT').replace(commit, 'COMMIT').replace(f'python {python}', 'python 3.1x')
+  text = (
+    out.replace(str(checkout), 'CHECKOUT')
+    .replace(commit, 'COMMIT')
+    .replace(f'python {python}', 'python 3.1x')
+  )
   text = text.replace(f'python:{python}', 'python:3.1x')
   if os.environ.get('GOLDEN') == 'write':
     (GOLDEN / f'{name}.txt').write_text(text)
@@ -80,19 +95,34 @@ def test_a_dry_run_prints_what_an_expert_would_type_and_runs_nothing(checkout, c
 
 @pytest.mark.parametrize('name', DRY)
 def test_the_start_up_script_is_one_that_bash_takes(name):
-  script = (GOLDEN / f'{name}.txt').read_text().partition('# FILES/start.sh\n')[2].partition('\n# launch status')[0]
+  script = (
+    (GOLDEN / f'{name}.txt')
+    .read_text()
+    .partition('# FILES/start.sh\n')[2]
+    .partition('\n# launch status')[0]
+  )
   assert script.startswith('#!/usr/bin/env bash\n')
-  assert subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True, check=False).stderr == ''
+  assert (
+    subprocess.run(['bash', '-n'], input=script, text=True, capture_output=True, check=False).stderr
+    == ''
+  )
 
 
-def test_a_launch_ships_the_commit_and_the_versions_and_removes_the_machines_when_it_is_done(checkout, cloud, run):
-  cloud.play(describe=[[0, json.dumps({'state': {'state': 'ACTIVE'}}), '']], exits=[[0, '0\n' * 64, '']])
+def test_a_launch_ships_the_commit_and_the_versions_and_removes_the_machines_when_it_is_done(
+  checkout, cloud, run
+):
+  cloud.play(
+    describe=[[0, json.dumps({'state': {'state': 'ACTIVE'}}), '']], exits=[[0, '0\n' * 64, '']]
+  )
   code, _, err = run(*POD, '--poll=0.01', *TRAIN)
   assert code == 0, err
   assert [call[3:5] for call in cloud.calls('compute') if call[4] in ('create', 'delete')] == [
     ['queued-resources', 'create'], ['queued-resources', 'delete'],
   ]  # fmt: skip
-  assert [re.sub('.*/', '', word) for word in cloud.calls('cp')[0][3:5]] == ['code.tar.gz', 'pins.txt']
+  assert [re.sub('.*/', '', word) for word in cloud.calls('cp')[0][3:5]] == [
+    'code.tar.gz',
+    'pins.txt',
+  ]
   assert 'LIBTPU_INIT_ARGS=--xla_tpu_enable_latency_hiding_scheduler=true' in err
   assert 'NOT PLANNED' in err
 
@@ -125,7 +155,10 @@ def test_what_is_wrong_is_one_line_before_anything_is_created(checkout, cloud, r
     (cloud.place / 'bin' / 'xpk').unlink()
   cloud.play()
   code, _, err = run(*args)
-  assert (code, [line for line in err.splitlines() if line.startswith('error: ')]) == (2, err.splitlines()[-1:])
+  assert (code, [line for line in err.splitlines() if line.startswith('error: ')]) == (
+    2,
+    err.splitlines()[-1:],
+  )
   assert message in err
   assert not cloud.calls('create')
 
@@ -133,7 +166,10 @@ def test_what_is_wrong_is_one_line_before_anything_is_created(checkout, cloud, r
 def test_what_is_not_in_the_commit_is_not_launched_unless_that_is_said(checkout, cloud, run):
   (checkout / 'configs' / 'mine.py').write_text('')
   code, _, err = run(*POD, '--dry_run', *TRAIN)
-  assert (code, 'configs/mine.py. Commit it, or launch without it with --allow_dirty' in err) == (2, True)
+  assert (code, 'configs/mine.py. Commit it, or launch without it with --allow_dirty' in err) == (
+    2,
+    True,
+  )
   code, _, err = run(*POD, '--dry_run', '--allow_dirty', *TRAIN)
   assert (code, 'not launched, as it is not in commit' in err) == (0, True)
 
@@ -141,7 +177,11 @@ def test_what_is_not_in_the_commit_is_not_launched_unless_that_is_said(checkout,
 def test_without_libtpu_a_launch_says_how_to_get_it(checkout, cloud, run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'libtpu', None)
   code, _, err = run(*[arg for arg in POD if arg != '--no_plan'], *TRAIN)
-  assert (code, "needs libtpu: pip install 'vit-jax[plan]'" in err, '--no_plan' in err) == (2, True, True)
+  assert (code, "needs libtpu: pip install 'vit-jax[plan]'" in err, '--no_plan' in err) == (
+    2,
+    True,
+    True,
+  )
 
 
 def planned(monkeypatch, fits: bool) -> list:
@@ -151,35 +191,56 @@ def planned(monkeypatch, fits: bool) -> list:
   def plan(command, **_):
     called.append(command)
     path = next(word for word in command if word.startswith('--json=')).removeprefix('--json=')
-    Path(path).write_text(json.dumps({'fits': fits, 'hbm': 20 * 2**30, 'seconds_per_step': 0.1, 'steps': 36_000}))
+    Path(path).write_text(
+      json.dumps({'fits': fits, 'hbm': 20 * 2**30, 'seconds_per_step': 0.1, 'steps': 36_000})
+    )
     return subprocess.CompletedProcess(command, 0 if fits else 1)
 
-  monkeypatch.setattr(sys, 'argv', ['vit-jax', *TRAIN, '--config.seed=0'])  # Where ml_collections finds the names of settings.
+  monkeypatch.setattr(
+    sys, 'argv', ['vit-jax', *TRAIN, '--config.seed=0']
+  )  # Where ml_collections finds the names of settings.
   monkeypatch.setattr('importlib.util.find_spec', lambda name: True)
   monkeypatch.setattr('vit_jax.launch.memory_check.subprocess.run', plan)
   return called
 
 
 def test_a_run_is_planned_once_and_the_verdict_remembered(checkout, cloud, run, monkeypatch):
-  from vit_jax.cli.jobs import read_config
+  from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.launch.memory_check import refuse_unfit
 
   called, settings = planned(monkeypatch, fits=True), list(SETTINGS)
   for _ in range(2):
-    refuse_unfit(read_config(settings), settings, accelerator('v5litepod-256'), libtpu_args='--x=1')
+    refuse_unfit(
+      parse_config_flags(settings), settings, accelerator('v5litepod-256'), libtpu_args='--x=1'
+    )
   assert len(called) == 1
-  assert {'--topology=v5e:16x16', '--slices=1', '--config.data.train=folder:imagenet21k'} <= set(called[0])
-  refuse_unfit(read_config([*settings, '--config.seed=1']), settings, accelerator('v5litepod-256'), libtpu_args='--x=1')
+  assert {'--topology=v5e:16x16', '--slices=1', '--config.data.train=folder:imagenet21k'} <= set(
+    called[0]
+  )
+  refuse_unfit(
+    parse_config_flags([*settings, '--config.seed=1']),
+    settings,
+    accelerator('v5litepod-256'),
+    libtpu_args='--x=1',
+  )
   assert len(called) == 2
 
 
 def test_a_run_that_does_not_fit_is_not_launched(checkout, cloud, monkeypatch):
-  from vit_jax.cli.jobs import read_config
+  from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.launch.memory_check import refuse_unfit
 
   planned(monkeypatch, fits=False)
-  with pytest.raises(UserError, match=r'it needs 20.0 GiB of a chip of v5e:16x16, and does not fit: config.model.remat'):
-    refuse_unfit(read_config(list(SETTINGS)), list(SETTINGS), accelerator('v5litepod-256'), libtpu_args='')
+  with pytest.raises(
+    UserError,
+    match=r'it needs 20.0 GiB of a chip of v5e:16x16, and does not fit: config.model.remat',
+  ):
+    refuse_unfit(
+      parse_config_flags(list(SETTINGS)),
+      list(SETTINGS),
+      accelerator('v5litepod-256'),
+      libtpu_args='',
+    )
 
 
 def test_slices_have_one_name_of_the_cloud_and_one_of_the_compiler():

@@ -17,14 +17,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def script(tmp_path: Path, text: str) -> list[str]:
-  (tmp_path / 'job.py').write_text(f'import os, sys, time\nhost = int(os.environ["VIT_JAX_PROCESS"])\n{text}\n')
+  (tmp_path / 'job.py').write_text(
+    f'import os, sys, time\nhost = int(os.environ["VIT_JAX_PROCESS"])\n{text}\n'
+  )
   return [str(tmp_path / 'job.py')]
 
 
 def test_lines_carry_their_host_and_all_ending_well_is_0(tmp_path):
   out = io.StringIO()
   assert run_hosts(script(tmp_path, 'print("I am", host)'), hosts=3, devices=0, out=out) == 0
-  assert sorted(out.getvalue().splitlines()) == ['[host 0] I am 0', '[host 1] I am 1', '[host 2] I am 2']
+  assert sorted(out.getvalue().splitlines()) == [
+    '[host 0] I am 0',
+    '[host 1] I am 1',
+    '[host 2] I am 2',
+  ]
 
 
 def test_a_host_that_fails_takes_the_others_with_it_and_its_code_is_handed_on(tmp_path):
@@ -46,17 +52,32 @@ def test_a_command_that_is_no_file_is_an_error():
 
 def train(workdir: Path, *launcher: str, env: dict[str, str]) -> dict[str, float]:
   """The last record of a short run of the main job."""
-  settings = ['--config.data.train=builtin:digits', '--config.epochs=0', '--config.steps=6', '--config.optim.warmup=1']
+  settings = [
+    '--config.data.train=builtin:digits',
+    '--config.epochs=0',
+    '--config.steps=6',
+    '--config.optim.warmup=1',
+  ]
   settings += ['--config.log_every=1', '--config.model.depth=2', f'--workdir={workdir}']
   command = [sys.executable, *launcher, 'run_pretrain.py', *settings]
-  done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False
+  )
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
   return read_metrics(workdir)
 
 
 def test_the_main_job_on_two_hosts_is_the_main_job_on_one(tmp_path):
   flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-  launcher = ['-m', 'vit_jax', 'launch', '--backend=local', '--hosts=2', '--devices_per_host=4', '--']
+  launcher = [
+    '-m',
+    'vit_jax',
+    'launch',
+    '--backend=local',
+    '--hosts=2',
+    '--devices_per_host=4',
+    '--',
+  ]
   one, two = train(tmp_path / 'one', env=flags), train(tmp_path / 'two', *launcher, env={})
   assert len(one) == len(two)
   for ours, theirs in zip(one, two, strict=True):

@@ -48,8 +48,19 @@ class Machine:
 
   def __init__(self, place: Path):
     self.place = place
-    self.environment = os.environ | {'MACHINE': str(place), 'PATH': f'{place / "bin"}:/usr/bin:/bin', 'HOSTNAME': 'host-0'}
-    for folder in ('bin', 'run', 'var/log', 'etc/apt/sources.list.d', 'sys/kernel/mm/transparent_hugepage', 'opt'):
+    self.environment = os.environ | {
+      'MACHINE': str(place),
+      'PATH': f'{place / "bin"}:/usr/bin:/bin',
+      'HOSTNAME': 'host-0',
+    }
+    for folder in (
+      'bin',
+      'run',
+      'var/log',
+      'etc/apt/sources.list.d',
+      'sys/kernel/mm/transparent_hugepage',
+      'opt',
+    ):
       (place / folder).mkdir(parents=True)
     for name in ('mountpoint', 'curl', 'apt-get', 'lsb_release', 'python3'):
       self.program(place / 'bin' / name, STAND_IN)
@@ -61,7 +72,9 @@ class Machine:
       code.add(place / 'pyproject.toml', 'pyproject.toml')
     script = machine_script(JOB)
     for folder in ('/run/', '/mnt/', '/var/', '/sys/', '/etc/', '/opt/'):
-      script = script.replace(f' {folder}', f' {place}{folder}').replace(f'={folder}', f'={place}{folder}')
+      script = script.replace(f' {folder}', f' {place}{folder}').replace(
+        f'={folder}', f'={place}{folder}'
+      )
     (place / 'start.sh').write_text(script)
 
   def program(self, path: Path, text: str):
@@ -71,7 +84,9 @@ class Machine:
   def boot(self, *codes) -> subprocess.Popen:
     """Runs the script; the command ends with these codes, one after another."""
     (self.place / 'codes').write_text(''.join(f'{code}\n' for code in codes))
-    return subprocess.Popen(['bash', self.place / 'start.sh'], env=self.environment, start_new_session=True)
+    return subprocess.Popen(
+      ['bash', self.place / 'start.sh'], env=self.environment, start_new_session=True
+    )
 
   def lines(self, name: str) -> list[str]:
     path = self.place / name
@@ -104,12 +119,17 @@ ENDS = {
 
 
 @pytest.mark.parametrize('case', ENDS)
-def test_a_command_that_ends_with_75_is_started_again_and_any_other_code_is_left_for_the_babysitter(machine, case):
+def test_a_command_that_ends_with_75_is_started_again_and_any_other_code_is_left_for_the_babysitter(
+  machine, case
+):
   codes, ended, runs = ENDS[case]
   assert machine.boot(*codes).wait(60) == ended, machine.lines('var/log/vit_jax.log')
   assert machine.exit_code() == str(ended)
   command = shlex.join(JOB.command).replace('/mnt', f'{machine.place}/mnt')
-  assert machine.lines('runs') == [f'{machine.place}/opt/vit_jax/abc: {command}: --a=1 --b=2: {machine.place}/mnt/data'] * runs
+  assert (
+    machine.lines('runs')
+    == [f'{machine.place}/opt/vit_jax/abc: {command}: --a=1 --b=2: {machine.place}/mnt/data'] * runs
+  )
 
 
 def test_a_second_boot_mounts_and_runs_and_installs_nothing_again(machine):
@@ -136,11 +156,15 @@ def test_a_machine_that_is_taken_away_leaves_no_exit_code(machine):
 def test_a_script_that_is_run_twice_runs_the_command_once(machine):
   script = machine.boot('long')
   machine.wait_for_run()
-  second = subprocess.run(['bash', machine.place / 'start.sh'], env=machine.environment, timeout=20, check=False)
+  second = subprocess.run(
+    ['bash', machine.place / 'start.sh'], env=machine.environment, timeout=20, check=False
+  )
   assert second.returncode == 0
   assert len(machine.lines('runs')) == 1
   assert machine.exit_code() is None
   (machine.place / 'run/vit_jax/stop').touch()
-  os.kill(int((machine.place / 'run/vit_jax/pid').read_text()), signal.SIGTERM)  # As `launch stop` does.
+  os.kill(
+    int((machine.place / 'run/vit_jax/pid').read_text()), signal.SIGTERM
+  )  # As `launch stop` does.
   assert script.wait(20) == 75
   assert machine.exit_code() == '75'

@@ -16,9 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 def launch(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  environment |= {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'compiled')}
+  environment |= {
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'compiled'),
+  }
   command = [sys.executable, '-m', 'vit_jax', 'launch', '--backend=local', *args]
-  return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=1500)
+  return subprocess.run(
+    command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=1500
+  )
 
 
 MEET = """
@@ -39,7 +44,11 @@ with parting(jax.process_count()):
 """
 ENDS = {
   'an error': ("raise ValueError('of this host')", 1, 'ValueError: of this host'),
-  'what the user can mend': ("from vit_jax.errors import UserError; raise UserError('mend it')", 2, 'error: mend it'),
+  'what the user can mend': (
+    "from vit_jax.errors import UserError; raise UserError('mend it')",
+    2,
+    'error: mend it',
+  ),
   'a kill': ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'there'),
 }
 
@@ -66,7 +75,9 @@ except KeyboardInterrupt:
   print('interrupted', flush=True)
 """)
   command = [sys.executable, '-m', 'vit_jax', 'launch', '--', str(tmp_path / 'wait.py')]
-  with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
     there = {process.stdout.readline(), process.stdout.readline()}
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
@@ -77,16 +88,35 @@ except KeyboardInterrupt:
 
 def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
   (tmp_path / 'data').mkdir()
-  args = ('--', '-m', 'vit_jax', 'doctor', f'--workdir={tmp_path / "run"}', f'--data={tmp_path / "data"}', '--devices=4')
+  args = (
+    '--',
+    '-m',
+    'vit_jax',
+    'doctor',
+    f'--workdir={tmp_path / "run"}',
+    f'--data={tmp_path / "data"}',
+    '--devices=4',
+  )
   done = launch('--devices_per_host=2', *args)
   lines = [line.removeprefix('[host 0] ') for line in done.stdout.splitlines()]
   said = {line.split()[1]: line for line in lines if line.startswith(('ok ', 'FAIL '))}
   assert done.returncode == 1, done.stdout + done.stderr
-  assert said.keys() == {'versions', 'devices', 'all-reduce', 'workdir', 'data', 'disk', 'hugepages', 'clocks'}
+  assert said.keys() == {
+    'versions',
+    'devices',
+    'all-reduce',
+    'workdir',
+    'data',
+    'disk',
+    'hugepages',
+    'clocks',
+  }
   assert said['devices'] == 'ok   devices    4 x cpu on 2 hosts'
   assert said['all-reduce'] == 'ok   all-reduce the sum over 4 devices is 6'
   assert said['workdir'].endswith('run is written and read by all')
-  assert re.fullmatch(r'FAIL data .*: host 0: is empty; host 1: is empty  → mount the bucket .*', said['data'])
+  assert re.fullmatch(
+    r'FAIL data .*: host 0: is empty; host 1: is empty  → mount the bucket .*', said['data']
+  )
   assert not list((tmp_path / 'run').iterdir())
 
 
@@ -94,7 +124,9 @@ def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
 def test_two_hosts_pre_train_the_quickstart_to_the_accuracy_of_one(tmp_path):
   for hosts in (1, 2):
     shape = (f'--hosts={hosts}', f'--devices_per_host={2 // hosts}')
-    done = launch(*shape, f'--workdir={tmp_path / str(hosts)}', '--', 'run_pretrain.py', '--config.log_every=10')
+    done = launch(
+      *shape, f'--workdir={tmp_path / str(hosts)}', '--', 'run_pretrain.py', '--config.log_every=10'
+    )
     assert done.returncode == 0, done.stdout + done.stderr
   one, two = (read_metrics(tmp_path / str(hosts)) for hosts in (1, 2))
   losses = [[record['loss'] for record in records if 'loss' in record] for records in (one, two)]

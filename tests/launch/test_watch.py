@@ -15,14 +15,26 @@ JOB = Job(
   workdir='gs://runs/b16', data='', env={}, command=('run_pretrain.py', '--workdir=/mnt/workdir'), commit='abc', python='3.11',
 )  # fmt: skip
 PACE = Pace(poll=0.01, first=0.01, longest=0.04)
-NOT_FOUND = [1, '', 'ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: it does not exist.\n']
+NOT_FOUND = [
+  1,
+  '',
+  'ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: it does not exist.\n',
+]
 STOCKOUT = [
   1,
   '',
   'ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: There is no more capacity in the zone.\n',
 ]
-DENIED = [1, '', "ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/paper'.\n"]
-QUOTA = [1, '', "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptibleLitepod' has been exceeded.\n"]
+DENIED = [
+  1,
+  '',
+  "ERROR: PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/paper'.\n",
+]
+QUOTA = [
+  1,
+  '',
+  "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptibleLitepod' has been exceeded.\n",
+]
 FOUR = [0, '0\n0\n0\n0\n', '']
 NONE = [1, '', 'ERROR: The following URLs matched no objects or files\n']
 
@@ -32,7 +44,11 @@ def states(*words: str):
 
 
 def failed(message: str):
-  return [0, json.dumps({'state': {'state': 'FAILED', 'failedData': {'error': {'message': message}}}}), '']
+  return [
+    0,
+    json.dumps({'state': {'state': 'FAILED', 'failedData': {'error': {'message': message}}}}),
+    '',
+  ]
 
 
 def watch(job, tmp_path, *, create=True):
@@ -46,12 +62,18 @@ def verbs(cloud):
 
 
 def test_a_run_that_ends_well_has_its_machines_removed(cloud, tmp_path, capfd):
-  cloud.play(describe=states('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'), exits=[NONE, FOUR], ssh=[[0, 'step 1\n', '']])
+  cloud.play(
+    describe=states('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'),
+    exits=[NONE, FOUR],
+    ssh=[[0, 'step 1\n', '']],
+  )
   assert watch(JOB, tmp_path) == 0
   assert verbs(cloud) == ['create', 'delete']
   out, err = capfd.readouterr()
   assert {f'[host {i}] step 1' for i in range(4)} <= set(out.splitlines())
-  assert [word in err for word in ('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'done on 4 hosts')] == [True] * 4
+  assert [
+    word in err for word in ('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'done on 4 hosts')
+  ] == [True] * 4
 
 
 @pytest.mark.parametrize('lost', ['SUSPENDED', 'SUSPENDING'])
@@ -61,7 +83,10 @@ def test_preempted_machines_are_deleted_and_asked_for_again(cloud, tmp_path, cap
   assert verbs(cloud) == ['create', 'delete', 'create', 'delete']
   first, second = cloud.calls('queued-resources', 'create')
   assert first == second
-  assert f'it was {lost.lower()}: trying again in 0.01 s (the run goes on from its last checkpoint)' in capfd.readouterr().err
+  assert (
+    f'it was {lost.lower()}: trying again in 0.01 s (the run goes on from its last checkpoint)'
+    in capfd.readouterr().err
+  )
   assert cloud.calls('rm', 'gs://runs/b16/launch/b16/exit/*')
 
 
@@ -75,7 +100,10 @@ def test_a_zone_without_machines_is_asked_again_after_longer_and_longer(cloud, t
 
 
 def test_a_queue_that_gave_up_for_want_of_machines_is_joined_again(cloud, tmp_path):
-  cloud.play(describe=[failed('There is no more capacity in the zone "us-west4-a"'), *states('ACTIVE')], exits=[FOUR])
+  cloud.play(
+    describe=[failed('There is no more capacity in the zone "us-west4-a"'), *states('ACTIVE')],
+    exits=[FOUR],
+  )
   assert watch(JOB, tmp_path) == 0
   assert verbs(cloud) == ['create', 'delete', 'create', 'delete']
 
@@ -106,18 +134,26 @@ def test_a_run_that_fails_leaves_its_machines_and_says_so(cloud, tmp_path, capfd
   cloud.play(describe=states('ACTIVE'), exits=[NONE, [0, '1\n', '']])
   assert watch(JOB, tmp_path) == 1
   assert verbs(cloud) == ['create']
-  assert '1 of 4 hosts failed, exit code 1. The machines are still there, and paid for' in capfd.readouterr().err
+  assert (
+    '1 of 4 hosts failed, exit code 1. The machines are still there, and paid for'
+    in capfd.readouterr().err
+  )
 
 
 def test_a_run_that_is_stopped_leaves_its_machines_and_says_so(cloud, tmp_path, capfd):
-  cloud.play(describe=states('ACTIVE'), exits=[NONE, [0, '75\n75\n', ''], [0, '75\n75\n75\n75\n', '']])
+  cloud.play(
+    describe=states('ACTIVE'), exits=[NONE, [0, '75\n75\n', ''], [0, '75\n75\n75\n75\n', '']]
+  )
   assert watch(JOB, tmp_path) == 75
   assert verbs(cloud) == ['create']
   assert 'stopped on 4 hosts. The machines are still there, and paid for' in capfd.readouterr().err
 
 
 def test_hosts_that_fail_because_one_was_taken_away_are_no_failed_run(cloud, tmp_path):
-  cloud.play(describe=states('ACTIVE', 'ACTIVE', 'SUSPENDING', 'ACTIVE'), exits=[[0, '134\n', ''], [0, '134\n', ''], FOUR])
+  cloud.play(
+    describe=states('ACTIVE', 'ACTIVE', 'SUSPENDING', 'ACTIVE'),
+    exits=[[0, '134\n', ''], [0, '134\n', ''], FOUR],
+  )
   assert watch(JOB, tmp_path) == 0
   assert verbs(cloud) == ['create', 'delete', 'create', 'delete']
 
@@ -130,7 +166,9 @@ def test_a_log_that_breaks_off_goes_on_at_the_next_line(cloud, tmp_path):
 
 
 def test_a_tpu_vm_that_is_preempted_is_created_again(cloud, tmp_path):
-  played = [[0, json.dumps({'state': state}), ''] for state in ('CREATING', 'READY', 'PREEMPTED', 'READY')]
+  played = [
+    [0, json.dumps({'state': state}), ''] for state in ('CREATING', 'READY', 'PREEMPTED', 'READY')
+  ]
   cloud.play(vm=played, exits=[NONE, FOUR])
   assert watch(dataclasses.replace(JOB, backend='tpu-vm'), tmp_path) == 0
   done = [call[4] for call in cloud.calls('tpu-vm') if call[4] in ('create', 'delete')]
@@ -141,24 +179,43 @@ GKE = dataclasses.replace(JOB, backend='gke', cluster='tpus', data='gs://sets/al
 
 
 def jobset(*, ready: int = 0, condition: str = '', restarts: int = 0):
-  conditions = [{'type': condition, 'status': 'True', 'message': 'job b16-slice-job-0 failed'}] if condition else []
-  status = {'conditions': conditions, 'restarts': restarts, 'replicatedJobsStatus': [{'ready': ready}]}
+  conditions = (
+    [{'type': condition, 'status': 'True', 'message': 'job b16-slice-job-0 failed'}]
+    if condition
+    else []
+  )
+  status = {
+    'conditions': conditions,
+    'restarts': restarts,
+    'replicatedJobsStatus': [{'ready': ready}],
+  }
   return [0, json.dumps({'status': status}), '']
 
 
 def test_a_jobset_is_followed_until_it_is_complete(cloud, tmp_path, capfd):
-  played = [jobset(), jobset(ready=1), jobset(restarts=1), jobset(ready=1, restarts=1), jobset(condition='Completed')]
+  played = [
+    jobset(),
+    jobset(ready=1),
+    jobset(restarts=1),
+    jobset(ready=1, restarts=1),
+    jobset(condition='Completed'),
+  ]
   cloud.play(jobset=played, pods=[[0, '[pod/b16-slice-job-0-0-x/jax-tpu] step 1\n', '']])
   assert watch(GKE, tmp_path) == 0
   out, err = capfd.readouterr()
   assert '[pod/b16-slice-job-0-0-x/jax-tpu] step 1' in out.splitlines()
   assert 'Running, restarted 1 times' in err
-  assert [call[1:3] for call in cloud.calls('xpk')] == [['storage', 'attach']] * 2 + [['workload', 'create']]
+  assert [call[1:3] for call in cloud.calls('xpk')] == [['storage', 'attach']] * 2 + [
+    ['workload', 'create']
+  ]
 
 
 def test_a_jobset_that_failed_says_where_to_look(cloud, tmp_path):
   cloud.play(jobset=[jobset(condition='Failed')])
-  with pytest.raises(UserError, match='b16 failed: job b16-slice-job-0 failed. `kubectl describe jobset b16` says more'):
+  with pytest.raises(
+    UserError,
+    match='b16 failed: job b16-slice-job-0 failed. `kubectl describe jobset b16` says more',
+  ):
     watch(GKE, tmp_path)
 
 
@@ -171,7 +228,9 @@ def test_what_was_launched_is_looked_at_stopped_and_deleted_by_its_name(cloud, c
   cloud.play(describe=states('ACTIVE'), ssh=[[0, 'step 1\n', '']])
   assert do('status') == 0
   first, second = capfd.readouterr().out.splitlines()
-  assert first == 'b16  ACTIVE  1 x v5litepod-16 spot (queued, us-west4-a)  gs://runs/b16  commit abc'
+  assert (
+    first == 'b16  ACTIVE  1 x v5litepod-16 spot (queued, us-west4-a)  gs://runs/b16  commit abc'
+  )
   assert second == '  python run_pretrain.py --workdir=/mnt/workdir'
   assert do('logs') == 0
   assert '[host 3] step 1' in capfd.readouterr().out.splitlines()
@@ -199,4 +258,8 @@ def test_two_slices_on_gke_are_deleted_with_their_volumes(cloud):
   remember(dataclasses.replace(GKE, slices=2))
   cloud.play()
   assert do('delete', '--yes') == 0
-  assert [call[1:3] for call in cloud.calls()] == [['workload', 'delete'], ['storage', 'detach'], ['storage', 'detach']]
+  assert [call[1:3] for call in cloud.calls()] == [
+    ['workload', 'delete'],
+    ['storage', 'detach'],
+    ['storage', 'detach'],
+  ]

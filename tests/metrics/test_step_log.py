@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.metrics.step_log import Ledger
-from vit_jax.metrics.writer import Metrics, read_metrics
+from vit_jax.metrics.step_log import StepLog
+from vit_jax.metrics.writer import MetricsWriter, read_metrics
 
 
-def open_ledger(workdir, *, step: int = 0, log_ids: bool = True) -> Ledger:
-  return Ledger(
+def open_ledger(workdir, *, step: int = 0, log_ids: bool = True) -> StepLog:
+  return StepLog(
     workdir,
-    Metrics(workdir, step=step, steps=99),
+    MetricsWriter(workdir, step=step, steps=99),
     step=step,
     log_ids=log_ids,
     max_bad_steps=3,
@@ -22,12 +22,24 @@ def open_ledger(workdir, *, step: int = 0, log_ids: bool = True) -> Ledger:
   )
 
 
-def add(ledger: Ledger, step: int, *, loss=None, not_finite: bool = False, spikes: bool = False, unreadable: tuple = ()):
+def add(
+  ledger: StepLog,
+  step: int,
+  *,
+  loss=None,
+  not_finite: bool = False,
+  spikes: bool = False,
+  unreadable: tuple = (),
+):
   loss = step / 3 if loss is None else loss
   ids = np.arange(12) + 100 * step
   ids[list(unreadable)] = ~ids[list(unreadable)]
   values = {'loss': np.float32(loss), 'grad_norm': np.float32(2 * loss), 'lr': np.float32(step)}
-  values |= {'not_finite': np.bool_(not_finite), 'spikes': np.bool_(spikes), 'skipped': np.int32(len(unreadable))}
+  values |= {
+    'not_finite': np.bool_(not_finite),
+    'spikes': np.bool_(spikes),
+    'skipped': np.int32(len(unreadable)),
+  }
   ledger.add(step, values, ids)
 
 
@@ -41,7 +53,9 @@ def test_each_step_is_a_line_with_its_examples_and_its_loss_to_the_bit(tmp_path)
     add(ledger, step)
   ledger.settle()
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
-  assert [float.fromhex(line['loss']) for line in lines(tmp_path)] == [float(np.float32(step / 3)) for step in (1, 2, 3)]
+  assert [float.fromhex(line['loss']) for line in lines(tmp_path)] == [
+    float(np.float32(step / 3)) for step in (1, 2, 3)
+  ]
   assert lines(tmp_path)[1]['ids'] == list(range(200, 212))
 
 
@@ -58,7 +72,9 @@ def test_going_on_takes_out_the_lines_of_steps_that_are_made_again(tmp_path):
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_step_that_was_left_out_is_named_with_its_examples_and_counts_in_no_mean(tmp_path, capsys):
+def test_a_step_that_was_left_out_is_named_with_its_examples_and_counts_in_no_mean(
+  tmp_path, capsys
+):
   ledger = open_ledger(tmp_path)
   add(ledger, 1, loss=1.0)
   add(ledger, 2, loss=np.nan, not_finite=True)
@@ -66,9 +82,18 @@ def test_a_step_that_was_left_out_is_named_with_its_examples_and_counts_in_no_me
   add(ledger, 4, loss=2.0, unreadable=(3, 5))
   assert ledger.steps == 4
   ledger.settle()
-  assert ledger.record() == {'loss': 1.5, 'grad_norm': 3.0, 'lr': 4.0, 'skipped': 2, 'not_finite': 1, 'spikes': 1}
+  assert ledger.record() == {
+    'loss': 1.5,
+    'grad_norm': 3.0,
+    'lr': 4.0,
+    'skipped': 2,
+    'not_finite': 1,
+    'spikes': 1,
+  }
   assert ledger.steps == 0
-  notes = [(record['step'], record['left_out'], record['ids']) for record in read_metrics(tmp_path)[:2]]
+  notes = [
+    (record['step'], record['left_out'], record['ids']) for record in read_metrics(tmp_path)[:2]
+  ]
   assert notes == [(2, 'not_finite', list(range(200, 212))), (3, 'spikes', list(range(300, 312)))]
   said = capsys.readouterr().err
   assert 'step 2 changes nothing: its loss or gradients are not finite; examples 200, 201,' in said
@@ -88,7 +113,9 @@ def test_so_many_in_a_row_are_counted_however_late_they_are_read(tmp_path, every
 
 
 @pytest.mark.parametrize(('stop', 'ends'), [(9, 11), (10, 11), (11, 14), (8, None)])
-def test_a_row_that_an_interruption_divides_is_one_and_a_run_that_gave_up_begins_anew(tmp_path, stop, ends):
+def test_a_row_that_an_interruption_divides_is_one_and_a_run_that_gave_up_begins_anew(
+  tmp_path, stop, ends
+):
   first = open_ledger(tmp_path)
   for step in range(1, stop + 1):
     add(first, step, not_finite=step >= 9)
@@ -113,7 +140,8 @@ def test_images_that_can_not_be_read_are_named_and_counted_over_an_interruption(
   again = open_ledger(tmp_path, step=2)
   add(again, 9, unreadable=(4,))
   with pytest.raises(
-    UserError, match='by step 9 3 images could not be read, and config.data.bad_budget allows 2; the last is 904'
+    UserError,
+    match='by step 9 3 images could not be read, and config.data.max_bad_fraction allows 2; the last is 904',
   ):
     again.settle()
   once_more = open_ledger(tmp_path, step=1)  # From before any of them.

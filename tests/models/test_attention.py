@@ -13,10 +13,10 @@ from vit_jax.config import DataConfig, ModelConfig
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
 from vit_jax.models import attention
-from vit_jax.models.attention import attend, works
-from vit_jax.models.vit import vit
+from vit_jax.models.attention import attend, is_kernel_accurate
+from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.sharding.mesh import everywhere, make_mesh, rows
+from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated
 from vit_jax.step import init_state, train_step
 
 
@@ -38,7 +38,10 @@ def draw(*, queries: int, keys: int, heads: int, channels: int, scale: float = 1
   return make(queries), make(keys), make(keys)
 
 
-@pytest.mark.parametrize(('queries', 'keys', 'heads', 'channels'), [(9, 9, 3, 8), (1, 17, 2, 5), (7, 4, 1, 16), (5, 1, 2, 3)])
+@pytest.mark.parametrize(
+  ('queries', 'keys', 'heads', 'channels'),
+  [(9, 9, 3, 8), (1, 17, 2, 5), (7, 4, 1, 16), (5, 1, 2, 3)],
+)
 def test_attention_equals_its_equation(queries, keys, heads, channels):
   q, k, v = draw(queries=queries, keys=keys, heads=heads, channels=channels)
   np.testing.assert_allclose(attend(q, k, v), equation(q, k, v), rtol=0, atol=2e-6)
@@ -74,27 +77,37 @@ def test_gradients_are_those_of_the_equation():
       args = [np.asarray(x, np.float64) for x in (q, k, v)]
       args[i] = args[i] + moved
       values.append(np.sum(equation(*args) * weights))
-    assert np.sum(np.asarray(grad) * direction) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5)
+    assert np.sum(np.asarray(grad) * direction) == pytest.approx(
+      (values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5
+    )
 
 
 def test_a_kernel_that_agrees_is_used_without_a_word():
-  assert works(5, 16, 2)
+  assert is_kernel_accurate(5, 16, 2)
 
 
 @pytest.mark.parametrize('fault', [1.1, np.nan], ids=['off by a tenth', 'not a number'])
 def test_a_kernel_that_differs_on_this_hardware_is_left_out_with_a_warning(monkeypatch, fault):
   right = attention.kernel.attention
-  monkeypatch.setattr(attention.kernel, 'attention', lambda *args, **kwargs: fault * right(*args, **kwargs))
-  with pytest.warns(UserWarning, match='the attention kernel is off by .* on 6 tokens in 2 heads of 8: using XLA'):
-    assert not works.__wrapped__(6, 16, 2)
+  monkeypatch.setattr(
+    attention.kernel, 'attention', lambda *args, **kwargs: fault * right(*args, **kwargs)
+  )
+  with pytest.warns(
+    UserWarning, match='the attention kernel is off by .* on 6 tokens in 2 heads of 8: using XLA'
+  ):
+    assert not is_kernel_accurate.__wrapped__(6, 16, 2)
 
 
 def test_where_nobody_has_split_the_images_the_kernel_is_given_each_device_its_own():
-  model = vit(ModelConfig(variant='mu/4', attention='pallas'), classes=3)
+  model = build_vit(ModelConfig(variant='mu/4', attention='pallas'), classes=3)
   images = np.zeros((8, 8, 8, 3), np.uint8)
   params = model.init(jax.random.key(0), images[:1])
   mesh = make_mesh(1, batches={})
-  apply = jax.jit(model.apply, in_shardings=(everywhere(mesh), rows(mesh)), out_shardings=rows(mesh))
+  apply = jax.jit(
+    model.apply,
+    in_shardings=(replicated(mesh), batch_sharding(mesh)),
+    out_shardings=batch_sharding(mesh),
+  )
   with jax.set_mesh(mesh):
     split = apply(params, images)
     assert 'manual_computation' in apply.lower(params, images).as_text()
@@ -105,15 +118,21 @@ def test_where_nobody_has_split_the_images_the_kernel_is_given_each_device_its_o
 def losses(how: str, batches: dict) -> np.ndarray:
   """Of a small model in bfloat16, 17 tokens, step by step over the stacked batches."""
   config = ModelConfig(variant='mu/4', attention=how, dtype='bfloat16')
-  model, tx = vit(config, 10), optax.adamw(1e-3)
-  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lambda step: 1e-3, seed=0)
+  model, tx = build_vit(config, 10), optax.adamw(1e-3)
+  step = functools.partial(
+    train_step, model=model, tx=tx, loss=softmax_loss, lr=lambda step: 1e-3, seed=0
+  )
   start = jax.jit(functools.partial(init_state, 0, model=model, tx=tx, size=(16, 16), ema=False))()
-  return np.asarray(jax.jit(lambda *carried: jax.lax.scan(step, *carried)[1]['loss'])(start, batches))
+  return np.asarray(
+    jax.jit(lambda *carried: jax.lax.scan(step, *carried)[1]['loss'])(start, batches)
+  )
 
 
 def test_with_the_kernel_and_with_xla_a_model_in_bfloat16_learns_alike():
   config = DataConfig(train='builtin:digits', batch=32, size=(16, 16), crop='resize', flip=False)
-  batches = train_batches(open_source(config.train, 'train'), config, seed=0, start=0, host=0, hosts=1)
+  batches = train_batches(
+    open_source(config.train, 'train'), config, seed=0, start=0, host=0, hosts=1
+  )
   stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *itertools.islice(batches, 100))
   ours, theirs = (losses(how, stacked) for how in ('pallas', 'xla'))
   assert not np.array_equal(ours, theirs)  # They are two programs.

@@ -8,20 +8,40 @@ import numpy as np
 import optax
 import pytest
 
-from tests.models.test_vit import CLASSES, SIZE, added, attention, embed, images, jit, mlp, norm, random_params, sincos
+from tests.models.test_vit import (
+  CLASSES,
+  SIZE,
+  added,
+  attention,
+  embed,
+  images,
+  jit,
+  mlp,
+  norm,
+  random_params,
+  sincos,
+)
 from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.models.axial import AxialBlock
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.models.vit import EncoderBlock
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.optim.optimizer import optimizer
+from vit_jax.optim.optimizer import make_optimizer
 from vit_jax.paper.published import published
-from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 # A grid of 2x6: rows and columns differ in length.
-SMALL = {'variant': 'AxialViT-mu/4x2', 'width': 16, 'depth': 2, 'mlp': 24, 'heads': 4, 'pool': 'gap'}
+SMALL = {
+  'variant': 'AxialViT-mu/4x2',
+  'width': 16,
+  'depth': 2,
+  'mlp': 24,
+  'heads': 4,
+  'pool': 'gap',
+}
 
 
 def along(line, p, c):
@@ -65,7 +85,7 @@ def forward(params, pixels, c, shape):
 )
 def test_logits_are_those_of_rows_then_columns_one_at_a_time(fields):
   config = ModelConfig(**SMALL | fields)
-  model = build(config, CLASSES)
+  model = build_model(config, CLASSES)
   params = random_params(model)
   logits = jit(model.apply)({'params': params}, images())
   expected = forward(params, images(), config, model.shape)
@@ -98,7 +118,9 @@ def test_stochastic_depth_drops_whole_images_and_not_lines_of_them():
   x = jnp.ones((40, 3, 4, 16))
   params = jit(functools.partial(block.init, train=False))(jax.random.key(0), x, 0.0, None)
   params = jax.tree.map(lambda leaf: leaf + 1, params)
-  out = jit(lambda params: block.apply(params, x, 0.5, None, True, rngs={'dropout': jax.random.key(1)})[0])(params)
+  out = jit(
+    lambda params: block.apply(params, x, 0.5, None, True, rngs={'dropout': jax.random.key(1)})[0]
+  )(params)
   out = np.asarray(out).reshape(40, 12, 16)
   np.testing.assert_allclose(out, np.broadcast_to(out[:, :1], out.shape), rtol=1e-5)
   assert len(np.unique(out[:, 0, 0].round(3))) > 4  # Of the sixteen fates that four branches have.
@@ -107,10 +129,15 @@ def test_stochastic_depth_drops_whole_images_and_not_lines_of_them():
 @functools.cache
 def flops(variant: str, side: int = 224) -> tuple[float, float]:
   """(ours, XLA's) of an image; not of a loop, whose body XLA counts once."""
-  model = build(ModelConfig(variant=variant, unroll=0, pool='gap' if variant.startswith('Axial') else 'token'), 0)
+  model = build_model(
+    ModelConfig(variant=variant, unroll=0, pool='gap' if variant.startswith('Axial') else 'token'),
+    0,
+  )
   image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
   run = jax.jit(lambda params, image: model.apply({'params': params}, image))
-  return model.shape.flops((side, side)), run.lower(abstract_params(model, (side, side)), image).cost_analysis()['flops']
+  return model.shape.flops((side, side)), run.lower(
+    abstract_params(model, (side, side)), image
+  ).cost_analysis()['flops']
 
 
 @pytest.mark.parametrize('patch', [16, 32])
@@ -123,35 +150,65 @@ def test_flops_are_within_half_a_percent_of_what_xla_counts(patch):
 @pytest.mark.parametrize('patch', [16, 32])
 def test_the_cost_beside_a_plain_vit_is_that_of_figure_13(patch):
   """Figure 13: 426.8 / 224.1 exaFLOPs for patches of 16, 107.6 / 56.0 for 32. Both ratios within 0.3 %."""
-  theirs = {row['model']: float(row['x']) for row in published('fig13') if row['axis'] == 'exaFLOPs'}
+  theirs = {
+    row['model']: float(row['x']) for row in published('fig13') if row['axis'] == 'exaFLOPs'
+  }
   ratio = flops(f'AxialViT-B/{patch}')[0] / flops(f'B/{patch}')[0]
   assert ratio == pytest.approx(theirs[f'AxialViT-B/{patch}'] / theirs[f'ViT-B/{patch}'], rel=3e-3)
 
 
 def trained(fields: dict, *, fsdp: int, devices: list, accumulate: int = 1) -> tuple[dict, dict]:
   """(what a step adds to the parameters, its metrics)."""
-  model, lr = build(ModelConfig(**SMALL | {'width': 32, 'mlp': 1024} | fields), CLASSES), optax.constant_schedule(0.1)
-  tx = optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, SIZE))
+  model, lr = (
+    build_model(ModelConfig(**SMALL | {'width': 32, 'mlp': 1024} | fields), CLASSES),
+    optax.constant_schedule(0.1),
+  )
+  tx = make_optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, SIZE))
 
   def begin():
     state = init_state(0, model=model, tx=tx, size=SIZE, ema=False)
-    head = {name: jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape) for name, leaf in state.params['head'].items()}
-    return state.replace(params=state.params | {'head': head})  # A zero head lets no gradient through to the rest.
+    head = {
+      name: jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
+      for name, leaf in state.params['head'].items()
+    }
+    return state.replace(
+      params=state.params | {'head': head}
+    )  # A zero head lets no gradient through to the rest.
 
-  batch = {'image': images(16), 'label': np.arange(16)[:, None] % CLASSES, 'mask': np.arange(16) != 3}
+  batch = {
+    'image': images(16),
+    'label': np.arange(16)[:, None] % CLASSES,
+    'mask': np.arange(16) != 3,
+  }
   mesh = make_mesh(fsdp, batches={}, devices=devices)
   shardings = state_shardings(jax.eval_shape(begin), mesh)
-  assert any('fsdp' in leaf.spec for leaf in jax.tree.leaves(shardings.params['Transformer'])) == (fsdp > 1)
-  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0, mesh=mesh, accumulate=accumulate)
+  assert any('fsdp' in leaf.spec for leaf in jax.tree.leaves(shardings.params['Transformer'])) == (
+    fsdp > 1
+  )
+  step = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss=softmax_loss,
+    lr=lr,
+    seed=0,
+    mesh=mesh,
+    accumulate=accumulate,
+  )
   state = jit(begin, out_shardings=shardings)()
-  new, metrics = jit(step, out_shardings=(shardings, everywhere(mesh)))(state, to_global(batch, mesh))
+  new, metrics = jit(step, out_shardings=(shardings, replicated(mesh)))(
+    state, to_global(batch, mesh)
+  )
   old, new = jax.device_get((state.params, new.params))
   return optax.tree.sub(new, old), jax.tree.map(float, metrics)
 
 
 @pytest.mark.parametrize(
   ('fields', 'accumulate'),
-  [({'drop_path': 0.3, 'dropout': 0.1}, 1), pytest.param({'remat': 'vit'}, 2, marks=pytest.mark.slow)],
+  [
+    ({'drop_path': 0.3, 'dropout': 0.1}, 1),
+    pytest.param({'remat': 'vit'}, 2, marks=pytest.mark.slow),
+  ],
   ids=str,
 )
 def test_eight_devices_equal_one(fields, accumulate):
@@ -167,7 +224,9 @@ def test_eight_devices_equal_one(fields, accumulate):
 
 
 def test_bfloat16_stays_close_to_float32():
-  full, half = (build(ModelConfig(**SMALL, dtype=dtype), CLASSES) for dtype in ('float32', 'bfloat16'))
+  full, half = (
+    build_model(ModelConfig(**SMALL, dtype=dtype), CLASSES) for dtype in ('float32', 'bfloat16')
+  )
   params = {'params': random_params(full)}
   expected, logits = (np.asarray(jit(model.apply)(params, images())) for model in (full, half))
   assert logits.dtype == np.float32
@@ -175,7 +234,7 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_tokens_and_features_are_sown_and_attention_is_not():
-  model = build(ModelConfig(**SMALL), 0)
+  model = build_model(ModelConfig(**SMALL), 0)
   run = functools.partial(model.apply, mutable=['tokens', 'features', 'attention'])
   features, sown = jax.eval_shape(run, {'params': abstract_params(model, SIZE)}, images())
   assert features.shape == (3, 16) and sown['tokens']['tokens'][0].shape == (3, 12, 16)
@@ -185,22 +244,42 @@ def test_tokens_and_features_are_sown_and_attention_is_not():
 @pytest.mark.parametrize(
   ('variant', 'fields', 'message'),
   [
-    ('B/16', {}, "config.model.pool='token': the grid of AxialViT-B/16 has no place for a class token; use gap or map"),
-    ('B/16', {'registers': 1}, 'config.model.registers=1: AxialViT-B/16 is an Axial-ViT, which has no such setting'),
-    ('B/16', {'attention': 'pallas'}, "config.model.attention='pallas': AxialViT-B/16 is an Axial-ViT"),
-    ('B/16', {'position_at': 'every'}, "config.model.position_at='every': AxialViT-B/16 is an Axial-ViT"),
+    (
+      'B/16',
+      {},
+      "config.model.pool='token': the grid of AxialViT-B/16 has no place for a class token; use gap or map",
+    ),
+    (
+      'B/16',
+      {'registers': 1},
+      'config.model.registers=1: AxialViT-B/16 is an Axial-ViT, which has no such setting',
+    ),
+    (
+      'B/16',
+      {'attention': 'pallas'},
+      "config.model.attention='pallas': AxialViT-B/16 is an Axial-ViT",
+    ),
+    (
+      'B/16',
+      {'position_at': 'every'},
+      "config.model.position_at='every': AxialViT-B/16 is an Axial-ViT",
+    ),
     ('B/16', {'pool': 'gap', 'heads': 7}, 'a width of 768 does not divide into 7 heads'),
-    ('Bi/16', {'pool': 'gap'}, "config.model.variant='AxialViT-Bi/16': there is no variant 'Bi'. Did you mean 'B'"),
+    (
+      'Bi/16',
+      {'pool': 'gap'},
+      "config.model.variant='AxialViT-Bi/16': there is no variant 'Bi'. Did you mean 'B'",
+    ),
     ('B', {'pool': 'gap'}, "config.model.variant='AxialViT-B': expected NAME/PATCH"),
     ('R50+B/16', {}, 'the hybrids are R50+'),
   ],
 )
 def test_a_setting_that_does_not_go_with_a_grid_is_an_error(variant, fields, message):
   with pytest.raises(UserError) as error:
-    build(ModelConfig(variant=f'AxialViT-{variant}', **fields), 3)
+    build_model(ModelConfig(variant=f'AxialViT-{variant}', **fields), 3)
   assert message in str(error.value)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_an_error():
   with pytest.raises(UserError, match='10x12 does not divide into patches of 4x2'):
-    abstract_params(build(ModelConfig(**SMALL), 3), (10, 12))
+    abstract_params(build_model(ModelConfig(**SMALL), 3), (10, 12))

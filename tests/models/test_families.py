@@ -9,15 +9,15 @@ import pytest
 
 from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
-from vit_jax.models.axial import AxialVisionTransformer
-from vit_jax.models.axial_resnet import AxialResNet
+from vit_jax.models.axial import AxialResNet, AxialVisionTransformer
 from vit_jax.models.efficientnet import EfficientNet
-from vit_jax.models.families import build, family
+from vit_jax.models.families import build_model, family_name
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.optim.optimizer import optimizer
-from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 NAMES = {
@@ -35,26 +35,42 @@ CLASSES = {
 
 @pytest.mark.parametrize(('variant', 'name'), NAMES.items())
 def test_a_name_says_the_family(variant, name):
-  assert family(variant) == name
+  assert family_name(variant) == name
   pool = 'gap' if name == 'Axial-ViT' else 'token'
-  assert isinstance(build(ModelConfig(variant=variant, pool=pool), 3), CLASSES[name])
+  assert isinstance(build_model(ModelConfig(variant=variant, pool=pool), 3), CLASSES[name])
 
 
 @pytest.mark.parametrize(
   ('variant', 'fields', 'message'),
   [
-    ('R50x1', {'heads': 4}, 'config.model.heads=4: R50x1 is a BiT ResNet, which has no such setting'),
+    (
+      'R50x1',
+      {'heads': 4},
+      'config.model.heads=4: R50x1 is a BiT ResNet, which has no such setting',
+    ),
     ('BiT-R50x1', {'dropout': 0.1}, 'config.model.dropout=0.1: BiT-R50x1 is a BiT ResNet'),
-    ('R50x1', {'remat': 'vit'}, "config.model.remat='vit': R50x1 is a BiT ResNet, which knows none, full"),
-    ('B/16', {'stem_width': 32}, 'config.model.stem_width=32: B/16 is a Vision Transformer, which has no such'),
+    (
+      'R50x1',
+      {'remat': 'vit'},
+      "config.model.remat='vit': R50x1 is a BiT ResNet, which knows none, full",
+    ),
+    (
+      'B/16',
+      {'stem_width': 32},
+      'config.model.stem_width=32: B/16 is a Vision Transformer, which has no such',
+    ),
     ('EfficientNet-B8', {}, "there is no EfficientNet 'B8'. Known: B0, B1,"),
-    ('EfficientNet-B0', {'pool': 'gap'}, "config.model.pool='gap': EfficientNet-B0 is an EfficientNet, which has no such"),
+    (
+      'EfficientNet-B0',
+      {'pool': 'gap'},
+      "config.model.pool='gap': EfficientNet-B0 is an EfficientNet, which has no such",
+    ),
     ('R50x', {}, "there is no variant 'R50x'"),
   ],
 )
 def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, message):
   with pytest.raises(UserError) as error:
-    build(ModelConfig(variant=variant, **fields), 3)
+    build_model(ModelConfig(variant=variant, **fields), 3)
   assert message in str(error.value)
 
 
@@ -62,19 +78,24 @@ def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, me
 @pytest.mark.parametrize('variant', ['BiT-R1.1x1', 'AxialR1.1x1', 'EfficientNet-0.5x0.2'])
 def test_eight_devices_equal_one(variant):
   """Two steps; over 'data' and 'fsdp' the parameters come out the same, and the large ones lie in shares."""
-  model, lr = build(ModelConfig(variant=variant), 5), optax.constant_schedule(0.1)
-  tx = optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, (32, 32)))
+  model, lr = build_model(ModelConfig(variant=variant), 5), optax.constant_schedule(0.1)
+  tx = make_optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, (32, 32)))
   begin = functools.partial(init_state, 0, model=model, tx=tx, size=(32, 32), ema=False)
   step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0)
   rng = np.random.default_rng(0)
-  batch = {'image': rng.integers(0, 256, (16, 32, 32, 3), np.uint8), 'label': rng.integers(0, 5, (16, 1), np.int32)}
+  batch = {
+    'image': rng.integers(0, 256, (16, 32, 32, 3), np.uint8),
+    'label': rng.integers(0, 5, (16, 1), np.int32),
+  }
   batch['mask'] = np.arange(16) != 3
 
   def run(fsdp, devices):
     mesh = make_mesh(fsdp, batches={}, devices=devices)
     shardings = state_shardings(jax.eval_shape(begin), mesh)
     state = jax.jit(begin, out_shardings=shardings)()
-    update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    update = jax.jit(
+      functools.partial(step, mesh=mesh), out_shardings=(shardings, replicated(mesh))
+    )
     for _ in range(2):
       state, metrics = update(state, to_global(batch, mesh))
     return state.params, float(metrics['loss'])

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from vit_jax.config import OptimConfig
-from vit_jax.models.norm import EPSILON, BatchNorm
+from vit_jax.models.layers import BATCH_NORM_EPSILON, BatchNorm
 from vit_jax.optim.losses import softmax_loss
-from vit_jax.optim.optimizer import optimizer
-from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 SIZE, STEPS, MOMENTUM = (4, 3), 5, 0.9
@@ -40,13 +41,22 @@ def trained(devices: int, fsdp: int = 1, accumulate: int = 1, **fields):
   """(the parameters after each step, the gradients' norms)."""
   model, lr = Small(), optax.constant_schedule(0.1)
   config = OptimConfig(**{'name': 'sgd', 'norm_momentum': MOMENTUM} | fields)
-  tx = optimizer(config, lr, abstract_params(model, SIZE))
+  tx = make_optimizer(config, lr, abstract_params(model, SIZE))
   mesh = make_mesh(fsdp, batches={}, devices=jax.devices()[:devices])
   begin = functools.partial(init_state, 0, model=model, tx=tx, size=SIZE, ema=False)
   shardings = state_shardings(jax.eval_shape(begin), mesh)
   state = jax.jit(begin, out_shardings=shardings)()
-  step = functools.partial(train_step, model=model, tx=tx, loss=softmax_loss, lr=lr, seed=0, mesh=mesh, accumulate=accumulate)
-  update, history, norms = jax.jit(step, out_shardings=(shardings, everywhere(mesh))), [], []
+  step = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss=softmax_loss,
+    lr=lr,
+    seed=0,
+    mesh=mesh,
+    accumulate=accumulate,
+  )
+  update, history, norms = jax.jit(step, out_shardings=(shardings, replicated(mesh))), [], []
   for batch in batches():
     state, metrics = update(state, to_global(batch, mesh))
     history.append(jax.device_get(state.params))
@@ -64,7 +74,9 @@ def expected() -> tuple[np.ndarray, np.ndarray]:
   return mean, var
 
 
-@pytest.mark.parametrize('fields', [{}, {'clip': 1e-3, 'weight_decay': 0.5}, {'name': 'adamw'}], ids=str)
+@pytest.mark.parametrize(
+  'fields', [{}, {'grad_clip_norm': 1e-3, 'weight_decay': 0.5}, {'name': 'adamw'}], ids=str
+)
 def test_running_statistics_are_moving_averages_whatever_the_recipe(fields):
   params = trained(1, **fields)[0][-1]['norm']
   mean, var = expected()
@@ -102,6 +114,6 @@ def test_evaluation_normalises_with_the_running_statistics():
     'scale': np.float32([1, 2, 3, 4]), 'bias': np.float32([0, 1, 0, 1]),
     'running_mean': np.float32([0, 1, 2, 3]), 'running_var': np.float32([1, 4, 9, 16]),
   }  # fmt: skip
-  centred = (x - params['running_mean']) / np.sqrt(params['running_var'] + EPSILON)
+  centred = (x - params['running_mean']) / np.sqrt(params['running_var'] + BATCH_NORM_EPSILON)
   ours = BatchNorm('float32').apply({'params': params}, x, False)
   np.testing.assert_allclose(ours, centred * params['scale'] + params['bias'], rtol=1e-5, atol=1e-5)

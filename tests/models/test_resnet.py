@@ -14,17 +14,31 @@ import vit_jax
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.families import build
-from vit_jax.models.variants import resnet_shape, taps
+from vit_jax.models.families import build_model
+from vit_jax.models.variants import conv_taps, resnet_shape
 from vit_jax.pretrained.resnet_names import to_bit
 from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import abstract_params
 
 SMALL = {'stem_width': 32}
 # arXiv 2010.11929, Table 6: exaFLOPs / (3 passes x 303 million images x epochs), in 10^9.
-TABLE_6 = {'R50x1': 7.9, 'R50x2': 31.3, 'R101x1': 15.1, 'R152x1': 22.2, 'R152x2': 88.5, 'R200x3': 259.8}
+TABLE_6 = {
+  'R50x1': 7.9,
+  'R50x2': 31.3,
+  'R101x1': 15.1,
+  'R152x1': 22.2,
+  'R152x2': 88.5,
+  'R200x3': 259.8,
+}
 # Millions of parameters with 1,000 classes: timm's results-imagenet.csv.
-MILLIONS = {'R50x1': 25.55, 'R101x1': 44.54, 'R152x2': 236.34, 'R50x3': 217.32, 'R101x3': 387.93, 'R152x4': 936.53}
+MILLIONS = {
+  'R50x1': 25.55,
+  'R101x1': 44.54,
+  'R152x2': 236.34,
+  'R50x3': 217.32,
+  'R101x3': 387.93,
+  'R152x4': 936.53,
+}
 
 
 @pytest.mark.parametrize(('variant', 'gflops'), TABLE_6.items())
@@ -36,7 +50,7 @@ def test_flops_are_those_of_table_6(variant, gflops):
 @pytest.mark.parametrize('size', [(224, 224), (70, 45)])
 def test_flops_are_within_one_percent_of_what_xla_counts(variant, size):
   """Of the convolutions alone: the norms are another 1 to 2 %."""
-  model = build(ModelConfig(variant=variant), 0)
+  model = build_model(ModelConfig(variant=variant), 0)
   params = abstract_params(model, size)
   convolutions = []
   jaxpr = jax.make_jaxpr(lambda params, images: model.apply({'params': params}, images))(
@@ -45,7 +59,9 @@ def test_flops_are_within_one_percent_of_what_xla_counts(variant, size):
   for eqn in equations(jaxpr.jaxpr):
     if eqn.primitive.name == 'conv_general_dilated':
       x, kernel = (v.aval.shape for v in eqn.invars)
-      convolutions.append(padded_products(x, kernel, eqn.params['window_strides'], eqn.params['padding']))
+      convolutions.append(
+        padded_products(x, kernel, eqn.params['window_strides'], eqn.params['padding'])
+      )
   assert model.shape.flops(size) == pytest.approx(2 * sum(convolutions), rel=0.01)
 
 
@@ -68,14 +84,14 @@ def padded_products(x: tuple, kernel: tuple, strides: tuple, padding: tuple) -> 
 
 
 def test_taps_of_a_convolution_are_counted_without_padding():
-  assert taps((4, 4), 1, 1) == 16
-  assert taps((4, 4), 3, 1) == (2 + 3 + 3 + 2) ** 2
-  assert taps((4, 5), 3, 2) == (3 + 2) * (2 + 3 + 2)
+  assert conv_taps((4, 4), 1, 1) == 16
+  assert conv_taps((4, 4), 3, 1) == (2 + 3 + 3 + 2) ** 2
+  assert conv_taps((4, 5), 3, 2) == (3 + 2) * (2 + 3 + 2)
 
 
 @pytest.mark.parametrize(('variant', 'millions'), MILLIONS.items())
 def test_published_networks_have_the_published_parameters(variant, millions):
-  shapes = abstract_params(build(ModelConfig(variant=f'BiT-{variant}'), 1000), (224, 224))
+  shapes = abstract_params(build_model(ModelConfig(variant=f'BiT-{variant}'), 1000), (224, 224))
   assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == millions
 
 
@@ -84,12 +100,14 @@ def bit_file(path, variant: str, classes: int, *, numbered: bool = False) -> dic
   flat = draw(ModelConfig(variant=variant), classes, (64, 64))
   # Kernels of deviation 1, so that timm's 1e-8 beside their variance is as little as the original's 1e-10.
   flat = {
-    name: array / array.std() if name.endswith('kernel') and 'head' not in name else array for name, array in flat.items()
+    name: array / array.std() if name.endswith('kernel') and 'head' not in name else array
+    for name, array in flat.items()
   }
   theirs = to_bit(flat)
   if numbered:
     theirs = {
-      name.replace('standardized_conv2d', f'standardized_conv2d_{i}'): array for i, (name, array) in enumerate(theirs.items())
+      name.replace('standardized_conv2d', f'standardized_conv2d_{i}'): array
+      for i, (name, array) in enumerate(theirs.items())
     }
   np.savez(path, **theirs)
   return flat
@@ -107,7 +125,9 @@ def relative_to_timm(build_theirs, path, variant: str) -> float:
   theirs = build_theirs().eval()
   theirs.load_pretrained(str(path))
   with torch.no_grad():
-    expected = theirs(torch.tensor((images.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))).numpy()
+    expected = theirs(
+      torch.tensor((images.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
+    ).numpy()
   return np.abs(ours - expected).max() / np.abs(expected).max()
 
 
@@ -121,7 +141,13 @@ def logits_of(path, variant: str, images: np.ndarray) -> np.ndarray:
 def test_logits_equal_timms_of_the_same_file(timm, tmp_path):
   bit_file(tmp_path / 'bit.npz', 'BiT-R1.2x1', 10)
   conv = functools.partial(timm.layers.StdConv2d, eps=1e-8)
-  fields = {'layers': [1, 2], 'channels': (256, 512), 'num_classes': 10, 'stem_type': 'fixed', 'conv_layer': conv}
+  fields = {
+    'layers': [1, 2],
+    'channels': (256, 512),
+    'num_classes': 10,
+    'stem_type': 'fixed',
+    'conv_layer': conv,
+  }
   build_theirs = functools.partial(timm.models.ResNetV2, **fields)
   assert relative_to_timm(build_theirs, tmp_path / 'bit.npz', 'BiT-R1.2x1') <= 2e-5
 
@@ -129,7 +155,9 @@ def test_logits_equal_timms_of_the_same_file(timm, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', MILLIONS)
 def test_logits_of_every_published_size_equal_timms(timm, tmp_path, variant, monkeypatch):
-  one = functools.partial(make_mesh, devices=jax.devices()[:1])  # The largest would take 30 GB on eight.
+  one = functools.partial(
+    make_mesh, devices=jax.devices()[:1]
+  )  # The largest would take 30 GB on eight.
   monkeypatch.setattr('vit_jax.pretrained.model.make_mesh', one)
   bit_file(tmp_path / 'bit.npz', f'BiT-{variant}', 10)
   name = f'resnetv2_{variant.removeprefix("R")}_bit'
@@ -169,7 +197,7 @@ def test_what_a_resnet_does_not_have_is_an_error(tmp_path):
 
 @pytest.mark.parametrize('variant', ['R1.1x1', 'BiT-R1.1x1'])
 def test_a_model_computes_in_the_type_asked_for_and_gives_float32_logits(variant):
-  model = build(ModelConfig(variant=variant, dtype='bfloat16', **SMALL), 7)
+  model = build_model(ModelConfig(variant=variant, dtype='bfloat16', **SMALL), 7)
   images = jax.random.bits(jax.random.key(1), (2, 33, 20, 3), jnp.uint8)
   run = lambda params: model.apply({'params': params}, images, mutable=['features'])
   logits, sown = jax.eval_shape(run, abstract_params(model, (33, 20)))
@@ -182,7 +210,10 @@ def test_a_model_computes_in_the_type_asked_for_and_gives_float32_logits(variant
 
 def test_remat_changes_no_gradient():
   images = jax.random.bits(jax.random.key(1), (2, 16, 16, 3), jnp.uint8)
-  plain, again = (build(ModelConfig(variant='BiT-R1.1x1', remat=remat, **SMALL), 0) for remat in ('none', 'full'))
+  plain, again = (
+    build_model(ModelConfig(variant='BiT-R1.1x1', remat=remat, **SMALL), 0)
+    for remat in ('none', 'full')
+  )
   params = jax.jit(plain.init)(jax.random.key(0), images)['params']
   loss = lambda model: lambda params: (model.apply({'params': params}, images) ** 2).sum()
   ours, theirs = (jax.jit(jax.grad(loss(model)))(params) for model in (plain, again))
@@ -192,6 +223,6 @@ def test_remat_changes_no_gradient():
 
 def test_wrong_shapes_are_errors():
   with pytest.raises(UserError, match="there is no ResNet 'R51'. Did you mean 'R50'"):
-    build(ModelConfig(variant='R51x1'), 3)
+    build_model(ModelConfig(variant='R51x1'), 3)
   with pytest.raises(UserError, match='stem_width=48: expected a multiple of the 32'):
-    build(ModelConfig(variant='R50x1', stem_width=48), 3)
+    build_model(ModelConfig(variant='R50x1', stem_width=48), 3)

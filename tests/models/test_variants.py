@@ -6,14 +6,14 @@ import pytest
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import VARIANTS, shape
-from vit_jax.models.vit import vit
+from vit_jax.models.variants import VIT_VARIANTS, vit_shape
+from vit_jax.models.vit import build_vit
 from vit_jax.step import abstract_params
 
 
 def count(config: ModelConfig, *, classes: int, backbone: bool) -> int:
   """Parameters of the model for the largest square image up to 224 px, without the head for the `backbone` alone."""
-  model = vit(config, classes)
+  model = build_vit(config, classes)
   patch = model.shape.patch[0]
   params = abstract_params(model, (224 // patch * patch,) * 2)
   kept = {name: tree for name, tree in params.items() if not (backbone and name == 'head')}
@@ -21,7 +21,11 @@ def count(config: ModelConfig, *, classes: int, backbone: bool) -> int:
 
 
 def leaves(tree):
-  return [leaf for child in tree.values() for leaf in leaves(child)] if isinstance(tree, dict) else [tree]
+  return (
+    [leaf for child in tree.values() for leaf in leaves(child)]
+    if isinstance(tree, dict)
+    else [tree]
+  )
 
 
 EXACT = {
@@ -79,7 +83,9 @@ def test_backbones_have_exactly_the_parameters_of_the_released_models(variant, p
   assert count(ModelConfig(variant=variant), classes=7, backbone=True) == parameters
 
 
-@pytest.mark.parametrize(('variant', 'millions', 'place'), [(v, *row) for v, row in ROUNDED.items()])
+@pytest.mark.parametrize(
+  ('variant', 'millions', 'place'), [(v, *row) for v, row in ROUNDED.items()]
+)
 def test_other_backbones_have_the_parameters_of_the_formula(variant, millions, place):
   parameters = count(ModelConfig(variant=variant), classes=7, backbone=True)
   assert abs(parameters / 1e6 - millions) <= place / 2 + 1e-9
@@ -91,33 +97,35 @@ def test_models_with_1000_classes_have_exactly_the_parameters_that_timm_prints(v
 
 
 def test_every_variant_is_counted():
-  assert {name.split('/')[0] for name in (*EXACT, *ROUNDED)} == set(VARIANTS)
+  assert {name.split('/')[0] for name in (*EXACT, *ROUNDED)} == set(VIT_VARIANTS)
 
 
 def test_numbers_beside_the_variant_replace_those_of_the_table():
   # "ViT-b" of the paper's Figure 4 is B with every width halved; its 22.49M are those of S/32 with other heads.
   config = ModelConfig(variant='B/32', width=384, mlp=1536)
   assert count(config, classes=7, backbone=True) == EXACT['S/32']
-  assert shape('B/32', width=384, depth=3, mlp=100, heads=8) == shape('Ti/32', width=384, depth=3, mlp=100, heads=8)
-  assert shape('B/32', heads=8).heads == 8
+  assert vit_shape('B/32', width=384, depth=3, mlp=100, heads=8) == vit_shape(
+    'Ti/32', width=384, depth=3, mlp=100, heads=8
+  )
+  assert vit_shape('B/32', heads=8).heads == 8
 
 
 @pytest.mark.parametrize(('variant', 'at_224', 'at_384'), [(v, *row) for v, row in GFLOPS.items()])
 def test_flops_are_those_of_scaling_vision_transformers(variant, at_224, at_384):
   # Within 1.5 %: B/32 (+1.4 %) and B/28 (+1.2 %) at 224 px and Ti/16 (-1.4 %) at 384 px deviate most, all others by
   # 1.1 % at most; the 0.7 of s/28 has one digit (ours is 0.7175), so what is printed counts to half its last digit.
-  s = shape(variant)
+  s = vit_shape(variant)
   for side, expected in ((224, at_224), (384, at_384)):
     side = side // s.patch[0] * s.patch[0]
     assert abs(s.flops((side, side)) / 1e9 - expected) <= max(0.015 * expected, 0.05)
 
 
 def test_flops_of_the_huge_model_are_those_the_paper_implies():
-  assert shape('H/14').flops((224, 224)) / 1e9 == pytest.approx(334.9, rel=2e-3)
+  assert vit_shape('H/14').flops((224, 224)) / 1e9 == pytest.approx(334.9, rel=2e-3)
 
 
 def test_patches_and_images_need_not_be_square():
-  s = shape('Ti/16x8')
+  s = vit_shape('Ti/16x8')
   assert s.patch == (16, 8)
   assert s.grid((32, 24)) == (2, 3)
   assert s.grid((24 * 16, 32)) == (24, 4)
@@ -126,7 +134,7 @@ def test_patches_and_images_need_not_be_square():
 @pytest.mark.parametrize('size', [(30, 24), (32, 20)])
 def test_an_image_that_does_not_divide_into_patches_is_an_error_that_says_so(size):
   with pytest.raises(UserError, match=f'{size[0]}x{size[1]} does not divide into patches of 16x8'):
-    shape('Ti/16x8').grid(size)
+    vit_shape('Ti/16x8').grid(size)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +155,11 @@ def test_an_image_that_does_not_divide_into_patches_is_an_error_that_says_so(siz
 )
 def test_a_wrong_variant_is_an_error_that_names_the_right_one(variant, message):
   with pytest.raises(UserError) as error:
-    shape(variant)
+    vit_shape(variant)
   assert message in str(error.value)
   assert f'config.model.variant={variant!r}' in str(error.value)
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error():
   with pytest.raises(UserError, match='width of 768 does not divide into 7 heads'):
-    shape('B/16', heads=7)
+    vit_shape('B/16', heads=7)

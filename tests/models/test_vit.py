@@ -11,13 +11,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import Shape
-from vit_jax.models.vit import Transformer, vit
+from vit_jax.models.variants import ViTShape
+from vit_jax.models.vit import Transformer, build_vit
 from vit_jax.step import abstract_params
 
 SIZE = (8, 12)
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # Compiles in half the time.
-SMALL = {'variant': 'mu/4x2', 'width': 16, 'depth': 3, 'mlp': 24, 'heads': 4}  # Patches 4 high, 2 wide: a grid of 2x6.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)  # Compiles in half the time.
+SMALL = {
+  'variant': 'mu/4x2',
+  'width': 16,
+  'depth': 3,
+  'mlp': 24,
+  'heads': 4,
+}  # Patches 4 high, 2 wide: a grid of 2x6.
 CLASSES = 5
 
 
@@ -28,7 +36,9 @@ def images(count: int = 3) -> np.ndarray:
 def random_params(model, seed: int = 0) -> dict:
   """Every tensor drawn at random, zeros and ones included, so that each one moves the logits."""
   rng = np.random.default_rng(seed)
-  draw = lambda path, leaf: (0.4 * rng.normal(size=leaf.shape) + (path[-1].key == 'scale')).astype(np.float32)
+  draw = lambda path, leaf: (0.4 * rng.normal(size=leaf.shape) + (path[-1].key == 'scale')).astype(
+    np.float32
+  )
   return jax.tree.map_with_path(draw, abstract_params(model, SIZE))
 
 
@@ -60,7 +70,10 @@ def attention(x, context, p):
 
 
 def mlp(x, p, kind):
-  return gelu(x @ p['Dense_0']['kernel'] + p['Dense_0']['bias'], kind) @ p['Dense_1']['kernel'] + p['Dense_1']['bias']
+  return (
+    gelu(x @ p['Dense_0']['kernel'] + p['Dense_0']['bias'], kind) @ p['Dense_1']['kernel']
+    + p['Dense_1']['bias']
+  )
 
 
 def embed(x, p, c):
@@ -79,7 +92,10 @@ def embed(x, p, c):
 def sincos(grid, d):
   """§8.2: omega = 1/10000^(arange(D/4)/(D/4-1)); sin x, cos x, sin y, cos y over the flattened grid."""
   omega = 1 / 10000 ** (np.arange(d // 4) / (d // 4 - 1))
-  rows = [(np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)) for y, x in np.ndindex(grid)]
+  rows = [
+    (np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega))
+    for y, x in np.ndindex(grid)
+  ]
   return np.array([np.concatenate(row) for row in rows])
 
 
@@ -87,7 +103,9 @@ def added(p, c, grid):
   """What is added to the tokens: a row each, or the column's vector and the row's side by side, none for a class token."""
   if c.position == 'learned':
     return p['pos_embedding']
-  rows = [np.concatenate([p['column_embedding'][x], p['row_embedding'][y]]) for y, x in np.ndindex(grid)]
+  rows = [
+    np.concatenate([p['column_embedding'][x], p['row_embedding'][y]]) for y, x in np.ndindex(grid)
+  ]
   return np.array([np.zeros_like(rows[0])] * (c.pool == 'token') + rows)
 
 
@@ -99,7 +117,9 @@ def forward(params, pixels, c, shape):
     x = x + sincos(shape.grid(SIZE), shape.width)
   if c.pool == 'token':
     x = np.concatenate([np.repeat(p['cls'], len(x), axis=0), x], axis=1)
-  stem, every = (c.position.startswith('learned') and c.position_at == where for where in ('stem', 'every'))
+  stem, every = (
+    c.position.startswith('learned') and c.position_at == where for where in ('stem', 'every')
+  )
   shared = c.position_at == 'shared'
   if stem:
     x = x + added(p['Transformer']['posembed_input'], c, shape.grid(SIZE))
@@ -116,7 +136,9 @@ def forward(params, pixels, c, shape):
   x = norm(x, p['Transformer']['encoder_norm'], c.norm_eps)[:, :n]
   if c.pool == 'map':
     head = p['MAPHead_0']
-    y = attention(np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'])
+    y = attention(
+      np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0']
+    )
     x = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
   x = x.mean(axis=1) if c.pool == 'gap' else x[:, 0]
   if c.hidden_head:
@@ -135,18 +157,32 @@ MODELS = {
   'registers and pooling': {'registers': 2, 'pool': 'gap', 'norm_eps': 0.1},
   'positions of rows and columns': {'position': 'learned2d'},
   'positions in every block': {'position_at': 'every', 'pool': 'gap'},
-  'positions in every block, of rows and columns': {'position': 'learned2d', 'position_at': 'every'},
+  'positions in every block, of rows and columns': {
+    'position': 'learned2d',
+    'position_at': 'every',
+  },
   'the same positions in every block': {'position_at': 'shared'},
-  'the same positions in every block, of rows and columns': {'position': 'learned2d', 'position_at': 'shared', 'pool': 'gap'},
+  'the same positions in every block, of rows and columns': {
+    'position': 'learned2d',
+    'position_at': 'shared',
+    'pool': 'gap',
+  },
   'relative positions': {'position': 'relative'},
-  'all at once': {'pool': 'map', 'registers': 1, 'patch_norm': True, 'hidden_head': True, 'norm_eps': 0.01, **IMAGENET},
+  'all at once': {
+    'pool': 'map',
+    'registers': 1,
+    'patch_norm': True,
+    'hidden_head': True,
+    'norm_eps': 0.01,
+    **IMAGENET,
+  },
 }
 
 
 @pytest.mark.parametrize('fields', MODELS.values(), ids=MODELS)
 def test_logits_are_those_of_the_papers_equations(fields):
   config = ModelConfig(**SMALL, **fields)
-  model = vit(config, CLASSES)
+  model = build_vit(config, CLASSES)
   params = random_params(model)
   logits = jit(model.apply)({'params': params}, images())
   expected = forward(params, images(), config, model.shape)
@@ -156,14 +192,14 @@ def test_logits_are_those_of_the_papers_equations(fields):
 
 
 def test_float_pixels_give_the_logits_of_the_same_uint8_pixels():
-  model = vit(ModelConfig(**SMALL, **IMAGENET), CLASSES)
+  model = build_vit(ModelConfig(**SMALL, **IMAGENET), CLASSES)
   params = {'params': random_params(model)}
   apply = jit(model.apply)
   np.testing.assert_array_equal(apply(params, images()), apply(params, images().astype(np.float32)))
 
 
 def test_an_image_that_does_not_divide_into_patches_is_an_error():
-  model = vit(ModelConfig(**SMALL), CLASSES)
+  model = build_vit(ModelConfig(**SMALL), CLASSES)
   with pytest.raises(UserError, match='10x12 does not divide into patches of 4x2'):
     abstract_params(model, (10, 12))
 
@@ -171,17 +207,19 @@ def test_an_image_that_does_not_divide_into_patches_is_an_error():
 def test_fixed_positions_want_a_width_that_divides_by_four():
   config = ModelConfig(variant='mu/4', width=10, heads=2, position='sincos2d')
   with pytest.raises(UserError, match='width of 10'):
-    abstract_params(vit(config, CLASSES), (8, 8))
+    abstract_params(build_vit(config, CLASSES), (8, 8))
 
 
 def gradients(config: ModelConfig):
   """(loss, gradients) of a training step with dropout and stochastic depth, from the same parameters and key."""
-  model = vit(config, CLASSES)
+  model = build_vit(config, CLASSES)
   params = jax.tree.map(lambda x: x / 2, random_params(model))
   targets = np.random.default_rng(8).normal(size=(3, CLASSES))
 
   def loss(params):
-    logits = model.apply({'params': params}, images(), train=True, rngs={'dropout': jax.random.key(1)})
+    logits = model.apply(
+      {'params': params}, images(), train=True, rngs={'dropout': jax.random.key(1)}
+    )
     return jnp.mean((logits - targets) ** 2)
 
   return jit(jax.value_and_grad(loss))(params)
@@ -192,24 +230,40 @@ def plain_gradients():
   return gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2))
 
 
-@pytest.mark.parametrize('fields', [{'remat': 'dots', 'unroll': 2}, {'remat': 'full', 'unroll': 0}, {'remat': 'vit'}], ids=str)
+@pytest.mark.parametrize(
+  'fields',
+  [{'remat': 'dots', 'unroll': 2}, {'remat': 'full', 'unroll': 0}, {'remat': 'vit'}],
+  ids=str,
+)
 def test_remat_and_unroll_change_neither_the_loss_nor_the_gradients(fields, plain_gradients):
   expected, expected_grads = plain_gradients
   value, grads = gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2, **fields))
   assert jax.tree.structure(grads) == jax.tree.structure(expected_grads)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), grads, expected_grads)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest),
+    grads,
+    expected_grads,
+  )
 
 
 def test_what_a_policy_keeps_costs_memory_and_saves_arithmetic():
   """none > vit > full in memory, the other way round in FLOPs: of the compiled gradient, a loop's body counting once."""
 
   def compiled(remat: str) -> tuple[float, float]:
-    model = vit(ModelConfig(variant='mu/4', width=64, mlp=256, heads=4, depth=8, remat=remat), CLASSES)
+    model = build_vit(
+      ModelConfig(variant='mu/4', width=64, mlp=256, heads=4, depth=8, remat=remat), CLASSES
+    )
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((32, 32, 32, 3), jnp.uint8))
-    loss = lambda params, images: jnp.sum(model.apply(params, images, train=True, rngs={'dropout': jax.random.key(1)}) ** 2)
-    program = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((32, 32, 32, 3), np.uint8)).compile()
+    loss = lambda params, images: jnp.sum(
+      model.apply(params, images, train=True, rngs={'dropout': jax.random.key(1)}) ** 2
+    )
+    program = (
+      jax.jit(jax.grad(loss))
+      .lower(params, jax.ShapeDtypeStruct((32, 32, 32, 3), np.uint8))
+      .compile()
+    )
     return program.memory_analysis().temp_size_in_bytes, program.cost_analysis()['flops']
 
   (none, few), (chosen, more), (full, most) = (compiled(remat) for remat in ('none', 'vit', 'full'))
@@ -218,21 +272,33 @@ def test_what_a_policy_keeps_costs_memory_and_saves_arithmetic():
 
 
 def test_bfloat16_computes_close_to_float32_on_float32_parameters():
-  full, half = (vit(ModelConfig(**SMALL, hidden_head=True, dtype=dtype), CLASSES) for dtype in ('float32', 'bfloat16'))
+  full, half = (
+    build_vit(ModelConfig(**SMALL, hidden_head=True, dtype=dtype), CLASSES)
+    for dtype in ('float32', 'bfloat16')
+  )
   assert abstract_params(full, SIZE) == abstract_params(half, SIZE)
-  assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(half, SIZE))} == {jnp.dtype('float32')}
+  assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(half, SIZE))} == {
+    jnp.dtype('float32')
+  }
   params = {'params': random_params(full)}
   expected, logits = (np.asarray(jit(model.apply)(params, images())) for model in (full, half))
   assert logits.dtype == np.float32
   assert 1e-4 < np.abs(logits - expected).max() / expected.std() < 0.05
-  assert ':bf16[3,13,16]' in str(jax.make_jaxpr(half.apply)(params, images()))  # The tokens are in bfloat16.
+  assert ':bf16[3,13,16]' in str(
+    jax.make_jaxpr(half.apply)(params, images())
+  )  # The tokens are in bfloat16.
 
 
 def test_bfloat16_logits_far_from_zero_keep_small_differences():
   # A sigmoid head starts at a bias of -10, where bfloat16 has steps of 1/16: wider than what the first steps learn.
-  model = vit(ModelConfig(**SMALL, hidden_head=True, dtype='bfloat16', head_bias=-10.0), CLASSES)
+  model = build_vit(
+    ModelConfig(**SMALL, hidden_head=True, dtype='bfloat16', head_bias=-10.0), CLASSES
+  )
   params = random_params(model)
-  params['head'] = {'kernel': params['head']['kernel'] / 100, 'bias': np.full(CLASSES, -10, np.float32)}
+  params['head'] = {
+    'kernel': params['head']['kernel'] / 100,
+    'bias': np.full(CLASSES, -10, np.float32),
+  }
   apply = jax.jit(model.apply, compiler_options={'xla_allow_excess_precision': False})
   logits = apply({'params': params}, images())
   expected = forward(params, images(), model.config, model.shape)
@@ -240,18 +306,24 @@ def test_bfloat16_logits_far_from_zero_keep_small_differences():
 
 
 def test_evaluation_drops_nothing():
-  plain, dropping = (vit(ModelConfig(**SMALL, dropout=rate, drop_path=rate), CLASSES) for rate in (0.0, 0.5))
+  plain, dropping = (
+    build_vit(ModelConfig(**SMALL, dropout=rate, drop_path=rate), CLASSES) for rate in (0.0, 0.5)
+  )
   params = {'params': random_params(plain)}
-  np.testing.assert_array_equal(jit(plain.apply)(params, images()), jit(dropping.apply)(params, images()))
+  np.testing.assert_array_equal(
+    jit(plain.apply)(params, images()), jit(dropping.apply)(params, images())
+  )
 
 
-def quiet_transformer(config: ModelConfig, shape: Shape, x: np.ndarray):
+def quiet_transformer(config: ModelConfig, shape: ViTShape, x: np.ndarray):
   """A Transformer whose branches give zero for every token: (its parameters by path, the function of them)."""
   module = Transformer(config, shape, (1, 1), jnp.float32)
   keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
   shapes = jax.eval_shape(lambda: module.init(keys, x, None, True))['params']
   shapes = flatten_dict(shapes, sep='/')
-  params = {path: np.full(leaf.shape, path.endswith('scale'), np.float32) for path, leaf in shapes.items()}
+  params = {
+    path: np.full(leaf.shape, path.endswith('scale'), np.float32) for path, leaf in shapes.items()
+  }
   apply = jit(lambda params: module.apply({'params': params}, x, None, True, rngs=keys))
   return params, lambda params: np.asarray(apply(unflatten_dict(params, sep='/')))
 
@@ -274,9 +346,11 @@ DROPOUTS = {
 @pytest.mark.parametrize(('ones', 'share'), DROPOUTS.values(), ids=DROPOUTS)
 def test_dropout_keeps_its_share_of_elements_in_every_place(ones, share):
   x = np.zeros((200, 5, 32), np.float32)
-  params, apply = quiet_transformer(ModelConfig(dropout=0.3), Shape(32, 1, 32, 1, (1, 1)), x)
+  params, apply = quiet_transformer(ModelConfig(dropout=0.3), ViTShape(32, 1, 32, 1, (1, 1)), x)
   params |= {path: np.broadcast_to(one, params[path].shape) for path, one in ones.items()}
-  kept = apply(params) > 0  # The last norm leaves what was kept above zero, and what was dropped below it.
+  kept = (
+    apply(params) > 0
+  )  # The last norm leaves what was kept above zero, and what was dropped below it.
   assert kept.mean() == pytest.approx(share, abs=binomial(share, kept.size))
   for axis in range(3):  # Images, tokens and channels are dropped each for itself.
     both = kept & np.roll(kept, 1, axis)
@@ -287,7 +361,7 @@ def test_stochastic_depth_drops_whole_images_at_rates_that_grow_linearly_and_kee
   depth, rate, count = 4, 0.6, 3000
   x = np.zeros((count, 2, 16), np.float32)
   config = ModelConfig(position='none', drop_path=rate)
-  params, apply = quiet_transformer(config, Shape(16, depth, 16, 1, (1, 1)), x)
+  params, apply = quiet_transformer(config, ViTShape(16, depth, 16, 1, (1, 1)), x)
   # Block i writes a 1 into channel i by its attention, and into channel 4 + i by its MLP. No other channel is written.
   params[ATTENTION + 'out/bias'][:, :4] = np.eye(4)
   params[MLP + 'Dense_1/bias'][:, 4:8] = np.eye(4)
@@ -296,8 +370,12 @@ def test_stochastic_depth_drops_whole_images_at_rates_that_grow_linearly_and_kee
   # Undo the last norm: the first block is never dropped, so that its channel is 1 above those that nobody writes.
   branches = (out[:, 0, :8] - out[:, 0, 15:]) / (out[:, 0, :1] - out[:, 0, 15:])
   keep = 1 - np.tile([0, 0.2, 0.4, 0.6], 2)
-  np.testing.assert_allclose(np.where(branches > 0.5, branches * keep, 1), 1, rtol=1e-4)  # Scaled up by 1 / keep,
+  np.testing.assert_allclose(
+    np.where(branches > 0.5, branches * keep, 1), 1, rtol=1e-4
+  )  # Scaled up by 1 / keep,
   np.testing.assert_allclose(np.where(branches > 0.5, 0, branches), 0, atol=1e-4)  # or zero,
-  assert np.all(np.abs((branches > 0.5).mean(axis=0) - keep) <= binomial(keep, count))  # each at its rate,
+  assert np.all(
+    np.abs((branches > 0.5).mean(axis=0) - keep) <= binomial(keep, count)
+  )  # each at its rate,
   correlation = np.corrcoef(branches[:, [1, 2, 3, 5, 6, 7]] > 0.5, rowvar=False) - np.eye(6)
   assert np.abs(correlation).max() < 5 / np.sqrt(count)  # and each for itself.

@@ -10,13 +10,15 @@ import scipy.stats
 from flax.traverse_util import flatten_dict
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.step import init_state
 
 uniform = lambda bound: scipy.stats.uniform(-bound, 2 * bound)
 xavier = lambda fan_in, fan_out: uniform(np.sqrt(6 / (fan_in + fan_out)))
 # LeCun's normal is cut at two standard deviations and widened to have the variance 1 / fan_in all the same.
-lecun = lambda fan_in: scipy.stats.truncnorm(-2, 2, scale=1 / np.sqrt(fan_in) / scipy.stats.truncnorm(-2, 2).std())
+lecun = lambda fan_in: scipy.stats.truncnorm(
+  -2, 2, scale=1 / np.sqrt(fan_in) / scipy.stats.truncnorm(-2, 2).std()
+)
 
 D, M, PATCH = 64, 96, 8 * 4 * 3
 INITIAL = {
@@ -39,10 +41,20 @@ INITIAL = {
 @pytest.fixture(scope='module', params=['token', 'map'])
 def initial(request):
   """A fresh model's parameters by path."""
-  fields = {'width': D, 'mlp': M, 'depth': 3, 'heads': 4, 'registers': 8, 'patch_norm': True, 'hidden_head': True}
-  model = vit(ModelConfig(variant='mu/8x4', pool=request.param, head_bias=-10.0, **fields), 5)
+  fields = {
+    'width': D,
+    'mlp': M,
+    'depth': 3,
+    'heads': 4,
+    'registers': 8,
+    'patch_norm': True,
+    'hidden_head': True,
+  }
+  model = build_vit(ModelConfig(variant='mu/8x4', pool=request.param, head_bias=-10.0, **fields), 5)
   init = lambda: init_state(3, model=model, tx=optax.identity(), size=(64, 64), ema=False)
-  state = jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})()  # Compiles in half the time.
+  state = jax.jit(
+    init, compiler_options={'xla_backend_optimization_level': 0}
+  )()  # Compiles in half the time.
   return flatten_dict(jax.device_get(state.params), sep='/')
 
 
@@ -59,7 +71,11 @@ def test_every_tensor_starts_from_the_papers_distribution(initial):
 
 def test_no_two_blocks_and_no_two_tensors_start_alike(initial):
   drawn = {path: array for path, array in initial.items() if array.std() > 0}
-  rows = [row.ravel() for path, array in drawn.items() for row in (array if '/encoderblock/' in path else [array])]
+  rows = [
+    row.ravel()
+    for path, array in drawn.items()
+    for row in (array if '/encoderblock/' in path else [array])
+  ]
   assert len(rows) == sum(3 if '/encoderblock/' in path else 1 for path in drawn)
   starts = [tuple(row[:8] / row.std()) for row in rows]
   assert len(set(starts)) == len(starts)

@@ -9,11 +9,11 @@ import pytest
 from vit_jax.config import Config, DataConfig
 from vit_jax.optim.losses import (
   LOSSES,
+  labels_to_targets,
+  make_training_loss,
   multi_hot,
   sigmoid_loss,
   softmax_loss,
-  targets_of,
-  training_loss,
 )
 
 LOGITS = 4 * np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -45,27 +45,35 @@ def test_labels_become_ones_and_padding_becomes_nothing():
 def test_softmax_loss_shares_the_probability_among_the_labels(smoothing):
   shares = TARGETS / np.maximum(TARGETS.sum(axis=1, keepdims=True), 1)
   expected = cross_entropy(LOGITS, (1 - smoothing) * shares + smoothing / 5)
-  np.testing.assert_allclose(softmax_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    softmax_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 1e-4, 0.1])
 def test_sigmoid_loss_is_summed_over_the_classes_and_smoothed_as_in_the_paper(smoothing):
   expected = binary_cross_entropy(LOGITS, np.where(TARGETS == 1, 1 - smoothing, smoothing))
-  np.testing.assert_allclose(sigmoid_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    sigmoid_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_mixed_targets_give_the_mixture_of_the_losses():
   first, second = np.eye(5)[[0, 1, 2, 3, 4, 0]], np.eye(5)[[1, 2, 0, 4, 3, 2]]
   for loss in LOSSES.values():
     mixed = loss(LOGITS, 0.7 * first + 0.3 * second)
-    np.testing.assert_allclose(mixed, 0.7 * loss(LOGITS, first) + 0.3 * loss(LOGITS, second), rtol=1e-5)
+    np.testing.assert_allclose(
+      mixed, 0.7 * loss(LOGITS, first) + 0.3 * loss(LOGITS, second), rtol=1e-5
+    )
 
 
 def test_a_fresh_sigmoid_head_with_many_classes_starts_near_the_entropy_of_its_labels():
   # 21,843 logits at the bias of -10: 10 for the label, and log(1 + e^-10) for each of the others.
   logits, targets = np.full((1, 21_843), -10, np.float32), np.zeros((1, 21_843), np.float32)
   targets[0, 7] = 1
-  assert sigmoid_loss(logits, targets)[0] == pytest.approx(10 + 21_843 * np.log1p(np.exp(-10)), rel=1e-5)
+  assert sigmoid_loss(logits, targets)[0] == pytest.approx(
+    10 + 21_843 * np.log1p(np.exp(-10)), rel=1e-5
+  )
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -76,17 +84,24 @@ def test_large_logits_give_finite_losses_and_gradients(name):
   assert np.isfinite(value)
   assert np.all(np.isfinite(grad))
   by_hand = {
-    'softmax': 0.92 * 1000 + 0.02 * (500 + 500 + 499),  # Each class's share of the target times its distance from 500.
-    'sigmoid': 0.9 * 500 + 0.9 * 500 + 2 * np.log(2) + 0.1 * np.log1p(np.exp(-1)) + 0.9 * np.log1p(np.exp(1)),
+    'softmax': 0.92 * 1000
+    + 0.02 * (500 + 500 + 499),  # Each class's share of the target times its distance from 500.
+    'sigmoid': 0.9 * 500
+    + 0.9 * 500
+    + 2 * np.log(2)
+    + 0.1 * np.log1p(np.exp(-1))
+    + 0.9 * np.log1p(np.exp(1)),
   }
   assert value == pytest.approx(by_hand[name], rel=1e-5)
 
 
 def test_soft_labels_are_the_targets_themselves():
   soft = jax.nn.softmax(jnp.asarray(LOGITS[::-1]))
-  assert targets_of(soft, 5) is soft
-  np.testing.assert_allclose(softmax_loss(LOGITS, soft), optax.softmax_cross_entropy(LOGITS, soft), rtol=1e-6)
-  np.testing.assert_array_equal(targets_of(LABELS, 5), TARGETS)
+  assert labels_to_targets(soft, 5) is soft
+  np.testing.assert_allclose(
+    softmax_loss(LOGITS, soft), optax.softmax_cross_entropy(LOGITS, soft), rtol=1e-6
+  )
+  np.testing.assert_array_equal(labels_to_targets(LABELS, 5), TARGETS)
 
 
 def test_the_mean_over_a_mixture_is_that_of_the_labelled_and_the_ratio_times_that_of_the_others():
@@ -95,4 +110,4 @@ def test_the_mean_over_a_mixture_is_that_of_the_labelled_and_the_ratio_times_tha
   soft = np.asarray(jax.nn.softmax(jnp.asarray(LOGITS[::-1])))
   each = optax.softmax_cross_entropy(LOGITS, soft)  # Smoothed before, if at all.
   expected = each[:2].mean() + 2 * each[2:].mean()
-  np.testing.assert_allclose(training_loss(config)(LOGITS, soft).mean(), expected, rtol=1e-6)
+  np.testing.assert_allclose(make_training_loss(config)(LOGITS, soft).mean(), expected, rtol=1e-6)

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from vit_jax.config import ModelConfig, OptimConfig
-from vit_jax.models.vit import vit
-from vit_jax.optim.optimizer import optimizer
-from vit_jax.optim.spike_guard import History, is_spike, watched
+from vit_jax.models.vit import build_vit
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.optim.spike_guard import SpikeHistory, guard_spikes, is_spike
 from vit_jax.step import init_state, train_step
 
 WINDOW, DEVIATIONS = 8, 3.0
@@ -21,8 +21,14 @@ def series(kind: str) -> np.ndarray:
   """The losses of 60 steps: a slow fall with noise, and something in it."""
   rng = np.random.default_rng(0)
   losses = 3 - np.arange(60) / 40 + 0.05 * rng.normal(size=60)
-  losses[{'a spike': [30], 'spikes in a row': [30, 31, 32], 'early': [2], 'often': range(20, 60, 5)}.get(kind, [])] += 10
-  losses[{'NaN': [3, 25, 26, 40], 'infinities': [12, 33]}.get(kind, [])] = np.nan if kind == 'NaN' else np.inf
+  losses[
+    {'a spike': [30], 'spikes in a row': [30, 31, 32], 'early': [2], 'often': range(20, 60, 5)}.get(
+      kind, []
+    )
+  ] += 10
+  losses[{'NaN': [3, 25, 26, 40], 'infinities': [12, 33]}.get(kind, [])] = (
+    np.nan if kind == 'NaN' else np.inf
+  )
   if kind == 'everything':
     losses[[5, 21, 36]], losses[[22, 37]], losses[[23, 45]] = np.nan, 50, np.inf
   return losses.astype(np.float32)
@@ -42,16 +48,33 @@ def taken(losses: np.ndarray) -> list[bool]:
 @pytest.fixture(scope='module')
 def update():
   """A step whose loss is what the label says of a table of 60, and a state to start from."""
-  model, tx = vit(ModelConfig(variant='mu/4', depth=1), 60), watched(optax.adam(1e-3), WINDOW)
+  model, tx = (
+    build_vit(ModelConfig(variant='mu/4', depth=1), 60),
+    guard_spikes(optax.adam(1e-3), WINDOW),
+  )
 
   def step(table, state, batch):
     loss = lambda logits, targets: table[targets.argmax(-1)] + 0 * logits.sum(-1)
-    return train_step(state, batch, model=model, tx=tx, loss=loss, lr=lambda step: 1e-3, seed=0, skip_spikes=DEVIATIONS)
+    return train_step(
+      state,
+      batch,
+      model=model,
+      tx=tx,
+      loss=loss,
+      lr=lambda step: 1e-3,
+      seed=0,
+      skip_spikes=DEVIATIONS,
+    )
 
-  return jax.jit(step), jax.jit(functools.partial(init_state, 0, model=model, tx=tx, size=(8, 8), ema=False))()
+  return jax.jit(step), jax.jit(
+    functools.partial(init_state, 0, model=model, tx=tx, size=(8, 8), ema=False)
+  )()
 
 
-@pytest.mark.parametrize('kind', ['nothing', 'a spike', 'spikes in a row', 'early', 'often', 'NaN', 'infinities', 'everything'])
+@pytest.mark.parametrize(
+  'kind',
+  ['nothing', 'a spike', 'spikes in a row', 'early', 'often', 'NaN', 'infinities', 'everything'],
+)
 def test_a_run_takes_the_steps_that_numpy_takes(update, kind):
   step, state = update
   images, found, table = np.zeros((1, 8, 8, 3), np.uint8), [], series(kind)
@@ -64,7 +87,10 @@ def test_a_run_takes_the_steps_that_numpy_takes(update, kind):
     same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), before.opt_state, state.opt_state)
     assert all(jax.tree.leaves(same)) is not found[-1]
   assert found == taken(table)
-  assert np.isfinite(state.opt_state.history.losses).all() and np.isfinite(state.opt_state.history.norms).all()
+  assert (
+    np.isfinite(state.opt_state.history.losses).all()
+    and np.isfinite(state.opt_state.history.norms).all()
+  )
   assert state.opt_state.history.taken == sum(found)
 
 
@@ -73,7 +99,10 @@ def test_an_optimizer_that_is_watched_updates_as_one_that_is_not():
   params = {'a': np.float32([1, -2, 3]), 'b': np.float32([[4, 5]])}
   told = {'step': 3, 'loss': jnp.float32(0.5), 'grad_norm': optax.tree.norm(params)}
   plain, watchful = (
-    optimizer(OptimConfig(clip=1.0, skip_spikes=skip), lambda step: 0.1 * step, params) for skip in (0.0, DEVIATIONS)
+    make_optimizer(
+      OptimConfig(grad_clip_norm=1.0, skip_spikes=skip), lambda step: 0.1 * step, params
+    )
+    for skip in (0.0, DEVIATIONS)
   )
   expected, _ = plain.update(params, plain.init(params), params, **told)
   found, state = watchful.update(params, watchful.init(params), params, **told)
@@ -82,11 +111,13 @@ def test_an_optimizer_that_is_watched_updates_as_one_that_is_not():
 
 
 def test_a_norm_out_of_line_is_a_spike_too():
-  history = History(jnp.arange(8.0), jnp.arange(8.0), jnp.int32(8))  # Mean 3.5, deviation 2.29.
+  history = SpikeHistory(
+    jnp.arange(8.0), jnp.arange(8.0), jnp.int32(8)
+  )  # Mean 3.5, deviation 2.29.
   spike = lambda loss, norm: bool(is_spike(history, jnp.float32(loss), jnp.float32(norm), 2.0))
   assert [spike(8.0, 8.0), spike(8.1, 0.0), spike(0.0, 8.1)] == [False, True, True]
 
 
 def test_nothing_is_a_spike_before_the_window_has_been_filled():
-  history = History(jnp.zeros(8), jnp.zeros(8), jnp.int32(7))
+  history = SpikeHistory(jnp.zeros(8), jnp.zeros(8), jnp.int32(7))
   assert not is_spike(history, jnp.float32(1e9), jnp.float32(1e9), 2.0)

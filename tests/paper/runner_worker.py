@@ -6,10 +6,31 @@ from pathlib import Path
 from vit_jax.paper.runner import execute, write_records
 from vit_jax.paper.runs import Run
 
-TINY = {'model.width': 16, 'model.depth': 1, 'model.mlp': 16, 'model.heads': 1, 'data.batch': 32, 'data.eval_batch': 200}
-SHORT = {'steps': 24, 'data.train': 'builtin:digits', 'data.split': 'train[:400]', 'data.eval_split': 'test[:200]', 'evals': ()}
-FIRST = Run(row='first', column='digits', config='configs/mini.py:ViT-M,digits', settings=TINY | SHORT)
-SECOND = Run(row='second', column='digits', config=FIRST.config, settings=TINY | SHORT | {'optim.lr': 1e-4}, init=FIRST)
+TINY = {
+  'model.width': 16,
+  'model.depth': 1,
+  'model.mlp': 16,
+  'model.heads': 1,
+  'data.batch': 32,
+  'data.eval_batch': 200,
+}
+SHORT = {
+  'steps': 24,
+  'data.train': 'builtin:digits',
+  'data.split': 'train[:400]',
+  'data.eval_split': 'test[:200]',
+  'probes': (),
+}
+FIRST = Run(
+  row='first', column='digits', config='configs/mini.py:ViT-M,digits', settings=TINY | SHORT
+)
+SECOND = Run(
+  row='second',
+  column='digits',
+  config=FIRST.config,
+  settings=TINY | SHORT | {'optim.lr': 1e-4},
+  init=FIRST,
+)
 
 if __name__ == '__main__':
   write_records(execute([FIRST, SECOND], Path(sys.argv[1])), Path(sys.argv[2]))

@@ -20,9 +20,13 @@ def random_attention(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize('first', [0, 1], ids=['no class token', 'class token'])
 def test_uniform_attention_over_14_by_14_patches_of_16_pixels_is_at_116_5(first):
   n = 196 + first
-  found = attention_distance(np.full((2, 3, 4, n, n), 1 / n, np.float32), (14, 14), (16, 16), first=first)
+  found = attention_distance(
+    np.full((2, 3, 4, n, n), 1 / n, np.float32), (14, 14), (16, 16), first=first
+  )
   np.testing.assert_allclose(found, 116.5, atol=0.05)
-  assert distances((14, 14), (16, 16)).sum() / (196 * 195) == pytest.approx(117.1, abs=0.05)  # Without a patch to itself.
+  assert distances((14, 14), (16, 16)).sum() / (196 * 195) == pytest.approx(
+    117.1, abs=0.05
+  )  # Without a patch to itself.
 
 
 @pytest.mark.parametrize(('first', 'registers'), [(0, 0), (1, 0), (1, 2)])

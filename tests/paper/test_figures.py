@@ -23,12 +23,16 @@ def photos(tmp_path_factory) -> Files:
 
 
 def made(path, variant='mu/8', **fields):
-  google_file(path / 'model.npz', ModelConfig(variant=variant, depth=3, **fields), classes=3, size=(32, 32))
+  google_file(
+    path / 'model.npz', ModelConfig(variant=variant, depth=3, **fields), classes=3, size=(32, 32)
+  )
   return vit_jax.load(str(path / 'model.npz'))
 
 
 @pytest.mark.parametrize('fields', [{}, {'pool': 'gap'}], ids=['class token', 'mean'])
-def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(tmp_path, photos, monkeypatch, fields):
+def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(
+  tmp_path, photos, monkeypatch, fields
+):
   model = made(tmp_path, **fields)
   images = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
   attention, first = np.asarray(model.attention(images)), int(not fields)
@@ -36,9 +40,13 @@ def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(tmp_path, p
   seen = figures.see(model, photos)
   np.testing.assert_array_equal(seen.images, images)
   np.testing.assert_allclose(
-    seen.pixels, distance.attention_distance(attention, (4, 4), (8, 8), first=first).mean(axis=0), rtol=1e-5
+    seen.pixels,
+    distance.attention_distance(attention, (4, 4), (8, 8), first=first).mean(axis=0),
+    rtol=1e-5,
   )
-  np.testing.assert_allclose(seen.masks, rollout.mask(rollout.rollout(attention), (4, 4), token=not fields), rtol=1e-5)
+  np.testing.assert_allclose(
+    seen.masks, rollout.mask(rollout.rollout(attention), (4, 4), token=not fields), rtol=1e-5
+  )
   assert seen.uniform == pytest.approx(distance.distances((4, 4), (8, 8)).mean())
 
 
@@ -59,17 +67,26 @@ def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
   for path in written[::2]:
     assert np.ptp(np.asarray(Image.open(path).convert('L'))) > 100
   rows = list(csv.DictReader((tmp_path / 'out' / 'distance.csv').read_text().splitlines()))
-  assert [float(row['mean_attention_distance_px']) for row in rows] == pytest.approx(seen.pixels.ravel(), abs=0.006)
-  np.testing.assert_allclose(np.load(tmp_path / 'out' / 'positions.npz')['cosines'], seen.cosines, atol=1e-6)
+  assert [float(row['mean_attention_distance_px']) for row in rows] == pytest.approx(
+    seen.pixels.ravel(), abs=0.006
+  )
+  np.testing.assert_allclose(
+    np.load(tmp_path / 'out' / 'positions.npz')['cosines'], seen.cosines, atol=1e-6
+  )
 
 
 def test_without_images_there_is_nothing_of_attention(tmp_path):
   seen = figures.see(made(tmp_path))
   assert (seen.pixels, seen.masks) == (None, None)
-  assert [path.name for path in figures.save(seen, tmp_path, title='', blur=8)][::2] == ['filters.png', 'positions.png']
+  assert [path.name for path in figures.save(seen, tmp_path, title='', blur=8)][::2] == [
+    'filters.png',
+    'positions.png',
+  ]
 
 
-def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_strides(tmp_path, photos):
+def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_strides(
+  tmp_path, photos
+):
   model = made(tmp_path, 'R1.1+mu/8', stem_width=32)
   seen = figures.see(model, photos)
   assert seen.components is None
@@ -86,9 +103,13 @@ def test_an_untrained_model_attends_everywhere_alike_and_its_positions_are_unlik
 def test_the_papers_numbers_stand_beside():
   columns = figures.papers()
   assert columns['ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(8.0, abs=0.05)
-  assert columns['R50x1+ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(36.5, abs=0.05)
+  assert columns['R50x1+ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(
+    36.5, abs=0.05
+  )
   assert columns['ViT-L/16']['distance: last layer, mean'] * 116.5 == pytest.approx(116.0, abs=0.1)
-  assert columns['fig7_center_vit_l32']['positions: cosine, neighbours'] == pytest.approx(0.665, abs=1e-3)
+  assert columns['fig7_center_vit_l32']['positions: cosine, neighbours'] == pytest.approx(
+    0.665, abs=1e-3
+  )
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):

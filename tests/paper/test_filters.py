@@ -7,7 +7,9 @@ from sklearn.decomposition import PCA
 from vit_jax.paper.filters import components, low_frequencies, tiles
 
 
-@pytest.mark.parametrize(('patch', 'd'), [((4, 4), 96), ((6, 3), 40), ((2, 2), 9)], ids=['square', 'oblong', 'few'])
+@pytest.mark.parametrize(
+  ('patch', 'd'), [((4, 4), 96), ((6, 3), 40), ((2, 2), 9)], ids=['square', 'oblong', 'few']
+)
 def test_components_and_variances_are_scikit_learns_up_to_sign(patch, d):
   rng = np.random.default_rng(0)
   kernel = (rng.normal(size=(*patch, 3, d)) + rng.normal(size=d)).astype(np.float32)

@@ -31,7 +31,16 @@ def made_up(name: str, value) -> list[dict]:
         'digest': digest(run),
       }
       number = value(run.row, run.column, seed) * step / 200
-      records.append({'row': run.row, 'column': run.column, 'metric': metric, 'steps': step, 'value': f'{number:.5f}'} | facts)
+      records.append(
+        {
+          'row': run.row,
+          'column': run.column,
+          'metric': metric,
+          'steps': step,
+          'value': f'{number:.5f}',
+        }
+        | facts
+      )
   return records
 
 
@@ -41,7 +50,9 @@ def test_every_experiment_has_a_section_a_plot_and_findings():
 
 def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
   for name in EXPERIMENTS:
-    write_records(made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv')
+    write_records(
+      made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv'
+    )
   (tmp_path / 'fewshot_flowers.md').write_text('# What it knows\n')
   text = write_page(tmp_path, EFFORT).read_text()
   assert '- [What it knows](fewshot_flowers.md)' in text
@@ -66,9 +77,20 @@ def test_a_page_of_a_part_says_what_was_not_run(tmp_path):
 
 def test_a_finding_is_told_from_its_numbers():
   share = {'1/8': 1, '1/4': 2, '1/2': 3, '1': 4}
-  grows = {'R-M': lambda n: 0.7 + 0.01 * n, 'ViT-M': lambda n: 0.5 + 0.05 * n, 'ViT-L': lambda n: 0.4 + 0.09 * n}
-  records = made_up('data_size', lambda row, column, seed: grows[row](share[column]) + 0.001 * math.sin(7 * seed))
-  assert [verdict for _, verdict, _ in FINDINGS['data_size'](records)] == ['yes', 'yes', 'yes', 'yes']
+  grows = {
+    'R-M': lambda n: 0.7 + 0.01 * n,
+    'ViT-M': lambda n: 0.5 + 0.05 * n,
+    'ViT-L': lambda n: 0.4 + 0.09 * n,
+  }
+  records = made_up(
+    'data_size', lambda row, column, seed: grows[row](share[column]) + 0.001 * math.sin(7 * seed)
+  )
+  assert [verdict for _, verdict, _ in FINDINGS['data_size'](records)] == [
+    'yes',
+    'yes',
+    'yes',
+    'yes',
+  ]
   assert '16.0' in FINDINGS['data_size'](records)[0][2]  # Points by which 0.71 is ahead of 0.55.
   flat = made_up('positions', lambda row, column, seed: 0.6 + 0.05 * (row != 'none') + 0.001 * seed)
   assert [verdict for _, verdict, _ in FINDINGS['positions'](flat)] == ['yes', 'yes']
@@ -101,6 +123,12 @@ def test_cells_are_means_over_seeds_at_the_last_step():
     'value': value,
   }
   assert ours([record(0, 0.5), record(1, 0.6)]) == {('a', 'b'): '55.0 ± 7.1'}
-  assert ours([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {('a', '50 %'): '10.0', ('a', '100 %'): '20.0'}
+  assert ours([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {
+    ('a', '50 %'): '10.0',
+    ('a', '100 %'): '20.0',
+  }
   assert spread([84.16]) == '84.2'
-  assert markdown({('a', 'x'): '1', ('b', 'y'): '2'}) == '|  | x | y |\n| --- | ---: | ---: |\n| a | 1 |  |\n| b |  | 2 |'
+  assert (
+    markdown({('a', 'x'): '1', ('b', 'y'): '2'})
+    == '|  | x | y |\n| --- | ---: | ---: |\n| a | 1 |  |\n| b |  | 2 |'
+  )

@@ -40,7 +40,9 @@ def test_cosines_and_means_are_those_of_plain_loops():
         groups['same row' if r == s else 'same column' if c == d else 'neither'].append(cosine)
       if abs(r - s) + abs(c - d) == 1:
         groups['neighbours'].append(cosine)
-  assert means(cosines, (h, w)) == {name: pytest.approx(np.mean(values)) for name, values in groups.items()}
+  assert means(cosines, (h, w)) == {
+    name: pytest.approx(np.mean(values)) for name, values in groups.items()
+  }
 
 
 def test_each_patch_has_its_map_at_its_place():

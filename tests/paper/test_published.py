@@ -29,7 +29,10 @@ def test_table_6_averages_to_table_7():
 
 def test_figure_3_is_table_5():
   cells = {
-    (row['Pre-train'], model): row[model] for row in published('table5') if row['Transfer to'] == 'ImageNet' for model in row
+    (row['Pre-train'], model): row[model]
+    for row in published('table5')
+    if row['Transfer to'] == 'ImageNet'
+    for model in row
   }
   for row in published('fig3'):
     if row['series'].startswith('ViT'):

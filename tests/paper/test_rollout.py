@@ -15,11 +15,16 @@ def test_the_rollout_is_that_of_plain_loops():
     carried = [[float(i == j) for j in range(t)] for i in range(t)]
     for layer in range(layers):
       a = [
-        [sum(float(attention[image, layer, h, i, j]) for h in range(heads)) / heads + (i == j) for j in range(t)]
+        [
+          sum(float(attention[image, layer, h, i, j]) for h in range(heads)) / heads + (i == j)
+          for j in range(t)
+        ]
         for i in range(t)
       ]
       a = [[value / sum(row) for value in row] for row in a]
-      carried = [[sum(a[i][k] * carried[k][j] for k in range(t)) for j in range(t)] for i in range(t)]
+      carried = [
+        [sum(a[i][k] * carried[k][j] for k in range(t)) for j in range(t)] for i in range(t)
+      ]
     np.testing.assert_allclose(found[image], carried, rtol=1e-9)
   np.testing.assert_allclose(found.sum(axis=-1), 1)
 
@@ -31,7 +36,9 @@ def test_without_attention_to_others_every_token_keeps_itself():
 def test_the_mask_is_the_class_tokens_row_or_the_mean_of_all():
   rolled = np.arange(2 * 49, dtype=float).reshape(2, 7, 7)
   np.testing.assert_array_equal(mask(rolled, (2, 3), token=True)[1], [[50, 51, 52], [53, 54, 55]])
-  np.testing.assert_array_equal(mask(rolled[:, :6, :6], (2, 3), token=False)[0].ravel(), rolled[0, :6, :6].mean(axis=0))
+  np.testing.assert_array_equal(
+    mask(rolled[:, :6, :6], (2, 3), token=False)[0].ravel(), rolled[0, :6, :6].mean(axis=0)
+  )
 
 
 def test_an_image_is_dark_where_the_mask_is_low_and_as_it_was_where_it_is_high():

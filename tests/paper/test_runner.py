@@ -44,7 +44,9 @@ def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     process = start(place, out)
     said = process.communicate()[1]
     assert process.returncode == 0, said
-  numbers = lambda path: [{name: row[name] for name in COLUMNS if name != 'hours'} for row in read_records(path)]
+  numbers = lambda path: [
+    {name: row[name] for name in COLUMNS if name != 'hours'} for row in read_records(path)
+  ]
   assert numbers(killed) == numbers(whole)
 
 
@@ -57,9 +59,17 @@ def records(tmp_path_factory):
 
 def test_a_number_says_what_it_was_made_with(records):
   _, (first, second) = records
-  assert (first['row'], first['metric'], first['steps'], first['seed']) == ('first', 'accuracy', 24, 0)
+  assert (first['row'], first['metric'], first['steps'], first['seed']) == (
+    'first',
+    'accuracy',
+    24,
+    0,
+  )
   assert first['digest'] == digest(FIRST) != second['digest']
-  assert 'configs/mini.py:ViT-M,digits model.width=16' in first['config'] and 'optim.lr=0.0001' in second['config']
+  assert (
+    'configs/mini.py:ViT-M,digits model.width=16' in first['config']
+    and 'optim.lr=0.0001' in second['config']
+  )
   assert 'cpu' in first['device'] and float(first['hours']) > 0
   assert 0 <= float(second['value']) <= 1
 
@@ -79,7 +89,10 @@ def test_a_measure_that_was_not_taken_is_an_error_that_names_those_that_were(rec
 
 def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
   run = dataclasses.replace(
-    FIRST, settings=FIRST.settings | {'data.split': 'train', 'steps': 8}, rates=(1e-5, 1e-2), held_out='80%'
+    FIRST,
+    settings=FIRST.settings | {'data.split': 'train', 'steps': 8},
+    rates=(1e-5, 1e-2),
+    held_out='80%',
   )
   chosen = best(run, tmp_path)
   tried = [final(result_of(each, tmp_path), 'accuracy') for each in sweep(run)]
@@ -90,13 +103,23 @@ def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
 def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
   settings = {'seed': 1, 'data.split': 'train'}
   run = dataclasses.replace(
-    FIRST, settings=settings, rates=(1e-5, 1e-2), held_out='80%', otherwise='configs/bit_finetune.py:R50x1,cifar10'
+    FIRST,
+    settings=settings,
+    rates=(1e-5, 1e-2),
+    held_out='80%',
+    otherwise='configs/bit_finetune.py:R50x1,cifar10',
   )
   *rates, rule = ways(run)
-  assert [(way.config, way.settings) for way in rates] == [(FIRST.config, settings | {'optim.lr': rate}) for rate in run.rates]
+  assert [(way.config, way.settings) for way in rates] == [
+    (FIRST.config, settings | {'optim.lr': rate}) for rate in run.rates
+  ]
   assert (rule.config, rule.settings, rule.built().optim.lr) == (run.otherwise, settings, 0.003)
   held_out = sweep(run)[-1].built().data
-  assert (held_out.train, held_out.split, held_out.eval_split) == ('tfds:cifar10', 'train[:80%]', 'train[80%:]')
+  assert (held_out.train, held_out.split, held_out.eval_split) == (
+    'tfds:cifar10',
+    'train[:80%]',
+    'train[80%:]',
+  )
 
 
 def result_of(run, root: Path) -> dict:
@@ -106,27 +129,41 @@ def result_of(run, root: Path) -> dict:
 
 
 def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
-  run = dataclasses.replace(FIRST, settings=FIRST.settings | {'data.split': 'train+test'}, rates=(0.1, 0.2), held_out='90%')
+  run = dataclasses.replace(
+    FIRST, settings=FIRST.settings | {'data.split': 'train+test'}, rates=(0.1, 0.2), held_out='90%'
+  )
   for each, rate in zip(sweep(run), run.rates, strict=True):
     data = each.built().data
-    assert (data.split, data.eval_split, data.eval) == ('train[:90%]+test[:90%]', 'train[90%:]+test[90%:]', 'builtin:digits')
+    assert (data.split, data.eval_split, data.eval) == (
+      'train[:90%]+test[:90%]',
+      'train[90%:]+test[90%:]',
+      'builtin:digits',
+    )
     assert each.built().optim.lr == rate
   with pytest.raises(UserError, match='cut already'):
     sweep(dataclasses.replace(FIRST, rates=(0.1,), held_out='90%'))
 
 
 def test_the_digest_is_of_what_a_number_depends_on():
-  changed = lambda **settings: digest(dataclasses.replace(FIRST, settings=FIRST.settings | settings))
+  changed = lambda **settings: digest(
+    dataclasses.replace(FIRST, settings=FIRST.settings | settings)
+  )
   assert changed(log_every='7') == changed(save_every='1') == digest(FIRST)
   assert len({digest(FIRST), changed(seed=1), changed(eval_every='4'), digest(SECOND)}) == 4
-  other = dataclasses.replace(SECOND, init=dataclasses.replace(FIRST, settings=FIRST.settings | {'seed': 1}))
+  other = dataclasses.replace(
+    SECOND, init=dataclasses.replace(FIRST, settings=FIRST.settings | {'seed': 1})
+  )
   assert digest(other) != digest(SECOND)  # It starts from something else.
 
 
 def test_the_command_of_a_run_starts_from_the_directory_of_the_one_before():
   line = command(SECOND, Path('runs/tables'))
-  assert line.startswith('python run_finetune.py --config=configs/mini.py:ViT-M,digits --config.model.width=16')
-  assert f'--config.init=runs/tables/{digest(FIRST)}' in line and line.endswith(f'--workdir=runs/tables/{digest(SECOND)}')
+  assert line.startswith(
+    'python run_finetune.py --config=configs/mini.py:ViT-M,digits --config.model.width=16'
+  )
+  assert f'--config.init=runs/tables/{digest(FIRST)}' in line and line.endswith(
+    f'--workdir=runs/tables/{digest(SECOND)}'
+  )
   assert "'--config.data.split=train[:400]'" in line
 
 
@@ -134,6 +171,9 @@ def test_values_are_found_by_the_end_of_their_names():
   result = {
     'digest': '',
     'config': '',
-    'records': [{'step': 1, 'test_accuracy': 0.1, 'test_accuracy_top5': 0.2}, {'step': 2, 'fewshot/digits_5shot': 0.3}],
+    'records': [
+      {'step': 1, 'test_accuracy': 0.1, 'test_accuracy_top5': 0.2},
+      {'step': 2, 'fewshot/digits_5shot': 0.3},
+    ],
   }
   assert values(result, 'accuracy') == [(1, 0.1)] and values(result, 'digits_5shot') == [(2, 0.3)]

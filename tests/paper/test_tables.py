@@ -9,17 +9,19 @@ import pytest
 
 from tests.test_configs import assert_a_step_traces
 from vit_jax.__main__ import parser
-from vit_jax.cli.jobs import read_config
+from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.config import Config, total_steps, validate
-from vit_jax.data.known import KNOWN
+from vit_jax.data.known import DATASET_SIZES
 from vit_jax.errors import UserError
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.paper.full import rests_on_jft, standin
 from vit_jax.paper.published import number
 from vit_jax.paper.runs import digest
 from vit_jax.paper.tables import ITEMS, cost, dry_run, every, item, listing, paper_cells
 
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # Of the flag parser.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)  # Of the flag parser.
 WITH_RUNS = [name for name, each in ITEMS.items() if each.runs]
 QUICK = ('8', 'fig9', 'fig10')  # Whose steps trace in a second or two each.
 
@@ -29,18 +31,24 @@ def commands(name: str) -> list[list[str]]:
   found = {}
   for line in dry_run(name, root=Path('runs/tables'), standin=False):
     if line.startswith('python'):
-      found.setdefault(re.sub(r'(optim.lr|seed|init|workdir)=\S+|--init \S+', '', line), shlex.split(line))
+      found.setdefault(
+        re.sub(r'(optim.lr|seed|init|workdir)=\S+|--init \S+', '', line), shlex.split(line)
+      )
   return [*found.values()]
 
 
 def configs(name: str) -> list[Config]:
   """Those that are printed, read as the command line reads them."""
-  return [read_config(words[2:-1]) for words in commands(name) if words[1].startswith('run_')]
+  return [
+    parse_config_flags(words[2:-1]) for words in commands(name) if words[1].startswith('run_')
+  ]
 
 
 def test_every_table_and_figure_of_the_paper_is_listed():
   listed = {row[0] for row in listing()[1:]}
-  assert listed == {f'Table {i}' for i in range(2, 10)} | {f'Figure {i}' for i in range(2, 15)} | {'§4.6'}
+  assert listed == {f'Table {i}' for i in range(2, 10)} | {f'Figure {i}' for i in range(2, 15)} | {
+    '§4.6'
+  }
 
 
 @pytest.mark.parametrize('row', listing()[1:], ids=lambda row: row[0])
@@ -58,26 +66,31 @@ def test_printed_commands_are_valid_and_their_configs_build(name):
       parser().parse_args(words[3:])
   for config in configs(name):
     config = validate(config)
-    examples, classes, _ = KNOWN[config.data.train]
+    examples, classes, _ = DATASET_SIZES[config.data.train]
     assert total_steps(config, examples) > 0
-    build(config.model, classes).shape.grid(config.data.size)
+    build_model(config.model, classes).shape.grid(config.data.size)
 
 
 def different(name: str) -> list[Config]:
   """Of those that are printed, one of each kind of program; in loops, which trace quickly and are of the same parameters."""
   found = {}
   for config in configs(name):
-    model = dataclasses.replace(config.model, unroll=1 if config.model.unroll == 0 else config.model.unroll)
+    model = dataclasses.replace(
+      config.model, unroll=1 if config.model.unroll == 0 else config.model.unroll
+    )
     key = (repr(model), config.data.size, config.optim.name, config.loss, config.optim.ema > 0)
     found.setdefault(key, dataclasses.replace(config, model=model))
   return [*found.values()]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WITH_RUNS])
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WITH_RUNS],
+)
 def test_a_step_of_every_printed_config_traces(name):
   for config in different(name):
-    examples, classes, _ = KNOWN[config.data.train]
+    examples, classes, _ = DATASET_SIZES[config.data.train]
     assert_a_step_traces(validate(config), classes=classes, steps=total_steps(config, examples))
 
 
@@ -96,7 +109,9 @@ def test_runs_that_share_what_they_start_from_name_it_once():
 
 
 def test_the_cost_of_pre_training_is_table_6s():
-  start = next(run for run in every(ITEMS['6'].runs()) if run.config == 'configs/pretrain.py:B/16,jft,7')
+  start = next(
+    run for run in every(ITEMS['6'].runs()) if run.config == 'configs/pretrain.py:B/16,jft,7'
+  )
   assert cost(start) == pytest.approx(224, rel=0.01)
 
 
@@ -117,11 +132,16 @@ def test_a_dry_run_has_the_papers_numbers_beside_its_own():
 
 def test_hours_are_what_exaflops_leave_of_the_peak():
   lines = [*dry_run('fig10', root=Path('runs'), standin=False, chip='v5p', mfu=0.5)]
-  exa, hours = (float(re.search(rf'([\d,]+) {what}', lines[-1])[1].replace(',', '')) for what in ('exaFLOPs', 'chip-hours'))
+  exa, hours = (
+    float(re.search(rf'([\d,]+) {what}', lines[-1])[1].replace(',', ''))
+    for what in ('exaFLOPs', 'chip-hours')
+  )
   assert hours == pytest.approx(exa * 1e18 / 0.5 / 459e12 / 3600, rel=1e-3)
 
 
-@pytest.mark.parametrize('name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision'])
+@pytest.mark.parametrize(
+  'name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision']
+)
 def test_where_a_run_puts_its_number_the_paper_has_one(name):
   theirs = paper_cells(name)
   places = {(run.row, run.column) for run in ITEMS[name].runs()}

@@ -49,9 +49,9 @@ def run(model, images: np.ndarray, **statistics) -> np.ndarray:
 
 def timm_model(timm, config: ModelConfig, classes: int, size: tuple[int, int], **kwargs):
   """timm's Vision Transformer of the same shape, with the tanh form of GELU, in which the released files were trained."""
-  from vit_jax.models.vit import vit
+  from vit_jax.models.vit import build_vit
 
-  s = vit(config, classes).shape
+  s = build_vit(config, classes).shape
   return timm.create_model(
     'vit_base_patch16_224',
     **{
@@ -89,8 +89,12 @@ def with_hidden_head(tmp_path: Path, images: np.ndarray, timm):
 def optimizer_state(tmp_path: Path, images: np.ndarray, timm):
   """SAM's S/16 is such a file."""
   config = ModelConfig(variant='B/16', **TINY)
-  arrays = {f'opt/target/{name}': array for name, array in to_google(draw(config, 10, SIZE)).items()}
-  moments = {name.replace('target', 'state/param_states'): array * 2 for name, array in arrays.items()}
+  arrays = {
+    f'opt/target/{name}': array for name, array in to_google(draw(config, 10, SIZE)).items()
+  }
+  moments = {
+    name.replace('target', 'state/param_states'): array * 2 for name, array in arrays.items()
+  }
   np.savez(tmp_path / 'file.npz', **arrays, **moments, **{'opt/state/step': np.array(7)})
   theirs = timm_model(timm, config, 10, SIZE)
   theirs.load_pretrained(str(tmp_path / 'file.npz'))
@@ -101,7 +105,9 @@ def gsam(tmp_path: Path, images: np.ndarray, timm):
   """Pooled by the mean, without a class token. timm reads such models under big_vision's names."""
   config = ModelConfig(variant='B/16', **TINY, pool='gap')
   flat = google_file(tmp_path / 'file.npz', config, classes=10, size=SIZE)
-  np.savez(tmp_path / 'plain.npz', **big_vision_arrays(flat, pool='gap', scanned=False, prefix='params/'))
+  np.savez(
+    tmp_path / 'plain.npz', **big_vision_arrays(flat, pool='gap', scanned=False, prefix='params/')
+  )
   theirs = timm_model(timm, config, 10, SIZE, **POOLS['gap'])
   theirs.load_pretrained(str(tmp_path / 'plain.npz'))
   return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
@@ -126,9 +132,14 @@ def big_vision(*, pool: str, scanned: bool, prefix: str = 'params/', half: bool 
     config, classes = ModelConfig(variant='B/16', **TINY, pool=pool), 0 if pool == 'map' else 10
     flat = draw(config, classes, SIZE)
     if half:
-      flat = {name: array.astype(ml_dtypes.bfloat16).astype(np.float32) for name, array in flat.items()}
+      flat = {
+        name: array.astype(ml_dtypes.bfloat16).astype(np.float32) for name, array in flat.items()
+      }
     arrays = big_vision_arrays(flat, pool=pool, scanned=scanned, prefix=prefix)
-    stored = {name: array.astype(ml_dtypes.bfloat16).view('V2') if half else array for name, array in arrays.items()}
+    stored = {
+      name: array.astype(ml_dtypes.bfloat16).view('V2') if half else array
+      for name, array in arrays.items()
+    }
     np.savez(tmp_path / 'file.npz', **stored, **{'chrono/step': np.array(3)})
     np.savez(tmp_path / 'plain.npz', **arrays)
     theirs = timm_model(timm, config, classes, SIZE, **POOLS[pool])
@@ -139,7 +150,9 @@ def big_vision(*, pool: str, scanned: bool, prefix: str = 'params/', half: bool 
   return compare
 
 
-def big_vision_arrays(flat: dict, *, pool: str, scanned: bool, prefix: str) -> dict[str, np.ndarray]:
+def big_vision_arrays(
+  flat: dict, *, pool: str, scanned: bool, prefix: str
+) -> dict[str, np.ndarray]:
   """Our tree under big_vision's names."""
   arrays = dict(flat if scanned else to_google(flat))
   table = arrays.pop('Transformer/posembed_input/pos_embedding')
@@ -191,7 +204,9 @@ def standardise(model):
 
   def forward(self, x):
     x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-    return torch.nn.functional.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+    return torch.nn.functional.conv2d(
+      x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+    )
 
   for module in model.patch_embed.backbone.modules():
     if hasattr(module, 'scale_by'):
@@ -206,7 +221,9 @@ def redrawn(model, seed: int = 0):
   with torch.no_grad():
     for name, tensor in model.named_parameters():
       noise = torch.randn(tensor.shape, generator=generator)
-      is_scale = name.endswith(('norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight', 'gamma', 'lambda1'))
+      is_scale = name.endswith(
+        ('norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight', 'gamma', 'lambda1')
+      )
       is_scale |= 'layernorm' in name and name.endswith('weight')
       if is_scale:
         tensor.copy_(1 + 0.1 * noise)
@@ -225,12 +242,25 @@ def timm_file(name: str, *, headless: bool = False, **kwargs):
 
     from safetensors.torch import save_file
 
-    small = {'img_size': SIZE, 'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3} | kwargs
+    small = {
+      'img_size': SIZE,
+      'patch_size': 16,
+      'embed_dim': 48,
+      'depth': 3,
+      'num_heads': 3,
+    } | kwargs
     theirs = redrawn(timm.create_model(name, num_classes=0 if headless else 10, **small))
     save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
     arguments = {key: value for key, value in small.items() if key in ('num_heads', 'act_layer')}
-    seen = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'input_size': (3, *SIZE), 'crop_pct': 0.9}
-    (tmp_path / 'config.json').write_text(json.dumps({'architecture': name, 'model_args': arguments, 'pretrained_cfg': seen}))
+    seen = {
+      'mean': (0.485, 0.456, 0.406),
+      'std': (0.229, 0.224, 0.225),
+      'input_size': (3, *SIZE),
+      'crop_pct': 0.9,
+    }
+    (tmp_path / 'config.json').write_text(
+      json.dumps({'architecture': name, 'model_args': arguments, 'pretrained_cfg': seen})
+    )
     ours = vit_jax.load(str(tmp_path))
     assert ours.preprocessing['crop'] == 'center'
     expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
@@ -246,7 +276,13 @@ def huggingface(kind: str, **fields):
     import torch
 
     config, model = (getattr(transformers, name) for name in HUGGINGFACE[kind])
-    sizes = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 3, 'image_size': SIZE[0], 'patch_size': 16}
+    sizes = {
+      'hidden_size': 48,
+      'num_hidden_layers': 3,
+      'num_attention_heads': 3,
+      'image_size': SIZE[0],
+      'patch_size': 16,
+    }
     sizes |= {'num_labels': 10} if 'Classification' in kind else {}
     theirs = redrawn(model(config(**sizes | fields)))
     theirs.save_pretrained(tmp_path)
@@ -272,23 +308,25 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
   """A run of ours, and the same parameters written out for timm."""
   import jax
 
-  from vit_jax.checkpoint.manager import Checkpoints
-  from vit_jax.checkpoint.run_directory import describe
+  from vit_jax.checkpoint.manager import CheckpointManager
+  from vit_jax.checkpoint.run_directory import write_run_description
   from vit_jax.config import Config, DataConfig
-  from vit_jax.models.vit import vit
-  from vit_jax.optim.optimizer import optimizer, schedule
+  from vit_jax.models.vit import build_vit
+  from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
   from vit_jax.step import abstract_params, init_state
 
   model_config = ModelConfig(variant='B/16', **TINY, gelu='erf')
   config = Config(data=DataConfig(size=SIZE), model=model_config, steps=1)
-  model = vit(model_config, 10)
-  tx = optimizer(config.optim, schedule(config.optim, steps=1, epoch=1), abstract_params(model, SIZE))
+  model = build_vit(model_config, 10)
+  tx = make_optimizer(
+    config.optim, make_lr_schedule(config.optim, steps=1, epoch=1), abstract_params(model, SIZE)
+  )
   state = init_state(0, model=model, tx=tx, size=SIZE, ema=False)
   import flax.traverse_util
 
   params = flax.traverse_util.unflatten_dict(draw(model_config, 10, SIZE), sep='/')
-  describe(tmp_path / 'run', config, tuple('abcdefghij'))
-  checkpoints = Checkpoints(tmp_path / 'run')
+  write_run_description(tmp_path / 'run', config, tuple('abcdefghij'))
+  checkpoints = CheckpointManager(tmp_path / 'run')
   checkpoints.save(state.replace(params=jax.tree.map(jax.numpy.asarray, params)), 1)
   checkpoints.close()
   np.savez(tmp_path / 'file.npz', **to_google(draw(model_config, 10, SIZE)))
@@ -299,34 +337,122 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
 
 NPZ, SAFE, HUB = 'Google `.npz`', '`.safetensors`', 'Hugging Face directory'
 FAMILIES = [
-  Family('ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64', with_hidden_head),
-  Family('ViT, 2020: fine-tuned; augreg; SAM: Ti/16', NPZ, 'timm', google('Ti/16', size=(224, 224)), (224, 224)),
+  Family(
+    'ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64', with_hidden_head
+  ),
+  Family(
+    'ViT, 2020: fine-tuned; augreg; SAM: Ti/16',
+    NPZ,
+    'timm',
+    google('Ti/16', size=(224, 224)),
+    (224, 224),
+  ),
   Family('… S/32', NPZ, 'timm', google('S/32', size=(224, 224)), (224, 224)),
-  Family('… B/16', NPZ, 'timm', google('B/16', size=(224, 224), classes=1000), (224, 224), slow=True),
-  Family('… B/16 at 384 px', NPZ, 'timm', google('B/16', size=(384, 384), classes=1000), (384, 384), slow=True),
-  Family('… L/16', NPZ, 'timm', google('L/16', size=(224, 224), classes=1000), (224, 224), slow=True),
-  Family('… L/16 at 384 px', NPZ, 'timm', google('L/16', size=(384, 384), classes=1000), (384, 384), slow=True),
+  Family(
+    '… B/16', NPZ, 'timm', google('B/16', size=(224, 224), classes=1000), (224, 224), slow=True
+  ),
+  Family(
+    '… B/16 at 384 px',
+    NPZ,
+    'timm',
+    google('B/16', size=(384, 384), classes=1000),
+    (384, 384),
+    slow=True,
+  ),
+  Family(
+    '… L/16', NPZ, 'timm', google('L/16', size=(224, 224), classes=1000), (224, 224), slow=True
+  ),
+  Family(
+    '… L/16 at 384 px',
+    NPZ,
+    'timm',
+    google('L/16', size=(384, 384), classes=1000),
+    (384, 384),
+    slow=True,
+  ),
   Family('SAM: a whole optimizer state, `opt/target/`', NPZ, 'timm', optimizer_state),
   Family('GSAM: pooled by the mean', NPZ, 'timm', gsam),
-  Family('hybrid R+Ti/16', NPZ, 'timm', hybrid('R+Ti/16', 'vit_tiny_r_s16_p8_224', size=(96, 96)), (96, 96)),
-  Family('hybrid R26+S/32', NPZ, 'timm', hybrid('R26+S/32', 'vit_small_r26_s32_224', size=(96, 96)), (96, 96)),
-  Family('hybrid R50+B/16', NPZ, 'timm', hybrid('R50+B/16', 'vit_base_r50_s16_224', size=(224, 224)), (224, 224), slow=True),
-  Family('hybrid R50+L/32', NPZ, 'timm', hybrid('R50+L/32', 'vit_large_r50_s32_224', size=(224, 224)), (224, 224), slow=True),
+  Family(
+    'hybrid R+Ti/16',
+    NPZ,
+    'timm',
+    hybrid('R+Ti/16', 'vit_tiny_r_s16_p8_224', size=(96, 96)),
+    (96, 96),
+  ),
+  Family(
+    'hybrid R26+S/32',
+    NPZ,
+    'timm',
+    hybrid('R26+S/32', 'vit_small_r26_s32_224', size=(96, 96)),
+    (96, 96),
+  ),
+  Family(
+    'hybrid R50+B/16',
+    NPZ,
+    'timm',
+    hybrid('R50+B/16', 'vit_base_r50_s16_224', size=(224, 224)),
+    (224, 224),
+    slow=True,
+  ),
+  Family(
+    'hybrid R50+L/32',
+    NPZ,
+    'timm',
+    hybrid('R50+L/32', 'vit_large_r50_s32_224', size=(224, 224)),
+    (224, 224),
+    slow=True,
+  ),
   Family('big_vision: class token', NPZ, 'timm', big_vision(pool='token', scanned=False)),
-  Family('big_vision: mean of the patches, stacked blocks', NPZ, 'timm', big_vision(pool='gap', scanned=True)),
+  Family(
+    'big_vision: mean of the patches, stacked blocks',
+    NPZ,
+    'timm',
+    big_vision(pool='gap', scanned=True),
+  ),
   Family('big_vision: MAP head', NPZ, 'timm', big_vision(pool='map', scanned=False)),
-  Family('big_vision: images of two towers (SigLIP)', NPZ, 'timm', big_vision(pool='map', scanned=True, prefix='params/img/')),
-  Family('big_vision: bfloat16 as raw bytes', NPZ, 'timm', big_vision(pool='gap', scanned=True, half=True)),
+  Family(
+    'big_vision: images of two towers (SigLIP)',
+    NPZ,
+    'timm',
+    big_vision(pool='map', scanned=True, prefix='params/img/'),
+  ),
+  Family(
+    'big_vision: bfloat16 as raw bytes',
+    NPZ,
+    'timm',
+    big_vision(pool='gap', scanned=True, half=True),
+  ),
   Family('timm `vit_*`, `deit_*`', SAFE, 'timm', timm_file('vit_tiny_patch16_224')),
   Family('timm DeiT', SAFE, 'timm', timm_file('deit_tiny_patch16_224')),
   Family('timm DINO', SAFE, 'timm', timm_file('vit_small_patch16_224', headless=True)),
-  Family('timm DINOv2, LayerScale folded in', SAFE, 'timm', timm_file('vit_small_patch14_dinov2', headless=True)),
-  Family('timm DINOv2 with registers', SAFE, 'timm', timm_file('vit_small_patch14_reg4_dinov2', headless=True)),
-  Family('timm SigLIP (MAP head)', SAFE, 'timm', timm_file('vit_base_patch16_siglip_224', headless=True)),
-  Family('`ViTForImageClassification`', HUB, 'transformers', huggingface('ViTForImageClassification')),
-  Family('`ViTModel` with its pooler', HUB, 'transformers', huggingface('ViTModel', hidden_act='gelu_pytorch_tanh')),
+  Family(
+    'timm DINOv2, LayerScale folded in',
+    SAFE,
+    'timm',
+    timm_file('vit_small_patch14_dinov2', headless=True),
+  ),
+  Family(
+    'timm DINOv2 with registers',
+    SAFE,
+    'timm',
+    timm_file('vit_small_patch14_reg4_dinov2', headless=True),
+  ),
+  Family(
+    'timm SigLIP (MAP head)', SAFE, 'timm', timm_file('vit_base_patch16_siglip_224', headless=True)
+  ),
+  Family(
+    '`ViTForImageClassification`', HUB, 'transformers', huggingface('ViTForImageClassification')
+  ),
+  Family(
+    '`ViTModel` with its pooler',
+    HUB,
+    'transformers',
+    huggingface('ViTModel', hidden_act='gelu_pytorch_tanh'),
+  ),
   Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
-  Family('`Dinov2WithRegistersModel`', HUB, 'transformers', huggingface('Dinov2WithRegistersModel')),
+  Family(
+    '`Dinov2WithRegistersModel`', HUB, 'transformers', huggingface('Dinov2WithRegistersModel')
+  ),
   Family('a run of ours', 'its directory', 'timm', run_directory),
 ]
 
@@ -334,7 +460,13 @@ FAMILIES = [
 def markdown() -> str:
   """The README's table."""
   rows = [(f'{family.name}', family.files, family.against) for family in FAMILIES]
-  return '\n'.join(['| model family | files | checked against |', '|---|---|---|', *(f'| {" | ".join(row)} |' for row in rows)])
+  return '\n'.join(
+    [
+      '| model family | files | checked against |',
+      '|---|---|---|',
+      *(f'| {" | ".join(row)} |' for row in rows),
+    ]
+  )
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.pretrained.adapt import PATCH, POSITION, Change, adapt, resample_positions, table
 from vit_jax.pretrained.resample import METHODS, pi_resize, resample_grid
 from vit_jax.step import abstract_params
@@ -46,7 +46,9 @@ def test_the_class_tokens_row_is_kept_bit_for_bit():
   np.testing.assert_allclose(out[0, 1:], expected.reshape(-1, 4), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(('extra', 'grid', 'old'), [(1, (7, 7), None), (0, (3, 8), (3, 8)), (1, (4, 6), (4, 6))])
+@pytest.mark.parametrize(
+  ('extra', 'grid', 'old'), [(1, (7, 7), None), (0, (3, 8), (3, 8)), (1, (4, 6), (4, 6))]
+)
 def test_the_same_grid_keeps_the_very_same_table(extra, grid, old):
   table = RNG.normal(size=(1, extra + grid[0] * grid[1], 4)).astype(np.float32)
   assert resample_positions(table, table.shape[1], grid, old) is table
@@ -55,7 +57,9 @@ def test_the_same_grid_keeps_the_very_same_table(extra, grid, old):
 def test_a_grid_of_as_many_patches_in_another_shape_is_resampled():
   table = RNG.normal(size=(1, 24, 2)).astype(np.float32)
   out = resample_positions(table, 24, (6, 4), (3, 8))
-  np.testing.assert_allclose(out[0], zoom(table[0].reshape(3, 8, 2), (6, 4)).reshape(-1, 2), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    out[0], zoom(table[0].reshape(3, 8, 2), (6, 4)).reshape(-1, 2), rtol=0, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize(
@@ -75,8 +79,12 @@ def test_positions_that_do_not_work_out_are_an_error(tokens_then, tokens_now, gr
 def params_of(*, size: tuple[int, int], classes: int, seed: int, patch: int = 4, **fields) -> dict:
   """Random parameters of a tiny model."""
   rng = np.random.default_rng(seed)
-  model = vit(ModelConfig(variant=f'mu/{patch}', width=8, depth=2, mlp=12, heads=2, **fields), classes)
-  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract_params(model, size))
+  model = build_vit(
+    ModelConfig(variant=f'mu/{patch}', width=8, depth=2, mlp=12, heads=2, **fields), classes
+  )
+  return jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract_params(model, size)
+  )
 
 
 def flat(tree: dict) -> dict:
@@ -97,7 +105,9 @@ def test_a_new_task_at_the_same_size_gets_a_new_head_and_all_else_as_it_was():
     'pre_logits/bias': 'dropped',
     'pre_logits/kernel': 'dropped',
   }
-  assert {change.name for change in changes} == flat(old).keys() | flat(new).keys()  # Every array has its line.
+  assert {change.name for change in changes} == flat(old).keys() | flat(
+    new
+  ).keys()  # Every array has its line.
   assert table(changes) == [
     'head/bias          new      [7] -> [3]',
     'head/kernel        new      [8, 7] -> [8, 3]',
@@ -130,10 +140,16 @@ def test_a_head_of_other_classes_can_not_be_kept():
 
 @pytest.mark.parametrize(
   ('old_hidden', 'new_hidden', 'message'),
-  [(True, False, r'pre_logits/kernel \[8, 8\] is not in the model'), (False, True, 'pre_logits/kernel is not in the file')],
+  [
+    (True, False, r'pre_logits/kernel \[8, 8\] is not in the model'),
+    (False, True, 'pre_logits/kernel is not in the file'),
+  ],
 )
 def test_a_head_is_kept_with_its_hidden_layer_or_not_at_all(old_hidden, new_hidden, message):
-  old, new = (params_of(size=(8, 8), classes=7, seed=0, hidden_head=hidden) for hidden in (old_hidden, new_hidden))
+  old, new = (
+    params_of(size=(8, 8), classes=7, seed=0, hidden_head=hidden)
+    for hidden in (old_hidden, new_hidden)
+  )
   with pytest.raises(UserError, match=message):
     adapt(old, new, grid=(2, 2), keep_head=True)
 
@@ -168,7 +184,9 @@ def test_a_file_without_a_head_fits():
   del old['head']
   out, changes = adapt(old, new, grid=(2, 2))
   assert out['head'] == new['head']
-  assert {change.name: (change.what, change.old) for change in changes if change.what != 'kept'} == {
+  assert {
+    change.name: (change.what, change.old) for change in changes if change.what != 'kept'
+  } == {
     'head/bias': ('new', None),
     'head/kernel': ('new', None),
   }
@@ -200,14 +218,32 @@ MISFITS = [
   # What is done to the file -> what the error says.
   (without(CLS), ['cls is not in the file']),
   (lambda tree: tree | {'more': np.zeros((1, 2, 8))}, ['more [1, 2, 8] is not in the model']),
-  (lambda tree: tree | {CLS: np.zeros((1, 1, 6))}, ['cls is [1, 1, 6] in the file, [1, 1, 8] in the model']),
-  (lambda tree: tree | {QUERY: tree[QUERY][:1]}, [f'{QUERY} is [1, 8, 2, 4] in the file, [2, 8, 2, 4] in the model']),
-  (lambda tree: without(CLS)(tree) | {'mask': np.zeros(3)}, ['cls is not in the file', 'mask [3] is not in the model']),
+  (
+    lambda tree: tree | {CLS: np.zeros((1, 1, 6))},
+    ['cls is [1, 1, 6] in the file, [1, 1, 8] in the model'],
+  ),
+  (
+    lambda tree: tree | {QUERY: tree[QUERY][:1]},
+    [f'{QUERY} is [1, 8, 2, 4] in the file, [2, 8, 2, 4] in the model'],
+  ),
+  (
+    lambda tree: without(CLS)(tree) | {'mask': np.zeros(3)},
+    ['cls is not in the file', 'mask [3] is not in the model'],
+  ),
   (without('registers'), ['registers is not in the file']),
-  (without(POSITION), [f'{POSITION} is not in the file']),  # Of a model with sinusoidal positions, or none.
-  (lambda tree: tree | {PATCH: np.zeros((1, 1, 64, 8))}, [f'{PATCH} is [1, 1, 64, 8] in the file']),  # A hybrid's.
+  (
+    without(POSITION),
+    [f'{POSITION} is not in the file'],
+  ),  # Of a model with sinusoidal positions, or none.
+  (
+    lambda tree: tree | {PATCH: np.zeros((1, 1, 64, 8))},
+    [f'{PATCH} is [1, 1, 64, 8] in the file'],
+  ),  # A hybrid's.
   (lambda tree: tree | {POSITION: tree[POSITION][..., :6]}, [POSITION, '[1, 5, 6]', '[1, 5, 8]']),
-  (lambda tree: tree | {f'more_{i}': np.zeros(1) for i in range(8)}, ['more_0', 'more_4', 'and 3 more']),
+  (
+    lambda tree: tree | {f'more_{i}': np.zeros(1) for i in range(8)},
+    ['more_0', 'more_4', 'and 3 more'],
+  ),
 ]
 
 
@@ -217,7 +253,9 @@ def test_what_does_not_fit_is_an_error_that_lists_it(change, messages):
   loaded = unflatten_dict(change(flat(params)), sep='/')
   with pytest.raises(UserError) as error:
     adapt(loaded, params, grid=(2, 2))
-  assert all(message in str(error.value) for message in ('config.init does not fit config.model', *messages))
+  assert all(
+    message in str(error.value) for message in ('config.init does not fit config.model', *messages)
+  )
 
 
 def test_neither_tree_is_changed():

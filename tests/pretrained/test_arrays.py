@@ -84,7 +84,9 @@ def test_bfloat16_is_read_from_two_raw_bytes_and_from_safetensors(tmp_path):
   array = RNG.standard_normal((3, 4)).astype(ml_dtypes.bfloat16)
   np.testing.assert_array_equal(npz(tmp_path, a=array.view('V2'))['a'], array.astype(np.float32))
   save_file({'a': array}, tmp_path / 'a.safetensors')
-  np.testing.assert_array_equal(open_arrays(tmp_path / 'a.safetensors')['a'], array.astype(np.float32))
+  np.testing.assert_array_equal(
+    open_arrays(tmp_path / 'a.safetensors')['a'], array.astype(np.float32)
+  )
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -104,7 +106,9 @@ def test_an_empty_array_and_a_scalar_are_read(tmp_path):
 def test_several_safetensors_of_a_directory_are_one(tmp_path):
   names = sorted(ARRAYS)
   for i, part in enumerate((names[:2], names[2:])):
-    save_file({name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i}-of-00002.safetensors')
+    save_file(
+      {name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i}-of-00002.safetensors'
+    )
   assert_same(open_arrays(tmp_path))
   save_file({'cls': ARRAYS['cls']}, tmp_path / 'again.safetensors')
   with pytest.raises(UserError, match='holds cls twice'):
@@ -131,7 +135,9 @@ def member(array: np.ndarray) -> bytes:
 def claims(shape: tuple[int, ...]) -> bytes:
   """A .npy whose header speaks of more than there is."""
   out = io.BytesIO()
-  np.lib.format.write_array_header_1_0(out, {'descr': '<f4', 'fortran_order': False, 'shape': shape})
+  np.lib.format.write_array_header_1_0(
+    out, {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+  )
   return out.getvalue() + b'0123'
 
 
@@ -166,15 +172,26 @@ HOSTILE = {
   '16 TiB': lambda: zipped([('a.npy', claims((4, 1024, 1024, 1024, 1024)))]),
   'more elements than a machine word': lambda: zipped([('a.npy', claims((2**40, 2**40)))]),
   'a negative side': lambda: zipped([('a.npy', claims((-4,)))]),
-  'a zip bomb': lambda: zipped([('a.npy', member(np.zeros(2**26, np.float32)))], zipfile.ZIP_DEFLATED),
-  'a name twice': lambda: zipped([('a.npy', member(np.ones(3))), ('b.npy', member(np.ones(3)))]).replace(b'b.npy', b'a.npy'),
+  'a zip bomb': lambda: zipped(
+    [('a.npy', member(np.zeros(2**26, np.float32)))], zipfile.ZIP_DEFLATED
+  ),
+  'a name twice': lambda: zipped(
+    [('a.npy', member(np.ones(3))), ('b.npy', member(np.ones(3)))]
+  ).replace(b'b.npy', b'a.npy'),
   'a photograph': lambda: zipped([('a.jpg', b'\xff\xd8\xff\xe0 no array')]),
-  'an encrypted zip': lambda: zipped([('a.npy', member(np.ones(3)))]).replace(ENTRY + b'\x00', ENTRY + b'\x01'),
-  'a header that is code': lambda: zipped([('a.npy', member(np.ones(3)).replace(b"'shape': (3,)", b"'shape': id(),"))]),
-  'safetensors of 16 TiB': lambda: safetensors(b'{"a":{"dtype":"F32","shape":[%d],"data_offsets":[0,%d]}}' % (2**42, 2**44)),
+  'an encrypted zip': lambda: zipped([('a.npy', member(np.ones(3)))]).replace(
+    ENTRY + b'\x00', ENTRY + b'\x01'
+  ),
+  'a header that is code': lambda: zipped(
+    [('a.npy', member(np.ones(3)).replace(b"'shape': (3,)", b"'shape': id(),"))]
+  ),
+  'safetensors of 16 TiB': lambda: safetensors(
+    b'{"a":{"dtype":"F32","shape":[%d],"data_offsets":[0,%d]}}' % (2**42, 2**44)
+  ),
   'a header longer than the file': lambda: struct.pack('<Q', 2**40) + b'{}',
   'overlapping tensors': lambda: safetensors(
-    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b'0123'
+    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    b'0123',
   ),
   'no JSON': lambda: safetensors(b'{"a":'),
 }
@@ -202,7 +219,9 @@ def test_a_hostile_file_is_one_line_within_a_second_and_without_memory(tmp_path,
 def test_names_that_point_elsewhere_are_names_and_nothing_is_written(tmp_path):
   path = tmp_path / 'in' / 'model.npz'
   path.parent.mkdir()
-  path.write_bytes(zipped([('../../up.npy', member(np.ones(3))), ('/etc/absolute.npy', member(np.ones(3)))]))
+  path.write_bytes(
+    zipped([('../../up.npy', member(np.ones(3))), ('/etc/absolute.npy', member(np.ones(3)))])
+  )
   assert set(open_arrays(path)) == {'../../up', '/etc/absolute'}
   assert sorted(tmp_path.rglob('*')) == [path.parent, path]
 
@@ -214,7 +233,9 @@ def whole(kind: str) -> bytes:
   return out.getvalue()
 
 
-WHOLE = {kind: whole(kind) for kind in SAVE if kind != 'safetensors'}  # Which has no checksum that could tell.
+WHOLE = {
+  kind: whole(kind) for kind in SAVE if kind != 'safetensors'
+}  # Which has no checksum that could tell.
 
 
 def read_all(path) -> dict[str, np.ndarray]:

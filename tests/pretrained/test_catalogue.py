@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.pretrained import catalogue
 from vit_jax.pretrained.catalogue import find, names, near, row_of_file
 from vit_jax.pretrained.download import UNITS, fits
@@ -29,7 +29,9 @@ SIZED = [name for name in names() if find(name).size]
 def test_a_published_size_is_that_of_our_model_of_that_name(name):
   row = find(name)
   variant = VARIANTS[name.rpartition('/')[2].removesuffix('-224').partition('-i21k')[0]]
-  model = vit(ModelConfig(variant=variant, hidden_head=name.startswith('imagenet21k/')), row.classes)
+  model = build_vit(
+    ModelConfig(variant=variant, hidden_head=name.startswith('imagenet21k/')), row.classes
+  )
   stride = model.shape.stride[0]
   params = abstract_params(model, (row.pixels // stride * stride,) * 2)
   count = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -82,14 +84,68 @@ def test_a_name_that_is_not_there_is_none_and_near_ones_are_told():
   assert near('resnet50') == ''
 
 
-COLUMNS = ('name', 'ds', 'final_val', 'filename', 'adapt_ds', 'adapt_resolution', 'adapt_final_test', 'adapt_filename')
+COLUMNS = (
+  'name',
+  'ds',
+  'final_val',
+  'filename',
+  'adapt_ds',
+  'adapt_resolution',
+  'adapt_final_test',
+  'adapt_filename',
+)
 LINES = [
-  ('B/16', 'i21k', 'nan', 'B_16-i21k-lost', 'imagenet2012', '224.0', '', 'B_16-i21k-lost--imagenet2012-res_224'),
-  ('B/16', 'i21k', '0.50', 'B_16-i21k-one', 'imagenet2012', '224', '0.84', 'B_16-i21k-one--imagenet2012-res_224'),
+  (
+    'B/16',
+    'i21k',
+    'nan',
+    'B_16-i21k-lost',
+    'imagenet2012',
+    '224.0',
+    '',
+    'B_16-i21k-lost--imagenet2012-res_224',
+  ),
+  (
+    'B/16',
+    'i21k',
+    '0.50',
+    'B_16-i21k-one',
+    'imagenet2012',
+    '224',
+    '0.84',
+    'B_16-i21k-one--imagenet2012-res_224',
+  ),
   ('B/16', 'i21k', '', 'B_16-i21k-gone', '', '', '', ''),
-  ('B/16', 'i21k', '0.55', 'B_16-i21k-two', 'cifar100', '384', '0.93', 'B_16-i21k-two--cifar100-res_384'),
-  ('B/16', 'i1k', '0.80', 'B_16-i1k-three', 'imagenet2012', '384', '0.81', 'B_16-i1k-three--imagenet2012-res_384'),
-  ('R26+S/32', 'i21k', '0.40', 'R26_S_32-i21k-four', 'imagenet2012', '384', '0.83', 'R26_S_32-i21k-four--x'),
+  (
+    'B/16',
+    'i21k',
+    '0.55',
+    'B_16-i21k-two',
+    'cifar100',
+    '384',
+    '0.93',
+    'B_16-i21k-two--cifar100-res_384',
+  ),
+  (
+    'B/16',
+    'i1k',
+    '0.80',
+    'B_16-i1k-three',
+    'imagenet2012',
+    '384',
+    '0.81',
+    'B_16-i1k-three--imagenet2012-res_384',
+  ),
+  (
+    'R26+S/32',
+    'i21k',
+    '0.40',
+    'R26_S_32-i21k-four',
+    'imagenet2012',
+    '384',
+    '0.83',
+    'R26_S_32-i21k-four--x',
+  ),
 ]
 
 
@@ -127,7 +183,12 @@ def test_a_hybrid_is_found_as_the_list_and_as_the_files_write_it(index):
 
 def test_any_file_of_augregs_list_is_found(index):
   row = find('augreg/B_16-i21k-one--imagenet2012-res_224')
-  assert (row.pixels, row.labels, row.accuracy, row.accuracy_from) == (224, 'imagenet1k', 84.0, "augreg's index.csv")
+  assert (row.pixels, row.labels, row.accuracy, row.accuracy_from) == (
+    224,
+    'imagenet1k',
+    84.0,
+    "augreg's index.csv",
+  )
   row = find('augreg/B_16-i21k-two--cifar100-res_384.npz')
   assert (row.pixels, row.labels, row.accuracy) == (384, '', None)
   assert find('augreg/B_16-i1k-three').labels == 'imagenet1k'
@@ -144,14 +205,19 @@ def test_only_augregs_list_is_fetched_for_a_name(index):
 
 @pytest.mark.parametrize('column', COLUMNS)
 def test_a_list_that_has_changed_is_an_error(index, column):
-  index[0].write_text(index[0].read_text().replace(f'{column},', 'other,', 1).replace(f',{column}\n', ',other\n', 1))
+  index[0].write_text(
+    index[0].read_text().replace(f'{column},', 'other,', 1).replace(f',{column}\n', ',other\n', 1)
+  )
   with pytest.raises(UserError, match='has no column'):
     find('augreg/B_16')
 
 
 def test_a_file_that_somebody_fetched_is_known_by_its_name_and_size(tmp_path):
   path = tmp_path / 'ViT-B_16.npz'
-  for size, name in (('331.4 MiB', 'imagenet21k+imagenet2012/ViT-B_16'), ('393.69 MiB', 'imagenet21k/ViT-B_16')):
+  for size, name in (
+    ('331.4 MiB', 'imagenet21k+imagenet2012/ViT-B_16'),
+    ('393.69 MiB', 'imagenet21k/ViT-B_16'),
+  ):
     with path.open('wb') as file:
       file.truncate(round(float(size.split()[0]) * 2**20))  # Without a block on the disk.
     assert fits(path.stat().st_size, size)

@@ -10,7 +10,9 @@ NAMES = ('cat', 'cow', 'dog', 'hen')
 
 
 def match(theirs, ours, classes=None):
-  columns, notes = match_classes(tuple(theirs), tuple(ours), classes=classes or len(ours), source='M')
+  columns, notes = match_classes(
+    tuple(theirs), tuple(ours), classes=classes or len(ours), source='M'
+  )
   return columns.tolist(), notes
 
 
@@ -48,7 +50,9 @@ def test_imagenets_synsets_are_its_classes(which):
 
 
 def test_a_class_that_the_model_lacks_is_named():
-  with pytest.raises(UserError, match=r"M has no classes 'cow', 'hen', which the data has, and has 'owl' instead"):
+  with pytest.raises(
+    UserError, match=r"M has no classes 'cow', 'hen', which the data has, and has 'owl' instead"
+  ):
     match(NAMES, ['cat', 'owl', 'dog'])
   with pytest.raises(UserError, match=r"'a0', 'a1', 'a2', 'a3', 'a4' and 7 more"):
     match([f'a{i}' for i in range(12)], NAMES)

@@ -53,24 +53,53 @@ class Bucket(http.server.BaseHTTPRequestHandler):
     data, tag = DATA, '"one"'
     if name in ('changed', 'changed_mutely') and count > 1:
       data, tag = OTHER, '"two"'
-    hashed = base64.b64encode(hashlib.md5(b'another' if name == 'digest' else data).digest()).decode()
-    headers = {'x-goog-hash': f'crc32c=AAAAAA==,md5={hashed}'} | ({} if name == 'untagged' else {'ETag': tag})
+    hashed = base64.b64encode(
+      hashlib.md5(b'another' if name == 'digest' else data).digest()
+    ).decode()
+    headers = {'x-goog-hash': f'crc32c=AAAAAA==,md5={hashed}'} | (
+      {} if name == 'untagged' else {'ETag': tag}
+    )
     begin = 0
-    if self.headers.get('Range') and name != 'no_ranges' and (name == 'changed_mutely' or self.headers.get('If-Range') == tag):
+    if (
+      self.headers.get('Range')
+      and name != 'no_ranges'
+      and (name == 'changed_mutely' or self.headers.get('If-Range') == tag)
+    ):
       begin = int(self.headers['Range'].removeprefix('bytes=').removesuffix('-'))
       begin += 1000 * (name == 'elsewhere' and count == 2)
       headers |= {'Content-Range': f'bytes {begin}-{len(data) - 1}/{len(data)}'}
     return self.answer(206 if begin else 200, data[begin:], headers, **self.damage(name, count))
 
   def damage(self, name: str, count: int) -> dict:
-    if name in ('interrupted', 'changed', 'changed_mutely', 'no_ranges', 'untagged', 'elsewhere') and count <= 2:
+    if (
+      name in ('interrupted', 'changed', 'changed_mutely', 'no_ranges', 'untagged', 'elsewhere')
+      and count <= 2
+    ):
       return {'stop': 700_000}
-    return {'stop': 0 if name == 'never' else 500_000} if name in ('never', 'often') else {'slow': name == 'slow'}
+    return (
+      {'stop': 0 if name == 'never' else 500_000}
+      if name in ('never', 'often')
+      else {'slow': name == 'slow'}
+    )
 
-  def answer(self, status: int, body: bytes, headers: dict | None = None, *, stop: int | None = None, slow: bool = False):
+  def answer(
+    self,
+    status: int,
+    body: bytes,
+    headers: dict | None = None,
+    *,
+    stop: int | None = None,
+    slow: bool = False,
+  ):
     self.send_response(status)
-    for key, value in {'Content-Type': 'application/octet-stream', 'Content-Length': str(len(body)), **(headers or {})}.items():
-      for line in value.split(',') if key == 'x-goog-hash' else [value]:  # Google sends one for each digest.
+    for key, value in {
+      'Content-Type': 'application/octet-stream',
+      'Content-Length': str(len(body)),
+      **(headers or {}),
+    }.items():
+      for line in (
+        value.split(',') if key == 'x-goog-hash' else [value]
+      ):  # Google sends one for each digest.
         self.send_header(key, line)
     self.end_headers()
     if slow:
@@ -150,7 +179,9 @@ def test_another_process_waits_for_the_one_that_fetches(bucket, tmp_path):
 
 
 @pytest.mark.parametrize('behaviour', ['changed', 'changed_mutely'])
-def test_a_file_that_changes_between_two_requests_is_not_glued_together(bucket, tmp_path, behaviour):
+def test_a_file_that_changes_between_two_requests_is_not_glued_together(
+  bucket, tmp_path, behaviour
+):
   assert fetch(f'{bucket.url}/{behaviour}/file.npz', directory=tmp_path).read_bytes() == OTHER
 
 
@@ -161,7 +192,12 @@ def test_a_file_that_is_there_is_not_fetched(bucket, tmp_path):
 
 
 def test_the_published_size_and_digest_are_checked(bucket, tmp_path):
-  assert fetch(f'{bucket.url}/fine/file.npz', size='2.86 MiB', md5=MD5.upper(), directory=tmp_path).read_bytes() == DATA
+  assert (
+    fetch(
+      f'{bucket.url}/fine/file.npz', size='2.86 MiB', md5=MD5.upper(), directory=tmp_path
+    ).read_bytes()
+    == DATA
+  )
 
 
 BAD = {
@@ -172,9 +208,15 @@ BAD = {
   'digest': ({}, 'its MD5 is not'),
   'empty': ({}, 'it is empty'),
   'circle': ({}, 'the server says 302 .* infinite loop'),
-  'fine': ({'size': '3.86 MiB'}, r'it has 3,000,004 bytes \(2.86 MiB\), and 3.86 MiB were published'),
+  'fine': (
+    {'size': '3.86 MiB'},
+    r'it has 3,000,004 bytes \(2.86 MiB\), and 3.86 MiB were published',
+  ),
   'slow': ({'md5': '0' * 32}, 'its MD5 is not 0000'),
-  'never': ({'size': '2.86 MiB'}, r'only 0 of 3,000,004 bytes came.* \(2.86 MiB\) and put it at .*file.npz'),
+  'never': (
+    {'size': '2.86 MiB'},
+    r'only 0 of 3,000,004 bytes came.* \(2.86 MiB\) and put it at .*file.npz',
+  ),
   'down': ({}, 'get it on another machine and put it at'),
 }
 
@@ -206,7 +248,9 @@ def test_offline_the_error_says_which_file_to_put_where(monkeypatch, tmp_path):
     f'can not fetch {url} (Connection refused): get it on another machine (1.2 GiB) and put it at {expected}'
   )
   expected.write_bytes(DATA)
-  with pytest.raises(UserError, match=r'has 3,000,004 bytes .*, and 1.2 GiB were published: delete it'):
+  with pytest.raises(
+    UserError, match=r'has 3,000,004 bytes .*, and 1.2 GiB were published: delete it'
+  ):
     fetch(url, size='1.2 GiB', directory=tmp_path)
   assert fetch(url, size='2.86 MiB', directory=tmp_path) == expected
 
@@ -236,7 +280,8 @@ def test_a_bucket_without_its_library_names_what_to_install(tmp_path):
     import gcsfs  # noqa: F401
   except ImportError:
     with pytest.raises(
-      UserError, match=r"pip install 'vit-jax\[gcp\]'.*https://storage.googleapis.com/vit_models/sam/ViT-B_16.npz"
+      UserError,
+      match=r"pip install 'vit-jax\[gcp\]'.*https://storage.googleapis.com/vit_models/sam/ViT-B_16.npz",
     ):
       fetch('gs://vit_models/sam/ViT-B_16.npz', directory=tmp_path)
 
@@ -247,7 +292,10 @@ class Forbidden(fsspec.AbstractFileSystem):
   protocol = 'forbidden'
 
   def _open(self, path, **kwargs):
-    raise {'one': PermissionError(13, 'Forbidden'), 'two': RuntimeError('no access,\nsays the library')}[path.split('/')[0]]
+    raise {
+      'one': PermissionError(13, 'Forbidden'),
+      'two': RuntimeError('no access,\nsays the library'),
+    }[path.split('/')[0]]
 
 
 def test_what_a_bucket_refuses_is_not_blamed_on_the_disk(tmp_path):
@@ -285,7 +333,8 @@ def test_no_url_leads_out_of_the_cache(tmp_path, url):
 
 def test_two_files_of_one_name_have_two_places(tmp_path):
   one, two = (
-    place(f'https://host/vit_models/{folder}/ViT-B_16.npz', tmp_path) for folder in ('sam', 'imagenet21k%2Bimagenet2012')
+    place(f'https://host/vit_models/{folder}/ViT-B_16.npz', tmp_path)
+    for folder in ('sam', 'imagenet21k%2Bimagenet2012')
   )
   assert one == tmp_path / 'host' / 'vit_models' / 'sam' / 'ViT-B_16.npz'
   assert two == tmp_path / 'host' / 'vit_models' / 'imagenet21k+imagenet2012' / 'ViT-B_16.npz'

@@ -25,7 +25,9 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
 STATISTICS = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375)}
 
 
-def model(*, variant: str = 'mu/8', classes: int = 5, size: tuple[int, int] = (32, 32), **fields) -> Pretrained:
+def model(
+  *, variant: str = 'mu/8', classes: int = 5, size: tuple[int, int] = (32, 32), **fields
+) -> Pretrained:
   """With every array drawn, ImageNet's statistics and a center crop, so that what is lost on the way shows."""
   fields = {'depth': 2, 'heads': 4, **STATISTICS} | fields
   config = ModelConfig(variant=variant, **fields)
@@ -34,7 +36,13 @@ def model(*, variant: str = 'mu/8', classes: int = 5, size: tuple[int, int] = (3
     params=flax.traverse_util.unflatten_dict(draw(config, classes, size), sep='/'),
     config=config,
     classes=classes,
-    preprocessing={'size': size, 'crop': 'center', 'short_side': 40, 'mean': config.mean, 'scale': config.scale},
+    preprocessing={
+      'size': size,
+      'crop': 'center',
+      'short_side': 40,
+      'mean': config.mean,
+      'scale': config.scale,
+    },
     labels=tuple(f'é{i}' for i in range(classes)),
   )
 
@@ -87,15 +95,22 @@ def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
   (line,) = export(ours, to, format)
   assert str(to) in line
   assert 'read again, it differs by' in line
-  assert {path.name for path in to.parent.iterdir()} == {to.name} | ({'model.json'} if format == 'npz' else set())
-  if format not in ('stablehlo', 'onnx') and kind not in ('sincos', 'no positions'):  # A learned table afterwards.
+  assert {path.name for path in to.parent.iterdir()} == {to.name} | (
+    {'model.json'} if format == 'npz' else set()
+  )
+  if format not in ('stablehlo', 'onnx') and kind not in (
+    'sincos',
+    'no positions',
+  ):  # A learned table afterwards.
     assert_the_same(vit_jax.load(str(to)), ours)
 
 
 @pytest.mark.parametrize('format', sorted({*NOT} - {'stablehlo'}))
 def test_positions_that_only_a_program_knows_go_into_a_program_alone(tmp_path, format):
   for fields in ({'position': 'learned2d'}, {'position': 'relative'}, {'position_at': 'shared'}):
-    with pytest.raises(UserError, match='knows no position embeddings that are .* at .*; --format stablehlo does'):
+    with pytest.raises(
+      UserError, match='knows no position embeddings that are .* at .*; --format stablehlo does'
+    ):
       export(model(**fields), tmp_path / NAMES.get(format, 'directory'), format)
   assert list(tmp_path.iterdir()) == []
 
@@ -104,12 +119,16 @@ def assert_the_same(again: Pretrained, ours: Pretrained):
   """To the bit, and in what is known of it."""
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
   same = ('gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers')
-  assert {name: getattr(again.config, name) for name in same} == {name: getattr(ours.config, name) for name in same}
+  assert {name: getattr(again.config, name) for name in same} == {
+    name: getattr(ours.config, name) for name in same
+  }
   assert again.model.shape == ours.model.shape
   assert (again.labels, again.preprocessing) == (ours.labels, ours.preprocessing)
 
 
-@pytest.mark.parametrize('kind', ['class token', 'erf', 'mean', 'MAP', 'no head', 'registers', 'sincos', 'not square'])
+@pytest.mark.parametrize(
+  'kind', ['class token', 'erf', 'mean', 'MAP', 'no head', 'registers', 'sincos', 'not square']
+)
 def test_timm_gives_our_numbers(tmp_path, kind, timm):
   import torch
 
@@ -125,7 +144,10 @@ def test_timm_gives_our_numbers(tmp_path, kind, timm):
   assert theirs.pretrained_cfg['crop_pct'] == pytest.approx(max(ours.size) / 40)
 
 
-@pytest.mark.parametrize('kind', ['class token', 'erf', 'epsilon', 'no head', 'hidden layer, no head', 'registers, no head'])
+@pytest.mark.parametrize(
+  'kind',
+  ['class token', 'erf', 'epsilon', 'no head', 'hidden layer, no head', 'registers, no head'],
+)
 def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
   import torch
 
@@ -134,7 +156,9 @@ def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
   auto = transformers.AutoModelForImageClassification if ours.classes else transformers.AutoModel
   theirs, info = auto.from_pretrained(tmp_path / 'hub', output_loading_info=True)
   assert not info['unexpected_keys']
-  assert not set(info['missing_keys']) - ({'pooler.dense.weight', 'pooler.dense.bias'} if kind == 'no head' else set())
+  assert not set(info['missing_keys']) - (
+    {'pooler.dense.weight', 'pooler.dense.bias'} if kind == 'no head' else set()
+  )
   with torch.no_grad():
     out = theirs.eval()(normalised(IMAGES, **STATISTICS))
   if ours.classes:
@@ -174,8 +198,12 @@ def test_onnx_runs_at_any_batch_size(tmp_path, kind):
   ours = model(**MODELS[kind])
   export(ours, tmp_path / 'model.onnx', 'onnx')
   onnx.checker.check_model(onnx.load(tmp_path / 'model.onnx'), full_check=True)
-  session = onnxruntime.InferenceSession(tmp_path / 'model.onnx', providers=['CPUExecutionProvider'])
-  assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [('images', 'tensor(uint8)', ['b', 32, 32, 3])]
+  session = onnxruntime.InferenceSession(
+    tmp_path / 'model.onnx', providers=['CPUExecutionProvider']
+  )
+  assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+    ('images', 'tensor(uint8)', ['b', 32, 32, 3])
+  ]
   expected = np.asarray(ours.logits(IMAGES))
   for b in (1, 3):
     (got,) = session.run(['logits'], {'images': IMAGES[:b]})
@@ -195,11 +223,15 @@ def test_timm_reads_our_npz(tmp_path, kind, timm):
 
 @pytest.mark.parametrize('kind', ['hidden layer', 'hybrid'])
 def test_a_released_file_comes_back_to_the_bit(tmp_path, kind):
-  config = ModelConfig(**{'variant': 'mu/8', 'depth': 11} | MODELS[kind])  # More than ten: an order of names would show.
+  config = ModelConfig(
+    **{'variant': 'mu/8', 'depth': 11} | MODELS[kind]
+  )  # More than ten: an order of names would show.
   google_file(tmp_path / 'released.npz', config, classes=5, size=(32, 32))
   export(vit_jax.load(str(tmp_path / 'released.npz')), tmp_path / 'again.npz', 'npz')
   with np.load(tmp_path / 'released.npz') as old, np.load(tmp_path / 'again.npz') as new:
-    described = lambda file: {name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file}
+    described = lambda file: {
+      name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file
+    }
     assert described(new) == described(old)
     assert kind != 'hybrid' or new['gn_root/scale'].shape == (1, 1, 1, 32)
 
@@ -226,7 +258,9 @@ def test_a_file_that_gives_other_numbers_is_not_left_behind(tmp_path, monkeypatc
 
 def contents(folder: Path) -> dict[str, bytes]:
   """Every file below it."""
-  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+  return {
+    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+  }
 
 
 FULL = {
@@ -251,8 +285,13 @@ def test_exporting_again_replaces_ours_and_nothing_else(tmp_path):
   for format in ('huggingface', 'timm', 'timm'):
     export(model(), tmp_path / 'directory', format)
     export(model(), tmp_path / 'model.npz', 'npz')
-  assert {path.name for path in (tmp_path / 'directory').iterdir()} == {'model.safetensors', 'config.json'}
-  assert len({path.stat().st_mode for path in tmp_path.rglob('*') if path.is_file()}) == 1  # As the umask says.
+  assert {path.name for path in (tmp_path / 'directory').iterdir()} == {
+    'model.safetensors',
+    'config.json',
+  }
+  assert (
+    len({path.stat().st_mode for path in tmp_path.rglob('*') if path.is_file()}) == 1
+  )  # As the umask says.
   (tmp_path / 'directory' / 'README.md').write_text('mine')
   (tmp_path / 'other.json').write_text('mine')
   before = contents(tmp_path)
@@ -278,13 +317,17 @@ def test_the_directory_one_stands_in_can_be_filled(tmp_path, monkeypatch):
   assert_the_same(vit_jax.load('.'), model())
 
 
-def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_it(tmp_path, monkeypatch):
+def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_it(
+  tmp_path, monkeypatch
+):
   onnxruntime = pytest.importorskip('onnxruntime')
   monkeypatch.setattr(module, 'PROTOBUF', 0)  # As if it were.
   export(model(), tmp_path / 'here' / 'model.onnx', 'onnx')
   assert {path.name for path in (tmp_path / 'here').iterdir()} == {'model.onnx', 'model.onnx.data'}
   (tmp_path / 'here').rename(tmp_path / 'there')
-  session = onnxruntime.InferenceSession(tmp_path / 'there' / 'model.onnx', providers=['CPUExecutionProvider'])
+  session = onnxruntime.InferenceSession(
+    tmp_path / 'there' / 'model.onnx', providers=['CPUExecutionProvider']
+  )
   (got,) = session.run(['logits'], {'images': IMAGES})
   np.testing.assert_allclose(got, model().logits(IMAGES), rtol=0, atol=1e-5 * np.abs(got).max())
 
@@ -297,9 +340,15 @@ def test_stablehlo_beyond_2_gib_is_refused_before_it_is_tried(tmp_path, monkeypa
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(('format', 'package'), [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('stablehlo', 'flatbuffers')])
-def test_a_format_without_its_package_names_the_extra_in_one_line(tmp_path, monkeypatch, format, package):
-  monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == package else 'installed')
+@pytest.mark.parametrize(
+  ('format', 'package'), [('onnx', 'onnx'), ('onnx', 'onnxruntime'), ('stablehlo', 'flatbuffers')]
+)
+def test_a_format_without_its_package_names_the_extra_in_one_line(
+  tmp_path, monkeypatch, format, package
+):
+  monkeypatch.setattr(
+    'importlib.util.find_spec', lambda name: None if name == package else 'installed'
+  )
   with pytest.raises(UserError) as error:
     export(model(), tmp_path / NAMES[format], format)
   assert str(error.value) == f"--format={format} needs {package}: pip install 'vit-jax[export]'"

@@ -21,11 +21,16 @@ def model(request, tmp_path):
 
 
 def test_features_are_what_the_head_reads_and_come_from_the_tokens(model):
-  tokens, features = np.asarray(model.tokens(IMAGES), np.float64), np.asarray(model.features(IMAGES), np.float64)
+  tokens, features = (
+    np.asarray(model.tokens(IMAGES), np.float64),
+    np.asarray(model.features(IMAGES), np.float64),
+  )
   pooled = tokens.mean(axis=1) if model.config.pool == 'gap' else tokens[:, 0]
   assert tokens.shape == (3, 12 + (model.config.pool == 'token'), 32)
   if model.config.hidden_head:
-    pooled = np.tanh(pooled @ model.params['pre_logits']['kernel'] + model.params['pre_logits']['bias'])
+    pooled = np.tanh(
+      pooled @ model.params['pre_logits']['kernel'] + model.params['pre_logits']['bias']
+    )
   np.testing.assert_allclose(features, pooled, rtol=0, atol=1e-5)
   logits = features @ model.params['head']['kernel'] + model.params['head']['bias']
   np.testing.assert_allclose(model.logits(IMAGES), logits, rtol=0, atol=1e-5)
@@ -46,11 +51,18 @@ def test_attention_is_the_softmax_of_queries_and_keys_for_every_block_and_head(m
   x = x + p['Transformer']['posembed_input']['pos_embedding']
   block = p['Transformer']['encoderblock']
   norm, attention = block['LayerNorm_0'], block['MultiHeadDotProductAttention_1']
-  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * norm['scale'][0] + norm['bias'][0]
-  q, k = (np.einsum('bnd,dhc->bhnc', x, attention[s]['kernel'][0]) + attention[s]['bias'][0][:, None] for s in ('query', 'key'))
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * norm['scale'][
+    0
+  ] + norm['bias'][0]
+  q, k = (
+    np.einsum('bnd,dhc->bhnc', x, attention[s]['kernel'][0]) + attention[s]['bias'][0][:, None]
+    for s in ('query', 'key')
+  )
   scores = np.einsum('bhnc,bhmc->bhnm', q, k) / np.sqrt(8)
   expected = np.exp(scores - scores.max(-1, keepdims=True))
-  np.testing.assert_allclose(weights[:, 0], expected / expected.sum(-1, keepdims=True), rtol=0, atol=1e-5)
+  np.testing.assert_allclose(
+    weights[:, 0], expected / expected.sum(-1, keepdims=True), rtol=0, atol=1e-5
+  )
 
 
 def test_any_number_of_images_over_all_devices_gives_the_same_numbers(model):
@@ -60,7 +72,9 @@ def test_any_number_of_images_over_all_devices_gives_the_same_numbers(model):
 
 
 @pytest.mark.parametrize(
-  'images', [IMAGES[0], IMAGES[:, :8], IMAGES.astype(np.int32), IMAGES[..., :1]], ids=['one', 'small', 'int32', 'grey']
+  'images',
+  [IMAGES[0], IMAGES[:, :8], IMAGES.astype(np.int32), IMAGES[..., :1]],
+  ids=['one', 'small', 'int32', 'grey'],
 )
 def test_images_of_another_kind_are_an_error_that_says_which_are_expected(model, images):
   with pytest.raises(UserError, match=r'expected uint8 \[b, 32, 24, 3\]'):
@@ -82,7 +96,9 @@ def test_files_are_predicted_as_their_pixels_are(model, tmp_path):
     cv2.imwrite(paths[-1], image[..., ::-1])
   logits = np.asarray(model.logits(IMAGES), np.float64)
   expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  for path, prediction, row in zip(paths, model.predict(paths, top=3, batch=2), expected, strict=True):
+  for path, prediction, row in zip(
+    paths, model.predict(paths, top=3, batch=2), expected, strict=True
+  ):
     best = np.argsort(-row)[:3]
     assert (prediction.path, prediction.labels) == (path, tuple('abcde'[i] for i in best))
     np.testing.assert_allclose(prediction.probabilities, row[best], rtol=0, atol=1e-5)

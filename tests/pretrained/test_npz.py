@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
+from vit_jax.models.vit import build_vit
 from vit_jax.pretrained.adapt import adapt
 from vit_jax.pretrained.arrays import open_arrays
 from vit_jax.pretrained.npz import read_google, to_google
@@ -50,7 +50,11 @@ DEPTH = 12  # More than ten, so that an order of names as text would show.
 
 def released(dtype=np.float32) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
-  blocks = {f'Transformer/encoderblock_{i}/{name}': shape for i in range(DEPTH) for name, shape in BLOCK.items()}
+  blocks = {
+    f'Transformer/encoderblock_{i}/{name}': shape
+    for i in range(DEPTH)
+    for name, shape in BLOCK.items()
+  }
   return {name: rng.normal(size=shape).astype(dtype) for name, shape in (blocks | REST).items()}
 
 
@@ -60,7 +64,7 @@ def read_npz(path) -> dict:
 
 
 def model(**fields):
-  return vit(ModelConfig(variant='mu/4', width=8, depth=DEPTH, mlp=12, heads=2, **fields), 5)
+  return build_vit(ModelConfig(variant='mu/4', width=8, depth=DEPTH, mlp=12, heads=2, **fields), 5)
 
 
 @pytest.fixture
@@ -92,7 +96,9 @@ def test_a_released_file_becomes_the_models_tree_with_stacked_blocks(file, save)
 
 def test_the_order_in_the_file_does_not_matter(file):
   arrays = released()
-  forwards, backwards = (read_npz(file(dict(order))) for order in (arrays.items(), reversed(arrays.items())))
+  forwards, backwards = (
+    read_npz(file(dict(order))) for order in (arrays.items(), reversed(arrays.items()))
+  )
   jax.tree.map(np.testing.assert_array_equal, forwards, backwards)
 
 
@@ -104,7 +110,9 @@ def test_every_float_becomes_float32(file, dtype):
   np.testing.assert_array_equal(params['head']['kernel'], arrays['head/kernel'].astype(np.float32))
 
 
-@pytest.mark.parametrize('missing', ['encoderblock_0/LayerNorm_2/bias', 'encoderblock_11/MlpBlock_3/Dense_0/kernel'])
+@pytest.mark.parametrize(
+  'missing', ['encoderblock_0/LayerNorm_2/bias', 'encoderblock_11/MlpBlock_3/Dense_0/kernel']
+)
 def test_a_missing_array_of_a_block_is_named(file, missing):
   path = file({name: array for name, array in released().items() if not name.endswith(missing)})
   with pytest.raises(UserError) as error:
@@ -133,7 +141,9 @@ def test_the_model_is_found_wherever_it_is_and_what_lies_beside_is_told(file, pr
   plain, _ = read_google(open_arrays(file(released())))
   assert flat.keys() == plain.keys()
   assert all(np.array_equal(flat[name], plain[name]) for name in flat)
-  assert facts['notes'] == ((f'2 arrays beside those in {prefix} are left unread',) if prefix else ())
+  assert facts['notes'] == (
+    (f'2 arrays beside those in {prefix} are left unread',) if prefix else ()
+  )
 
 
 def test_newer_names_of_the_same_layers_are_the_same_layers(file):
@@ -151,7 +161,9 @@ def test_one_layer_under_two_names_is_an_error(file):
     read_npz(file(released() | twice))
 
 
-@pytest.mark.parametrize('fields', [{}, {'hidden_head': True}, {'pool': 'gap'}, {'pool': 'map'}], ids=str)
+@pytest.mark.parametrize(
+  'fields', [{}, {'hidden_head': True}, {'pool': 'gap'}, {'pool': 'map'}], ids=str
+)
 @pytest.mark.parametrize('variant', ['mu/4', 'R1.1+mu/8', 'R+mu/16'])
 def test_a_file_that_is_read_and_written_again_is_the_same_to_the_bit(file, variant, fields):
   stem = {'stem_width': 32} if '+' in variant else {}
@@ -175,10 +187,15 @@ def test_a_real_released_file_fits_its_model(shared):
   if not path.is_file():
     pytest.skip(f'no {path}')
   loaded = read_npz(path)
-  s14 = vit(ModelConfig(variant='S/14', gelu='erf'), 5)
-  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(s14, (224, 224)))
+  s14 = build_vit(ModelConfig(variant='S/14', gelu='erf'), 5)
+  params = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(s14, (224, 224))
+  )
   out, changes = adapt(loaded, params, grid=(16, 16))
-  assert {change.name for change in changes if change.what != 'kept'} == {'head/bias', 'head/kernel'}
+  assert {change.name for change in changes if change.what != 'kept'} == {
+    'head/bias',
+    'head/kernel',
+  }
   assert jax.tree.map(np.shape, out) == jax.tree.map(np.shape, params)
   # Trained: every norm's scale is positive on the whole, and no two blocks are alike.
   scales = out['Transformer']['encoderblock']['LayerNorm_0']['scale']

@@ -18,17 +18,26 @@ def photographs(count: int, size: tuple[int, int]) -> np.ndarray:
   if not PHOTOS.is_file():
     return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
   with tarfile.open(PHOTOS) as archive:
-    members = [member for member in archive if member.name.endswith('.jpg')][:: 1000 // count][:count]
+    members = [member for member in archive if member.name.endswith('.jpg')][:: 1000 // count][
+      :count
+    ]
     files = [archive.extractfile(member).read() for member in members]
-  return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert('RGB').resize(size[::-1])) for file in files])
+  return np.stack(
+    [np.asarray(Image.open(io.BytesIO(file)).convert('RGB').resize(size[::-1])) for file in files]
+  )
 
 
-CASES = [pytest.param(family, marks=[pytest.mark.slow] if family.slow else [], id=family.name) for family in FAMILIES]
+CASES = [
+  pytest.param(family, marks=[pytest.mark.slow] if family.slow else [], id=family.name)
+  for family in FAMILIES
+]
 
 
 @pytest.mark.parametrize('family', CASES)
 def test_our_numbers_are_theirs_to_2e_5_of_their_scale(family, tmp_path, request):
-  reference = request.getfixturevalue('transformers' if family.against == 'transformers' else 'timm')
+  reference = request.getfixturevalue(
+    'transformers' if family.against == 'transformers' else 'timm'
+  )
   ours, theirs = family.compare(tmp_path, photographs(4, family.size), reference)
   assert ours.shape == theirs.shape
   assert np.abs(theirs).max() > 0.1  # There is something to compare.

@@ -43,10 +43,12 @@ def test_the_architecture_is_read_from_the_arrays(tmp_path, fields, classes):
   config = ModelConfig(**{'variant': 'mu/8', 'depth': 3, 'heads': 4} | fields)
   size = (64, 64) if '+' in config.variant or config.variant == 'Ti/16' else SIZE
   google_file(tmp_path / 'model.npz', config, classes=classes, size=size)
-  found = vit_jax.load(str(tmp_path / 'model.npz'), size=size if config.variant == 'mu/8x4' else None)
-  from vit_jax.models.vit import vit
+  found = vit_jax.load(
+    str(tmp_path / 'model.npz'), size=size if config.variant == 'mu/8x4' else None
+  )
+  from vit_jax.models.vit import build_vit
 
-  assert found.model.shape == vit(config, classes).shape
+  assert found.model.shape == build_vit(config, classes).shape
   assert (found.classes, found.size) == (classes, size)
   assert (found.config.pool, found.config.hidden_head) == (config.pool, config.hidden_head)
   if '+' not in config.variant and 'mlp' not in fields and config.depth != 3:
@@ -61,7 +63,11 @@ def test_what_is_said_besides_replaces_what_is_assumed(file):
     str(file), gelu='erf', norm_eps=1e-5, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop='center', short_side=40,
     labels=tuple('abcde'),
   )  # fmt: skip
-  assert (told.config.gelu, told.config.norm_eps, told.config.mean) == ('erf', 1e-5, (123.675, 116.28, 103.53))
+  assert (told.config.gelu, told.config.norm_eps, told.config.mean) == (
+    'erf',
+    1e-5,
+    (123.675, 116.28, 103.53),
+  )
   assert told.config.scale == (58.395, 57.12, 57.375)
   assert told.preprocessing == {
     'size': SIZE, 'crop': 'center', 'short_side': 40, 'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375),
@@ -71,11 +77,16 @@ def test_what_is_said_besides_replaces_what_is_assumed(file):
 
 
 def test_another_size_resamples_the_positions_and_says_so(file):
-  plain, larger = vit_jax.load(str(file)), vit_jax.load(str(file), size=(48, 40), positions='bicubic')
+  plain, larger = (
+    vit_jax.load(str(file)),
+    vit_jax.load(str(file), size=(48, 40), positions='bicubic'),
+  )
   assert (larger.size, larger.grid) == ((48, 40), (6, 5))
   table = flax.traverse_util.flatten_dict(plain.params, sep='/')[POSITION]
   expected = resample_grid(table[0, 1:].reshape(4, 4, -1), (6, 5), 'bicubic').reshape(30, -1)
-  np.testing.assert_array_equal(flax.traverse_util.flatten_dict(larger.params, sep='/')[POSITION][0, 1:], expected)
+  np.testing.assert_array_equal(
+    flax.traverse_util.flatten_dict(larger.params, sep='/')[POSITION][0, 1:], expected
+  )
   assert larger.notes == ('position embeddings resampled from 4x4 to 6x5',)
   assert plain.notes == ()
 
@@ -88,7 +99,9 @@ def test_a_short_side_is_taken_as_it_is_said_and_the_models_own_goes_with_the_si
 
 def test_another_patch_resizes_the_kernels_and_says_so(file):
   plain, finer = vit_jax.load(str(file)), vit_jax.load(str(file), patch=12)
-  np.testing.assert_array_equal(finer.params['embedding']['kernel'], pi_resize(plain.params['embedding']['kernel'], (12, 12)))
+  np.testing.assert_array_equal(
+    finer.params['embedding']['kernel'], pi_resize(plain.params['embedding']['kernel'], (12, 12))
+  )
   assert (finer.size, finer.grid) == ((48, 48), (4, 4))
   assert finer.notes == ('patch kernels resized from 8x8 to 12x12',)
 
@@ -102,7 +115,9 @@ def test_imagenets_numbers_of_classes_are_taken_for_it_and_that_is_said(tmp_path
 
 
 def test_a_file_beside_says_what_the_arrays_can_not(file):
-  file.with_suffix('.json').write_text(json.dumps({'gelu': 'erf', 'labels': list('abcde'), 'mean': [1, 2, 3]}))
+  file.with_suffix('.json').write_text(
+    json.dumps({'gelu': 'erf', 'labels': list('abcde'), 'mean': [1, 2, 3]})
+  )
   found = vit_jax.load(str(file))
   assert (found.config.gelu, found.labels, found.config.mean) == ('erf', tuple('abcde'), (1, 2, 3))
 
@@ -181,17 +196,32 @@ def test_a_name_of_the_catalogue_is_fetched_and_has_its_accuracy(tmp_path, monke
 
 WRONG = {
   # What is asked: what the error says.
-  'nothing there': (lambda path: ('nowhere/model.npz', {}), 'is no file or directory, and no name of the catalogue'),
-  'a near name': (lambda path: ('ViT-B16-224', {}), "Did you mean 'imagenet21k.imagenet2012/ViT-B_16-224'"),
+  'nothing there': (
+    lambda path: ('nowhere/model.npz', {}),
+    'is no file or directory, and no name of the catalogue',
+  ),
+  'a near name': (
+    lambda path: ('ViT-B16-224', {}),
+    "Did you mean 'imagenet21k.imagenet2012/ViT-B_16-224'",
+  ),
   'no run yet': (lambda path: ('runs/none-*', {}), 'run_pretrain.py makes one'),
-  'an unknown setting': (lambda path: (path, {'gelus': 'erf'}), "there is no setting 'gelus'. Did you mean 'gelu'"),
+  'an unknown setting': (
+    lambda path: (path, {'gelus': 'erf'}),
+    "there is no setting 'gelus'. Did you mean 'gelu'",
+  ),
   'an unknown GELU': (lambda path: (path, {'gelu': 'relu'}), "config.model.gelu='relu'"),
   'statistics of 255': (lambda path: (path, {'mean': 127.5}), 'mean=127.5: expected three shares'),
   'two statistics': (lambda path: (path, {'std': (0.5, 0.5)}), 'expected three shares'),
   'too few labels': (lambda path: (path, {'labels': ('a', 'b')}), '2 labels for 5 classes'),
-  'a size that does not divide': (lambda path: (path, {'size': 36}), 'an image of 36x36 does not divide into patches of 8x8'),
+  'a size that does not divide': (
+    lambda path: (path, {'size': 36}),
+    'an image of 36x36 does not divide into patches of 8x8',
+  ),
   'a size of three': (lambda path: (path, {'size': (8, 8, 3)}), 'expected pixels'),
-  'heads that are not its': (lambda path: (path, {'heads': 2}), 'has 4 heads, and heads=2 was said'),
+  'heads that are not its': (
+    lambda path: (path, {'heads': 2}),
+    'has 4 heads, and heads=2 was said',
+  ),
   'an unknown method': (lambda path: (path, {'positions': 'nearest'}), "positions='nearest'"),
 }
 
@@ -207,11 +237,23 @@ def test_what_can_not_be_loaded_is_one_line(file, case):
 
 BROKEN = {
   # What is done to the arrays of a valid file: what the error says.
-  'missing': (lambda a: a.pop('Transformer/encoder_norm/scale'), 'encoder_norm/scale .* is missing'),
-  'no attention': (lambda a: [a.pop(name) for name in list(a) if '/query/kernel' in name], 'query/kernel, 4 axes are expected'),
+  'missing': (
+    lambda a: a.pop('Transformer/encoder_norm/scale'),
+    'encoder_norm/scale .* is missing',
+  ),
+  'no attention': (
+    lambda a: [a.pop(name) for name in list(a) if '/query/kernel' in name],
+    'query/kernel, 4 axes are expected',
+  ),
   'extra': (lambda a: a.update({'surprise': np.zeros(3)}), r'surprise \[3\] has no place'),
-  'wrong shape': (lambda a: a.update({'cls': np.zeros((1, 1, 7))}), r'cls is \[1, 1, 7\], not \[1, 1, 32\]'),
-  'wrong rank': (lambda a: a.update({'embedding/kernel': np.zeros((8, 8))}), 'of embedding/kernel, 4 axes are expected'),
+  'wrong shape': (
+    lambda a: a.update({'cls': np.zeros((1, 1, 7))}),
+    r'cls is \[1, 1, 7\], not \[1, 1, 32\]',
+  ),
+  'wrong rank': (
+    lambda a: a.update({'embedding/kernel': np.zeros((8, 8))}),
+    'of embedding/kernel, 4 axes are expected',
+  ),
   'NaN': (lambda a: a.update({'head/bias': np.full(5, np.nan)}), 'head/bias holds NaN'),
   'integers': (lambda a: a.update({'head/bias': np.zeros(5, int)}), 'head/bias holds int64'),
   'positions that are no square': (
@@ -219,14 +261,23 @@ BROKEN = {
     'has 11 position embeddings, which are no square',
   ),
   'heads of two kinds': (
-    lambda a: a.update({'Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel': np.zeros((32, 2, 16))}),
+    lambda a: a.update(
+      {
+        'Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/kernel': np.zeros(
+          (32, 2, 16)
+        )
+      }
+    ),
     'key/kernel is .* in block 1',
   ),
   'far too many blocks': (
     lambda a: a.update({'Transformer/encoderblock_99999999999/LayerNorm_0/scale': np.zeros(32)}),
     'there is a block 99999999999, and only 4 blocks',
   ),
-  'another model': (lambda a: (a.clear(), a.update({'conv1/kernel': np.zeros(3)})), 'no model that is known here'),
+  'another model': (
+    lambda a: (a.clear(), a.update({'conv1/kernel': np.zeros(3)})),
+    'no model that is known here',
+  ),
   'nothing': (lambda a: a.clear(), 'its arrays are none at all'),
 }
 
@@ -248,6 +299,9 @@ def test_a_file_that_is_no_whole_model_is_one_line_within_a_second(tmp_path, cas
 
 def test_big_endian_and_fortran_order_are_the_same_model(tmp_path, file):
   arrays = to_google(draw(CONFIG, 5, SIZE))
-  np.savez(tmp_path / 'odd.npz', **{name: np.asfortranarray(array.astype('>f4')) for name, array in arrays.items()})
+  np.savez(
+    tmp_path / 'odd.npz',
+    **{name: np.asfortranarray(array.astype('>f4')) for name, array in arrays.items()},
+  )
   odd, plain = vit_jax.load(str(tmp_path / 'odd.npz')), vit_jax.load(str(file))
   jax.tree.map(np.testing.assert_array_equal, odd.params, plain.params)

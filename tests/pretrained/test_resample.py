@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from vit_jax.pretrained.resample import METHODS, bicubic, corner, half_pixel, pi_resize, resample_grid
+from vit_jax.pretrained.resample import (
+  METHODS,
+  bicubic,
+  corner,
+  half_pixel,
+  pi_resize,
+  resample_grid,
+)
 
 RNG = np.random.default_rng(0)
 SIDES = range(1, 41)
@@ -20,7 +27,9 @@ def test_corner_aligned_resampling_is_scipys_zoom_for_every_pair_of_sides_up_to_
     table = 2 + RNG.random((old, 3))
     for new in SIDES:
       ours, zoom = corner(old, new) @ table, (new / old, 1)
-      np.testing.assert_allclose(ours, scipy.ndimage.zoom(table, zoom, order=1, mode='nearest'), rtol=0, atol=1e-6)
+      np.testing.assert_allclose(
+        ours, scipy.ndimage.zoom(table, zoom, order=1, mode='nearest'), rtol=0, atol=1e-6
+      )
       default = scipy.ndimage.zoom(table, zoom, order=1)
       lost = new > 1 and not default[-1].any()
       zeros += lost
@@ -28,10 +37,14 @@ def test_corner_aligned_resampling_is_scipys_zoom_for_every_pair_of_sides_up_to_
   assert zeros <= 30  # The number is rounding's.
 
 
-@pytest.mark.parametrize(('high', 'wide'), [((14, 24), (14, 24)), ((3, 6), (8, 5)), ((5, 1), (9, 13)), ((37, 16), (2, 40))])
+@pytest.mark.parametrize(
+  ('high', 'wide'), [((14, 24), (14, 24)), ((3, 6), (8, 5)), ((5, 1), (9, 13)), ((37, 16), (2, 40))]
+)
 def test_a_grid_is_resampled_along_both_axes_as_scipy_does(high, wide):
   table = RNG.normal(size=(high[0], wide[0], 4)).astype(np.float32)
-  zoomed = scipy.ndimage.zoom(table.astype(np.float64), (high[1] / high[0], wide[1] / wide[0], 1), order=1)
+  zoomed = scipy.ndimage.zoom(
+    table.astype(np.float64), (high[1] / high[0], wide[1] / wide[0], 1), order=1
+  )
   out = resample_grid(table, (high[1], wide[1]))
   assert out.dtype == np.float32
   np.testing.assert_allclose(out, zoomed, rtol=0, atol=1e-6)
@@ -56,8 +69,12 @@ def test_a_constant_stays_what_it_is(method):
 def test_half_pixel_methods_are_pytorchs(matrix, mode, old, new):
   torch = pytest.importorskip('torch')
   table = RNG.normal(size=(1, 1, old, 6))
-  theirs = torch.nn.functional.interpolate(torch.from_numpy(table), size=(new, 6), mode=mode, align_corners=False)
-  np.testing.assert_allclose(matrix(old, new) @ table[0, 0], theirs[0, 0].numpy(), rtol=0, atol=1e-10)
+  theirs = torch.nn.functional.interpolate(
+    torch.from_numpy(table), size=(new, 6), mode=mode, align_corners=False
+  )
+  np.testing.assert_allclose(
+    matrix(old, new) @ table[0, 0], theirs[0, 0].numpy(), rtol=0, atol=1e-10
+  )
 
 
 @pytest.mark.parametrize(('old', 'new'), PAIRS)
@@ -65,7 +82,9 @@ def test_half_pixel_resampling_is_jaxs(old, new):
   table = RNG.normal(size=(old, 6, 2))
   with jax.enable_x64(True):  # In float32 its own weights are off by 1e-6.
     theirs = jax.image.resize(table, (new, 5, 2), 'bilinear', antialias=False)
-  np.testing.assert_allclose(resample_grid(table, (new, 5), 'half_pixel'), theirs, rtol=0, atol=1e-10)
+  np.testing.assert_allclose(
+    resample_grid(table, (new, 5), 'half_pixel'), theirs, rtol=0, atol=1e-10
+  )
 
 
 @pytest.mark.parametrize(('old', 'new'), [(4, 7), (16, 32), (8, 5), (32, 16), (6, 6)])
@@ -75,14 +94,23 @@ def test_pi_resize_is_timms(old, new, timm):
 
   torch = pytest.importorskip('torch')
   theirs = resample_patch_embed(
-    torch.from_numpy(kernel.transpose(3, 2, 0, 1)), [new, new], interpolation='bilinear', antialias=False
+    torch.from_numpy(kernel.transpose(3, 2, 0, 1)),
+    [new, new],
+    interpolation='bilinear',
+    antialias=False,
   ).numpy()
-  np.testing.assert_allclose(pi_resize(kernel, (new, new)), theirs.transpose(2, 3, 1, 0), rtol=0, atol=2e-5)
+  np.testing.assert_allclose(
+    pi_resize(kernel, (new, new)), theirs.transpose(2, 3, 1, 0), rtol=0, atol=2e-5
+  )
 
 
-@pytest.mark.parametrize(('old', 'new'), [((4, 4), (7, 7)), ((16, 16), (32, 32)), ((6, 4), (9, 10))])
+@pytest.mark.parametrize(
+  ('old', 'new'), [((4, 4), (7, 7)), ((16, 16), (32, 32)), ((6, 4), (9, 10))]
+)
 def test_a_grown_patch_is_embedded_as_the_patch_was(old, new):
   kernel, patch = RNG.normal(size=(*old, 3, 5)), RNG.normal(size=(*old, 3))
   grown = resample_grid(patch, new, 'half_pixel')
-  then, now = (np.einsum('pqc,pqcd->d', x, w) for x, w in ((patch, kernel), (grown, pi_resize(kernel, new))))
+  then, now = (
+    np.einsum('pqc,pqcd->d', x, w) for x, w in ((patch, kernel), (grown, pi_resize(kernel, new)))
+  )
   np.testing.assert_allclose(now, then, rtol=0, atol=1e-10)

@@ -40,7 +40,9 @@ def without(*names: str):
 
 
 def also(**found: np.ndarray):
-  return lambda arrays: arrays.update({name.replace('__', '.'): array for name, array in found.items()})
+  return lambda arrays: arrays.update(
+    {name.replace('__', '.'): array for name, array in found.items()}
+  )
 
 
 QKV_BIAS = ('blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias')
@@ -49,28 +51,72 @@ WRONG = {
   'two heads': ('timm', also(dist_token=one), 'distilled DeiT'),
   'a norm after pooling': ('timm', also(fc_norm__weight=one), 'last norm comes after pooling'),
   'a norm before the blocks': ('timm', also(norm_pre__weight=one), 'a norm before the blocks'),
-  'norms of queries': ('timm', also(blocks__0__attn__q_norm__weight=one), 'has no place for: blocks.0.attn.q_norm.weight'),
+  'norms of queries': (
+    'timm',
+    also(blocks__0__attn__q_norm__weight=one),
+    'has no place for: blocks.0.attn.q_norm.weight',
+  ),
   'no bias of the projection': (
     'timm',
     without('blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias'),
     'query/bias .* is missing',
   ),
-  'a block that lacks an array': ('timm', without('blocks.1.norm2.bias'), 'block 1 of 2 has no LayerNorm_2/bias'),
-  'a kernel of another rank': ('timm', also(head__weight=np.zeros((5, 8, 4), np.float32)), '2 axes are expected'),
-  'patches of another rank': ('timm', also(patch_embed__proj__weight=one), r'expected \[width, channels'),
-  'LayerScale of another width': ('timm', also(blocks__0__ls1__gamma=one, blocks__1__ls1__gamma=one), 'of as many outputs'),
-  'a gated MLP': ('timm', also(blocks__0__mlp__fc1__weight=np.zeros((256, 32), np.float32)), 'mlp|Dense_0'),
+  'a block that lacks an array': (
+    'timm',
+    without('blocks.1.norm2.bias'),
+    'block 1 of 2 has no LayerNorm_2/bias',
+  ),
+  'a kernel of another rank': (
+    'timm',
+    also(head__weight=np.zeros((5, 8, 4), np.float32)),
+    '2 axes are expected',
+  ),
+  'patches of another rank': (
+    'timm',
+    also(patch_embed__proj__weight=one),
+    r'expected \[width, channels',
+  ),
+  'LayerScale of another width': (
+    'timm',
+    also(blocks__0__ls1__gamma=one, blocks__1__ls1__gamma=one),
+    'of as many outputs',
+  ),
+  'a gated MLP': (
+    'timm',
+    also(blocks__0__mlp__fc1__weight=np.zeros((256, 32), np.float32)),
+    'mlp|Dense_0',
+  ),
   'an unknown array': ('huggingface', also(vit__surprise=one), 'has no place for: surprise'),
   'fused projections of another size': (
     'timm',
     also(blocks__0__attn__qkv__bias=np.zeros(97, np.float32)),
     r'blocks.0.attn.qkv.bias is \[97\]: it does not divide into 3 projections',
   ),
-  'a projection twice': ('timm', also(blocks__0__attn__q__weight=np.eye(32, dtype=np.float32)), 'qkv.weight holds too'),
-  'a block twice': ('timm', also(blocks__00__norm1__weight=one), 'has no place for: blocks.00.norm1.weight'),
-  'a block in other digits': ('timm', also(blocks__١__norm1__weight=one), 'has no place for: blocks'),
-  'a layer twice': ('huggingface', also(layernorm__weight=one), 'holds layernorm.weight with and without vit. before it'),
-  'positions of another rank': ('timm', also(pos_embed=np.zeros((17, 32), np.float32)), 'pos_embed is .* 3 axes are expected'),
+  'a projection twice': (
+    'timm',
+    also(blocks__0__attn__q__weight=np.eye(32, dtype=np.float32)),
+    'qkv.weight holds too',
+  ),
+  'a block twice': (
+    'timm',
+    also(blocks__00__norm1__weight=one),
+    'has no place for: blocks.00.norm1.weight',
+  ),
+  'a block in other digits': (
+    'timm',
+    also(blocks__١__norm1__weight=one),
+    'has no place for: blocks',
+  ),
+  'a layer twice': (
+    'huggingface',
+    also(layernorm__weight=one),
+    'holds layernorm.weight with and without vit. before it',
+  ),
+  'positions of another rank': (
+    'timm',
+    also(pos_embed=np.zeros((17, 32), np.float32)),
+    'pos_embed is .* 3 axes are expected',
+  ),
   'no positions': ('timm', without('pos_embed'), 'has no position embeddings'),
   'registers of another width': (
     'timm',
@@ -90,11 +136,31 @@ def test_a_model_that_we_are_not_is_one_line_that_names_the_array(hub, case):
 
 # What config.json may say.
 SAID = {
-  'heads that do not divide': ('huggingface', {'num_attention_heads': 5}, 'does not divide into 5 heads'),
-  'heads in words': ('huggingface', {'num_attention_heads': 'four'}, 'num_attention_heads is .four.: expected a whole number'),
-  'heads below zero': ('timm', {'model_args': {'num_heads': -1}}, '-1 heads: expected a positive number'),
-  'another activation': ('huggingface', {'hidden_act': 'quick_gelu'}, "the activation 'quick_gelu' is not among those here"),
-  'another activation of timm': ('timm', {'model_args': {'num_heads': 4, 'act_layer': 'silu'}}, "the activation 'silu'"),
+  'heads that do not divide': (
+    'huggingface',
+    {'num_attention_heads': 5},
+    'does not divide into 5 heads',
+  ),
+  'heads in words': (
+    'huggingface',
+    {'num_attention_heads': 'four'},
+    'num_attention_heads is .four.: expected a whole number',
+  ),
+  'heads below zero': (
+    'timm',
+    {'model_args': {'num_heads': -1}},
+    '-1 heads: expected a positive number',
+  ),
+  'another activation': (
+    'huggingface',
+    {'hidden_act': 'quick_gelu'},
+    "the activation 'quick_gelu' is not among those here",
+  ),
+  'another activation of timm': (
+    'timm',
+    {'model_args': {'num_heads': 4, 'act_layer': 'silu'}},
+    "the activation 'silu'",
+  ),
   'no activation': ('huggingface', {'hidden_act': ['gelu']}, 'expected a text'),
   'an epsilon in words': ('huggingface', {'layer_norm_eps': 'small'}, 'expected a number'),
   'labels without numbers': ('huggingface', {'id2label': {'cat': 0}}, 'id2label has the keys cat'),
@@ -104,10 +170,18 @@ SAID = {
     {'model_args': {'num_heads': 4, 'global_pool': 'avg'}},
     "'avg', and with these arrays only 'token'",
   ),
-  'registers pooled': ('timm', {'model_args': {'num_heads': 4, 'pool_include_prefix': True}}, 'pool_include_prefix'),
+  'registers pooled': (
+    'timm',
+    {'model_args': {'num_heads': 4, 'pool_include_prefix': True}},
+    'pool_include_prefix',
+  ),
   'arguments in a list': ('timm', {'model_args': [4]}, r'model_args is \[4\]: expected an object'),
   'one mean': ('timm', {'pretrained_cfg': {'mean': [0.5]}}, 'expected three numbers'),
-  'a crop of nothing': ('timm', {'pretrained_cfg': {'input_size': [3, 32, 32], 'crop_pct': 0}}, 'crop_pct is 0'),
+  'a crop of nothing': (
+    'timm',
+    {'pretrained_cfg': {'input_size': [3, 32, 32], 'crop_pct': 0}},
+    'crop_pct is 0',
+  ),
   'a size of nothing': (
     'timm',
     {'model_args': {'img_size': 0, 'num_heads': 4}, 'pretrained_cfg': {'input_size': [3, 0, 0]}},
@@ -157,8 +231,12 @@ def test_images_that_are_not_normalised_are_divided_by_255(preprocessed):
   assert (found['mean'], found['scale']) == ((0,) * 3, (255,) * 3)
 
 
-@pytest.mark.parametrize(('overrides', 'short_side'), [({}, 20), ({'size': 32}, 40), ({'size': 8}, 10)])
-def test_a_short_side_is_said_of_the_size_that_is_cropped_not_of_the_size_in_training(preprocessed, overrides, short_side):
+@pytest.mark.parametrize(
+  ('overrides', 'short_side'), [({}, 20), ({'size': 32}, 40), ({'size': 8}, 10)]
+)
+def test_a_short_side_is_said_of_the_size_that_is_cropped_not_of_the_size_in_training(
+  preprocessed, overrides, short_side
+):
   said = {'size': {'shortest_edge': 20}, 'crop_size': {'height': 16, 'width': 16}}
   assert preprocessed(said, **overrides)['short_side'] == short_side
 
@@ -170,7 +248,10 @@ def test_the_mask_token_of_pre_training_is_left_out_and_that_is_said(hub):
 
 def test_a_pooler_that_the_classifier_does_not_read_is_left_out_and_that_is_said(hub):
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-  pooler = {'vit__pooler__dense__weight': np.eye(32, dtype=np.float32), 'vit__pooler__dense__bias': np.ones(32, np.float32)}
+  pooler = {
+    'vit__pooler__dense__weight': np.eye(32, dtype=np.float32),
+    'vit__pooler__dense__bias': np.ones(32, np.float32),
+  }
   found = hub('huggingface', also(**pooler))
   assert len(found.notes) == 2
   assert all('which the classifier does not read' in note for note in found.notes)
@@ -180,13 +261,22 @@ def test_a_pooler_that_the_classifier_does_not_read_is_left_out_and_that_is_said
 def test_what_older_files_of_timm_say_at_one_level_is_read(hub):
   seen = {'mean': [0.1, 0.2, 0.3], 'std': [0.5] * 3, 'input_size': [3, 32, 32], 'crop_pct': 0.8}
   found = hub('timm', said=seen | {'pretrained_cfg': None}).preprocessing
-  assert found == {'size': (32, 32), 'crop': 'center', 'short_side': 40, 'mean': (25.5, 51, 76.5), 'scale': (127.5,) * 3}
+  assert found == {
+    'size': (32, 32),
+    'crop': 'center',
+    'short_side': 40,
+    'mean': (25.5, 51, 76.5),
+    'scale': (127.5,) * 3,
+  }
 
 
 def test_an_activation_that_is_said_wins_over_that_of_the_architecture(hub):
   tanh = {'architecture': 'vit_so400m_patch16_siglip_256', 'model_args': {'num_heads': 4}}
   assert hub('timm', said=tanh).config.gelu == 'tanh'
-  assert hub('timm', said=tanh | {'model_args': {'num_heads': 4, 'act_layer': 'gelu'}}).config.gelu == 'erf'
+  assert (
+    hub('timm', said=tanh | {'model_args': {'num_heads': 4, 'act_layer': 'gelu'}}).config.gelu
+    == 'erf'
+  )
 
 
 def test_every_short_side_is_the_same_after_timm_has_rounded_it_down():
@@ -195,7 +285,9 @@ def test_every_short_side_is_the_same_after_timm_has_rounded_it_down():
 
 
 @pytest.mark.parametrize('size', [(32, 32), (32, 48)])
-@pytest.mark.parametrize('fields', [{}, {'registers': 3}, {'registers': 3, 'pool': 'gap'}, {'registers': 1, 'pool': 'map'}])
+@pytest.mark.parametrize(
+  'fields', [{}, {'registers': 3}, {'registers': 3, 'pool': 'gap'}, {'registers': 1, 'pool': 'map'}]
+)
 def test_positions_come_back_from_timm_whatever_rows_are_before_them(tmp_path, size, fields):
   ours = model(size=size, **fields)
   export(ours, tmp_path / 'hub', 'timm')
@@ -223,11 +315,16 @@ def test_hybrids_come_back_from_timm_to_the_bit(tmp_path, variant, timm):
   with torch.no_grad():
     expected = theirs(normalised(images, ours.config.mean, ours.config.scale)).numpy()
   # timm standardises its kernels and normalises with other epsilons than the released code.
-  np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    ours.logits(images), expected, rtol=0, atol=1e-3 * np.abs(expected).max()
+  )
 
 
 def test_timm_has_no_stems_of_other_widths_and_no_other_epsilons():
-  wrong = {'stems of 64': model(variant='R+Ti/16', stem_width=32, size=(64, 64)), 'epsilon': model(norm_eps=1e-5)}
+  wrong = {
+    'stems of 64': model(variant='R+Ti/16', stem_width=32, size=(64, 64)),
+    'epsilon': model(norm_eps=1e-5),
+  }
   for message, ours in wrong.items():
     flat = flax.traverse_util.flatten_dict(ours.params, sep='/')
     with pytest.raises(UserError, match=message):
@@ -237,34 +334,61 @@ def test_timm_has_no_stems_of_other_widths_and_no_other_epsilons():
 def written_by_timm(tmp_path, theirs, name: str, size: tuple[int, int]):
   """What `load` makes of a model of timm's, saved as its hub does."""
   seen = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'input_size': [3, *size], 'crop_pct': 1.0}
-  config = {'architecture': name, 'global_pool': theirs.global_pool, 'model_args': {'num_heads': 3}, 'pretrained_cfg': seen}
-  save_file({key: tensor.numpy() for key, tensor in theirs.state_dict().items()}, tmp_path / 'model.safetensors')
+  config = {
+    'architecture': name,
+    'global_pool': theirs.global_pool,
+    'model_args': {'num_heads': 3},
+    'pretrained_cfg': seen,
+  }
+  save_file(
+    {key: tensor.numpy() for key, tensor in theirs.state_dict().items()},
+    tmp_path / 'model.safetensors',
+  )
   (tmp_path / 'config.json').write_text(json.dumps(config))
   return vit_jax.load(str(tmp_path))
 
 
-@pytest.mark.parametrize('size', [(64, 64), (64, 96)])  # 64x96 has 24 patches, and with a class token 25: a square.
-@pytest.mark.parametrize('prefix', ['class token', 'class token without a position', 'registers', 'registers alone'])
+@pytest.mark.parametrize(
+  'size', [(64, 64), (64, 96)]
+)  # 64x96 has 24 patches, and with a class token 25: a square.
+@pytest.mark.parametrize(
+  'prefix', ['class token', 'class token without a position', 'registers', 'registers alone']
+)
 def test_positions_are_placed_as_timm_places_them(tmp_path, prefix, size, timm):
   kwargs = {
     'class token': {},
     'class token without a position': {'no_embed_class': True},
     'registers': {'reg_tokens': 1},
-    'registers alone': {'reg_tokens': 4, 'class_token': False, 'global_pool': 'avg', 'fc_norm': False},
+    'registers alone': {
+      'reg_tokens': 4,
+      'class_token': False,
+      'global_pool': 'avg',
+      'fc_norm': False,
+    },
   }[prefix]
   small = {'img_size': size, 'embed_dim': 48, 'depth': 1, 'num_heads': 3, 'num_classes': 7}
   theirs = redrawn(timm.create_model('vit_base_patch16_224', **small, **kwargs))
   ours = written_by_timm(tmp_path, theirs, 'vit_base_patch16_224', size)
   images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
   expected = run(theirs, images)
-  np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max()
+  )
 
 
 def test_hugging_face_images_that_are_no_squares_give_its_numbers(tmp_path, transformers):
   import torch
 
-  sizes = {'hidden_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 3, 'patch_size': 16, 'num_labels': 7}
-  theirs = redrawn(transformers.ViTForImageClassification(transformers.ViTConfig(image_size=[64, 96], **sizes)))
+  sizes = {
+    'hidden_size': 48,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 3,
+    'patch_size': 16,
+    'num_labels': 7,
+  }
+  theirs = redrawn(
+    transformers.ViTForImageClassification(transformers.ViTConfig(image_size=[64, 96], **sizes))
+  )
   theirs.save_pretrained(tmp_path)
   images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
   with torch.no_grad():
@@ -282,7 +406,9 @@ def test_every_vision_transformer_of_timms_gives_its_numbers_or_one_line(tmp_pat
     size = (56, 56) if 'patch14' in name else (64, 64)
     if name == 'vit_base_mci_224':  # Its width can't be changed.
       continue
-    theirs = redrawn(timm.create_model(name, img_size=size, embed_dim=48, depth=1, num_heads=3, num_classes=7))
+    theirs = redrawn(
+      timm.create_model(name, img_size=size, embed_dim=48, depth=1, num_heads=3, num_classes=7)
+    )
     try:
       ours = written_by_timm(tmp_path, theirs, name, size)
     except UserError as error:
@@ -290,6 +416,8 @@ def test_every_vision_transformer_of_timms_gives_its_numbers_or_one_line(tmp_pat
       continue
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     expected = run(theirs, images)
-    np.testing.assert_allclose(ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(
+      ours.logits(images), expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name
+    )
     read.append(name)
   assert len(read) >= 85

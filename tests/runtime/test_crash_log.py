@@ -3,12 +3,12 @@
 import pytest
 
 from vit_jax.errors import CrashLoopError, DivergedError, UserError
-from vit_jax.runtime.crash_log import LIMIT, Failures
+from vit_jax.runtime.crash_log import MAX_FAILED_STARTS, CrashLog
 
 
 def start(workdir, step, error=None, hosts=1):
   """One start of all hosts from `step`, which ends in `error` on each."""
-  all_hosts = [Failures(workdir, host=host) for host in range(hosts)]
+  all_hosts = [CrashLog(workdir, host=host) for host in range(hosts)]
   for failures in all_hosts:
     failures.begin(step)
   for failures in all_hosts if error else []:
@@ -17,13 +17,18 @@ def start(workdir, step, error=None, hosts=1):
 
 
 def test_after_three_errors_from_one_checkpoint_a_start_is_refused_and_the_evidence_kept(tmp_path):
-  for i in range(LIMIT):
+  for i in range(MAX_FAILED_STARTS):
     start(tmp_path, 20, ZeroDivisionError(f'number {i}'), hosts=2)
-  with pytest.raises(CrashLoopError, match=r'3 starts from step 20 .*failures tells; mend the cause, then remove that folder'):
+  with pytest.raises(
+    CrashLoopError,
+    match=r'3 starts from step 20 .*failures tells; mend the cause, then remove that folder',
+  ):
     start(tmp_path, 20)
   kept = {path.name: path.read_text() for path in (tmp_path / 'failures').iterdir()}
   assert kept.keys() == {f'20-{i}-host{host}.txt' for i in (1, 2, 3) for host in (0, 1)}
-  assert 'ZeroDivisionError: number 2' in kept['20-3-host1.txt'] and 'in start' in kept['20-3-host1.txt']
+  assert (
+    'ZeroDivisionError: number 2' in kept['20-3-host1.txt'] and 'in start' in kept['20-3-host1.txt']
+  )
 
 
 def test_a_new_checkpoint_starts_the_count_anew(tmp_path):
@@ -35,10 +40,14 @@ def test_a_new_checkpoint_starts_the_count_anew(tmp_path):
 
 @pytest.mark.parametrize(
   'error',
-  [UserError('mend me'), ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer'), SystemExit(75)],
+  [
+    UserError('mend me'),
+    ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer'),
+    SystemExit(75),
+  ],
 )
 def test_what_is_no_error_of_this_run_is_not_counted(tmp_path, error):
-  for _ in range(2 * LIMIT):
+  for _ in range(2 * MAX_FAILED_STARTS):
     start(tmp_path, 20, error)
   assert not (tmp_path / 'failures').exists()
 

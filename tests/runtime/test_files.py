@@ -8,12 +8,18 @@ import pytest
 
 from vit_jax.errors import StorageError, UserError
 from vit_jax.runtime import files
-from vit_jax.runtime.files import insist, read_object, read_text, writable, write_whole
+from vit_jax.runtime.files import (
+  explain_write_errors,
+  read_json_object,
+  read_text_file,
+  retry_io,
+  write_atomically,
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(files, 'PAUSES', (0.01, 0.02, 0.04))
+  monkeypatch.setattr(files, 'RETRY_DELAYS', (0.01, 0.02, 0.04))
 
 
 def failing(times: int, code: int):
@@ -28,29 +34,33 @@ def failing(times: int, code: int):
   return function
 
 
-@pytest.mark.parametrize('code', [errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY])
+@pytest.mark.parametrize(
+  'code', [errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY]
+)
 def test_storage_may_fail_three_times_and_not_four(code):
-  assert insist('reading x', failing(3, code)) == 'done'
+  assert retry_io('reading x', failing(3, code)) == 'done'
   with pytest.raises(StorageError, match=f'reading x: {os.strerror(code)}, 4 times'):
-    insist('reading x', failing(4, code))
+    retry_io('reading x', failing(4, code))
 
 
 def test_what_does_not_go_away_is_not_waited_for():
   began = time.monotonic()
   with pytest.raises(FileNotFoundError):
-    insist('reading x', failing(1, errno.ENOENT))
+    retry_io('reading x', failing(1, errno.ENOENT))
   with (
-    pytest.raises(UserError, match='can not write to here: Read-only file system; choose another --workdir'),
-    writable('here'),
+    pytest.raises(
+      UserError, match='can not write to here: Read-only file system; choose another --workdir'
+    ),
+    explain_write_errors('here'),
   ):
-    insist('writing x', failing(1, errno.EROFS))
+    retry_io('writing x', failing(1, errno.EROFS))
   assert time.monotonic() - began < 5
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
-  write_whole(tmp_path / 'x', 'one')
-  write_whole(tmp_path / 'x', 'two')
-  assert read_text(tmp_path / 'x') == 'two'
+  write_atomically(tmp_path / 'x', 'one')
+  write_atomically(tmp_path / 'x', 'two')
+  assert read_text_file(tmp_path / 'x') == 'two'
   assert [path.name for path in tmp_path.iterdir()] == ['x']
 
 
@@ -66,12 +76,12 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
   ],
 )
 def test_what_is_no_object_is_refused(tmp_path, monkeypatch, content, message):
-  monkeypatch.setattr(files, 'LARGEST', 200000 if len(content) == 100000 else 1000)
+  monkeypatch.setattr(files, 'MAX_TEXT_BYTES', 200000 if len(content) == 100000 else 1000)
   (tmp_path / 'x').write_bytes(content)
   with pytest.raises(UserError, match=message):
-    read_object(tmp_path / 'x')
+    read_json_object(tmp_path / 'x')
 
 
 def test_what_is_not_there_is_said(tmp_path):
   with pytest.raises(UserError, match='can not read .*x: No such file'):
-    read_object(tmp_path / 'x')
+    read_json_object(tmp_path / 'x')

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.runs import ROOT, Run, account, finished, stopped_at
-from vit_jax.runtime.preemption import Stopping
+from vit_jax.runtime.preemption import Preemption
 
 
 @pytest.fixture(scope='module')
@@ -19,7 +19,9 @@ def uninterrupted(tmp_path_factory) -> dict:
   return account(workdir)
 
 
-def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
+def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the_same(
+  uninterrupted, tmp_path
+):
   workdir = tmp_path / 'run'
   with Run(workdir, '--config.data.workers=1', start=0) as run:
     run.until('step 5/60')
@@ -38,7 +40,9 @@ def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the
     run.until('step 40/60  loss')
     run.send(signal.SIGINT)
     assert run.codes() == [130], run.text()
-    assert stopped_at(run.text()) >= 40  # Where that was before its evaluation ended, it is made up for.
+    assert (
+      stopped_at(run.text()) >= 40
+    )  # Where that was before its evaluation ended, it is made up for.
   finished(workdir)
   assert account(workdir) == uninterrupted
 
@@ -64,7 +68,9 @@ print('listening', flush=True)
 {then}
 """
 WAIT = 'while not stopping.asked(): time.sleep(0.01)\nstopping.end(); time.sleep(1); sys.exit(stopping.exit_code)'
-HANG = 'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Python's handlers never run.
+HANG = (
+  'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Python's handlers never run.
+)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,9 @@ HANG = 'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Pyt
 )
 def test_the_exit_code_says_which_signal_it_was(then, signals, code):
   command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=then)]
-  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
     assert process.stdout.readline() == 'listening\n'
     for number in signals:
       process.send_signal(number)
@@ -94,7 +102,9 @@ BETWEEN = 'stopping.more = True; stopping.end(); print("between", flush=True); '
 
 def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process():
   command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=BETWEEN)]
-  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
     assert [process.stdout.readline() for _ in range(2)] == ['listening\n', 'between\n']
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=50)
@@ -104,7 +114,7 @@ def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process
 def test_hosts_stop_at_one_question_whichever_of_them_was_told():
   """Two of them, in step; a vote is what either said."""
   told = [False, True]
-  ours, theirs = Stopping(), Stopping()
+  ours, theirs = Preemption(), Preemption()
   for stopping in (ours, theirs):
     stopping.begin(lambda said: any(told))
   assert [ours.asked(), theirs.asked(), ours.asked(), theirs.asked()] == [False] * 4
@@ -113,7 +123,7 @@ def test_hosts_stop_at_one_question_whichever_of_them_was_told():
 
 
 def test_one_that_does_not_listen_is_never_told():
-  stopping = Stopping()
+  stopping = Preemption()
   stopping.begin()
   assert not stopping.asked()
   stopping.end()

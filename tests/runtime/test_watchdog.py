@@ -22,13 +22,21 @@ waiting_for_ever()
 """
 
 
-def stuck(tmp_path, how: str, *, seconds: float = 1, alone: bool = True) -> subprocess.CompletedProcess:
-  code = STUCK.format(root=str(ROOT), file=str(tmp_path / 'stacks'), how=how, seconds=seconds, alone=alone)
-  return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, timeout=100)
+def stuck(
+  tmp_path, how: str, *, seconds: float = 1, alone: bool = True
+) -> subprocess.CompletedProcess:
+  code = STUCK.format(
+    root=str(ROOT), file=str(tmp_path / 'stacks'), how=how, seconds=seconds, alone=alone
+  )
+  return subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False, timeout=100
+  )
 
 
 def test_one_that_waits_for_ever_is_ended_and_shows_where(tmp_path):
-  done = stuck(tmp_path, 'import threading; threading.Lock().acquire() and threading.Event().wait()')
+  done = stuck(
+    tmp_path, 'import threading; threading.Lock().acquire() and threading.Event().wait()'
+  )
   assert done.returncode == 76
   for text in (done.stderr, (tmp_path / 'stacks').read_text()):
     assert text.startswith('no sign of life for 1 s')
@@ -36,13 +44,17 @@ def test_one_that_waits_for_ever_is_ended_and_shows_where(tmp_path):
 
 
 def test_native_code_that_keeps_pythons_lock_is_ended_too(tmp_path):
-  done = stuck(tmp_path, 'import ctypes; time.sleep(1); ctypes.PyDLL(None).sleep(90)', seconds=3, alone=False)
+  done = stuck(
+    tmp_path, 'import ctypes; time.sleep(1); ctypes.PyDLL(None).sleep(90)', seconds=3, alone=False
+  )
   assert done.returncode == 1
   assert 'Timeout (0:00:13)!' in done.stderr and 'in waiting_for_ever' in done.stderr
 
 
 def test_signs_of_life_keep_it_quiet(tmp_path):
-  assert stuck(tmp_path, 'for _ in range(20): watchdog.within(1.5); time.sleep(0.1)').returncode == 0
+  assert (
+    stuck(tmp_path, 'for _ in range(20): watchdog.within(1.5); time.sleep(0.1)').returncode == 0
+  )
 
 
 def test_without_a_limit_it_is_quiet(tmp_path):
@@ -50,7 +62,9 @@ def test_without_a_limit_it_is_quiet(tmp_path):
 
 
 def test_time_in_which_the_process_was_suspended_does_not_count(tmp_path):
-  code = STUCK.format(root=str(ROOT), file=str(tmp_path / 'stacks'), how='time.sleep(4)', seconds=6, alone=True)
+  code = STUCK.format(
+    root=str(ROOT), file=str(tmp_path / 'stacks'), how='time.sleep(4)', seconds=6, alone=True
+  )
   with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout.readline() == 'started\n'
     process.send_signal(signal.SIGSTOP)

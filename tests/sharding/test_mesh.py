@@ -11,9 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
-from vit_jax.sharding.fsdp import reduce_scatter, two_steps
-from vit_jax.sharding.mesh import describe_mesh, make_mesh, peak_flops, spread, state_shardings, to_global, undivided
+from vit_jax.models.vit import build_vit
+from vit_jax.sharding.fsdp import (
+  reduce_scatter,
+  reduce_scatter_groups,
+  state_shardings,
+  unsharded_params,
+)
+from vit_jax.sharding.mesh import describe_mesh, make_mesh, peak_flops, shard_from_host, to_global
 from vit_jax.step import init_state
 
 
@@ -41,7 +46,10 @@ def test_parameters_are_split_along_their_largest_side_but_never_along_the_depth
   }
   specs = jax.tree.map(lambda s: s.spec, state_shardings(tree, mesh))
   assert specs == {
-    'head': {'kernel': P(None, 'fsdp'), 'bias': P()},  # The bias is too small to be worth gathering.
+    'head': {
+      'kernel': P(None, 'fsdp'),
+      'bias': P(),
+    },  # The bias is too small to be worth gathering.
     'encoderblock': {'kernel': P(None, None, 'fsdp')},
     'odd': P(),
   }
@@ -92,16 +100,16 @@ def test_a_large_array_that_no_device_can_share_is_named():
   tree = {'head': {'kernel': shape(333, 999), 'bias': shape(999)}, 'other': shape(512, 1024)}
   laid_out = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   tree = jax.tree.map(laid_out, tree, state_shardings(tree, mesh))
-  assert undivided(tree, mesh) == [
+  assert unsharded_params(tree, mesh) == [
     'head/kernel [333, 999] is whole on every device: none of its sides divides by config.mesh.fsdp=8'
   ]
-  assert undivided(tree, make_mesh(1, batches={})) == []
+  assert unsharded_params(tree, make_mesh(1, batches={})) == []
 
 
 def test_an_array_of_the_host_reaches_each_device_as_its_share():
   mesh = make_mesh(8, batches={})
   array = np.arange(512 * 1024, dtype=np.float32).reshape(512, 1024)
-  out = spread({'kernel': array}, state_shardings({'kernel': array}, mesh))['kernel']
+  out = shard_from_host({'kernel': array}, state_shardings({'kernel': array}, mesh))['kernel']
   assert {shard.data.shape for shard in out.addressable_shards} == {(512, 128)}
   np.testing.assert_array_equal(out, array)
 
@@ -116,21 +124,25 @@ def test_each_device_is_left_with_its_share_of_the_sum_however_it_is_cut(fsdp, s
   share = tuple(side // fsdp if i == axis else side for i, side in enumerate(shape))
 
   def scattered(grad):
-    return reduce_scatter(grad[0], axis=axis, shape=share, groups=two_steps())[None]
+    return reduce_scatter(grad[0], axis=axis, shape=share, groups=reduce_scatter_groups())[None]
 
   rows = P(('data', 'fsdp'))
-  found = np.asarray(jax.shard_map(scattered, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(grads))
+  found = np.asarray(
+    jax.shard_map(scattered, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(grads)
+  )
   sums = grads.reshape(-1, fsdp, *shape).sum(axis=1)  # Of the devices that differ in fsdp alone.
   expected = [cut for total in sums for cut in np.split(total, fsdp, axis=axis)]
   np.testing.assert_array_equal(found, expected)
 
 
 def test_initialisation_never_holds_the_whole_state_on_a_device():
-  model = vit(ModelConfig(variant='mu/4', width=512, mlp=2048, heads=4, depth=4), 10)
+  model = build_vit(ModelConfig(variant='mu/4', width=512, mlp=2048, heads=4, depth=4), 10)
   tx = optax.adam(1e-3)
   begin = functools.partial(init_state, 0, model=model, tx=tx, size=(8, 8), ema=True)
   shapes, mesh = jax.eval_shape(begin), make_mesh(8, batches={})
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-  used = jax.jit(begin, out_shardings=state_shardings(shapes, mesh)).lower().compile().memory_analysis()
+  used = (
+    jax.jit(begin, out_shardings=state_shardings(shapes, mesh)).lower().compile().memory_analysis()
+  )
   assert used.output_size_in_bytes < whole / 7  # An eighth, and what is small.
   assert used.output_size_in_bytes + used.temp_size_in_bytes < whole / 4

@@ -23,11 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault('XLA_FLAGS', '')
 
 from tests.runs import Run, account, finished
-from vit_jax.checkpoint.manager import steps as saved
+from vit_jax.checkpoint.manager import list_saved_steps as saved
 
 HEARTBEAT = 10  # Seconds.
 FLAGS = ('--config.save_every=5', '--config.eval_every=40', f'--hosts_heartbeat={HEARTBEAT}')
-ENDED = {0, 75, 130, 134, 137, 143}  # Exit codes that the faults below may bring about; all others are failures.
+ALLOWED_EXIT_CODES = {
+  0,
+  75,
+  130,
+  134,
+  137,
+  143,
+}  # Exit codes that the faults below may bring about; all others are failures.
 
 
 def kill(run: Run, rng: random.Random):
@@ -83,17 +90,20 @@ def freeze(run: Run, rng: random.Random):
 
 
 FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
-  each.__name__: each for each in (kill, kill_all, terminate, terminate_group, interrupt, suspend, freeze)
+  each.__name__: each
+  for each in (kill, kill_all, terminate, terminate_group, interrupt, suspend, freeze)
 }
 
 
-def damage(workdir: Path, rng: random.Random) -> str:
+def damage_newest_checkpoint(workdir: Path, rng: random.Random) -> str:
   """Flips a bit of, or cuts, a file of the newest of several checkpoints; what it did, if anything."""
   there = sorted(saved(workdir / 'checkpoints'))
   if len(there) < 2 or rng.random() > 0.3:
     return ''
   newest = workdir / 'checkpoints' / str(there[-1])
-  path = rng.choice(sorted(path for path in newest.rglob('*') if path.is_file() and path.stat().st_size))
+  path = rng.choice(
+    sorted(path for path in newest.rglob('*') if path.is_file() and path.stat().st_size)
+  )
   data = bytearray(path.read_bytes())
   if rng.random() < 0.5:
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -103,7 +113,7 @@ def damage(workdir: Path, rng: random.Random) -> str:
   return f', then {path.relative_to(workdir)} damaged'
 
 
-def play(
+def play_round(
   workdir: Path, flags: tuple[str, ...], fault: str, rng: random.Random, number: int, *, hosts: int
 ) -> tuple[list[int], int, str]:
   """One round: (exit codes, steps taken, what was done)."""
@@ -111,23 +121,23 @@ def play(
   with Run(workdir, *flags, hosts=hosts, devices=2 // hosts, start=number) as run:
     ahead, early = rng.randint(1, 60), rng.random() < 0.25
     deadline = time.monotonic() + (rng.uniform(0, 20) if early else 600)
-    done = lambda: steps_in(run.text())
+    done = lambda: parse_logged_steps(run.text())
     while time.monotonic() < deadline and len(done()) < ahead and run.processes[0].poll() is None:
       time.sleep(0.01)
     where = f'at step {done()[-1]}' if done() else 'before the first step'
     FAULTS[fault](run, rng)
     codes, taken = run.codes(), len(done())
     text = '\n'.join(run.text(host)[-2000:] for host in range(hosts))
-  assert set(codes) <= ENDED, f'exit codes {codes}\n{text}'
+  assert set(codes) <= ALLOWED_EXIT_CODES, f'exit codes {codes}\n{text}'
   return codes, taken, f'{hosts} hosts, {fault} {where}'
 
 
-def steps_in(text: str) -> list[int]:
+def parse_logged_steps(text: str) -> list[int]:
   """Those that a host has said were taken."""
   return [int(step) for step in re.findall(r'^step (\d+)/\d+  loss', text, re.MULTILINE)]
 
 
-def chaos(
+def run_chaos(
   workdir: Path,
   *,
   seed: int,
@@ -144,24 +154,44 @@ def chaos(
   whole = workdir / 'whole'
   finished(whole, *flags)
   expected = account(whole)
-  run, taken, number, seen, end = workdir / 'run', 0, 0, collections.Counter(), time.monotonic() + 60 * minutes
-  while time.monotonic() < end and number < rounds and max(saved(run / 'checkpoints'), default=0) < steps:
+  run, taken, number, seen, end = (
+    workdir / 'run',
+    0,
+    0,
+    collections.Counter(),
+    time.monotonic() + 60 * minutes,
+  )
+  while (
+    time.monotonic() < end
+    and number < rounds
+    and max(saved(run / 'checkpoints'), default=0) < steps
+  ):
     fault = rng.choice(faults)
-    codes, more, what = play(run, flags, fault, rng, number, hosts=rng.choice(hosts))
+    codes, more, what = play_round(run, flags, fault, rng, number, hosts=rng.choice(hosts))
     taken, number = taken + more, number + 1
     seen[fault] += 1
-    compare(run, expected)
-    harm = damage(run, rng) if damaging else ''
+    assert_logged_steps_equal(run, expected)
+    harm = damage_newest_checkpoint(run, rng) if damaging else ''
     seen['damage'] += bool(harm)
-    print(f'{number}: {what}: exit codes {codes}, saved {sorted(saved(run / "checkpoints"))}{harm}', flush=True)
+    print(
+      f'{number}: {what}: exit codes {codes}, saved {sorted(saved(run / "checkpoints"))}{harm}',
+      flush=True,
+    )
   before = max(saved(run / 'checkpoints'), default=0)
   finished(run, *flags)
-  taken += len(steps_in((run.with_name('run-99-host0.log')).read_text()))
+  taken += len(parse_logged_steps((run.with_name('run-99-host0.log')).read_text()))
   assert account(run) == expected, 'the end differs'
-  return {'rounds': number, 'faults': dict(seen), 'steps': steps, 'taken': taken, 'goodput': steps / taken, 'before': before}
+  return {
+    'rounds': number,
+    'faults': dict(seen),
+    'steps': steps,
+    'taken': taken,
+    'goodput': steps / taken,
+    'before': before,
+  }
 
 
-def compare(run: Path, expected: dict):
+def assert_logged_steps_equal(run: Path, expected: dict):
   """AssertionError where a logged step is not what it is in the uninterrupted run."""
   if not (run / 'ids.jsonl').exists():
     return
@@ -171,7 +201,9 @@ def compare(run: Path, expected: dict):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   option = parser.add_argument
   option('--seed', type=int, default=0)
   option('--minutes', type=float, default=30)
@@ -182,8 +214,13 @@ def main():
   args = parser.parse_args()
   shutil.rmtree(args.workdir, ignore_errors=True)
   args.workdir.mkdir(parents=True)
-  settings = {'seed': args.seed, 'minutes': args.minutes, 'rounds': args.rounds, 'steps': args.steps}
-  print(chaos(args.workdir, faults=args.faults.split(','), **settings), flush=True)
+  settings = {
+    'seed': args.seed,
+    'minutes': args.minutes,
+    'rounds': args.rounds,
+    'steps': args.steps,
+  }
+  print(run_chaos(args.workdir, faults=args.faults.split(','), **settings), flush=True)
 
 
 if __name__ == '__main__':

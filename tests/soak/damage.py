@@ -16,71 +16,71 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.soak.saver import like, made, same
-from vit_jax.checkpoint.manager import Checkpoints
+from tests.soak.saver import make_state, state_shapes, states_equal
+from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.step import TrainState
 
 Damage = Callable[[Path], object]
-UNAWAITED = 'ignore::pytest.PytestUnraisableExceptionWarning'
+IGNORE_UNAWAITED_FUTURES = 'ignore::pytest.PytestUnraisableExceptionWarning'
 
 
-def flip(file: Path, bit: int):
+def flip_bit(file: Path, bit: int):
   content = bytearray(file.read_bytes())
   content[bit // 8] ^= 1 << bit % 8
   file.write_bytes(content)
 
 
-def hole(file: Path, start: int, size: int):
+def zero_range(file: Path, start: int, size: int):
   content = bytearray(file.read_bytes())
   content[start : start + size] = bytes(len(content[start : start + size]))
   file.write_bytes(content)
 
 
-def swap(file: Path, other: Path):
+def swap_contents(file: Path, other: Path):
   content = file.read_bytes()
   file.write_bytes(other.read_bytes())
   other.write_bytes(content)
 
 
-def link(path: Path):
+def replace_with_symlink(path: Path):
   """What was there is elsewhere, and a symbolic link leads to it."""
   elsewhere = path.with_name(f'{path.name}.elsewhere')
   path.rename(elsewhere)
   path.symlink_to(elsewhere)
 
 
-def endless(file: Path):
+def replace_with_fifo(file: Path):
   """A pipe that nobody writes to."""
   file.unlink()
   os.mkfifo(file)
 
 
-def half(directory: Path, rng: random.Random):
+def delete_half_the_files(directory: Path, rng: random.Random):
   """A deletion that came half-way."""
   files = sorted(path for path in directory.rglob('*') if path.is_file())
   for file in rng.sample(files, len(files) // 2):
     file.unlink()
 
 
-def foreign(directory: Path):
+def replace_with_unrelated_directory(directory: Path):
   """Something else under its name."""
   shutil.rmtree(directory)
   directory.mkdir()
   (directory / 'notes.txt').write_text('mine')
 
 
-def a_file(directory: Path):
+def replace_with_file(directory: Path):
   shutil.rmtree(directory)
   directory.write_text('no directory')
 
 
-def another_step(directory: Path):
+def replace_with_previous_step(directory: Path):
   """A copy of the one before under its name: intact, and of another step."""
   shutil.rmtree(directory)
   shutil.copytree(directory.with_name(str(int(directory.name) - 1)), directory)
 
 
-def of_file(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[str, Damage]]:
+def file_damages(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[str, Damage]]:
   """What can happen to one file."""
   size = file.stat().st_size
   starts, noise = [rng.randrange(max(size - 64, 1)) for _ in range(2)], rng.randbytes(size)
@@ -93,53 +93,74 @@ def of_file(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[str, D
   yield 'other bytes', lambda path: path.write_bytes(noise)
   yield 'zeros', lambda path: path.write_bytes(bytes(size))
   for start in starts:
-    yield f'hole at {start}', lambda path, start=start: hole(path, start, 64)
-  yield 'a link', link
-  yield 'a pipe', endless
+    yield f'hole at {start}', lambda path, start=start: zero_range(path, start, 64)
+  yield 'a link', replace_with_symlink
+  yield 'a pipe', replace_with_fifo
   for bit in rng.sample(range(8 * size), min(flips, 8 * size)):
-    yield f'bit {bit} flipped', lambda path, bit=bit: flip(path, bit)
+    yield f'bit {bit} flipped', lambda path, bit=bit: flip_bit(path, bit)
 
 
-def kinds(checkpoint: Path, rng: random.Random, *, flips: int) -> Iterator[tuple[str, Damage]]:
+def checkpoint_damages(
+  checkpoint: Path, rng: random.Random, *, flips: int
+) -> Iterator[tuple[str, Damage]]:
   """(its name, what does it to a copy of the checkpoint): each kind of damage to each file, folder and the whole."""
   files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob('*') if path.is_file())
   for file in files:
-    for name, damage in of_file(checkpoint / file, rng, flips):
+    for name, damage in file_damages(checkpoint / file, rng, flips):
       yield f'{file}: {name}', lambda path, file=file, damage=damage: damage(path / file)
-    yield f'{file}: of the step before', lambda path, file=file: older(path, file)
+    yield (
+      f'{file}: of the step before',
+      lambda path, file=file: replace_with_previous_file(path, file),
+    )
   for a, b in [rng.sample(files, 2) for _ in range(len(files))]:
-    yield f'{a}: swapped with {b}', lambda path, a=a, b=b: swap(path / a, path / b)
-  for folder in sorted(path.relative_to(checkpoint) for path in checkpoint.rglob('*') if path.is_dir()):
+    yield f'{a}: swapped with {b}', lambda path, a=a, b=b: swap_contents(path / a, path / b)
+  for folder in sorted(
+    path.relative_to(checkpoint) for path in checkpoint.rglob('*') if path.is_dir()
+  ):
     yield f'{folder}: deleted', lambda path, folder=folder: shutil.rmtree(path / folder)
-    yield f'{folder}: a link', lambda path, folder=folder: link(path / folder)
-  yield from {'foreign': foreign, 'a file': a_file, 'a link': link, 'of another step': another_step}.items()
+    yield f'{folder}: a link', lambda path, folder=folder: replace_with_symlink(path / folder)
+  yield from {
+    'foreign': replace_with_unrelated_directory,
+    'a file': replace_with_file,
+    'a link': replace_with_symlink,
+    'of another step': replace_with_previous_step,
+  }.items()
   for seed in range(10):
-    yield f'half deleted, {seed}', lambda path, seed=seed: half(path, random.Random(seed))
+    yield (
+      f'half deleted, {seed}',
+      lambda path, seed=seed: delete_half_the_files(path, random.Random(seed)),
+    )
 
 
-def older(path: Path, file: Path):
+def replace_with_previous_file(path: Path, file: Path):
   """One file as it is in the checkpoint before; names of data files are random, and then the largest is taken."""
   before = path.with_name(str(int(path.name) - 1))
-  same = before / file if (before / file).is_file() else max(before.rglob('*'), key=lambda each: each.stat().st_size)
+  same = (
+    before / file
+    if (before / file).is_file()
+    else max(before.rglob('*'), key=lambda each: each.stat().st_size)
+  )
   shutil.copyfile(same, path / file)
 
 
-def save(workdir: Path, mib: float):
+def save_three_checkpoints(workdir: Path, mib: float):
   """A run with three checkpoints."""
   workdir.mkdir()
-  checkpoints = Checkpoints(workdir, keep=3)
+  checkpoints = CheckpointManager(workdir, keep=3)
   for step in (1, 2, 3):
-    checkpoints.save(made(step, mib), step)
+    checkpoints.save(make_state(step, mib), step)
   checkpoints.close()
 
 
-def outcome(whole: Path, damage: Damage, states: dict[int, TrainState], shapes: TrainState) -> str:
+def restore_outcome(
+  whole: Path, damage: Damage, states: dict[int, TrainState], shapes: TrainState
+) -> str:
   """What a run starts from when its newest checkpoint, 3, is damaged: 'step 2, exact', and nothing is lost or left."""
   copy = whole.with_name('copy')
   shutil.rmtree(copy, ignore_errors=True)
   shutil.copytree(whole, copy)
   damage(copy / 'checkpoints' / '3')
-  checkpoints = Checkpoints(copy)
+  checkpoints = CheckpointManager(copy)
   try:
     state = checkpoints.restore(shapes)
   except Exception as error:
@@ -154,16 +175,18 @@ def outcome(whole: Path, damage: Damage, states: dict[int, TrainState], shapes: 
   there = sorted(path.name for path in place.iterdir() if not path.name.endswith('.elsewhere'))
   if there != ['1', '2', *(['damaged'] if os.path.lexists(place / 'damaged' / '3') else ['3'])]:
     return f'step {step}, and then there is {there}'
-  return f'step {step}, ' + ('exact' if same(state, states[step]) else 'WRONG')
+  return f'step {step}, ' + ('exact' if states_equal(state, states[step]) else 'WRONG')
 
 
 def main(workdir: Path, mib: float):
   """Each kind of damage to each file, and 20 flipped bits in each."""
   found = collections.defaultdict(list)
-  save(workdir / 'whole', mib)
-  states, shapes = {step: made(step, mib) for step in (1, 2, 3)}, like(mib)
-  for name, damage in kinds(workdir / 'whole' / 'checkpoints' / '3', random.Random(0), flips=20):
-    found[outcome(workdir / 'whole', damage, states, shapes)].append(name)
+  save_three_checkpoints(workdir / 'whole', mib)
+  states, shapes = {step: make_state(step, mib) for step in (1, 2, 3)}, state_shapes(mib)
+  for name, damage in checkpoint_damages(
+    workdir / 'whole' / 'checkpoints' / '3', random.Random(0), flips=20
+  ):
+    found[restore_outcome(workdir / 'whole', damage, states, shapes)].append(name)
   print(json.dumps(found))
 
 

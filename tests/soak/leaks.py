@@ -20,23 +20,30 @@ from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 EVALUATE_EVERY = 50  # Steps. An evaluation starts a worker of its own.
 
 
-def config(steps: int) -> Config:
+def leak_config(steps: int) -> Config:
   """Small, with all that a run can have switched on."""
   return Config(
-    data=DataConfig(train='builtin:digits', eval_split='test[:64]', batch=16, eval_batch=32, size=(8, 8), workers=1),
+    data=DataConfig(
+      train='builtin:digits',
+      eval_split='test[:64]',
+      batch=16,
+      eval_batch=32,
+      size=(8, 8),
+      workers=1,
+    ),
     model=ModelConfig(variant='mu/4', depth=2, dropout=0.1),
-    optim=OptimConfig(lr=1e-3, clip=1.0, ema=0.9, skip_spikes=6.0),
+    optim=OptimConfig(lr=1e-3, grad_clip_norm=1.0, ema=0.9, skip_spikes=6.0),
     mixup=0.2,
     steps=steps,
     log_ids=True,
     log_every='5',
     eval_every=str(EVALUATE_EVERY),
     save_every='1',
-    keep=2,
+    max_to_keep=2,
   )
 
 
-def holdings(workdir: Path, compiled: list) -> dict[str, float]:
+def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
   """What this process holds now; memory in MB."""
   import jax
 
@@ -50,18 +57,22 @@ def holdings(workdir: Path, compiled: list) -> dict[str, float]:
     'threads': len(os.listdir('/proc/self/task')),  # noqa: PTH208
     'shm': Path('/proc/self/maps').read_text().count('/dev/shm/'),
     'shm_files': len(list(Path('/dev/shm').iterdir())),
-    'children': sum(len(path.read_text().split()) for path in Path('/proc/self/task').glob('*/children')),
+    'children': sum(
+      len(path.read_text().split()) for path in Path('/proc/self/task').glob('*/children')
+    ),
     'arrays': len(jax.live_arrays()),
     'compiled': len(compiled),
   }
 
 
-def watch(workdir: Path, compiled: list):
+def log_resources(workdir: Path, compiled: list):
   """Writes a line each second, for as long as the process lives."""
   with (workdir / 'holds.jsonl').open('w', buffering=1) as file:
     while True:
-      with contextlib.suppress(OSError):  # A thread, or a checkpoint, that has gone between two looks.
-        file.write(json.dumps(holdings(workdir, compiled)) + '\n')
+      with contextlib.suppress(
+        OSError
+      ):  # A thread, or a checkpoint, that has gone between two looks.
+        file.write(json.dumps(measure_resources(workdir, compiled)) + '\n')
       time.sleep(1)
 
 
@@ -73,10 +84,12 @@ def main(workdir: Path, steps: int):
 
   workdir.mkdir(parents=True, exist_ok=True)
   compiled = []
-  note = lambda event, seconds, **kwargs: compiled.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  note = lambda event, seconds, **kwargs: (
+    compiled.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
+  )
   jax.monitoring.register_event_duration_secs_listener(note)
-  threading.Thread(target=watch, args=(workdir, compiled), daemon=True).start()
-  train(config(steps), workdir)
+  threading.Thread(target=log_resources, args=(workdir, compiled), daemon=True).start()
+  train(leak_config(steps), workdir)
   (workdir / 'compiled.json').write_text(json.dumps(compiled))
 
 

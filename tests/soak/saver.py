@@ -20,58 +20,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checkpoint.io import examine
-from vit_jax.checkpoint.manager import Checkpoints, steps
+from vit_jax.checkpoint.io import verify_checkpoint
+from vit_jax.checkpoint.manager import CheckpointManager, list_saved_steps
 from vit_jax.step import TrainState
 
-SLOW = 300  # Seconds after which a trainer that has not got anywhere is an error.
+ROUND_TIMEOUT = 300  # Seconds after which a trainer that has not got anywhere is an error.
 
 
-def made(step: int, mib: float = 0.1) -> TrainState:
+def make_state(step: int, mib: float = 0.1) -> TrainState:
   """The state after `step`: random numbers of several types, about `mib` MiB of them."""
   rng = np.random.default_rng(step)
   wide = lambda: jnp.asarray(rng.normal(size=(2, 128, int(mib * 1024))).astype(np.float32))
   params = {'head': {'kernel': wide(), 'bias': jnp.asarray(rng.normal(size=33), jnp.bfloat16)}}
-  optimizer = ({'momentum': jnp.asarray(rng.normal(size=(7, 9)).astype(np.float32))}, None, jnp.int32(rng.integers(1000)))
+  optimizer = (
+    {'momentum': jnp.asarray(rng.normal(size=(7, 9)).astype(np.float32))},
+    None,
+    jnp.int32(rng.integers(1000)),
+  )
   return TrainState(step=jnp.int32(step), params=params, opt_state=optimizer, ema=None)
 
 
-def like(mib: float = 0.1) -> TrainState:
+def state_shapes(mib: float = 0.1) -> TrainState:
   """Its shapes, and where they go."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made(0, mib))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_state(0, mib)
+  )
 
 
-def same(state: TrainState, other: TrainState) -> bool:
+def states_equal(state: TrainState, other: TrainState) -> bool:
   """Whether two states agree in every bit."""
-  pairs = zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(jax.device_get(other)), strict=True)
-  return all(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in pairs)
+  pairs = zip(
+    jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(jax.device_get(other)), strict=True
+  )
+  return all(
+    a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in pairs
+  )
 
 
-def train(workdir: Path, log: int, mib: float):
+def save_forever(workdir: Path, log: int, mib: float):
   """Takes up what is there, and saves one step after another for ever; every milestone is a line in `log`."""
-  checkpoints = Checkpoints(workdir, keep=2, keep_every=10)
-  state = checkpoints.restore(like(mib))
+  checkpoints = CheckpointManager(workdir, keep=2, keep_every=10)
+  state = checkpoints.restore(state_shapes(mib))
   step = int(state.step) if state else 0
-  exact = same(state, made(step, mib)) if state else True
+  exact = states_equal(state, make_state(step, mib)) if state else True
   os.write(log, f'restored {step} {exact}\n'.encode())
   while True:
     step += 1
-    checkpoints.save(made(step, mib), step)
+    checkpoints.save(make_state(step, mib), step)
     checkpoints.check()
-    os.write(log, f'committed {max(steps(workdir / "checkpoints"), default=0)}\n'.encode())
+    os.write(
+      log, f'committed {max(list_saved_steps(workdir / "checkpoints"), default=0)}\n'.encode()
+    )
 
 
-def kill_one(workdir: Path, log: Path, rng: random.Random, mib: float) -> str:
+def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> str:
   """Starts a trainer and kills it: while it starts, in one round of four, else some saves later. What it had said by then."""
   log.write_text('')
   child = os.fork()
   if not child:
     try:
-      train(workdir, os.open(log, os.O_WRONLY | os.O_APPEND), mib)
+      save_forever(workdir, os.open(log, os.O_WRONLY | os.O_APPEND), mib)
     except BaseException:
       traceback.print_exc()
     os._exit(1)
-  lines, end = rng.choice((0, 1, 3, 6)), time.monotonic() + SLOW
+  lines, end = rng.choice((0, 1, 3, 6)), time.monotonic() + ROUND_TIMEOUT
   while log.read_text().count('\n') < lines and time.monotonic() < end:
     time.sleep(0.01)
   time.sleep(rng.uniform(0, 0.4 if lines else 2))
@@ -82,26 +94,39 @@ def kill_one(workdir: Path, log: Path, rng: random.Random, mib: float) -> str:
   return log.read_text()
 
 
-def kill_all(directory: Path, rounds: int, seed: int, mib: float) -> dict:
+def run_kill_rounds(directory: Path, rounds: int, seed: int, mib: float) -> dict:
   """What came of so many rounds: counts, and how often a save or a deletion was interrupted."""
   rng, workdir, log = random.Random(seed), directory / 'run', directory / 'log'
-  found = {'rounds': rounds, 'lost': 0, 'wrong': 0, 'starting': 0, 'saving': 0, 'deleting': 0, 'idle': 0}
+  found = {
+    'rounds': rounds,
+    'lost': 0,
+    'wrong': 0,
+    'starting': 0,
+    'saving': 0,
+    'deleting': 0,
+    'idle': 0,
+  }
   newest = 0
   for _ in range(rounds):
-    lines = [line.split() for line in kill_one(workdir, log, rng, mib).splitlines()]
+    lines = [line.split() for line in run_and_kill(workdir, log, rng, mib).splitlines()]
     restored = [line for line in lines if line[0] == 'restored']
     found['lost'] += any(int(line[1]) < newest for line in restored)
     found['wrong'] += any(line[2] != 'True' for line in restored)
     newest = max([newest, *(int(line[1]) for line in lines)])
     left = [path.suffix for path in (workdir / 'checkpoints').iterdir()] if workdir.is_dir() else []
-    state = 'deleting' if '.deleted' in left else 'saving' if '.orbax-checkpoint-tmp' in left else 'idle'
+    state = (
+      'deleting' if '.deleted' in left else 'saving' if '.orbax-checkpoint-tmp' in left else 'idle'
+    )
     found[state if restored else 'starting'] += 1
   place = workdir / 'checkpoints'
-  return found | {'saved': newest, 'verified': [examine(place / str(step)) for step in sorted(steps(place))]}
+  return found | {
+    'saved': newest,
+    'verified': [verify_checkpoint(place / str(step)) for step in sorted(list_saved_steps(place))],
+  }
 
 
 def main(directory: str, rounds: str, seed: str, mib: str = '0.5'):
-  print(json.dumps(kill_all(Path(directory), int(rounds), int(seed), float(mib))))
+  print(json.dumps(run_kill_rounds(Path(directory), int(rounds), int(seed), float(mib))))
 
 
 if __name__ == '__main__':

@@ -16,10 +16,18 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize('mib', [0.1, 4])
-def test_no_damage_goes_unseen_and_none_costs_more_than_a_save(tmp_path, mib, capsys):
-  env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(jax.config.jax_compilation_cache_dir)}
-  command, began = [sys.executable, 'tests/soak/damage.py', str(tmp_path), str(mib)], time.monotonic()
-  done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+def test_all_damage_is_detected_and_costs_at_most_one_save(tmp_path, mib, capsys):
+  env = os.environ | {
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': str(jax.config.jax_compilation_cache_dir),
+  }
+  command, began = (
+    [sys.executable, 'tests/soak/damage.py', str(tmp_path), str(mib)],
+    time.monotonic(),
+  )
+  done = subprocess.run(
+    command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+  )
   found = json.loads(done.stdout)
   with capsys.disabled():
     counts = {outcome: len(names) for outcome, names in found.items()}

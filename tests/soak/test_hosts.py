@@ -8,21 +8,21 @@ import time
 import pytest
 
 from tests.runs import Run, account, finished, lines, stopped_at
-from tests.soak.chaos import chaos
+from tests.soak.chaos import run_chaos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 HEARTBEAT, STUCK = 10, 20  # Seconds.
 FLAGS = ('--config.steps=100000', '--config.data.workers=1', f'--hosts_heartbeat={HEARTBEAT}')
-LIMITS = (f'--config.step_timeout={STUCK}',)
+WATCHDOG_FLAGS = (f'--config.step_timeout={STUCK}',)
 
 
-def until_training(run: Run):
+def wait_until_training(run: Run):
   """Until the hosts take steps."""
   run.until('step 5/')
 
 
-def both_gone(run: Run) -> tuple[list[int], float]:
+def wait_for_exit(run: Run) -> tuple[list[int], float]:
   """(exit codes, seconds until all have ended)."""
   began = time.monotonic()
   return run.codes(), time.monotonic() - began
@@ -32,10 +32,10 @@ def both_gone(run: Run) -> tuple[list[int], float]:
 def test_an_exception_on_one_host_ends_all_and_shows_where_each_was(tmp_path, host):
   """Its worker is killed, which Grain raises an error for; the other host is told by the network."""
   with Run(tmp_path / 'run', *FLAGS, hosts=2, devices=1) as run:
-    until_training(run)
+    wait_until_training(run)
     for worker in run.workers(host):
       os.kill(worker, signal.SIGKILL)
-    codes, seconds = both_gone(run)
+    codes, seconds = wait_for_exit(run)
     print(f'exception on host {host}: {codes} after {seconds:.1f} s')
     assert codes[host] == 1 and codes[1 - host] in (75, 134)
     assert 'Worker process was terminated unexpectedly' in run.text(host)
@@ -48,7 +48,7 @@ def test_an_exception_on_one_host_ends_all_and_shows_where_each_was(tmp_path, ho
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP], ids=['kill', 'freeze'])
 def test_a_host_that_is_lost_ends_the_other(tmp_path, host, how):
   with Run(tmp_path / 'run', *FLAGS, hosts=2, devices=1) as run:
-    until_training(run)
+    wait_until_training(run)
     run.send(how, host)
     began = time.monotonic()
     code = run.processes[1 - host].wait(timeout=300)
@@ -61,11 +61,11 @@ def test_a_host_that_is_lost_ends_the_other(tmp_path, host, how):
 
 @pytest.mark.parametrize('host', [0, 1])
 def test_a_stuck_loader_is_found_by_the_watchdog(tmp_path, host):
-  with Run(tmp_path / 'run', *FLAGS, *LIMITS, hosts=2, devices=1) as run:
-    until_training(run)
+  with Run(tmp_path / 'run', *FLAGS, *WATCHDOG_FLAGS, hosts=2, devices=1) as run:
+    wait_until_training(run)
     for worker in run.workers(host):
       os.kill(worker, signal.SIGSTOP)
-    codes, seconds = both_gone(run)
+    codes, seconds = wait_for_exit(run)
     print(f'stuck loader on host {host}: {codes} after {seconds:.1f} s')
     assert 76 in codes and set(codes) <= {75, 76, 134}
     assert 'no sign of life for 20 s' in run.text(0) + run.text(1)
@@ -81,7 +81,7 @@ def test_a_start_that_is_stuck_is_found_too(tmp_path):
       time.sleep(0.005)
     for worker in run.workers():
       os.kill(worker, signal.SIGSTOP)
-    codes, seconds = both_gone(run)
+    codes, seconds = wait_for_exit(run)
     print(f'stuck start: {codes} after {seconds:.1f} s')
     assert codes == [76]
 
@@ -89,20 +89,20 @@ def test_a_start_that_is_stuck_is_found_too(tmp_path):
 def test_a_worker_that_dies_is_an_error_at_once_and_leaves_nothing(tmp_path):
   shared = set(os.listdir('/dev/shm'))  # noqa: PTH208 -- its names are enough.
   with Run(tmp_path / 'run', *FLAGS) as run:
-    until_training(run)
+    wait_until_training(run)
     workers = run.workers()
     for worker in workers:
       os.kill(worker, signal.SIGKILL)
-    codes, seconds = both_gone(run)
+    codes, seconds = wait_for_exit(run)
     print(f'worker killed: {codes} after {seconds:.1f} s')
     assert codes == [1] and 'exit code -9' in run.text()
   time.sleep(3)
   assert not [pid for pid in workers if os.path.exists(f'/proc/{pid}')]  # noqa: PTH110
   left = {name for name in set(os.listdir('/dev/shm')) - shared if name.startswith('psm_')}  # noqa: PTH208
-  assert not left or left_by_others(left)
+  assert not left or vanish_by_themselves(left)
 
 
-def left_by_others(names: set[str]) -> bool:
+def vanish_by_themselves(names: set[str]) -> bool:
   """Whether they go by themselves: other programs on this machine come and go."""
   time.sleep(20)
   return not {name for name in names if os.path.exists(f'/dev/shm/{name}')}  # noqa: PTH110
@@ -113,7 +113,7 @@ def test_a_crash_loop_ends(tmp_path):
   for start in range(4):
     with Run(tmp_path / 'run', *FLAGS, start=start) as run:
       if start < 3:
-        until_training(run)
+        wait_until_training(run)
         for worker in run.workers():
           os.kill(worker, signal.SIGKILL)
       codes += run.codes()
@@ -123,29 +123,40 @@ def test_a_crash_loop_ends(tmp_path):
 
 
 def test_twenty_kills_of_one_of_two_hosts_change_nothing(tmp_path):
-  figures = chaos(tmp_path, seed=5, minutes=90, rounds=20, faults=['kill'], steps=1000, hosts=(2,), damaging=False)
+  figures = run_chaos(
+    tmp_path, seed=5, minutes=90, rounds=20, faults=['kill'], steps=1000, hosts=(2,), damaging=False
+  )
   print(figures)
   assert figures['rounds'] == 20
 
 
-def test_what_eight_devices_share_two_hosts_of_two_and_of_one_go_on_with(tmp_path):
+def test_fsdp_over_eight_devices_resumes_on_two_hosts_of_two_and_of_one(tmp_path):
   """To the bit: what each host restores is held to the digests of what was saved; a run would say that it is damaged."""
   wide, workdir = ('--config.model.width=256', '--config.model.heads=4'), tmp_path / 'run'
   shapes = ({'hosts': 1, 'devices': 8}, {'hosts': 2, 'devices': 2}, {'hosts': 2, 'devices': 1})
   step = 0
   for i, shape in enumerate(shapes):
-    with Run(workdir, *wide, f'--config.mesh.fsdp={shape["hosts"] * shape["devices"]}', start=i, **shape) as run:
+    with Run(
+      workdir, *wide, f'--config.mesh.fsdp={shape["hosts"] * shape["devices"]}', start=i, **shape
+    ) as run:
       if i < 2:
         run.until(f'step {step + 5}/60')
         run.send(signal.SIGTERM, shape['hosts'] - 1)
       assert set(run.codes()) == ({75} if i < 2 else {0}), run.text()[-3000:]
-      assert 'damaged' not in run.text() and (not i or f'going on after step {step}\n' in run.text())
+      assert 'damaged' not in run.text() and (
+        not i or f'going on after step {step}\n' in run.text()
+      )
       step = stopped_at(run.text()) if i < 2 else 60
   finished(tmp_path / 'one', *wide, devices=1)
-  ids, losses = ([line[name] for line in map(json.loads, lines(workdir / 'ids.jsonl'))] for name in ('ids', 'loss'))
+  ids, losses = (
+    [line[name] for line in map(json.loads, lines(workdir / 'ids.jsonl'))]
+    for name in ('ids', 'loss')
+  )
   alone = [json.loads(line) for line in lines(tmp_path / 'one' / 'ids.jsonl')]
   assert ids == [line['ids'] for line in alone]
-  assert [float.fromhex(x) for x in losses] == pytest.approx([float.fromhex(line['loss']) for line in alone], rel=1e-3)
+  assert [float.fromhex(x) for x in losses] == pytest.approx(
+    [float.fromhex(line['loss']) for line in alone], rel=1e-3
+  )
 
 
 def test_the_same_run_twice_and_in_two_processes_is_the_same_to_the_bit(tmp_path):

@@ -10,34 +10,43 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = int(os.environ.get('LEAKS_STEPS', '1500'))  # 8 minutes of two cores, and more where others use them.
-LAST = 500  # Saves that the slope is over.
+STEPS = int(
+  os.environ.get('LEAKS_STEPS', '1500')
+)  # 8 minutes of two cores, and more where others use them.
+SLOPE_SAVES = 500  # Saves that the slope is over.
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_nothing_grows_over_the_last_500_saves(tmp_path):
   env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-  command = [sys.executable, str(Path(__file__).with_name('leaks.py')), str(tmp_path / 'run'), str(STEPS)]
+  command = [
+    sys.executable,
+    str(Path(__file__).with_name('leaks.py')),
+    str(tmp_path / 'run'),
+    str(STEPS),
+  ]
   subprocess.run(command, env=env, cwd=ROOT, check=True)
-  found = summary(tmp_path / 'run')
+  found = summarize_growth(tmp_path / 'run')
   print(json.dumps(found, indent=2))
-  assert found['saves'] >= LAST - 10  # A line a second: of some steps there is none.
+  assert found['saves'] >= SLOPE_SAVES - 10  # A line a second: of some steps there is none.
   assert found['MB a save'] <= 0.1
   for name in ('fds', 'threads', 'shm', 'arrays'):
     assert found[name]['floor'][1] <= found[name]['floor'][0] + 1, (name, found[name])
   assert found['compiled meanwhile'] == 0
 
 
-def summary(workdir: Path) -> dict:
-  """Over the last `LAST` saves: the slope of memory, and of each count its extremes, and its least before them and in them.
+def summarize_growth(workdir: Path) -> dict:
+  """Over the last `SLOPE_SAVES` saves: the slope of memory, and of each count its extremes, and its least before them and in them.
 
   Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises the floor.
   """
   lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
   end = max(line['saved'] for line in lines)
-  before = [line for line in lines if end - 2 * LAST <= line['saved'] < end - LAST]
-  lines = [line for line in lines if end - LAST <= line['saved'] < end]  # The end itself draws curves.
+  before = [line for line in lines if end - 2 * SLOPE_SAVES <= line['saved'] < end - SLOPE_SAVES]
+  lines = [
+    line for line in lines if end - SLOPE_SAVES <= line['saved'] < end
+  ]  # The end itself draws curves.
   saved = np.array([line['saved'] for line in lines])
   slope = lambda name: float(np.polyfit(saved, [line[name] for line in lines], 1)[0])
   counts = {
@@ -58,4 +67,4 @@ def summary(workdir: Path) -> dict:
 
 
 if __name__ == '__main__':
-  print(json.dumps(summary(Path(sys.argv[1])), indent=2))
+  print(json.dumps(summarize_growth(Path(sys.argv[1])), indent=2))

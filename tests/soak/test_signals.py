@@ -18,7 +18,7 @@ FLAGS = (f'--config.steps={STEPS}', '--config.eval_every=40')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Situation:
+class Scenario:
   """When, in what shape and how a run is told; `codes` are what it may end with."""
 
   until: str  # What is said before; {next}: a step that the run will come to.
@@ -32,49 +32,78 @@ class Situation:
   late: bool = False  # At the run's end, each time anew.
 
 
-SITUATIONS = {
-  'starting Python and JAX': Situation(until='', spread=6, codes=(75, 143)),  # 143: before Python has come to us.
-  'first compilation': Situation(until=r'steps \d+ to', spread=1, flags=('--config.model.width=48',)),
-  'restoring': Situation(until='', spread=0),
-  'training': Situation(until='step {next}/', spread=0.2),
-  'evaluating': Situation(until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=4',)),
-  'committing': Situation(until='step {next}/', spread=0.05, flags=('--config.save_every=1', '--config.keep=10')),
-  'the last steps': Situation(until=f'step {STEPS - 2}/', spread=0.3, codes=(0, 75), late=True),
-  'having done': Situation(until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True),
-  'training, the group, with workers': Situation(
-    until='step {next}/', spread=0.2, flags=('--config.data.workers=2', '--config.eval_every=5'), group=True
+SIGNAL_SCENARIOS = {
+  'starting Python and JAX': Scenario(
+    until='', spread=6, codes=(75, 143)
+  ),  # 143: before Python has come to us.
+  'first compilation': Scenario(
+    until=r'steps \d+ to', spread=1, flags=('--config.model.width=48',)
   ),
-  'training, twice': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGTERM, signal.SIGTERM)),
-  'training, one of two hosts': Situation(until='step {next}/', spread=0.2, hosts=2, told=(1,), codes=(75,)),
-  'evaluating, all of two hosts': Situation(
-    until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=4',), hosts=2, told=(0, 1), group=True
+  'restoring': Scenario(until='', spread=0),
+  'training': Scenario(until='step {next}/', spread=0.2),
+  'evaluating': Scenario(
+    until=r'step {next}/\d+  loss', spread=0.3, flags=('--config.eval_every=4',)
+  ),
+  'committing': Scenario(
+    until='step {next}/', spread=0.05, flags=('--config.save_every=1', '--config.max_to_keep=10')
+  ),
+  'the last steps': Scenario(until=f'step {STEPS - 2}/', spread=0.3, codes=(0, 75), late=True),
+  'having done': Scenario(until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True),
+  'training, the group, with workers': Scenario(
+    until='step {next}/',
+    spread=0.2,
+    flags=('--config.data.workers=2', '--config.eval_every=5'),
+    group=True,
+  ),
+  'training, twice': Scenario(
+    until='step {next}/', spread=0.2, signals=(signal.SIGTERM, signal.SIGTERM)
+  ),
+  'training, one of two hosts': Scenario(
+    until='step {next}/', spread=0.2, hosts=2, told=(1,), codes=(75,)
+  ),
+  'evaluating, all of two hosts': Scenario(
+    until=r'step {next}/\d+  loss',
+    spread=0.3,
+    flags=('--config.eval_every=4',),
+    hosts=2,
+    told=(0, 1),
+    group=True,
   ),
 }
-INTERRUPTS = {
-  'Ctrl-C': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGINT,), codes=(130,)),
-  'Ctrl-C twice': Situation(until='step {next}/', spread=0.2, signals=(signal.SIGINT, signal.SIGINT), codes=(130,)),
+INTERRUPT_SCENARIOS = {
+  'Ctrl-C': Scenario(until='step {next}/', spread=0.2, signals=(signal.SIGINT,), codes=(130,)),
+  'Ctrl-C twice': Scenario(
+    until='step {next}/', spread=0.2, signals=(signal.SIGINT, signal.SIGINT), codes=(130,)
+  ),
 }
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory) -> Path:
+def uninterrupted_run(tmp_path_factory) -> Path:
   """A run that nothing interrupted, with all its checkpoints."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  finished(workdir, *FLAGS, '--config.keep=12')
+  finished(workdir, *FLAGS, '--config.max_to_keep=12')
   return workdir
 
 
-@pytest.mark.parametrize('name', [*SITUATIONS, *INTERRUPTS])
-def test_a_run_that_is_told_to_stop_saves_and_ends_in_time(whole, tmp_path, name):
-  situation, workdir = (SITUATIONS | INTERRUPTS)[name], tmp_path / 'run'
+@pytest.mark.parametrize('name', [*SIGNAL_SCENARIOS, *INTERRUPT_SCENARIOS])
+def test_a_signalled_run_saves_and_exits_within_the_grace_period(whole, tmp_path, name):
+  situation, workdir = (SIGNAL_SCENARIOS | INTERRUPT_SCENARIOS)[name], tmp_path / 'run'
   other = '--config.model.width=48' in situation.flags
   step, slowest = 0, 0.0
   if name == 'restoring' or situation.late:
-    halfway(whole, workdir, step := STEPS - 20)
+    copy_run_at_step(whole, workdir, step := STEPS - 20)
   for i in range(DELAYS):
-    with Run(workdir, *FLAGS, *situation.flags, hosts=situation.hosts, devices=2 // situation.hosts, start=i) as run:
+    with Run(
+      workdir,
+      *FLAGS,
+      *situation.flags,
+      hosts=situation.hosts,
+      devices=2 // situation.hosts,
+      start=i,
+    ) as run:
       if name == 'restoring':
-        until_locked(workdir, run, i)
+        wait_until_locked(workdir, run, i)
       elif situation.until:
         run.until(situation.until.replace('{next}', str(next_step(step, situation))))
       time.sleep((i if situation.until else i + 1) * situation.spread / DELAYS)
@@ -90,7 +119,7 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_in_time(whole, tmp_path, name
         finished(workdir, *FLAGS)
         assert account(workdir) == account(whole)
         shutil.rmtree(workdir)
-        halfway(whole, workdir, step)
+        copy_run_at_step(whole, workdir, step)
       elif 'stopped and saved' in run.text():
         step = stopped_at(run.text())
   print(f'{name}: {DELAYS} of {DELAYS}, the slowest {slowest:.1f} s')
@@ -102,26 +131,26 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_in_time(whole, tmp_path, name
     assert {tuple(record.items()) for record in account(whole)['evaluations']} <= mine
 
 
-def next_step(step: int, situation: Situation) -> int:
+def next_step(step: int, situation: Scenario) -> int:
   """A step, soon after `step`, at which the situation arises."""
   every = 4 if '--config.eval_every=4' in situation.flags else 1
   return (step + 4) // every * every + every
 
 
-def until_locked(workdir: Path, run: Run, i: int):
+def wait_until_locked(workdir: Path, run: Run, i: int):
   """Waits until a run has taken its directory, which it does just before it restores; and a little more each time."""
   mine = f'"pid": {run.processes[0].pid},'  # One that was killed before has left the file.
-  while mine not in written(workdir / 'trainer.json') and run.processes[0].poll() is None:
+  while mine not in read_if_exists(workdir / 'trainer.json') and run.processes[0].poll() is None:
     time.sleep(0.005)
   time.sleep(0.1 * i)
 
 
-def written(path: Path) -> str:
+def read_if_exists(path: Path) -> str:
   """The text of a file, which may not be there."""
   return path.read_text() if path.exists() else ''
 
 
-def halfway(whole: Path, workdir: Path, step: int):
+def copy_run_at_step(whole: Path, workdir: Path, step: int):
   """A copy of a run as it was after `step`."""
   later = [str(saved) for saved in range(step + 1, STEPS + 1)]
   shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns(*later, 'trainer.json', '.lock'))

@@ -7,13 +7,13 @@ import pytest
 from vit_jax.cli.plan import QUIET
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
 from vit_jax.errors import UserError
-from vit_jax.models.vit import vit
-from vit_jax.optim.optimizer import BLOCKS, optimizer, path_of
-from vit_jax.sharding.mesh import distant_devices, make_mesh
+from vit_jax.models.vit import build_vit
+from vit_jax.optim.optimizer import BLOCK_PATH_PREFIX, make_optimizer, param_path
+from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import abstract_params
 from vit_jax.tpu.hlo_collectives import collective_bytes
-from vit_jax.train import compiled_step
-from vit_jax.training.setup import abstract_state
+from vit_jax.tpu.topologies import topology_devices
+from vit_jax.training.setup import abstract_state, compile_train_step
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 
@@ -56,7 +56,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %fusion.3 = f32[8,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %copy = f32[4]{0} copy(%p)
 }
-"""  # noqa: E501
+"""
 
 
 def test_loops_count_as_they_run_and_what_several_fusions_work_at_counts_once():
@@ -73,35 +73,58 @@ def test_a_text_that_is_no_program_is_an_error():
     collective_bytes('hello')
 
 
-def small_run(*, devices=None, width=0, mlp=0, heads=4, unroll=1, fsdp=1, accumulate=1, grad_dtype='float32', **model):
-  """The arguments of `compiled_step` for a small run over `devices`, or the eight that are here."""
+def small_run(
+  *,
+  devices=None,
+  width=0,
+  mlp=0,
+  heads=4,
+  unroll=1,
+  fsdp=1,
+  accumulate=1,
+  grad_dtype='float32',
+  **model,
+):
+  """The arguments of `compile_train_step` for a small run over `devices`, or the eight that are here."""
   config = validate(
     Config(
       data=DataConfig(batch=32, size=(8, 8)),
-      model=ModelConfig(variant='mu/4', depth=3, width=width, mlp=mlp, heads=heads, unroll=unroll, **model),
-      optim=OptimConfig(name='sgd', accumulate=accumulate, grad_dtype=grad_dtype),
+      model=ModelConfig(
+        variant='mu/4', depth=3, width=width, mlp=mlp, heads=heads, unroll=unroll, **model
+      ),
+      optim=OptimConfig(name='sgd', grad_accum_steps=accumulate, grad_dtype=grad_dtype),
       mesh=MeshConfig(fsdp=fsdp),
       steps=10,
     )
   )
-  model, lr = vit(config.model, 10), optax.constant_schedule(0.1)
-  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  model, lr = build_vit(config.model, 10), optax.constant_schedule(0.1)
+  tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(fsdp, batches={}, devices=devices)
   state = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  return {'config': config, 'model': model, 'tx': tx, 'lr': lr, 'mesh': mesh, 'state': state, 'labels': 1}
+  return {
+    'config': config,
+    'model': model,
+    'tx': tx,
+    'lr': lr,
+    'mesh': mesh,
+    'state': state,
+    'labels': 1,
+  }
 
 
 def compiled_text(**kwargs):
   """(the compiled train step of a small run, its parameters)."""
   run = small_run(**kwargs)
-  return compiled_step(**run).as_text(), run['state'].params
+  return compile_train_step(**run).as_text(), run['state'].params
 
 
 def parts(params) -> tuple[int, int, int]:
   """(elements in all, those split over 'fsdp' in blocks, those split elsewhere)."""
-  count = lambda keep: sum(leaf.size for keys, leaf in jax.tree.leaves_with_path(params) if keep(path_of(keys), leaf))
+  count = lambda keep: sum(
+    leaf.size for keys, leaf in jax.tree.leaves_with_path(params) if keep(param_path(keys), leaf)
+  )
   split = lambda leaf: 'fsdp' in leaf.sharding.spec
-  inside = lambda path: path.startswith(BLOCKS)
+  inside = lambda path: path.startswith(BLOCK_PATH_PREFIX)
   return (
     count(lambda path, leaf: True),
     count(lambda path, leaf: split(leaf) and inside(path)),
@@ -133,7 +156,8 @@ def test_fsdp_gathers_parameters_twice_and_sums_their_gradients_once(fsdp, remat
   assert blocks > 0.9 * everything
   shares = (blocks + others) // fsdp if fsdp < 8 else 0  # Summed once more, over the axis data.
   assert collective_bytes(hlo) == {
-    'all-gather': 4 * (2 * blocks + others),  # A block's in the forward pass and again in the backward pass.
+    'all-gather': 4
+    * (2 * blocks + others),  # A block's in the forward pass and again in the backward pass.
     'all-reduce': 4 * (everything + shares) + norms(params) + SCALARS,
   }
 
@@ -143,7 +167,7 @@ def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
   for name, value in QUIET.items():
     monkeypatch.setenv(name, value)
   try:
-    return distant_devices(topology)
+    return topology_devices(topology)
   except UserError as error:
     pytest.skip(str(error))
 
@@ -153,7 +177,9 @@ def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
 @pytest.mark.parametrize(('grad_dtype', 'size'), [('float32', 4), ('bfloat16', 2)])
 def test_a_tpus_program_sums_gradients_once_in_that_dtype(monkeypatch, unroll, grad_dtype, size):
   devices = slice_of_tpus(monkeypatch)
-  hlo, params = compiled_text(devices=devices, width=256, unroll=unroll, dtype='bfloat16', grad_dtype=grad_dtype)
+  hlo, params = compiled_text(
+    devices=devices, width=256, unroll=unroll, dtype='bfloat16', grad_dtype=grad_dtype
+  )
   assert collective_bytes(hlo) == {'all-reduce': size * parts(params)[0] + SCALARS}
 
 
@@ -172,16 +198,24 @@ def needed_by_fsdp(params, steps: float = 1) -> dict[str, float]:
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll, remat):
   devices = slice_of_tpus(monkeypatch)
-  hlo, params = compiled_text(devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16')
+  hlo, params = compiled_text(
+    devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16'
+  )
   found = collective_bytes(hlo)
-  assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())  # Rows that make a share's side a multiple of 32.
+  assert found.pop('collective-permute', 0) < 0.01 * sum(
+    found.values()
+  )  # Rows that make a share's side a multiple of 32.
   assert found == needed_by_fsdp(params)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('width', 'heads'), [(768, 12), (1024, 16), (1280, 16)])
-@pytest.mark.parametrize(('topology', 'fsdp', 'steps'), [('v5e:2x2', 4, 1), ('v5e:4x4', 16, 1 + 1 / 4)])
-def test_a_tpus_program_scatters_sums_at_the_widths_of_b_l_and_h(monkeypatch, width, heads, topology, fsdp, steps):
+@pytest.mark.parametrize(
+  ('topology', 'fsdp', 'steps'), [('v5e:2x2', 4, 1), ('v5e:4x4', 16, 1 + 1 / 4)]
+)
+def test_a_tpus_program_scatters_sums_at_the_widths_of_b_l_and_h(
+  monkeypatch, width, heads, topology, fsdp, steps
+):
   """Over a whole slice of eight and up in two steps, the second with what the first has left."""
   devices = slice_of_tpus(monkeypatch, topology)
   sizes = {'width': width, 'mlp': 4 * width, 'heads': heads}

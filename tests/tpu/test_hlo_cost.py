@@ -40,7 +40,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %unknown = f32[4]{0} copy(%p), backend_config={"estimated_cycles":"9223372036854775807"}
   ROOT %fusion.9 = f32[4]{0} fusion(%p), kind=kLoop, calls=%fused, metadata={op_name="block_8/mlp"}, backend_config={"estimated_cycles":"7"}
 }
-"""  # noqa: E501
+"""
 
 
 def test_a_loops_body_counts_as_often_as_it_runs_and_a_fusion_once():

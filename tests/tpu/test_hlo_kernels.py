@@ -4,9 +4,9 @@ import pytest
 
 from vit_jax.cli.plan import QUIET
 from vit_jax.errors import UserError
-from vit_jax.kernels.attention import fits
-from vit_jax.sharding.mesh import distant_devices
+from vit_jax.kernels.attention import is_supported
 from vit_jax.tpu.hlo_kernels import kernel_cycles
+from vit_jax.tpu.topologies import topology_devices
 
 # Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels of a head 72, 96 and 128;
 # L/14 at 518.
@@ -23,10 +23,10 @@ def test_every_generation_takes_the_kernel_where_it_is_said_to_fit(topology, mon
   for name, value in QUIET.items():
     monkeypatch.setenv(name, value)
   try:
-    chip = distant_devices(topology)[0].device_kind
+    chip = topology_devices(topology)[0].device_kind
   except UserError as error:
     pytest.skip(str(error))
-  fitting = [shape for shape in SHAPES if fits(*shape, chip)]
+  fitting = [shape for shape in SHAPES if is_supported(*shape, chip)]
   assert len(fitting) >= (8 if chip == 'TPU v4' else len(SHAPES))
   for n, d, heads in fitting:
     cycles = kernel_cycles(topology, b=2, n=n, d=d, heads=heads, dtype='bfloat16')

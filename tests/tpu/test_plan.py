@@ -55,15 +55,17 @@ def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
   tried = remedies(config, topology('v5e:4x4'))
   assert tried[:6] == [
     {'model.remat': 'vit'}, {'model.remat': 'dots'}, {'model.remat': 'full'},
-    {'optim.accumulate': 2}, {'optim.accumulate': 4}, {'mesh.fsdp': 8},
+    {'optim.grad_accum_steps': 2}, {'optim.grad_accum_steps': 4}, {'mesh.fsdp': 8},
   ]  # fmt: skip
-  assert tried[-1] == {'model.remat': 'full', 'optim.accumulate': 4, 'mesh.fsdp': 16}
+  assert tried[-1] == {'model.remat': 'full', 'optim.grad_accum_steps': 4, 'mesh.fsdp': 16}
   for settings in tried:
     validate(with_settings(config, settings))
 
 
 def test_what_is_already_so_is_not_tried_again():
-  config = validate(Config(data=DataConfig(batch=16), optim=OptimConfig(accumulate=1), steps=1))
+  config = validate(
+    Config(data=DataConfig(batch=16), optim=OptimConfig(grad_accum_steps=1), steps=1)
+  )
   config = with_settings(config, {'model.remat': 'full', 'mesh.fsdp': 16})
   assert remedies(config, topology('v5e:4x4')) == []
 
@@ -80,19 +82,32 @@ def run_plan(tmp_path: Path, *args: str) -> tuple[dict, str, int]:
   """(the plan, the program, the exit code) of the command."""
   files = ['--json', str(tmp_path / 'plan.json'), '--hlo', str(tmp_path / 'hlo.txt')]
   command = [sys.executable, '-m', 'vit_jax', 'plan', *args, *files]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False)
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False
+  )
   assert done.returncode in (0, 1), done.stderr[-2000:]
-  return json.loads((tmp_path / 'plan.json').read_text()), (tmp_path / 'hlo.txt').read_text(), done.returncode
+  return (
+    json.loads((tmp_path / 'plan.json').read_text()),
+    (tmp_path / 'hlo.txt').read_text(),
+    done.returncode,
+  )
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_a_compiled_step_costs_what_an_independent_script_says(tmp_path):
-  args = ['--config=configs/bench.py:Ti/16', '--config.model.depth=2', '--config.data.batch=64', '--topology=v5e:2x2']
+  args = [
+    '--config=configs/bench.py:Ti/16',
+    '--config.model.depth=2',
+    '--config.data.batch=64',
+    '--topology=v5e:2x2',
+  ]
   plan, hlo, code = run_plan(tmp_path, *args)
   assert code == 0
   assert plan['missing'] == []
-  theirs = independent_cycles(hlo, topology='v5e:2x2', b=16, n=197, d=192, heads=3, dtype='bfloat16', directory=tmp_path)
+  theirs = independent_cycles(
+    hlo, topology='v5e:2x2', b=16, n=197, d=192, heads=3, dtype='bfloat16', directory=tmp_path
+  )
   assert plan['cycles'] == pytest.approx(theirs, rel=0.01)
 
 
@@ -106,7 +121,10 @@ BENCH = [('B/16', 512, 206, 8.2e9), ('S/16', 1024, 176, 7.7e9), ('L/16', 128, 15
 @pytest.mark.parametrize(('variant', 'batch', 'cycles', 'bytes_'), BENCH)
 def test_the_step_is_as_fast_and_as_small_as_promised(tmp_path, variant, batch, cycles, bytes_):
   plan, _, code = run_plan(
-    tmp_path, f'--config=configs/bench.py:{variant}', f'--config.data.batch={batch}', '--topology=v5e:2x2'
+    tmp_path,
+    f'--config=configs/bench.py:{variant}',
+    f'--config.data.batch={batch}',
+    '--topology=v5e:2x2',
   )
   assert code == 0
   assert plan['cycles'] <= cycles * 1e6
@@ -136,7 +154,12 @@ def test_the_papers_recipes_fit_their_slices_and_keep_them_busy(tmp_path, config
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_long_images_gain_from_the_kernel(tmp_path):
-  args = ['--config=configs/bench.py:B/16', '--config.model.depth=2', '--config.data.size=384,384', '--config.data.batch=128']
+  args = [
+    '--config=configs/bench.py:B/16',
+    '--config.model.depth=2',
+    '--config.data.size=384,384',
+    '--config.data.batch=128',
+  ]
   kernel, _, _ = run_plan(tmp_path, *args, '--topology=v5e:2x2')
   xla, _, _ = run_plan(tmp_path, *args, '--config.model.attention=xla', '--topology=v5e:2x2')
   assert xla['cycles'] >= 1.5 * kernel['cycles']

@@ -13,7 +13,9 @@ from vit_jax.tpu.topologies import GENERATIONS, topology
     ('v5p:8x8x8', 1, 512, 512, 128), ('tpu7x:2x2x1', 1, 4, 8, 1), ('v6e:1x1', 1, 1, 1, 1),
   ],
 )  # fmt: skip
-def test_a_name_says_how_many_chips_devices_and_hosts_there_are(name, slices, chips, devices, hosts):
+def test_a_name_says_how_many_chips_devices_and_hosts_there_are(
+  name, slices, chips, devices, hosts
+):
   found = topology(name, slices)
   assert (found.chips, found.devices, found.hosts) == (chips, devices, hosts)
 
@@ -44,4 +46,6 @@ def test_the_clock_is_what_the_rate_and_the_matrix_units_leave():
   units = {'v4': (8, 128), 'v5e': (4, 128), 'v5p': (8, 128), 'v6e': (4, 256), 'tpu7x': (8, 256)}
   for kind, (count, side) in units.items():
     generation = GENERATIONS[kind]
-    assert generation.flops / (2 * count * side * side) / 1e9 == pytest.approx(generation.ghz, rel=0.01)
+    assert generation.flops / (2 * count * side * side) / 1e9 == pytest.approx(
+      generation.ghz, rel=0.01
+    )

@@ -12,11 +12,11 @@ from tests.runs import ENVIRONMENT, PATIENCE, ROOT, account
 from tests.tiny import get_config
 from vit_jax.errors import UserError
 from vit_jax.tpu.plan import with_settings
-from vit_jax.training.self_training import selftrain
+from vit_jax.training.self_training import self_train
 
 SETTINGS = {
   'data.split': 'train[:50%]', 'data.unlabelled': 'builtin:digits', 'data.unlabelled_split': 'train[50%:]',
-  'data.unlabelled_ratio': 3, 'data.confidence': 0.1, 'data.per_class': 40, 'data.operations': 1, 'data.magnitude': 5.0,
+  'data.unlabelled_ratio': 3, 'data.confidence_threshold': 0.1, 'data.unlabelled_per_class': 40, 'data.randaug_ops': 1, 'data.randaug_magnitude': 5.0,
   'steps': 24, 'log_every': '4', 'eval_every': '12', 'save_every': '8',
 }  # fmt: skip
 STAGES = ['0-teacher', '1-labels', '1-student']
@@ -31,7 +31,7 @@ def config(**changed):
 def whole(tmp_path_factory):
   """What nothing has interrupted, and its results."""
   workdir = tmp_path_factory.mktemp('whole')
-  return workdir, selftrain(config(), [config()], workdir)
+  return workdir, self_train(config(), [config()], workdir)
 
 
 def files(where) -> dict:
@@ -41,10 +41,24 @@ def files(where) -> dict:
 
 def test_a_student_that_is_killed_goes_on_and_ends_to_the_bit_as_one_that_was_not(whole, tmp_path):
   workdir, log = tmp_path / 'run', tmp_path / 'log'
-  command = [sys.executable, '-u', '-m', 'vit_jax', 'selftrain', '--teacher', 'tests/tiny.py', '--students', 'tests/tiny.py']
+  command = [
+    sys.executable,
+    '-u',
+    '-m',
+    'vit_jax',
+    'selftrain',
+    '--teacher',
+    'tests/tiny.py',
+    '--students',
+    'tests/tiny.py',
+  ]
   with log.open('w') as file:
     process = subprocess.Popen(
-      [*command, f'--workdir={workdir}', *[f'--config.{name}={value}' for name, value in SETTINGS.items()]],
+      [
+        *command,
+        f'--workdir={workdir}',
+        *[f'--config.{name}={value}' for name, value in SETTINGS.items()],
+      ],
       cwd=ROOT,
       env=os.environ | ENVIRONMENT,
       stdout=file,
@@ -57,7 +71,7 @@ def test_a_student_that_is_killed_goes_on_and_ends_to_the_bit_as_one_that_was_no
   process.send_signal(signal.SIGKILL)
   process.wait()
   before = {stage: files(workdir / stage) for stage in STAGES[:2]}
-  results = selftrain(config(), [config()], workdir)
+  results = self_train(config(), [config()], workdir)
   assert before == {stage: files(workdir / stage) for stage in STAGES[:2]}
   assert results == whole[1] and [*results] == STAGES
   for stage in ('0-teacher', '1-student'):
@@ -66,39 +80,52 @@ def test_a_student_that_is_killed_goes_on_and_ends_to_the_bit_as_one_that_was_no
 
 def test_another_teacher_is_refused_where_labels_are_begun(whole, tmp_path):
   (tmp_path / '1-labels').mkdir()
-  (tmp_path / '1-labels' / 'teacher.json').write_text((whole[0] / '1-labels' / 'teacher.json').read_text())
-  with pytest.raises(UserError, match=r'1-labels holds other pseudo-labels.*teacher: 0-teacher there, runs/b7 here'):
-    selftrain('runs/b7', [config()], tmp_path)
+  (tmp_path / '1-labels' / 'teacher.json').write_text(
+    (whole[0] / '1-labels' / 'teacher.json').read_text()
+  )
+  with pytest.raises(
+    UserError, match=r'1-labels holds other pseudo-labels.*teacher: 0-teacher there, runs/b7 here'
+  ):
+    self_train('runs/b7', [config()], tmp_path)
 
 
 def test_a_setting_that_changed_is_refused_by_name_before_anything_is_done(whole):
-  with pytest.raises(UserError, match=r'1-student holds another run.*label_smoothing: 0.0 there, 0.1 here'):
-    selftrain(config(), [config(label_smoothing=0.1)], whole[0])
+  with pytest.raises(
+    UserError, match=r'1-student holds another run.*label_smoothing: 0.0 there, 0.1 here'
+  ):
+    self_train(config(), [config(label_smoothing=0.1)], whole[0])
   with pytest.raises(UserError, match=r'0-teacher holds another run.*seed: 0 there, 1 here'):
-    selftrain(config(seed=1), [config(seed=1)], whole[0])
+    self_train(config(seed=1), [config(seed=1)], whole[0])
   student = config(**{'data.unlabelled_split': 'train[60%:]'})
   with pytest.raises(
-    UserError, match=r'1-labels holds other pseudo-labels.*unlabelled_split: train\[50%:\] there, train\[60%:\]'
+    UserError,
+    match=r'1-labels holds other pseudo-labels.*unlabelled_split: train\[50%:\] there, train\[60%:\]',
   ):
-    selftrain(config(), [student], whole[0])
+    self_train(config(), [student], whole[0])
 
 
 def test_a_stage_that_is_gone_is_not_made_again_below_what_rests_on_it(whole, tmp_path):
   (tmp_path / '1-student').mkdir()
-  with pytest.raises(UserError, match=r'1-student rests on a 0-teacher that is not there any more: remove it'):
-    selftrain(config(), [config()], tmp_path)
+  with pytest.raises(
+    UserError, match=r'1-student rests on a 0-teacher that is not there any more: remove it'
+  ):
+    self_train(config(), [config()], tmp_path)
 
 
 def test_a_student_is_the_next_teacher_and_the_stages_before_stay(whole):
   workdir, first = whole
   before = {stage: files(workdir / stage) for stage in STAGES}
-  results = selftrain(config(), [config(), config(steps=9)], workdir)
+  results = self_train(config(), [config(), config(steps=9)], workdir)
   assert before == {stage: files(workdir / stage) for stage in STAGES}
-  assert [*results] == [*STAGES, '2-labels', '2-student'] and {name: results[name] for name in STAGES} == first
+  assert [*results] == [*STAGES, '2-labels', '2-student'] and {
+    name: results[name] for name in STAGES
+  } == first
   assert '"teacher": "1-student"' in (workdir / '2-labels' / 'teacher.json').read_text()
 
 
 def test_a_student_without_unlabelled_images_is_refused(tmp_path):
   student = config(**{'data.unlabelled': ''})
-  with pytest.raises(UserError, match=r'student 1 has no unlabelled images: add --config.data.unlabelled=SOURCE'):
-    selftrain('runs/teacher', [student], tmp_path)
+  with pytest.raises(
+    UserError, match=r'student 1 has no unlabelled images: add --config.data.unlabelled=SOURCE'
+  ):
+    self_train('runs/teacher', [student], tmp_path)

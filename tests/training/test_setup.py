@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.sharding.mesh import make_mesh
-from vit_jax.training.setup import abstract_state, first_state, open_sources
+from vit_jax.training.setup import abstract_state, open_sources, restore_or_init_state
 
 # Wide enough that some parameters are split over 'fsdp'.
 CONFIG = Config(
@@ -27,13 +27,17 @@ def start(workdir, devices: int, fsdp: int, save: bool = False):
   """The first state on a mesh of so many devices."""
   config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=fsdp))
   mesh = make_mesh(fsdp, batches={}, devices=jax.devices()[:devices])
-  model, checkpoints = build(config.model, 10), Checkpoints(workdir)
-  state, notes = first_state(config, checkpoints, model=model, tx=optax.adamw(1e-3), mesh=mesh)
+  model, checkpoints = build_model(config.model, 10), CheckpointManager(workdir)
+  state, notes = restore_or_init_state(
+    config, checkpoints, model=model, tx=optax.adamw(1e-3), mesh=mesh
+  )
   if save:
     checkpoints.save(state.replace(step=state.step + 7), 7)
   checkpoints.close()
   shapes = abstract_state(config, model=model, tx=optax.adamw(1e-3), mesh=mesh)
-  assert jax.tree.all(jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), state, shapes))
+  assert jax.tree.all(
+    jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), state, shapes)
+  )
   return state, notes
 
 
@@ -51,7 +55,9 @@ def test_what_eight_devices_saved_is_restored_on_any_mesh_to_the_bit(saved, devi
   workdir, expected = saved
   state, notes = start(workdir, devices, fsdp)
   assert notes == ['going on after step 7'] and int(state.step) == 7
-  same = functools.partial(jax.tree.map, lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes())
+  same = functools.partial(
+    jax.tree.map, lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes()
+  )
   assert jax.tree.all(same(state.replace(step=expected.step), expected))
 
 

@@ -11,32 +11,33 @@ import optax
 import pytest
 
 import vit_jax
-from vit_jax.checkpoint.manager import Checkpoints, load_params
+from vit_jax.checkpoint.manager import CheckpointManager, load_newest_params
 from vit_jax.config import Config, DataConfig, MaskConfig, ModelConfig, OptimConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.patches import count_patches, patch_means
 from vit_jax.metrics.writer import read_metrics
-from vit_jax.models.families import build
-from vit_jax.models.masked import masked
-from vit_jax.optim.losses import colour_loss, pixel_loss
-from vit_jax.sharding.mesh import everywhere, make_mesh, state_shardings, to_global
+from vit_jax.models.families import build_model
+from vit_jax.models.masked import build_masked_vit
+from vit_jax.optim.losses import color_loss, pixel_loss
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import init_state, train_step
 from vit_jax.train import train
-from vit_jax.training.setup import first_state
-from vit_jax.training.task import task_of
+from vit_jax.training.setup import restore_or_init_state
+from vit_jax.training.task import make_task
 
 # Everything that draws at random is on.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
   model=ModelConfig(variant='mu/2', depth=2, dropout=0.1, drop_path=0.1),
-  optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, clip=1.0, accumulate=2),
+  optim=OptimConfig(lr=1e-2, warmup='2', weight_decay=0.1, grad_clip_norm=1.0, grad_accum_steps=2),
   mask=MaskConfig(target='colour'),
   steps=6,
   log_every='1',
   eval_every='0',
-  evals=('knn:builtin:digits',),
+  probes=('knn:builtin:digits',),
   save_every='3',
 )
 
@@ -45,38 +46,68 @@ def test_losses_are_numpys_means_over_the_patches_of_an_image():
   rng = np.random.default_rng(0)
   logits, actual = rng.normal(size=(3, 5, 2, 512)), rng.integers(0, 512, (3, 5, 2))
   probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  expected = -np.log(np.take_along_axis(probabilities, actual[..., None], -1)[..., 0]).mean(axis=(1, 2))
-  np.testing.assert_allclose(colour_loss((logits.astype(np.float32), actual), None), expected, rtol=1e-6)
+  expected = -np.log(np.take_along_axis(probabilities, actual[..., None], -1)[..., 0]).mean(
+    axis=(1, 2)
+  )
+  np.testing.assert_allclose(
+    color_loss((logits.astype(np.float32), actual), None), expected, rtol=1e-6
+  )
   said, true = rng.normal(size=(2, 3, 5, 7))
-  np.testing.assert_allclose(pixel_loss((said, true), None), ((said - true) ** 2).mean(axis=(1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(
+    pixel_loss((said, true), None), ((said - true) ** 2).mean(axis=(1, 2)), rtol=1e-6
+  )
 
 
 def test_counts_are_of_the_examples_that_the_mask_keeps():
   actual = np.arange(12).reshape(3, 4, 1)
   logits = np.eye(512, dtype=np.float32)[np.where(np.arange(12).reshape(3, 4, 1) % 3, actual, 500)]
   batch = {'image': None, 'label': None, 'mask': np.array([True, False, True])}
-  said = {'predict': lambda params, images: (logits, actual), 'loss': colour_loss}
-  result = patch_means([count_patches({}, batch, **said), count_patches({}, batch | {'mask': np.ones(3, bool)}, **said)])
-  assert (result['masked_accuracy'], result['examples']) == (13 / 20, 5)  # Multiples of 3 are wrong: 3 of 8 patches, 4 of 12.
+  said = {'predict': lambda params, images: (logits, actual), 'loss': color_loss}
   result = patch_means(
-    [count_patches({}, batch, predict=lambda *_: (np.zeros((3, 4, 2)), np.ones((3, 4, 2))), loss=pixel_loss)]
+    [
+      count_patches({}, batch, **said),
+      count_patches({}, batch | {'mask': np.ones(3, bool)}, **said),
+    ]
+  )
+  assert (result['masked_accuracy'], result['examples']) == (
+    13 / 20,
+    5,
+  )  # Multiples of 3 are wrong: 3 of 8 patches, 4 of 12.
+  result = patch_means(
+    [
+      count_patches(
+        {}, batch, predict=lambda *_: (np.zeros((3, 4, 2)), np.ones((3, 4, 2))), loss=pixel_loss
+      )
+    ]
   )
   assert result == {'loss': 1.0, 'examples': 2}
 
 
 def test_eight_devices_equal_one():
   """Over both axes, in parts, with registers and remat: the same draws, the same losses and parameters to 1e-5."""
-  model = ModelConfig(variant='mu/2', depth=2, width=256, heads=4, dropout=0.1, registers=2, remat='vit')
+  model = ModelConfig(
+    variant='mu/2', depth=2, width=256, heads=4, dropout=0.1, registers=2, remat='vit'
+  )
   config = dataclasses.replace(CONFIG, model=model)
-  task, tx, batch = task_of(config), optax.sgd(1e-1), next(digits())
-  step = functools.partial(train_step, model=task.build(10), tx=tx, loss=task.loss, lr=lambda step: 0.1, seed=3, accumulate=2)
+  task, tx, batch = make_task(config), optax.sgd(1e-1), next(digits())
+  step = functools.partial(
+    train_step,
+    model=task.build(10),
+    tx=tx,
+    loss=task.loss,
+    lr=lambda step: 0.1,
+    seed=3,
+    accumulate=2,
+  )
   begin = functools.partial(init_state, 0, model=task.build(10), tx=tx, size=(8, 8), ema=False)
 
   def run(fsdp, devices):
     mesh, losses = make_mesh(fsdp, batches={}, devices=devices), []
     shardings = state_shardings(jax.eval_shape(begin), mesh)
     state = jax.jit(begin, out_shardings=shardings)()
-    update = jax.jit(functools.partial(step, mesh=mesh), out_shardings=(shardings, everywhere(mesh)))
+    update = jax.jit(
+      functools.partial(step, mesh=mesh), out_shardings=(shardings, replicated(mesh))
+    )
     for _ in range(4):
       state, metrics = update(state, to_global(batch, mesh))
       losses.append(float(metrics['loss']))
@@ -84,14 +115,20 @@ def test_eight_devices_equal_one():
 
   (losses, params), (expected, reference) = run(2, jax.devices()), run(1, jax.devices()[:1])
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), params, reference)
-  assert losses[0] == pytest.approx(np.log(512), rel=1e-5) and losses[-1] < losses[0]  # From a head of zeros.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), params, reference
+  )
+  assert (
+    losses[0] == pytest.approx(np.log(512), rel=1e-5) and losses[-1] < losses[0]
+  )  # From a head of zeros.
 
 
 def digits():
   """Batches of real digits."""
   source = open_source('builtin:digits', 'train')
-  for batch in eval_batches(source, dataclasses.replace(CONFIG.data, eval_batch=16), host=0, hosts=1):
+  for batch in eval_batches(
+    source, dataclasses.replace(CONFIG.data, eval_batch=16), host=0, hosts=1
+  ):
     yield {name: batch[name] for name in ('image', 'label', 'mask')}
 
 
@@ -103,10 +140,12 @@ def run(tmp_path_factory):
 
 
 def flat(workdir):
-  return flax.traverse_util.flatten_dict(load_params(workdir)[0], sep='/')
+  return flax.traverse_util.flatten_dict(load_newest_params(workdir)[0], sep='/')
 
 
-def test_a_run_that_stopped_ends_bit_for_bit_the_same_and_other_batches_evaluate_alike(run, tmp_path):
+def test_a_run_that_stopped_ends_bit_for_bit_the_same_and_other_batches_evaluate_alike(
+  run, tmp_path
+):
   whole, result = run
   shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns('6', 'metrics.jsonl'))
   data = dataclasses.replace(CONFIG.data, eval_batch=200)
@@ -116,18 +155,30 @@ def test_a_run_that_stopped_ends_bit_for_bit_the_same_and_other_batches_evaluate
   }
   losses = lambda workdir: [record['loss'] for record in read_metrics(workdir) if 'loss' in record]
   assert losses(tmp_path / 'run') == losses(whole)[3:]
-  assert other['test_masked_accuracy'] == result['test_masked_accuracy'] and other['test_examples'] == 500
+  assert (
+    other['test_masked_accuracy'] == result['test_masked_accuracy']
+    and other['test_examples'] == 500
+  )
   assert other['test_loss'] == pytest.approx(result['test_loss'], rel=1e-6)
 
 
 def test_evaluation_is_what_the_model_says_of_every_example_once(run):
   (batch,) = eval_batches(
-    open_source('builtin:digits', 'test'), dataclasses.replace(CONFIG.data, eval_batch=500), host=0, hosts=1
+    open_source('builtin:digits', 'test'),
+    dataclasses.replace(CONFIG.data, eval_batch=500),
+    host=0,
+    hosts=1,
   )
-  logits, actual = jax.device_get(jax.jit(masked(CONFIG).apply)({'params': load_params(run[0])[0]}, batch['image']))
+  logits, actual = jax.device_get(
+    jax.jit(build_masked_vit(CONFIG).apply)(
+      {'params': load_newest_params(run[0])[0]}, batch['image']
+    )
+  )
   assert run[1]['test_masked_accuracy'] == np.mean(logits.argmax(-1) == actual)
   normal = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-  np.testing.assert_allclose(run[1]['test_loss'], -np.take_along_axis(normal, actual[..., None], -1).mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    run[1]['test_loss'], -np.take_along_axis(normal, actual[..., None], -1).mean(), rtol=1e-5
+  )
   assert any('knn/digits_20nn' in record for record in read_metrics(run[0]))
 
 
@@ -135,21 +186,26 @@ def test_fine_tuning_takes_all_but_the_head_and_what_masking_needs(run, tmp_path
   model = vit_jax.load(str(run[0]))
   assert model.classes == 0 and model.labels == () and 'it has no head' in model.notes[0]
   config = dataclasses.replace(CONFIG, mask=MaskConfig(), init=str(run[0]))
-  checkpoints = Checkpoints(tmp_path)
+  checkpoints = CheckpointManager(tmp_path)
   mesh = make_mesh(1, batches={})
-  state, notes = first_state(config, checkpoints, model=build(config.model, 10), tx=optax.sgd(0.1), mesh=mesh)
+  state, notes = restore_or_init_state(
+    config, checkpoints, model=build_model(config.model, 10), tx=optax.sgd(0.1), mesh=mesh
+  )
   checkpoints.close()
   new, old = flax.traverse_util.flatten_dict(jax.device_get(state.params), sep='/'), flat(run[0])
   assert old.keys() - new.keys() == {'mask', 'patch_head/kernel', 'patch_head/bias'}
   assert new.keys() - old.keys() == {'head/kernel', 'head/bias'}
   assert all(np.array_equal(new[name], old[name]) for name in new.keys() & old.keys())
-  assert [note.split()[:2] for note in notes if note.startswith('head/')] == [['head/bias', 'new'], ['head/kernel', 'new']]
+  assert [note.split()[:2] for note in notes if note.startswith('head/')] == [
+    ['head/bias', 'new'],
+    ['head/kernel', 'new'],
+  ]
 
 
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'evals': ('real',)}, "'real' asks for classes"),
+    ({'probes': ('real',)}, "'real' asks for classes"),
     ({'mixup': 0.1}, 'config.mixup=0.1 is about labels'),
     ({'loss': 'sigmoid'}, "config.loss='sigmoid' is about labels"),
     ({'mask': MaskConfig(rate=0.2)}, 'no patches are masked'),

@@ -11,41 +11,52 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 
 from vit_jax.checkpoint.io import (
-  Damaged,
-  NotFinite,
-  Writer,
-  as_dict,
-  read_state,
-  read_whole,
-  refuse_other_digests,
+  CheckpointWriter,
+  CorruptCheckpointError,
+  NonFiniteStateError,
+  check_checksums,
+  read_checkpoint_as_numpy,
+  restore_state,
+  state_to_dict,
 )
 from vit_jax.errors import StorageError, UserError
-from vit_jax.runtime.cluster import say
-from vit_jax.runtime.files import PAUSES, insist, reason, writable
-from vit_jax.runtime.run_lock import Lock
+from vit_jax.runtime.cluster import broadcast_first, print_stderr
+from vit_jax.runtime.files import RETRY_DELAYS, explain_write_errors, retry_io, summarize_error
+from vit_jax.runtime.run_lock import RunLock
 from vit_jax.step import TrainState
 
-SLOWEST = 1800.0  # Seconds until a checkpoint that is still not written is given up, and the run with it.
-FAILURES = 3  # Saves in a row that may fail before the run ends.
-LEFT = re.compile(r'\d+\.(orbax-checkpoint-tmp.*|deleted)')  # What an interrupted save, or an interrupted deletion, leaves.
+SAVE_TIMEOUT = (
+  1800.0  # Seconds until a checkpoint that is still not written is given up, and the run with it.
+)
+MAX_FAILED_SAVES = 3  # Saves in a row that may fail before the run ends.
+LEFTOVER_NAME = re.compile(
+  r'\d+\.(orbax-checkpoint-tmp.*|deleted)'
+)  # What an interrupted save, or an interrupted deletion, leaves.
 
 
-class Checkpoints:
+class CheckpointManager:
   """The checkpoints of one run, for the one process (the first, of several hosts) that trains in its directory.
 
   The newest `keep` and every one at a multiple of `keep_every` are kept. UserError where another process has the directory.
   """
 
   def __init__(self, workdir: Path, *, keep: int = 1, keep_every: int = 0):
-    self._workdir, self._place, self._keep, self._keep_every = workdir, workdir / 'checkpoints', keep, keep_every
+    self._workdir, self._place, self._keep, self._keep_every = (
+      workdir,
+      workdir / 'checkpoints',
+      keep,
+      keep_every,
+    )
     self._opened, self._lock, self._saving = False, None, None
-    self._newest, self._failed, self._problem = -1, 0, ''  # A step; saves in a row that did, and how the last did.
-    self._writer = Writer()
-    if agreed('there' if workdir.exists() else ''):
+    self._newest, self._failed, self._problem = (
+      -1,
+      0,
+      '',
+    )  # A step; saves in a row that did, and how the last did.
+    self._writer = CheckpointWriter()
+    if broadcast_first('there' if workdir.exists() else ''):
       self.open()
 
   def open(self):
@@ -58,14 +69,14 @@ class Checkpoints:
         self._take()
     except UserError as error:
       problem = str(error)
-    if problem := agreed(problem):
+    if problem := broadcast_first(problem):
       raise UserError(problem)
     self._opened, self._newest = True, self._find_newest()
 
   def _take(self):
-    with writable(self._workdir):
-      insist(f'creating {self._place}', lambda: self._place.mkdir(parents=True, exist_ok=True))
-      self._lock = Lock(self._workdir)
+    with explain_write_errors(self._workdir):
+      retry_io(f'creating {self._place}', lambda: self._place.mkdir(parents=True, exist_ok=True))
+      self._lock = RunLock(self._workdir)
       self._sweep()
 
   def restore(self, like: TrainState) -> TrainState | None:
@@ -76,8 +87,8 @@ class Checkpoints:
     """
     rejected: dict[int, str] = {}
     while True:
-      left = [step for step in steps(self._place) if step not in rejected]
-      step = int(agreed(str(max(left, default=-1))))
+      left = [step for step in list_saved_steps(self._place) if step not in rejected]
+      step = int(broadcast_first(str(max(left, default=-1))))
       if step < 0:
         break
       state, problem = self._try(step, like)
@@ -87,8 +98,8 @@ class Checkpoints:
         return state
       rejected[step] = problem
       if jax.process_index() == 0:
-        say(f'{self._place / str(step)} is damaged: {problem}')
-    if agreed('damaged' if rejected or (self._place / 'damaged').is_dir() else ''):
+        print_stderr(f'{self._place / str(step)} is damaged: {problem}')
+    if broadcast_first('damaged' if rejected or (self._place / 'damaged').is_dir() else ''):
       raise UserError(
         f'none of the checkpoints in {self._place} is intact, and starting again from step 0 is for you to decide: '
         'choose another --workdir, or remove them'
@@ -99,14 +110,14 @@ class Checkpoints:
     """(a state, what is wrong with it), by the judgement of all hosts."""
     state, problem = None, ''
     try:
-      state, expected = read_state(self._place / str(step), like)
-    except Damaged as error:
+      state, expected = restore_state(self._place / str(step), like)
+    except CorruptCheckpointError as error:
       problem = str(error)
-    if problem := agreed(problem):
+    if problem := broadcast_first(problem):
       return None, problem
     try:
-      refuse_other_digests(as_dict(state), expected)
-    except (Damaged, NotFinite) as error:  # The same on all hosts.
+      check_checksums(state_to_dict(state), expected)
+    except (CorruptCheckpointError, NonFiniteStateError) as error:  # The same on all hosts.
       return None, str(error)
     return state, ''
 
@@ -123,15 +134,17 @@ class Checkpoints:
       raise ValueError(f'step {step} is to be saved, and {self._newest} is saved')
     if step == self._newest:
       return
-    if self._failed >= FAILURES:
-      raise StorageError(f'{self._failed} checkpoints in a row could not be saved; the last was {self._problem}')
-    saving = Saving(self._place / str(step))
+    if self._failed >= MAX_FAILED_SAVES:
+      raise StorageError(
+        f'{self._failed} checkpoints in a row could not be saved; the last was {self._problem}'
+      )
+    saving = _PendingSave(self._place / str(step))
     try:
       self._writer.save(saving.path, state, step)
       threading.Thread(target=self._wait, args=(saving,), name='checkpoint', daemon=True).start()
     except OSError as error:
       if jax.process_count() > 1:  # The others wait for this one.
-        raise StorageError(f'{saving.path} could not be made: {reason(error)}') from None
+        raise StorageError(f'{saving.path} could not be made: {summarize_error(error)}') from None
       saving.end(error)
     self._saving = saving
 
@@ -147,7 +160,7 @@ class Checkpoints:
 
   def finish(self, state: TrainState, step: int):
     """The last save, tried again where it fails, and `close`."""
-    for pause in (*PAUSES, 0):
+    for pause in (*RETRY_DELAYS, 0):
       self.save(state, step)
       self._settle()
       if not self._problem:
@@ -164,7 +177,7 @@ class Checkpoints:
     if self._problem:
       raise StorageError(self._problem)
 
-  def _wait(self, saving: 'Saving'):
+  def _wait(self, saving: '_PendingSave'):
     """In a thread of its own: for Orbax's to end."""
     try:
       self._writer.wait()
@@ -178,10 +191,10 @@ class Checkpoints:
     """Waits for the save that goes on, and finds out what came of it: the same on all hosts."""
     if not self._saving:
       return
-    if not self._saving.done.wait(SLOWEST):
-      raise StorageError(f'{self._saving.path} is still not written after {SLOWEST:.0f} s')
+    if not self._saving.done.wait(SAVE_TIMEOUT):
+      raise StorageError(f'{self._saving.path} is still not written after {SAVE_TIMEOUT:.0f} s')
     self._saving.tell()
-    problem, step = agreed(self._saving.problem), int(self._saving.path.name)
+    problem, step = broadcast_first(self._saving.problem), int(self._saving.path.name)
     self._newest = self._find_newest()
     self._problem = problem if self._newest < step else ''
     self._failed = self._failed + 1 if self._problem else 0
@@ -190,24 +203,24 @@ class Checkpoints:
       self._sweep()
 
   def _find_newest(self) -> int:
-    return int(agreed(str(max(steps(self._place), default=-1))))
+    return int(broadcast_first(str(max(list_saved_steps(self._place), default=-1))))
 
   def _delete_old(self):
     """Each under another name first: a directory whose name is a step is whole. What can't be deleted is told, and stays."""
-    there = steps(self._place)
-    for step in sorted(set(there) - kept(there, self._keep, self._keep_every)):
+    there = list_saved_steps(self._place)
+    for step in sorted(set(there) - _steps_to_keep(there, self._keep, self._keep_every)):
       gone = self._place / f'{step}.deleted'
       try:
         (self._place / str(step)).rename(gone)
-        remove(gone)
+        _remove_path(gone)
       except OSError as error:
-        say(f'could not delete {gone}: {reason(error)}')
+        print_stderr(f'could not delete {gone}: {summarize_error(error)}')
 
   def _sweep(self):
     """Removes what interrupted saves and deletions have left; nobody writes meanwhile."""
     for path in self._place.iterdir():
-      if LEFT.fullmatch(path.name):
-        insist(f'removing {path}', lambda path=path: remove(path))
+      if LEFTOVER_NAME.fullmatch(path.name):
+        retry_io(f'removing {path}', lambda path=path: _remove_path(path))
 
   def _set_aside(self, rejected: dict[int, str]):
     """Moves damaged checkpoints to where none is looked for."""
@@ -216,47 +229,58 @@ class Checkpoints:
     damaged = self._place / 'damaged'
     damaged.mkdir(exist_ok=True)
     for step in rejected:
-      free = next(to for i in range(10**6) if not (to := damaged / f'{step}{f"-{i}" if i else ""}').exists())
-      insist(f'moving {step} to {free}', lambda step=step, free=free: (self._place / str(step)).rename(free))
-      say(f'{self._place / str(step)} is moved to {free}')
+      free = next(
+        to for i in range(10**6) if not (to := damaged / f'{step}{f"-{i}" if i else ""}').exists()
+      )
+      retry_io(
+        f'moving {step} to {free}',
+        lambda step=step, free=free: (self._place / str(step)).rename(free),
+      )
+      print_stderr(f'{self._place / str(step)} is moved to {free}')
 
 
-class Saving:
+class _PendingSave:
   """A save that goes on."""
 
   def __init__(self, path: Path):
-    self.path, self.done, self.problem, self._error, self._told = path, threading.Event(), '', None, False
+    self.path, self.done, self.problem, self._error, self._told = (
+      path,
+      threading.Event(),
+      '',
+      None,
+      False,
+    )
 
   def end(self, error: BaseException | None):
     """What came of it."""
     self._error = error
-    self.problem = f'{self.path} could not be saved: {reason(error)}' if error else ''
+    self.problem = f'{self.path} could not be saved: {summarize_error(error)}' if error else ''
     self.done.set()
 
   def tell(self):
     """Says once that it failed, if it did. NotFinite where that is why: going on would help nobody."""
     if not self.done.is_set() or not self.problem:
       return
-    if isinstance(self._error, NotFinite):
-      raise NotFinite(self.problem)
+    if isinstance(self._error, NonFiniteStateError):
+      raise NonFiniteStateError(self.problem)
     if not self._told:
-      say(self.problem)
+      print_stderr(self.problem)
     self._told = True
 
 
-def load_params(workdir: Path) -> tuple[dict, int]:
+def load_newest_params(workdir: Path) -> tuple[dict, int]:
   """The parameters (their moving average, if the run keeps one) of the newest checkpoint, as NumPy arrays, and its step.
 
   UserError where the run has saved nothing yet, and where that checkpoint is not what was saved.
   """
   while True:
-    step = max(steps(workdir / 'checkpoints'), default=None)
+    step = max(list_saved_steps(workdir / 'checkpoints'), default=None)
     if step is None:
       raise UserError(f'{workdir} holds no checkpoint yet')
     path = workdir / 'checkpoints' / str(step)
     try:
-      return next(iter(read_whole(path, 'ema', 'params').values())), step
-    except (Damaged, NotFinite) as error:
+      return next(iter(read_checkpoint_as_numpy(path, 'ema', 'params').values())), step
+    except (CorruptCheckpointError, NonFiniteStateError) as error:
       if path.exists():  # Else a run that goes on has deleted it, and has a newer one.
         raise UserError(
           f'{path} is damaged: {error}. `python -m vit_jax verify {workdir}` says which are good; '
@@ -264,32 +288,30 @@ def load_params(workdir: Path) -> tuple[dict, int]:
         ) from None
 
 
-def steps(place: Path) -> list[int]:
+def list_saved_steps(place: Path) -> list[int]:
   """Of the checkpoints in a directory, which need not be there: those that have got their names."""
   if not place.is_dir():
     return []
-  return [int(path.name) for path in insist(f'listing {place}', lambda: list(place.iterdir())) if is_step(path.name)]
+  return [
+    int(path.name)
+    for path in retry_io(f'listing {place}', lambda: list(place.iterdir()))
+    if _is_step_name(path.name)
+  ]
 
 
-def is_step(name: str) -> bool:
+def _is_step_name(name: str) -> bool:
   """Whether it is a number as we write it."""
   return re.fullmatch('0|[1-9][0-9]{0,17}', name) is not None
 
 
-def kept(steps: list[int], keep: int, keep_every: int) -> set[int]:
+def _steps_to_keep(steps: list[int], keep: int, keep_every: int) -> set[int]:
   """The newest `keep`, and the multiples of `keep_every`."""
-  return {*sorted(steps)[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
+  return {
+    *sorted(steps)[-keep:],
+    *(step for step in steps if keep_every and step % keep_every == 0),
+  }
 
 
-def remove(path: Path):
+def _remove_path(path: Path):
   """A directory with all that is in it, or a link."""
   shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def agreed(text: str) -> str:
-  """Of what the hosts say, what the first that says anything says: all get the same."""
-  if jax.process_count() == 1:
-    return text
-  line = np.frombuffer(text.encode()[:1024].ljust(1024, b'\0'), np.uint8)
-  said = [bytes(row).rstrip(b'\0').decode(errors='ignore') for row in process_allgather(line)]
-  return next(filter(None, said), '')

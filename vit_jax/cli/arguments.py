@@ -56,18 +56,35 @@ def shares(text: str) -> tuple[float, float, float]:
   except ValueError:
     values = ()
   if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
-    raise argparse.ArgumentTypeError(f'{text!r}: expected three shares of the range of a pixel, such as 0.485,0.456,0.406')
+    raise argparse.ArgumentTypeError(
+      f'{text!r}: expected three shares of the range of a pixel, such as 0.485,0.456,0.406'
+    )
   return values * (3 // len(values))
 
 
 # A keyword of `load` -> what its flag takes. Names as `load` has them, so that what is said here is handed on as it is.
 OVERRIDES = {
-  'size': {'type': sides, 'help': 'pixels, SIDE or HEIGHT,WIDTH: position embeddings are resampled to it'},
-  'positions': {'choices': ('corner', 'half_pixel', 'bicubic'), 'help': 'how position embeddings are resampled'},
+  'size': {
+    'type': sides,
+    'help': 'pixels, SIDE or HEIGHT,WIDTH: position embeddings are resampled to it',
+  },
+  'positions': {
+    'choices': ('corner', 'half_pixel', 'bicubic'),
+    'help': 'how position embeddings are resampled',
+  },
   'patch': {'type': positive, 'help': 'pixels: patch kernels are resized to it, as FlexiViT does'},
-  'crop': {'choices': ('resize', 'center'), 'help': 'the whole image resized, or the middle cut from a larger one'},
-  'short_side': {'type': positive, 'help': 'pixels that the short side is resized to before the middle is cut'},
-  'mean': {'type': shares, 'help': 'of a pixel in [0, 1], for red, green and blue: 0.485,0.456,0.406'},
+  'crop': {
+    'choices': ('resize', 'center'),
+    'help': 'the whole image resized, or the middle cut from a larger one',
+  },
+  'short_side': {
+    'type': positive,
+    'help': 'pixels that the short side is resized to before the middle is cut',
+  },
+  'mean': {
+    'type': shares,
+    'help': 'of a pixel in [0, 1], for red, green and blue: 0.485,0.456,0.406',
+  },
   'std': {'type': shares, 'help': 'likewise: 0.229,0.224,0.225'},
   'gelu': {'choices': ('tanh', 'erf'), 'help': 'the form of GELU'},
   'norm_eps': {'type': float, 'help': 'what LayerNorm adds to the variance'},
@@ -80,9 +97,13 @@ PREPROCESSING = ('size', 'crop', 'short_side', 'mean', 'std')
 
 def add_model(command: argparse.ArgumentParser):
   """--init, and a flag for everything that may be said of a model."""
-  what = 'a catalogue name, an .npz, a .safetensors file or its directory, a run directory, or a URL'
+  what = (
+    'a catalogue name, an .npz, a .safetensors file or its directory, a run directory, or a URL'
+  )
   command.add_argument('--init', required=True, metavar='SOURCE', help=what)
-  said = command.add_argument_group('what the model is', 'where its file does not say it, or says it wrong')
+  said = command.add_argument_group(
+    'what the model is', 'where its file does not say it, or says it wrong'
+  )
   for name, options in OVERRIDES.items():
     said.add_argument(f'--{name}', **options)
 
@@ -90,23 +111,53 @@ def add_model(command: argparse.ArgumentParser):
 def add_batch(command: argparse.ArgumentParser):
   """--batch."""
   command.add_argument(
-    '--batch', type=positive, help='images at a time, over all devices; by default 16 on a CPU, 128 elsewhere'
+    '--batch',
+    type=positive,
+    help='images at a time, over all devices; by default 16 on a CPU, 128 elsewhere',
   )
 
 
 def add_hosts(command: argparse.ArgumentParser):
   """Which other processes take part; a launcher says it by environment variables."""
   option = command.add_argument
-  said = {name: os.environ.get(f'VIT_JAX_{name.upper()}') for name in ('coordinator', 'processes', 'process')}
-  option('--coordinator', metavar='HOST:PORT', default=said['coordinator'], help='of process 0; TPU pods, GKE and SLURM know')
-  option('--processes', type=whole, default=said['processes'] or '0', metavar='N', help='how many take part')
-  option('--process', type=whole, default=said['process'], metavar='I', help='which of them this is, from 0')
-  option('--hosts_timeout', type=positive, default=300, metavar='SECONDS', help='to wait for the other hosts')
+  said = {
+    name: os.environ.get(f'VIT_JAX_{name.upper()}')
+    for name in ('coordinator', 'processes', 'process')
+  }
+  option(
+    '--coordinator',
+    metavar='HOST:PORT',
+    default=said['coordinator'],
+    help='of process 0; TPU pods, GKE and SLURM know',
+  )
+  option(
+    '--processes',
+    type=whole,
+    default=said['processes'] or '0',
+    metavar='N',
+    help='how many take part',
+  )
+  option(
+    '--process',
+    type=whole,
+    default=said['process'],
+    metavar='I',
+    help='which of them this is, from 0',
+  )
+  option(
+    '--hosts_timeout',
+    type=positive,
+    default=300,
+    metavar='SECONDS',
+    help='to wait for the other hosts',
+  )
 
 
 def hosts_of(args: argparse.Namespace) -> dict[str, object]:
   """What `add_hosts` takes, as `entry.join_hosts` has it."""
-  return {name: getattr(args, name) for name in ('coordinator', 'processes', 'process')} | {'timeout': args.hosts_timeout}
+  return {name: getattr(args, name) for name in ('coordinator', 'processes', 'process')} | {
+    'timeout': args.hosts_timeout
+  }
 
 
 def batch_size(args: argparse.Namespace) -> int:
@@ -134,22 +185,26 @@ def label_names(text: str) -> tuple[str, ...]:
     return tuple(Path(text).read_text(encoding='utf-8').splitlines())
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--labels {text}: {reason}; expected imagenet1k, imagenet21k or a file with a name a line') from None
+    raise UserError(
+      f'--labels {text}: {reason}; expected imagenet1k, imagenet21k or a file with a name a line'
+    ) from None
 
 
 def load_model(args: argparse.Namespace):
   """The model of --init and its flags, ready to run; what was assumed of it goes to stderr."""
   from absl import logging
 
-  from vit_jax.cli.jobs import keep_compiled_programs
+  from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.pretrained.released import load
 
   logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
-  keep_compiled_programs()
+  enable_compilation_cache()
   said = overrides(args)
   model = load(args.init, **said)
   if 'short_side' in said and model.preprocessing['crop'] != 'center':
-    raise UserError('--short_side goes with --crop center: this model takes the whole image, resized')
+    raise UserError(
+      '--short_side goes with --crop center: this model takes the whole image, resized'
+    )
   for note in model.notes:
     say(f'{model.source}: {note}')
   return model

@@ -40,7 +40,9 @@ def classify(args):
 
   model = load_model(args)
   refuse_unfit(model)
-  columns, notes = match_classes(source.label_names, model.labels, classes=model.classes, source=model.source)
+  columns, notes = match_classes(
+    source.label_names, model.labels, classes=model.classes, source=model.source
+  )
   notes += other_preprocessing(args, model)
   for note in notes:
     say(note)
@@ -49,7 +51,12 @@ def classify(args):
   if args.json != STDOUT:
     print(in_words(facts), end='')
   write(json.dumps(facts, indent=1) + '\n', args.json)
-  report(args, source, result, title=f'{model.source} on {args.data} {source.split}: {result.accuracy:.2%} right')
+  report(
+    args,
+    source,
+    result,
+    title=f'{model.source} on {args.data} {source.split}: {result.accuracy:.2%} right',
+  )
 
 
 def refuse_picture(args, source):
@@ -59,7 +66,9 @@ def refuse_picture(args, source):
   if args.confusion == STDOUT:
     raise UserError('--confusion - : a picture goes to a file, such as confusion.png')
   if source.most_labels > 1:
-    raise UserError(f'--confusion: examples of {args.data} have up to {source.most_labels} labels, and a matrix wants one')
+    raise UserError(
+      f'--confusion: examples of {args.data} have up to {source.most_labels} labels, and a matrix wants one'
+    )
   if source.classes > MOST:
     raise UserError(
       f'--confusion: a picture can show {MOST:,} classes, and {args.data} has {source.classes:,}; --per_class lists them'
@@ -74,7 +83,9 @@ def other_preprocessing(args, model) -> list[str]:
   if not asked.keys() & set(PREPROCESSING):
     return []
   try:
-    own = load(args.init, **{name: value for name, value in asked.items() if name not in PREPROCESSING})
+    own = load(
+      args.init, **{name: value for name, value in asked.items() if name not in PREPROCESSING}
+    )
   except UserError:  # It cannot be read without what was asked for.
     return []
   out = []
@@ -98,23 +109,33 @@ def run(args, model, source, columns):
   """The Evaluation. UserError where an image cannot be read, unless such are to be left out."""
   import tqdm
 
-  from vit_jax.data.images import BadImage
+  from vit_jax.data.images import BadImageError
   from vit_jax.evaluate.classify import evaluate as evaluate_split
   from vit_jax.evaluate.predict import data_config
   from vit_jax.optim.losses import LOSSES
-  from vit_jax.step import predict
+  from vit_jax.step import predict_logits
 
   reading = {'workers': args.workers, 'threads': args.threads, 'bad_images': args.bad_images}
   data = data_config(model, batch=min(batch_size(args), len(source)), **reading)
-  predict, loss = functools.partial(predict, model=model.model), LOSSES[model.loss]
-  bar = tqdm.tqdm(total=len(source), unit='image', dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+  predict, loss = functools.partial(predict_logits, model=model.model), LOSSES[model.loss]
+  bar = tqdm.tqdm(
+    total=len(source),
+    unit='image',
+    dynamic_ncols=True,
+    leave=False,
+    disable=not sys.stderr.isatty(),
+  )
   with bar:
     progress = lambda images: bar.update(min(images, bar.total - bar.n))
     try:
-      return evaluate_split(model.params, source, data, predict=predict, loss=loss, columns=columns, progress=progress)
-    except BadImage as error:
+      return evaluate_split(
+        model.params, source, data, predict=predict, loss=loss, columns=columns, progress=progress
+      )
+    except BadImageError as error:
       name, reason = error.args
-      raise UserError(f'{name}: {reason}. Replace or remove it, or leave such out with --bad_images skip') from None
+      raise UserError(
+        f'{name}: {reason}. Replace or remove it, or leave such out with --bad_images skip'
+      ) from None
 
 
 def summary(model, args, source, result) -> dict:
@@ -134,7 +155,9 @@ def summary(model, args, source, result) -> dict:
     'images_per_second': result.images_per_second,
     'preprocessing': model.preprocessing,
   }
-  published = is_imagenet_validation(source.label_names, examples=len(source), most_labels=source.most_labels)
+  published = is_imagenet_validation(
+    source.label_names, examples=len(source), most_labels=source.most_labels
+  )
   if model.accuracy is not None and published:
     facts |= {'expected_accuracy': model.accuracy / 100, 'expected_from': model.accuracy_from}
   return facts
@@ -163,21 +186,34 @@ def report(args, source, result, *, title: str):
   k, names = source.classes, source.label_names
   if args.per_class:
     counts = [each.tolist() for each in per_class(result.labels, result.predicted, k)]
-    rows = [(name, n, right, right / n if n else None) for name, n, right in zip(names, *counts, strict=True)]
-    write(table(rows) if args.per_class == STDOUT else as_csv([COLUMNS, *map(blank, rows)]), args.per_class)
+    rows = [
+      (name, n, right, right / n if n else None)
+      for name, n, right in zip(names, *counts, strict=True)
+    ]
+    write(
+      table(rows) if args.per_class == STDOUT else as_csv([COLUMNS, *map(blank, rows)]),
+      args.per_class,
+    )
   if args.confusion:
-    draw_confusion(confusion(result.labels, result.predicted, k), names, args.confusion, title=title)
+    draw_confusion(
+      confusion(result.labels, result.predicted, k), names, args.confusion, title=title
+    )
 
 
 def blank(row: tuple) -> tuple:
   """None as an empty cell."""
-  return tuple('' if cell is None else f'{cell:.6g}' if isinstance(cell, float) else cell for cell in row)
+  return tuple(
+    '' if cell is None else f'{cell:.6g}' if isinstance(cell, float) else cell for cell in row
+  )
 
 
 def table(rows: list[tuple]) -> str:
   """For the screen; the worst class first."""
   worst_first = sorted(rows, key=lambda row: (row[3] is None, row[3]))
-  cells = [(name, f'{n:,}', f'{right:,}', '-' if share is None else f'{share:.2%}') for name, n, right, share in worst_first]
+  cells = [
+    (name, f'{n:,}', f'{right:,}', '-' if share is None else f'{share:.2%}')
+    for name, n, right, share in worst_first
+  ]
   return as_table([COLUMNS, *cells])
 
 
@@ -185,16 +221,34 @@ def add(commands):
   """The arguments."""
   command = commands.add_parser('evaluate', help=evaluate.__doc__, description=evaluate.__doc__)
   command.set_defaults(function=evaluate)
-  command.add_argument('--data', metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
-  command.add_argument('--split', default='', help='by default the held-out split: test, validation or val')
-  command.add_argument('--dir', default='', help="where TFDS data sets lie; by default $TFDS_DATA_DIR, or TFDS's own")
+  command.add_argument(
+    '--data', metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME'
+  )
+  command.add_argument(
+    '--split', default='', help='by default the held-out split: test, validation or val'
+  )
+  command.add_argument(
+    '--dir', default='', help="where TFDS data sets lie; by default $TFDS_DATA_DIR, or TFDS's own"
+  )
   add_batch(command)
-  command.add_argument('--workers', type=whole, default=0, help='processes that read images; 0 does it in threads')
-  command.add_argument('--threads', type=whole, default=0, help='threads that read images, in each process; 0 chooses')
-  command.add_argument('--bad_images', default='error', choices=('error', 'skip'), help='what an unreadable image is')
-  command.add_argument('--per_class', metavar='FILE', help='accuracy of each class as CSV; - for a table on stdout')
-  command.add_argument('--confusion', metavar='PNG', help='a picture of which class is taken for which')
-  command.add_argument('--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text')
+  command.add_argument(
+    '--workers', type=whole, default=0, help='processes that read images; 0 does it in threads'
+  )
+  command.add_argument(
+    '--threads', type=whole, default=0, help='threads that read images, in each process; 0 chooses'
+  )
+  command.add_argument(
+    '--bad_images', default='error', choices=('error', 'skip'), help='what an unreadable image is'
+  )
+  command.add_argument(
+    '--per_class', metavar='FILE', help='accuracy of each class as CSV; - for a table on stdout'
+  )
+  command.add_argument(
+    '--confusion', metavar='PNG', help='a picture of which class is taken for which'
+  )
+  command.add_argument(
+    '--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text'
+  )
   add_protocol(command)
   add_vtab(command)
   add_model(command)

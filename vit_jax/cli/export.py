@@ -28,7 +28,9 @@ def format_of(path: Path, said: str | None) -> str:
     choice = ' or '.join(f'--format {name}' for name in fits or FORMATS)
     raise UserError(f'--to {path}: its suffix does not tell the format; add {choice}')
   if fits and said not in fits:
-    raise UserError(f'--format {said} and --to {path} do not go together: {path.suffix} is for {" or ".join(fits)}')
+    raise UserError(
+      f'--format {said} and --to {path} do not go together: {path.suffix} is for {" or ".join(fits)}'
+    )
   return said
 
 
@@ -36,6 +38,13 @@ def add(commands):
   """The arguments."""
   command = commands.add_parser('export', help=export.__doc__, description=export.__doc__)
   command.set_defaults(function=export)
-  command.add_argument('--to', required=True, metavar='FILE', help='its suffix says the format: .npz, .onnx, .stablehlo')
-  command.add_argument('--format', choices=FORMATS, help='timm and huggingface, which are directories, must be said')
+  command.add_argument(
+    '--to',
+    required=True,
+    metavar='FILE',
+    help='its suffix says the format: .npz, .onnx, .stablehlo',
+  )
+  command.add_argument(
+    '--format', choices=FORMATS, help='timm and huggingface, which are directories, must be said'
+  )
   add_model(command)

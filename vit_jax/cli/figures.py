@@ -19,10 +19,15 @@ def figures(args):
   out = Path(args.out)
   for path in save(seen, out, title=Path(model.source).name, blur=max(model.model.shape.stride)):
     print(path)
-  columns = {Path(model.source).name: numbers(seen), 'untrained': numbers(see(untrained(model), source))}
+  columns = {
+    Path(model.source).name: numbers(seen),
+    'untrained': numbers(see(untrained(model), source)),
+  }
   for name in args.beside:
     other = vit_jax.load(name)
-    columns[Path(other.source).name] = numbers(see(other, images(args.images, other) if args.images else None))
+    columns[Path(other.source).name] = numbers(
+      see(other, images(args.images, other) if args.images else None)
+    )
   rows = side_by_side(columns | papers())
   write(as_csv(rows), str(out / 'numbers.csv'))
   write(markdown(rows), str(out / 'numbers.md'))
@@ -46,7 +51,10 @@ def side_by_side(columns: dict[str, dict[str, float]]) -> list[tuple]:
   """A row for each number, a column for each model; empty where there is none."""
   names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
   cell = lambda value: '' if value is None else f'{value:.3f}'
-  return [('', *columns), *((name, *(cell(numbers.get(name)) for numbers in columns.values())) for name in names)]
+  return [
+    ('', *columns),
+    *((name, *(cell(numbers.get(name)) for numbers in columns.values())) for name in names),
+  ]
 
 
 def markdown(rows: list[tuple]) -> str:
@@ -61,6 +69,14 @@ def add(commands):
   command.set_defaults(function=figures)
   what = 'files, folders and patterns, or a source such as builtin:digits: what attention is looked at on'
   command.add_argument('--images', nargs='+', default=[], metavar='IMAGE', help=what)
-  command.add_argument('--out', default='figures', metavar='DIR', help='where they go; by default figures')
-  command.add_argument('--beside', nargs='+', default=[], metavar='SOURCE', help='other models whose numbers stand beside')
+  command.add_argument(
+    '--out', default='figures', metavar='DIR', help='where they go; by default figures'
+  )
+  command.add_argument(
+    '--beside',
+    nargs='+',
+    default=[],
+    metavar='SOURCE',
+    help='other models whose numbers stand beside',
+  )
   add_model(command)

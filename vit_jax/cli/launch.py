@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from vit_jax.cli.arguments import Parser, positive, whole
-from vit_jax.cli.jobs import default_workdir, read_config
+from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.cli.results import say
 from vit_jax.config import validate
 from vit_jax.errors import UserError, did_you_mean
@@ -20,7 +20,10 @@ from vit_jax.launch.script import machine_script
 from vit_jax.launch.states import GONE, trouble
 from vit_jax.launch.watch import BACKENDS, Babysitter, Pace, call, explain
 
-DEFAULTS = {'run_pretrain.py': 'configs/quickstart.py', 'run_finetune.py': 'configs/quickstart_finetune.py'}  # As they have.
+DEFAULTS = {
+  'run_pretrain.py': 'configs/quickstart.py',
+  'run_finetune.py': 'configs/quickstart_finetune.py',
+}  # As they have.
 VERBS = {
   'status': 'What the cloud says of it.',
   'logs': "Follows its hosts' logs.",
@@ -37,7 +40,9 @@ def launch(args):
     raise SystemExit(act(first, verb_arguments(first, rest)))
   if first != '--' or not rest:
     got = f'got {first!r}.{did_you_mean(first, VERBS)}' if first else 'got nothing'
-    raise UserError(f'expected -- and the command, such as -- run_pretrain.py --config=…, or one of {", ".join(VERBS)}; {got}')
+    raise UserError(
+      f'expected -- and the command, such as -- run_pretrain.py --config=…, or one of {", ".join(VERBS)}; {got}'
+    )
   env = dict(map(key_and_value, args.env))
   raise SystemExit(here(args, rest, env) if args.backend == 'local' else there(args, rest, env))
 
@@ -57,15 +62,21 @@ def here(args, command: list[str], env: dict[str, str]) -> int:
 
   if trains(command):
     if args.devices_per_host:
-      refuse_undivided(config_of(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts)
+      refuse_undivided(
+        config_of(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts
+      )
     if not says_workdir(command):
       command = [*command, f'--workdir={args.workdir or default_workdir(config_name(command))}']
   if args.dry_run:
     for i in range(args.hosts):
       said = environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host) | env
-      print(shown(['env', *(f'{name}={value}' for name, value in said.items()), 'python', *command]))
+      print(
+        shown(['env', *(f'{name}={value}' for name, value in said.items()), 'python', *command])
+      )
     return 0
-  return run_hosts(command, hosts=args.hosts, devices=args.devices_per_host, out=sys.stdout, env=env)
+  return run_hosts(
+    command, hosts=args.hosts, devices=args.devices_per_host, out=sys.stdout, env=env
+  )
 
 
 def says_workdir(command: list[str]) -> bool:
@@ -159,25 +170,36 @@ def check(args, job, command: list[str]):
     return
   slices = job.accelerator
   hosts = slices.topology.hosts if job.backend == 'gke' else slices.hosts * job.slices
-  refuse_undivided(config_of(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts)
+  refuse_undivided(
+    config_of(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts
+  )
   if args.no_plan:
     say('NOT PLANNED: nobody knows whether this fits, or how long it takes (--no_plan)')
   elif not args.dry_run:
-    refuse_unfit(config_of(command), settings_of(command), slices, libtpu_args=job.env['LIBTPU_INIT_ARGS'])
+    refuse_unfit(
+      config_of(command), settings_of(command), slices, libtpu_args=job.env['LIBTPU_INIT_ARGS']
+    )
 
 
 def refuse_undivided(config, **where: int):
   """UserError where the run's mesh or batches do not divide over these devices."""
-  from vit_jax.sharding.mesh import refuse_misfit
-  from vit_jax.train import batch_sizes
+  from vit_jax.sharding.mesh import check_mesh_divides
+  from vit_jax.training.setup import sharded_batch_sizes
 
   config = validate(config)
-  refuse_misfit(config.mesh.fsdp, batches=batch_sizes(config), **where)
+  check_mesh_divides(config.mesh.fsdp, batches=sharded_batch_sizes(config), **where)
 
 
 def prepare(job, files: str) -> list[list[str]]:
   """The commands that come before it is created: a virtual machine takes the code from the bucket, an image holds it."""
-  kept = ['gcloud', 'storage', 'cp', f'{files}/code.tar.gz', f'{files}/pins.txt', f'{job.launch_dir}/']
+  kept = [
+    'gcloud',
+    'storage',
+    'cp',
+    f'{files}/code.tar.gz',
+    f'{files}/pins.txt',
+    f'{job.launch_dir}/',
+  ]
   unpacked = [['tar', '-xzf', f'{files}/code.tar.gz', '-C', files], ['rm', f'{files}/code.tar.gz']]
   return [kept, *(unpacked if job.backend == 'gke' else [])]
 
@@ -200,7 +222,9 @@ def dry_run(job, pack: list[str], script: str) -> str:
 
 def shown(command: list[str]) -> str:
   """A command as a person would type it: a flag a line, where it is long."""
-  words = [re.sub(r"^'(--\w[\w-]*=)", r"\1'", shlex.quote(word)) for word in command]  # --command='…'
+  words = [
+    re.sub(r"^'(--\w[\w-]*=)", r"\1'", shlex.quote(word)) for word in command
+  ]  # --command='…'
   if len(' '.join(words)) <= 110:
     return ' '.join(words)
   lines = [words[0]]
@@ -218,12 +242,16 @@ def settings_of(command: list[str]) -> list[str]:
   """The config's flags, the default one with them."""
   settings = [arg for arg in command[1:] if not re.match(r'--?workdir\b', arg)]
   default = Path(command[0]).parent / DEFAULTS[Path(command[0]).name]
-  return settings if any(re.match(r'--?config(=|$)', arg) for arg in settings) else [f'--config={default}', *settings]
+  return (
+    settings
+    if any(re.match(r'--?config(=|$)', arg) for arg in settings)
+    else [f'--config={default}', *settings]
+  )
 
 
 def config_of(command: list[str]):
   """The config of a main job's command."""
-  return read_config(settings_of(command))
+  return parse_config_flags(settings_of(command))
 
 
 def default_name(command: list[str]) -> str:
@@ -250,7 +278,9 @@ def key_and_value(text: str) -> tuple[str, str]:
   """'K=V'; 'K' alone takes the value from here, so that a secret is on no command line."""
   name, equals, value = text.partition('=')
   if not name.isidentifier() or not (equals or name in os.environ):
-    raise UserError(f'--env={text}: expected NAME=VALUE, or the NAME of a variable that is set here')
+    raise UserError(
+      f'--env={text}: expected NAME=VALUE, or the NAME of a variable that is set here'
+    )
   return name, value if equals else os.environ[name]
 
 
@@ -260,40 +290,71 @@ def add(commands):
     'launch',
     help=launch.__doc__,
     description=launch.__doc__,
-    usage='vit-jax launch [options] -- run_pretrain.py --config=…\n       vit-jax launch {' + ','.join(VERBS) + '} NAME',
+    usage='vit-jax launch [options] -- run_pretrain.py --config=…\n       vit-jax launch {'
+    + ','.join(VERBS)
+    + '} NAME',
   )
   command.set_defaults(function=launch)
   option = command.add_argument
   option(
-    '--backend', choices=('local', 'tpu-vm', 'queued', 'gke'), default='local', help='where; local: processes of this machine'
+    '--backend',
+    choices=('local', 'tpu-vm', 'queued', 'gke'),
+    default='local',
+    help='where; local: processes of this machine',
   )
   option('--tpu', metavar='TYPE', help='such as v5litepod-256, or v5e:16x16')
   option('--slices', type=positive, default=1, help='of that kind')
-  option('--spot', action='store_true', help='cheaper machines that may be taken away: they are asked for again')
+  option(
+    '--spot',
+    action='store_true',
+    help='cheaper machines that may be taken away: they are asked for again',
+  )
   option('--project', help="by default gcloud's own")
   option('--zone', help='such as us-west4-a')
   option('--cluster', help='of GKE, made by xpk')
   option('--name', help='of the job, by default of its config and the time')
   option('--workdir', metavar='URL', help='gs://BUCKET/PATH of the run; a folder, for local')
-  option('--data', metavar='URL', help='gs://BUCKET/PATH that every host finds at /mnt/data; $TFDS_DATA_DIR is set to it')
   option(
-    '--env', action='append', default=[], metavar='NAME=VALUE', help='of the command; NAME alone takes its value from here'
+    '--data',
+    metavar='URL',
+    help='gs://BUCKET/PATH that every host finds at /mnt/data; $TFDS_DATA_DIR is set to it',
   )
-  option('--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, in place of the generation's own")
+  option(
+    '--env',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE',
+    help='of the command; NAME alone takes its value from here',
+  )
+  option(
+    '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, in place of the generation's own"
+  )
   option('--hosts', type=positive, default=2, help='processes, for local')
-  option('--devices_per_host', type=whole, default=0, metavar='N', help='simulated CPU devices, for local; 0: what JAX finds')
+  option(
+    '--devices_per_host',
+    type=whole,
+    default=0,
+    metavar='N',
+    help='simulated CPU devices, for local; 0: what JAX finds',
+  )
   option('--no_plan', action='store_true', help='launches what nobody has seen to fit')
   option('--allow_dirty', action='store_true', help='launches the commit without what is not in it')
   option('--detach', action='store_true', help='does not watch over it')
   option('--poll', type=float, default=30, metavar='SECONDS', help='between two looks at its state')
   option('--dry_run', action='store_true', help='prints every command and script, and runs none')
-  option('what', nargs=argparse.REMAINDER, help='-- and the command, or one of ' + ', '.join(VERBS) + ' and a NAME')
+  option(
+    'what',
+    nargs=argparse.REMAINDER,
+    help='-- and the command, or one of ' + ', '.join(VERBS) + ' and a NAME',
+  )
 
 
 def act(verb: str, args: argparse.Namespace) -> int:
   """Does it; the exit code."""
   job = recall(args.name)
-  return {'status': status, 'logs': logs, 'watch': watch, 'stop': stop, 'delete': delete}[verb](job, args)
+  return {'status': status, 'logs': logs, 'watch': watch, 'stop': stop, 'delete': delete}[verb](
+    job, args
+  )
 
 
 def status(job: Job, _) -> int:
@@ -303,7 +364,9 @@ def status(job: Job, _) -> int:
     raise UserError(explain(job, trouble(done.stderr), done.stderr))
   state = BACKENDS[job.backend].read(done.stdout) if not done.returncode else None
   what = f'{job.slices} x {job.tpu}{" spot" if job.spot else ""} ({job.backend}, {job.zone})'
-  print(f'{job.name}  {f"{state.word} {state.why}".strip() if state else "gone"}  {what}  {job.workdir}  commit {job.commit}')
+  print(
+    f'{job.name}  {f"{state.word} {state.why}".strip() if state else "gone"}  {what}  {job.workdir}  commit {job.commit}'
+  )
   print(f'  python {" ".join(job.command)}')
   return 0 if state else 1
 
@@ -325,7 +388,6 @@ def logs(job: Job, _) -> int:
 
 def watch(job: Job, _) -> int:
   """As `launch` itself does when it has created it."""
-  from vit_jax.cli.launch import interruptible
 
   if job.backend == 'gke':
     raise UserError(f'JobSet itself starts {job.name} again: `launch logs {job.name}` follows it')
@@ -337,7 +399,9 @@ def watch(job: Job, _) -> int:
 def stop(job: Job, _) -> int:
   """The machines stay, and are paid for."""
   each(job, BACKENDS[job.backend].stop(job))
-  say(f'{job.name} is stopped; its machines are still there, and paid for: `launch delete {job.name}` removes them')
+  say(
+    f'{job.name} is stopped; its machines are still there, and paid for: `launch delete {job.name}` removes them'
+  )
   return 0
 
 
@@ -346,7 +410,12 @@ def delete(job: Job, args) -> int:
   if not args.yes:
     if not sys.stdin.isatty():
       raise UserError(f'delete {job.name}: --yes where nobody can be asked')
-    if input(f'remove {job.slices} x {job.tpu} of {job.name} ({job.workdir} stays)? [y/N] ').strip().lower() != 'y':
+    if (
+      input(f'remove {job.slices} x {job.tpu} of {job.name} ({job.workdir} stays)? [y/N] ')
+      .strip()
+      .lower()
+      != 'y'
+    ):
       say('nothing was removed')
       return 1
   each(job, BACKENDS[job.backend].delete(job))

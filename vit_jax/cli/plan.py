@@ -5,7 +5,7 @@ import json
 import os
 
 from vit_jax.cli.arguments import positive
-from vit_jax.cli.jobs import read_config
+from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.cli.results import STDOUT, as_table, refuse_places, say, working, write
 
 # No TPU is here, no metadata server to ask for one, and libtpu need not say so at length.
@@ -22,7 +22,7 @@ def plan(args):
   from vit_jax.tpu.plan import describe, side_by_side, with_settings
   from vit_jax.tpu.topologies import topology
 
-  where, config = topology(args.topology, args.slices), read_config(args.settings)
+  where, config = topology(args.topology, args.slices), parse_config_flags(args.settings)
   others = {what: other(what, args) for what in args.compare or ()}
   found, hlo = compiled(config, where)
   if args.json != STDOUT:
@@ -34,7 +34,11 @@ def plan(args):
     print(as_table(side_by_side(plans)), end='')
   if not found.fits and (remedy := first_that_fits(config, where)):
     settings, made = remedy
-    print('it fits with ' + ' '.join(f'--config.{name}={value}' for name, value in settings.items()) + ':')
+    print(
+      'it fits with '
+      + ' '.join(f'--config.{name}={value}' for name, value in settings.items())
+      + ':'
+    )
     print('\n'.join(describe(with_settings(config, settings), made)))
   raise SystemExit(0 if found.fits else 1)
 
@@ -64,14 +68,18 @@ def other(what: str, args):
   from vit_jax.tpu.topologies import topology
 
   if '.py' not in what:
-    return read_config(args.settings), topology(what, args.slices)
+    return parse_config_flags(args.settings), topology(what, args.slices)
   rest = [arg for i, arg in enumerate(args.settings) if not is_config(args.settings, i)]
-  return read_config([f'--config={what}', *rest]), topology(args.topology, args.slices)
+  return parse_config_flags([f'--config={what}', *rest]), topology(args.topology, args.slices)
 
 
 def is_config(settings: list[str], i: int) -> bool:
   """Whether the argument at i is --config=FILE, or one of the two of --config FILE."""
-  return settings[i].startswith('--config=') or settings[i] == '--config' or (i > 0 and settings[i - 1] == '--config')
+  return (
+    settings[i].startswith('--config=')
+    or settings[i] == '--config'
+    or (i > 0 and settings[i - 1] == '--config')
+  )
 
 
 def as_json(found) -> str:
@@ -86,7 +94,16 @@ def add(commands):
   command = commands.add_parser('plan', help=plan.__doc__, description=plan.__doc__, epilog=more)
   command.set_defaults(function=plan, takes_settings=True)
   command.add_argument('--topology', required=True, metavar='SLICE', help='such as v5e:4x4')
-  command.add_argument('--slices', type=positive, default=1, help='of that kind, over the slower network')
-  command.add_argument('--compare', action='append', metavar='WHAT', help='another slice, or another config, side by side')
-  command.add_argument('--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text')
+  command.add_argument(
+    '--slices', type=positive, default=1, help='of that kind, over the slower network'
+  )
+  command.add_argument(
+    '--compare',
+    action='append',
+    metavar='WHAT',
+    help='another slice, or another config, side by side',
+  )
+  command.add_argument(
+    '--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text'
+  )
   command.add_argument('--hlo', metavar='FILE', help='the compiled program')

@@ -23,7 +23,15 @@ def predict(args):
   made = predictions(model, paths, top=args.top or 5, batch=batch_size(args))
   done = shown(made, paths, table=STDOUT not in (args.json, args.csv))
   write(json.dumps([as_object(each) for each in done], indent=1) + '\n', args.json)
-  write(as_csv([('path', 'rank', 'label', 'probability', 'error'), *(row for each in done for row in as_rows(each))]), args.csv)
+  write(
+    as_csv(
+      [
+        ('path', 'rank', 'label', 'probability', 'error'),
+        *(row for each in done for row in as_rows(each)),
+      ]
+    ),
+    args.csv,
+  )
   if unread := sum(bool(each.error) for each in done):
     say(f'{unread} of {len(done)} images could not be read')
     sys.exit(1)
@@ -34,7 +42,12 @@ def shown(made, paths: list[str], *, table: bool) -> list:
   import tqdm
 
   width, done = max(len(printable(path)) for path in paths), []
-  bar = tqdm.tqdm(total=len(paths), unit='image', dynamic_ncols=True, disable=len(paths) < LONG or not sys.stderr.isatty())
+  bar = tqdm.tqdm(
+    total=len(paths),
+    unit='image',
+    dynamic_ncols=True,
+    disable=len(paths) < LONG or not sys.stderr.isatty(),
+  )
   with bar:
     for each in made:
       done.append(each)
@@ -50,7 +63,10 @@ def lines(each, width: int) -> list[str]:
   if each.error:
     return [f'{path}    error  {printable(each.error)}']
   ranks = enumerate(zip(each.probabilities, each.labels, strict=True))
-  return [f'{" " * width if rank else path}  {probability:7.2%}  {label}' for rank, (probability, label) in ranks]
+  return [
+    f'{" " * width if rank else path}  {probability:7.2%}  {label}'
+    for rank, (probability, label) in ranks
+  ]
 
 
 def printable(text: str) -> str:
@@ -63,7 +79,10 @@ def as_object(each) -> dict:
   if each.error:
     return {'path': each.path, 'error': each.error}
   pairs = zip(each.labels, each.probabilities, strict=True)
-  return {'path': each.path, 'predictions': [{'label': label, 'probability': probability} for label, probability in pairs]}
+  return {
+    'path': each.path,
+    'predictions': [{'label': label, 'probability': probability} for label, probability in pairs],
+  }
 
 
 def as_rows(each) -> list[tuple]:
@@ -71,16 +90,30 @@ def as_rows(each) -> list[tuple]:
   if each.error:
     return [(each.path, '', '', '', each.error)]
   pairs = zip(each.labels, each.probabilities, strict=True)
-  return [(each.path, rank, label, f'{probability:.6g}', '') for rank, (label, probability) in enumerate(pairs, start=1)]
+  return [
+    (each.path, rank, label, f'{probability:.6g}', '')
+    for rank, (label, probability) in enumerate(pairs, start=1)
+  ]
 
 
 def add(commands):
   """The arguments."""
   command = commands.add_parser('predict', help=predict.__doc__, description=predict.__doc__)
   command.set_defaults(function=predict)
-  command.add_argument('images', nargs='+', metavar='IMAGE', help='a file, a folder with everything below it, or a pattern')
-  command.add_argument('--top', type=positive, help='classes of each image; by default 5, or all where there are fewer')
+  command.add_argument(
+    'images',
+    nargs='+',
+    metavar='IMAGE',
+    help='a file, a folder with everything below it, or a pattern',
+  )
+  command.add_argument(
+    '--top', type=positive, help='classes of each image; by default 5, or all where there are fewer'
+  )
   add_batch(command)
-  command.add_argument('--json', metavar='FILE', help='a list of objects; - for stdout, in place of the table')
-  command.add_argument('--csv', metavar='FILE', help='path, rank, label, probability, error; - for stdout')
+  command.add_argument(
+    '--json', metavar='FILE', help='a list of objects; - for stdout, in place of the table'
+  )
+  command.add_argument(
+    '--csv', metavar='FILE', help='path, rank, label, probability, error; - for stdout'
+  )
   add_model(command)

@@ -12,16 +12,23 @@ FROZEN = ('fewshot', 'knn', 'linear')
 LABEL_SETS = ('real', 'v2', 'a', 'r', 'objectnet')
 COLUMNS = ('protocol', 'on', 'accuracy', 'std', 'examples')
 # Flag -> its protocol.
-ONLY = {'shots': 'fewshot', 'seeds': 'fewshot', 'l2': 'fewshot', 'k': 'knn', 'mapping': 'objectnet'} | dict.fromkeys(
-  FLAGS, 'vtab'
-)
+ONLY = {
+  'shots': 'fewshot',
+  'seeds': 'fewshot',
+  'l2': 'fewshot',
+  'k': 'knn',
+  'mapping': 'objectnet',
+} | dict.fromkeys(FLAGS, 'vtab')
 
 
 def examine(args):
   """Does what --protocol says."""
   model = load_model(args)
   subject, params, bar = subject_of(args, model)
-  opened = [*open_frozen(args), *(open_label_sets(args, name, model) for name in args.protocol if name in LABEL_SETS)]
+  opened = [
+    *open_frozen(args),
+    *(open_label_sets(args, name, model) for name in args.protocol if name in LABEL_SETS),
+  ]
   with bar:
     outcomes = [outcome for judge in opened for outcome in judge_or_say(judge, subject, params)]
   for each in outcomes:
@@ -36,7 +43,9 @@ def examine(args):
 
 def refuse_misplaced(args):
   """UserError for flags that go with another protocol, and for frozen features without data."""
-  if both := [name for name in ('classify', 'vtab') if name in args.protocol and len(args.protocol) > 1]:
+  if both := [
+    name for name in ('classify', 'vtab') if name in args.protocol and len(args.protocol) > 1
+  ]:
     raise UserError(f'--protocol {" ".join(args.protocol)}: {both[0]} goes alone')
   for flag, protocol in ONLY.items():
     if getattr(args, flag) is not None and protocol not in args.protocol:
@@ -70,9 +79,13 @@ def open_frozen(args) -> list:
   asked = [name for name in args.protocol if name in FROZEN]
   if not asked:
     return []
-  pool, test = frozen.pool_and_test(args.data, split=args.train_split, test_split=args.split, dir=args.dir)
+  pool, test = frozen.pool_and_test(
+    args.data, split=args.train_split, test_split=args.split, dir=args.dir
+  )
   shots, seeds = (tuple(each or ()) for each in (args.shots, args.seeds))
-  options = frozen.Options(shots=shots, seeds=seeds or fewshot.SEEDS, l2=args.l2 or fewshot.L2, k=args.k or knn.K)
+  options = frozen.Options(
+    shots=shots, seeds=seeds or fewshot.SEEDS, l2=args.l2 or fewshot.L2, k=args.k or knn.K
+  )
   return [protocols.open_frozen(asked, args.data, pool, test, options)]
 
 
@@ -89,13 +102,15 @@ def open_label_sets(args, protocol: str, model):
 
 def judge_or_say(judge, subject, params) -> list:
   """The outcomes. UserError where an image cannot be read, unless such are to be left out."""
-  from vit_jax.data.images import BadImage
+  from vit_jax.data.images import BadImageError
 
   try:
     outcomes = judge(subject, params)
-  except BadImage as error:
+  except BadImageError as error:
     name, reason = error.args
-    raise UserError(f'{name}: {reason}. Replace or remove it, or leave such out with --bad_images skip') from None
+    raise UserError(
+      f'{name}: {reason}. Replace or remove it, or leave such out with --bad_images skip'
+    ) from None
   for each in outcomes:
     if each.skipped:
       say(f'{each.protocol}: {each.skipped:,} images are left out: no class is right for them')
@@ -104,8 +119,16 @@ def judge_or_say(judge, subject, params) -> list:
 
 def as_object(outcome) -> dict:
   """For JSON."""
-  facts = {'protocol': outcome.protocol, 'data': outcome.data, 'examples': outcome.examples, 'skipped': outcome.skipped}
-  figures = {name: {'accuracy': each.accuracy, 'std': each.std, 'note': each.note} for name, each in outcome.figures.items()}
+  facts = {
+    'protocol': outcome.protocol,
+    'data': outcome.data,
+    'examples': outcome.examples,
+    'skipped': outcome.skipped,
+  }
+  figures = {
+    name: {'accuracy': each.accuracy, 'std': each.std, 'note': each.note}
+    for name, each in outcome.figures.items()
+  }
   return facts | {'pool': outcome.pool, 'figures': figures}
 
 
@@ -113,7 +136,13 @@ def table(outcomes: list) -> str:
   """For the screen."""
   std = lambda figure: '' if figure.std is None else f'{figure.std:.2%}'
   rows = [
-    (f'{each.protocol} {name}', each.data, f'{figure.accuracy:.2%}', std(figure), f'{each.examples:,}')
+    (
+      f'{each.protocol} {name}',
+      each.data,
+      f'{figure.accuracy:.2%}',
+      std(figure),
+      f'{each.examples:,}',
+    )
     for each in outcomes
     for name, figure in each.figures.items()
   ]
@@ -124,11 +153,30 @@ def add_protocol(command):
   """--protocol and what goes with it."""
   what = 'classify (the default), vtab, or any of ' + ', '.join((*FROZEN, *LABEL_SETS))
   names = ('classify', 'vtab', *FROZEN, *LABEL_SETS)
-  command.add_argument('--protocol', nargs='+', default=['classify'], choices=names, metavar='NAME', help=what)
+  command.add_argument(
+    '--protocol', nargs='+', default=['classify'], choices=names, metavar='NAME', help=what
+  )
   group = command.add_argument_group('protocols', 'what some of them want to know')
-  group.add_argument('--train_split', default='', help="what frozen features learn from; by default 'train'")
-  group.add_argument('--shots', type=positive, nargs='+', help='fewshot: examples of each class; by default 1 5 10 25')
-  group.add_argument('--seeds', type=whole, nargs='+', help='fewshot: draws of them; by default 0 1 2')
-  group.add_argument('--l2', type=above_zero, help="fewshot: how much weights are held down; by default big_vision's 1024")
+  group.add_argument(
+    '--train_split', default='', help="what frozen features learn from; by default 'train'"
+  )
+  group.add_argument(
+    '--shots',
+    type=positive,
+    nargs='+',
+    help='fewshot: examples of each class; by default 1 5 10 25',
+  )
+  group.add_argument(
+    '--seeds', type=whole, nargs='+', help='fewshot: draws of them; by default 0 1 2'
+  )
+  group.add_argument(
+    '--l2',
+    type=above_zero,
+    help="fewshot: how much weights are held down; by default big_vision's 1024",
+  )
   group.add_argument('--k', type=positive, help='knn: neighbours; by default 20')
-  group.add_argument('--mapping', metavar='DIR', help='objectnet: its own directory `mappings`; by default beside the images')
+  group.add_argument(
+    '--mapping',
+    metavar='DIR',
+    help='objectnet: its own directory `mappings`; by default beside the images',
+  )

@@ -7,27 +7,35 @@ from vit_jax.cli.results import as_table
 from vit_jax.errors import UserError
 
 
-def selftrain(args):
+def self_train(args):
   """Trains students on labelled images and on what a teacher says of others (Noisy Student); stages that are done stay."""
-  from vit_jax.cli.jobs import read_config, ready
+  from vit_jax.cli.jobs import parse_config_flags, training_runtime
 
-  students = [read_config([f'--config={file}', *args.settings]) for file in args.students]
+  students = [parse_config_flags([f'--config={file}', *args.settings]) for file in args.students]
   is_config = args.teacher.partition(':')[0].endswith('.py')
-  teacher = read_config([f'--config={args.teacher}', *args.settings]) if is_config else args.teacher
-  with ready(args.workdir, **hosts_of(args)) as alive:
+  teacher = (
+    parse_config_flags([f'--config={args.teacher}', *args.settings]) if is_config else args.teacher
+  )
+  with training_runtime(args.workdir, **hosts_of(args)) as alive:
     import jax
 
-    from vit_jax.training.self_training import selftrain
+    from vit_jax.training.self_training import self_train
 
-    results = selftrain(teacher, students, Path(args.workdir), **alive)
+    results = self_train(teacher, students, Path(args.workdir), **alive)
     if jax.process_index() == 0:
       print(table(results), end='')
 
 
 def table(results: dict[str, dict]) -> str:
   """The last evaluation of each run."""
-  measure = lambda result: next(((name, value) for name, value in result.items() if name.endswith('_accuracy')), None)
-  rows = [(name, found[0], f'{found[1]:.2%}') for name, result in results.items() if (found := measure(result))]
+  measure = lambda result: next(
+    ((name, value) for name, value in result.items() if name.endswith('_accuracy')), None
+  )
+  rows = [
+    (name, found[0], f'{found[1]:.2%}')
+    for name, result in results.items()
+    if (found := measure(result))
+  ]
   if not rows:
     raise UserError('none of the stages has an accuracy')
   return as_table(rows)
@@ -35,13 +43,26 @@ def table(results: dict[str, dict]) -> str:
 
 def add(commands):
   """The arguments."""
-  command = commands.add_parser('selftrain', help=selftrain.__doc__, description=selftrain.__doc__)
-  command.set_defaults(function=selftrain, takes_settings=True)
+  command = commands.add_parser(
+    'selftrain', help=self_train.__doc__, description=self_train.__doc__
+  )
+  command.set_defaults(function=self_train, takes_settings=True)
   option = command.add_argument
   option(
-    '--teacher', required=True, metavar='WHAT', help='a config FILE:ARGUMENT to train, or a model: a run directory, a file, …'
+    '--teacher',
+    required=True,
+    metavar='WHAT',
+    help='a config FILE:ARGUMENT to train, or a model: a run directory, a file, …',
   )
-  option('--students', required=True, nargs='+', metavar='FILE:ARGUMENT', help='a config each, of one generation after another')
-  option('--workdir', required=True, metavar='DIR', help='where the stages are kept, and taken up again')
+  option(
+    '--students',
+    required=True,
+    nargs='+',
+    metavar='FILE:ARGUMENT',
+    help='a config each, of one generation after another',
+  )
+  option(
+    '--workdir', required=True, metavar='DIR', help='where the stages are kept, and taken up again'
+  )
   add_hosts(command)
   command.epilog = '--config.FIELD=VALUE changes a setting of every run.'

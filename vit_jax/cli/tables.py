@@ -56,12 +56,14 @@ def share_of_peak(args) -> float:
   try:
     return json.loads(Path(args.plan).read_text())['mfu']
   except (OSError, ValueError, KeyError) as error:
-    raise UserError(f'--plan {args.plan}: expected what `plan --json FILE` writes, got {error!r}') from None
+    raise UserError(
+      f'--plan {args.plan}: expected what `plan --json FILE` writes, got {error!r}'
+    ) from None
 
 
 def at_full_scale(args, name: str):
   """Does the runs here, one after another."""
-  from vit_jax.cli.jobs import keep_compiled_programs
+  from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.full import standin
   from vit_jax.paper.page import side_by_side
   from vit_jax.paper.runner import execute, write_records
@@ -70,7 +72,7 @@ def at_full_scale(args, name: str):
   each = item(name)
   if not each.runs:
     raise UserError(f'{title(name)} is made by {each.command}')
-  keep_compiled_programs()
+  enable_compilation_cache()
   runs = [standin(run) if args.standin else run for run in each.runs()]
   records = execute(runs, Path(args.root))
   write_records(records, Path(args.out) / f'{name}.csv')
@@ -81,39 +83,47 @@ def miniature(args, only: str = ''):
   """All experiments of mini.py, or the one that a table has, and the page about them."""
   from absl import logging
 
-  from vit_jax.cli.jobs import keep_compiled_programs
+  from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.mini import EXPERIMENTS, Effort, chosen, refuse_photos
   from vit_jax.paper.page import write_page
   from vit_jax.paper.runner import execute, write_records
   from vit_jax.paper.tables import item, title
 
-  effort = Effort(steps=args.effort, runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos)
+  effort = Effort(
+    steps=args.effort, runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos
+  )
   refuse_photos(effort)
   if only and not item(only).mini:
-    raise UserError(f'{title(only)} has no miniature; it is made by {item(only).command or f"tables {only} --scale=full"}')
+    raise UserError(
+      f'{title(only)} has no miniature; it is made by {item(only).command or f"tables {only} --scale=full"}'
+    )
   wanted = [item(only).mini] if only else [*EXPERIMENTS]
   logging.set_verbosity(logging.WARNING)
-  keep_compiled_programs()
+  enable_compilation_cache()
   for name in wanted:
     say(f'{name}: {(EXPERIMENTS[name].__doc__ or "").splitlines()[0]}')
-    write_records(execute(chosen(name, effort), Path(args.root)), Path(args.out) / f'mini_{name}.csv')
+    write_records(
+      execute(chosen(name, effort), Path(args.root)), Path(args.out) / f'mini_{name}.csv'
+    )
     say(f'see {write_page(Path(args.out), effort)}')
 
 
 def from_released(args, name: str):
   """Released checkpoints fine-tuned on data that is here: the paper's numbers, those of its authors' code, and ours."""
-  from vit_jax.cli.jobs import keep_compiled_programs
+  from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.released import compared, finetunings
   from vit_jax.paper.runner import execute, write_records
   from vit_jax.paper.runs import command
 
   if name not in ('5', 'table5'):
-    raise UserError(f'tables {name} --from_released: Table 5 alone is about checkpoints that were released')
+    raise UserError(
+      f'tables {name} --from_released: Table 5 alone is about checkpoints that were released'
+    )
   runs = finetunings(args.only, functools.partial(changed, args.settings), tuple(range(args.seeds)))
   if args.dry_run:
     print('\n'.join(command(run, Path(args.root)) for run in runs))
     return
-  keep_compiled_programs()
+  enable_compilation_cache()
   records = execute(runs, Path(args.root))
   write_records(records, Path(args.out) / '5_from_released.csv')
   print(compared(records))
@@ -121,11 +131,14 @@ def from_released(args, name: str):
 
 def changed(settings: list[str], config: str) -> dict[str, object]:
   """What --config.FIELD=VALUE flags make different from FILE:ARGUMENT."""
-  from vit_jax.cli.jobs import read_config
-  from vit_jax.config import flat
+  from vit_jax.cli.jobs import parse_config_flags
+  from vit_jax.config import flatten_config
   from vit_jax.paper.runs import ROOT
 
-  plain, said = (flat(read_config([f'--config={ROOT}/{config}', *more])) for more in ([], settings))
+  plain, said = (
+    flatten_config(parse_config_flags([f'--config={ROOT}/{config}', *more]))
+    for more in ([], settings)
+  )
   return {name: value for name, value in said.items() if value != plain[name]}
 
 
@@ -134,7 +147,9 @@ def speeds(args):
   from vit_jax.paper.speed import LARGEST, describe, measure, models
 
   chosen = args.only or models()
-  for line in describe(measure(chosen, args.sizes, dtype=args.dtype, largest=args.largest or LARGEST)):
+  for line in describe(
+    measure(chosen, args.sizes, dtype=args.dtype, largest=args.largest or LARGEST)
+  ):
     print(line, flush=True)
 
 
@@ -143,26 +158,66 @@ def add(commands):
   command = commands.add_parser('tables', help=tables.__doc__, description=tables.__doc__)
   command.set_defaults(function=tables, takes_settings=True)
   command.add_argument(
-    'name', nargs='?', help='2 to 9, fig2 to fig14, selfsupervision; mini for all miniatures; by default the list'
+    'name',
+    nargs='?',
+    help='2 to 9, fig2 to fig14, selfsupervision; mini for all miniatures; by default the list',
   )
   command.add_argument('--list', action='store_true', help='every table and figure')
   command.add_argument('--scale', choices=('full', 'mini'), default='full', help='by default full')
-  command.add_argument('--dry_run', action='store_true', help='print the commands, their cost and the data they need')
-  command.add_argument('--standin', action='store_true', help='ImageNet-21k in the place of JFT-300M')
-  command.add_argument('--from_released', action='store_true', help='fine-tune checkpoints that Google released')
-  command.add_argument('--only', nargs='+', default=[], metavar='WHAT', help='--from_released: B/16,cifar10; fig12: B/16')
-  command.add_argument('--root', default='runs/tables', metavar='DIR', help='where runs are kept, and taken up again')
-  command.add_argument('--out', default='results', metavar='DIR', help='where CSV, plots and the page go')
-  command.add_argument('--chip', default='v5e', choices=('v4', 'v5e', 'v5p', 'v6e', 'tpu7x'), help='whose hours are told')
-  command.add_argument('--mfu', type=positive, metavar='%', help='the share of its peak that is reached; by default 40')
+  command.add_argument(
+    '--dry_run', action='store_true', help='print the commands, their cost and the data they need'
+  )
+  command.add_argument(
+    '--standin', action='store_true', help='ImageNet-21k in the place of JFT-300M'
+  )
+  command.add_argument(
+    '--from_released', action='store_true', help='fine-tune checkpoints that Google released'
+  )
+  command.add_argument(
+    '--only',
+    nargs='+',
+    default=[],
+    metavar='WHAT',
+    help='--from_released: B/16,cifar10; fig12: B/16',
+  )
+  command.add_argument(
+    '--root', default='runs/tables', metavar='DIR', help='where runs are kept, and taken up again'
+  )
+  command.add_argument(
+    '--out', default='results', metavar='DIR', help='where CSV, plots and the page go'
+  )
+  command.add_argument(
+    '--chip',
+    default='v5e',
+    choices=('v4', 'v5e', 'v5p', 'v6e', 'tpu7x'),
+    help='whose hours are told',
+  )
+  command.add_argument(
+    '--mfu', type=positive, metavar='%', help='the share of its peak that is reached; by default 40'
+  )
   command.add_argument('--plan', metavar='FILE', help='take it from what `plan --json FILE` wrote')
-  command.add_argument('--effort', type=share, default=1.0, help='miniatures: a factor on all steps; by default 1')
-  command.add_argument('--runs', type=whole, default=0, help='miniatures: of each experiment the first so many; by default all')
+  command.add_argument(
+    '--effort', type=share, default=1.0, help='miniatures: a factor on all steps; by default 1'
+  )
+  command.add_argument(
+    '--runs',
+    type=whole,
+    default=0,
+    help='miniatures: of each experiment the first so many; by default all',
+  )
   command.add_argument('--seeds', type=positive, default=3, help='miniatures: by default 3')
-  command.add_argument('--sizes', type=positive, nargs='+', default=[64, 128, 224, 384, 512], help='fig12: pixels')
-  command.add_argument('--largest', type=positive, help='fig12: images at once, for each device; by default 1024')
-  command.add_argument('--dtype', default='bfloat16', choices=('float32', 'bfloat16'), help='fig12: of the computation')
-  command.add_argument('--photos', default='', metavar='folder:DIR', help='miniatures: photographs to transfer to')
+  command.add_argument(
+    '--sizes', type=positive, nargs='+', default=[64, 128, 224, 384, 512], help='fig12: pixels'
+  )
+  command.add_argument(
+    '--largest', type=positive, help='fig12: images at once, for each device; by default 1024'
+  )
+  command.add_argument(
+    '--dtype', default='bfloat16', choices=('float32', 'bfloat16'), help='fig12: of the computation'
+  )
+  command.add_argument(
+    '--photos', default='', metavar='folder:DIR', help='miniatures: photographs to transfer to'
+  )
 
 
 def share(text: str) -> float:

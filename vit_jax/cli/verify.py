@@ -11,21 +11,28 @@ def verify(args):
   """Reads all that a run's directory holds and says which parts are good. Changes nothing. Exit code 1: not all are."""
   from absl import logging
 
-  from vit_jax.checkpoint.io import examine
-  from vit_jax.checkpoint.manager import LEFT, steps
-  from vit_jax.checkpoint.run_directory import read_config, read_labels, read_preprocessing
+  from vit_jax.checkpoint.io import verify_checkpoint
+  from vit_jax.checkpoint.manager import LEFTOVER_NAME, list_saved_steps
+  from vit_jax.checkpoint.run_directory import (
+    read_run_config,
+    read_run_labels,
+    read_run_preprocessing,
+  )
 
   logging.set_verbosity(logging.FATAL)  # Orbax's own account of what is damaged.
   workdir, place = args.workdir, args.workdir / 'checkpoints'
-  saved = sorted(steps(place))
+  saved = sorted(list_saved_steps(place))
   good = [
-    verdict('config.json', lambda: read_config(workdir) and ''),
-    verdict('preprocessing.json', lambda: read_preprocessing(workdir) and ''),
-    verdict('labels.txt', lambda: f'{len(read_labels(workdir)):,} classes'),
-    *(verdict(f'checkpoints/{step}', lambda step=step: examine(place / str(step))) for step in saved),
+    verdict('config.json', lambda: read_run_config(workdir) and ''),
+    verdict('preprocessing.json', lambda: read_run_preprocessing(workdir) and ''),
+    verdict('labels.txt', lambda: f'{len(read_run_labels(workdir)):,} classes'),
+    *(
+      verdict(f'checkpoints/{step}', lambda step=step: verify_checkpoint(place / str(step)))
+      for step in saved
+    ),
   ]
   for path in sorted(place.iterdir()) if place.is_dir() else []:
-    if LEFT.fullmatch(path.name):
+    if LEFTOVER_NAME.fullmatch(path.name):
       say(f'checkpoints/{path.name} was interrupted: the run removes it when it goes on')
   if not saved:
     say(f'{workdir} holds no checkpoint')
@@ -33,7 +40,7 @@ def verify(args):
 
 
 def verdict(name: str, examine: Callable[[], str]) -> bool:
-  """Prints a line: what `examine` found, or what is wrong."""
+  """Prints a line: what `verify_checkpoint` found, or what is wrong."""
   try:
     print(f'{name:<24}  good  {examine()}'.rstrip(), flush=True)
     return True
@@ -44,6 +51,8 @@ def verdict(name: str, examine: Callable[[], str]) -> bool:
 
 def add(commands):
   """The arguments."""
-  command = commands.add_parser('verify', help=verify.__doc__.partition('.')[0], description=verify.__doc__)
+  command = commands.add_parser(
+    'verify', help=verify.__doc__.partition('.')[0], description=verify.__doc__
+  )
   command.set_defaults(function=verify)
   command.add_argument('workdir', type=Path, metavar='WORKDIR', help='of a run')

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def mixup(
+  key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
   """Each image [b, h, w, c] and its targets [b, k] blended with its neighbour's in the batch (arXiv 1710.09412).
 
   One share, drawn from Beta(alpha, alpha), for the batch; at least half stays an image's own. The neighbour is the

@@ -8,38 +8,44 @@ import hashlib
 
 import numpy as np
 
-from vit_jax.data.images import AUGMENTATION, BadImage
-from vit_jax.data.order import ORDER
+from vit_jax.data.images import AUGMENTATION_VERSION, BadImageError
+from vit_jax.data.order import ORDER_VERSION
 from vit_jax.data.sources import Source
 
-SAMPLED = 16  # Examples whose content is looked at.
+CONTENT_SAMPLES = 16  # Examples whose content is looked at.
 
 
-def fingerprint(train: Source, evaluation: Source) -> dict[str, object]:
+def fingerprint_data(train: Source, evaluation: Source) -> dict[str, object]:
   """{'train.examples': 800, …}: equal for equal data, wherever they lie."""
-  out = {'order': ORDER, 'augmentation': AUGMENTATION}
+  out = {'order': ORDER_VERSION, 'augmentation': AUGMENTATION_VERSION}
   sources = {'train': train.labelled, 'unlabelled': train.unlabelled, 'eval': evaluation}
   for name, source in ((name, source) for name, source in sources.items() if source is not None):
-    facts = {'examples': len(source), 'listing': source.listing(), 'content': content(source)}
+    facts = {
+      'examples': len(source),
+      'listing': source.listing(),
+      'content': checksum_samples(source),
+    }
     out |= {f'{name}.{fact}': value for fact, value in facts.items()}
   return out
 
 
-def content(source: Source) -> str:
-  """A digest of `SAMPLED` examples spread over the source: their bytes or pixels, and labels."""
-  digest, some = hashlib.blake2b(digest_size=8), source.spread(SAMPLED)
+def checksum_samples(source: Source) -> str:
+  """A digest of `CONTENT_SAMPLES` examples spread over the source: their bytes or pixels, and labels."""
+  digest, some = hashlib.blake2b(digest_size=8), source.spread(CONTENT_SAMPLES)
   for i in range(len(some)):
     try:
       data, labels, _ = some[i]
-    except BadImage:
+    except BadImageError:
       data, labels = b'', ()
     digest.update(data.tobytes() if isinstance(data, np.ndarray) else data)
     digest.update(repr(labels).encode())
   return digest.hexdigest()
 
 
-def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
+def describe_differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
   """Each fact that is not the same, in words; none where nothing is known `there`."""
   return [
-    f'{name}: {there.get(name)} there, {value} here' for name, value in here.items() if there and there.get(name) != value
+    f'{name}: {there.get(name)} there, {value} here'
+    for name, value in here.items()
+    if there and there.get(name) != value
   ]

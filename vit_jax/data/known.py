@@ -2,7 +2,7 @@
 
 # Training examples, classes, most labels of an example. arXiv 2010.11929 §4.1 (ImageNet-21k's and JFT-300M's images are rounded
 # there), arXiv 2106.04560 (JFT-3B), and the TFDS catalogue.
-KNOWN = {
+DATASET_SIZES = {
   'tfds:imagenet2012': (1_281_167, 1_000, 1),
   'folder:imagenet21k': (14_000_000, 21_843, 1),
   'folder:jft': (303_000_000, 18_291, 1),

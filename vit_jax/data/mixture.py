@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.config import DataConfig
-from vit_jax.data.pseudo import PseudoLabels, balanced, read
+from vit_jax.data.pseudo import PseudoLabels, read_pseudo_labels, select_balanced
 from vit_jax.data.sources import Source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
 
 # What `losses.py` makes of ones and zeros [k] before it compares them: loss -> (targets, smoothing) -> targets.
-SMOOTHED = {
+SMOOTH_TARGETS = {
   'softmax': lambda t, s: (1 - s) * t / max(t.sum(), 1) + s / len(t),
   'sigmoid': lambda t, s: s + (1 - 2 * s) * t,
 }
 # What it is given of a teacher's probabilities, whose rounded sum is not quite 1.
-SOFT = {'softmax': lambda p: p / p.sum(), 'sigmoid': lambda p: p}
+NORMALIZE_PROBABILITIES = {'softmax': lambda p: p / p.sum(), 'sigmoid': lambda p: p}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PseudoLabelled:
+class PseudoLabelledSource:
   """Chosen examples of a source, with the probability of each class in place of labels."""
 
   source: Source
@@ -35,11 +35,15 @@ class PseudoLabelled:
   def listing(self) -> str:
     """A digest of the source, of what was said of it, and of the choice."""
     facts = (self.source.listing(), self.labels.digest)
-    return hashlib.blake2b(repr(facts).encode() + self.chosen.astype('<i8').tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+      repr(facts).encode() + self.chosen.astype('<i8').tobytes(), digest_size=8
+    ).hexdigest()
 
-  def spread(self, n: int) -> 'PseudoLabelled':
+  def spread(self, n: int) -> 'PseudoLabelledSource':
     """`n` of them (all, if there are fewer), evenly spaced."""
-    return dataclasses.replace(self, chosen=self.chosen[np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64)])
+    return dataclasses.replace(
+      self, chosen=self.chosen[np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64)]
+    )
 
   def __len__(self) -> int:
     return len(self.chosen)
@@ -51,11 +55,11 @@ class PseudoLabelled:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Mixture:
+class MixtureSource:
   """The examples of two sources; may be read from several threads at once, and pickled."""
 
   labelled: Source
-  unlabelled: PseudoLabelled
+  unlabelled: PseudoLabelledSource
   loss: str  # config.loss, which says what a target is.
   smoothing: float  # Of the labels; what a teacher said stays as it is.
 
@@ -80,24 +84,33 @@ class Mixture:
       data, labels, name = self.labelled[i]
       hot = np.zeros(self.classes, np.float32)
       hot[list(labels)] = 1
-      return data, SMOOTHED[self.loss](hot, self.smoothing), name
+      return data, SMOOTH_TARGETS[self.loss](hot, self.smoothing), name
     data, probabilities, name = self.unlabelled[i - len(self.labelled)]
-    return data, SOFT[self.loss](np.array(probabilities, np.float32)), name
+    return data, NORMALIZE_PROBABILITIES[self.loss](np.array(probabilities, np.float32)), name
 
 
-def mixture(labelled: Source, data: DataConfig, *, seed: int, loss: str, smoothing: float) -> Mixture:
+def open_mixture(
+  labelled: Source, data: DataConfig, *, seed: int, loss: str, smoothing: float
+) -> MixtureSource:
   """The mixture that `data` describes. UserError where there are no labels yet, or none that the teacher is sure enough of."""
   if not data.pseudo_labels:
     need = 'config.data.pseudo_labels, which say what they are'
-    raise UserError(f'config.data.unlabelled={data.unlabelled!r} needs {need}: `python -m vit_jax selftrain` makes them')
+    raise UserError(
+      f'config.data.unlabelled={data.unlabelled!r} needs {need}: `python -m vit_jax selftrain` makes them'
+    )
   source = open_unlabelled(data.unlabelled, data.unlabelled_split, dir=data.dir)
-  labels = read(Path(data.pseudo_labels), source, labelled.label_names)
-  choice = {'classes': labelled.classes, 'least': data.confidence, 'count': data.per_class, 'seed': seed}
-  chosen = balanced(labels.best, labels.confidence, **choice)
+  labels = read_pseudo_labels(Path(data.pseudo_labels), source, labelled.label_names)
+  choice = {
+    'classes': labelled.classes,
+    'least': data.confidence_threshold,
+    'count': data.unlabelled_per_class,
+    'seed': seed,
+  }
+  chosen = select_balanced(labels.best, labels.confidence, **choice)
   if not len(chosen):
     surest = f'it is at most {labels.confidence.max():.3f}'
     raise UserError(
-      f'config.data.confidence={data.confidence:g}: the teacher is so sure of none of the {len(source):,} images of '
+      f'config.data.confidence_threshold={data.confidence_threshold:g}: the teacher is so sure of none of the {len(source):,} images of '
       f'{data.unlabelled} ({surest}); lower it, or train the teacher for longer'
     )
-  return Mixture(labelled, PseudoLabelled(source, labels, chosen), loss, smoothing)
+  return MixtureSource(labelled, PseudoLabelledSource(source, labels, chosen), loss, smoothing)

@@ -19,14 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.folder import Csv, Folder
-from vit_jax.data.tfds_source import Tfds
-from vit_jax.data.vtab import Vtab
+from vit_jax.data.folder import CsvStore, FolderStore
+from vit_jax.data.tfds_source import TfdsStore
+from vit_jax.data.vtab import VtabStore
 from vit_jax.errors import UserError, did_you_mean
 
-HELD_OUT = ('test', 'validation', 'val')  # The order in which a split to evaluate on is looked for.
+EVAL_SPLITS = (
+  'test',
+  'validation',
+  'val',
+)  # The order in which a split to evaluate on is looked for.
 
-BUILTIN = {
+BUILTIN_LABEL_NAMES = {
   'digits': ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
   'fashion_mnist': (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
@@ -78,7 +82,9 @@ class Source:
 
   def part(self, start: int, stop: int) -> 'Source':
     """The examples from `start` to `stop`, or to the last."""
-    begins = [end - (last - first) for end, (_, first, last) in zip(self._ends, self._spans, strict=True)]
+    begins = [
+      end - (last - first) for end, (_, first, last) in zip(self._ends, self._spans, strict=True)
+    ]
     cut = [
       (split, first + max(0, start - begin), min(last, first + stop - begin))
       for begin, (split, first, last) in zip(begins, self._spans, strict=True)
@@ -108,13 +114,15 @@ class Source:
     return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
 
 
-class Builtin:
+class BuiltinStore:
   """Data inside the package, which builtin/pack.py has put there."""
 
   def __init__(self, name: str, *, dir: str = ''):
-    if name not in BUILTIN:
-      raise UserError(f'built-in data set {name!r} is unknown.{did_you_mean(name, BUILTIN)}')
-    self.title, self.label_names = f'builtin:{name}', BUILTIN[name]
+    if name not in BUILTIN_LABEL_NAMES:
+      raise UserError(
+        f'built-in data set {name!r} is unknown.{did_you_mean(name, BUILTIN_LABEL_NAMES)}'
+      )
+    self.title, self.label_names = f'builtin:{name}', BUILTIN_LABEL_NAMES[name]
     self._path = Path(__file__).parent / 'builtin' / f'{name}.npz'
     self.splits = ('train', 'test')
     self._images = {}
@@ -140,69 +148,92 @@ class Builtin:
     return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
 
 
-STORES = {'builtin': Builtin, 'folder': Folder, 'csv': Csv, 'tfds': Tfds, 'vtab': Vtab}
+STORES = {
+  'builtin': BuiltinStore,
+  'folder': FolderStore,
+  'csv': CsvStore,
+  'tfds': TfdsStore,
+  'vtab': VtabStore,
+}
 
 
-def open_source(name: str, split: str, *, dir: str = '', stores: dict[str, Callable] = STORES) -> Source:
+def open_source(
+  name: str, split: str, *, dir: str = '', stores: dict[str, Callable] = STORES
+) -> Source:
   """The examples of `split` (TFDS's syntax; '' means the held-out split) of the source `name`, such as 'tfds:cifar10'.
 
   `dir`: where TFDS data sets lie; '' means TFDS's default. UserError says what is wrong with name, split or data.
   """
   kind, colon, rest = name.partition(':')
   if not colon or kind not in stores:
-    raise UserError(f'source {name!r}: expected KIND:NAME.{_suggestion(kind, rest, name)}')
+    raise UserError(f'source {name!r}: expected KIND:NAME.{_suggest_source(kind, rest, name)}')
   try:
     store = stores[kind](rest, dir=dir)
-    spans = _spans(split or _held_out(store), store)
+    spans = _parse_split(split or _default_eval_split(store), store)
   except OSError as error:
     raise UserError(f'{name}: {error.filename or "error"}: {error.strerror or error}') from None
   return Source(store, spans)
 
 
-def _suggestion(kind: str, rest: str, name: str) -> str:
+def _suggest_source(kind: str, rest: str, name: str) -> str:
   if rest:
     return did_you_mean(kind, STORES)
-  if name in BUILTIN:
+  if name in BUILTIN_LABEL_NAMES:
     return f" Did you mean 'builtin:{name}'?"
   if Path(name).exists():
     return f' Did you mean {("folder:" if Path(name).is_dir() else "csv:") + name!r}?'
   return f" Did you mean 'tfds:{name}'? KIND is one of {', '.join(STORES)}."
 
 
-def _held_out(store) -> str:
-  for split in HELD_OUT:
+def _default_eval_split(store) -> str:
+  for split in EVAL_SPLITS:
     if split in store.splits:
       return split
   has = f'it has {", ".join(store.splits)}; name one, such as {store.splits[0]}[90%:]'
-  raise UserError(f'{store.title} has none of the splits {", ".join(HELD_OUT)} to evaluate on: {has}')
+  raise UserError(
+    f'{store.title} has none of the splits {", ".join(EVAL_SPLITS)} to evaluate on: {has}'
+  )
 
 
-def _spans(spec: str, store) -> list[tuple[str, int, int]]:
+def _parse_split(spec: str, store) -> list[tuple[str, int, int]]:
   """[(split, start, stop), …] of 'train[:98%]+test'."""
   names = [part.partition('[')[0].strip() for part in spec.split('+')]
   for name in names:
     if name not in (*store.splits, 'all'):
       near = did_you_mean(name, store.splits).partition(' Known')[0]
-      raise UserError(f'{store.title} has no split {name!r}: it has {", ".join(store.splits)}.{near}')
+      raise UserError(
+        f'{store.title} has no split {name!r}: it has {", ".join(store.splits)}.{near}'
+      )
   names = store.splits if 'all' in names else names
   shards = {name: store.shards(name) for name in names}
-  spans = [(name, start, stop) for name, start, stop in _absolute(spec, shards, store.title) if stop > start]
+  spans = [
+    (name, start, stop)
+    for name, start, stop in _resolve_split(spec, shards, store.title)
+    if stop > start
+  ]
   if not spans:
     raise UserError(f'{store.title} has no examples in the split {spec!r}')
   return spans
 
 
-def _absolute(spec: str, shards: dict[str, list[int]], title: str) -> list[tuple[str, int, int]]:
+def _resolve_split(
+  spec: str, shards: dict[str, list[int]], title: str
+) -> list[tuple[str, int, int]]:
   """TFDS's own reading of its split syntax."""
   if spec in shards:
     return [(spec, 0, sum(shards[spec]))]  # Saves importing TFDS, which takes longer than the rest.
   import tensorflow_datasets as tfds
 
-  infos = {name: types.SimpleNamespace(num_examples=sum(each), shard_lengths=each) for name, each in shards.items()}
+  infos = {
+    name: types.SimpleNamespace(num_examples=sum(each), shard_lengths=each)
+    for name, each in shards.items()
+  }
   try:
     pieces = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
   except (ValueError, NotImplementedError) as error:
     syntax = "expected TFDS's syntax, such as 'train', 'train[:98%]', 'train+test'"
-    raise UserError(f'{title}, split {spec!r}: {error if "incompatible" in str(error) else syntax}') from None
+    raise UserError(
+      f'{title}, split {spec!r}: {error if "incompatible" in str(error) else syntax}'
+    ) from None
   size = lambda name: infos[name].num_examples
   return [(p.splitname, p.from_ or 0, size(p.splitname) if p.to is None else p.to) for p in pieces]

@@ -7,23 +7,27 @@ only one of its kind: a ClassLabel, or a sequence of them for any number of labe
 
 import concurrent.futures
 
-from vit_jax.data.images import BadImage
+from vit_jax.data.images import BadImageError
 from vit_jax.errors import UserError, did_you_mean
 
-ELSEWHERE = {
+NOT_IN_TFDS = {
   'imagenet21k': 'ImageNet-21k is not in TFDS: take it from image-net.org, unpack it, and train on folder:PATH',
 }
 
 
-class Records:
+class TfdsRecords:
   """The examples of a prepared data set as they are stored. May be read from several threads at once, and pickled."""
 
   def __init__(self, name: str, info):
     self.title = f'tfds:{name}'
-    self.shards = {split: [n for n in each.shard_lengths if n] for split, each in info.splits.items()}
+    self.shards = {
+      split: [n for n in each.shard_lengths if n] for split, each in info.splits.items()
+    }
     self._full_name = info.full_name  # With its version.
-    self._image = only(info, ('image',), _is_image, 'image')  # The feature.
-    self._files = {split: _files(name, each) for split, each in info.splits.items()}
+    self._image = select_feature(info, ('image',), _is_image_feature, 'image')  # The feature.
+    self._files = {
+      split: _list_array_record_files(name, each) for split, each in info.splits.items()
+    }
     self._readers = {}
 
   def __getstate__(self) -> dict:
@@ -47,19 +51,21 @@ class Records:
       features = tf_example_pb2.Example.FromString(self._readers[split][i]).features.feature
       return features[self._image].bytes_list.value[0], features
     except Exception as error:  # ArrayRecord's and protobuf's, which have no class in common.
-      raise BadImage(name, f'its record is damaged: {" ".join(str(error).split()) or type(error).__name__}') from None
+      raise BadImageError(
+        name, f'its record is damaged: {" ".join(str(error).split()) or type(error).__name__}'
+      ) from None
 
 
-class Tfds:
+class TfdsStore:
   """A data set by its name: 'cifar10', 'cifar10:3.0.2', 'voc/2007'. Splits without labels are left out."""
 
   def __init__(self, name: str, *, dir: str = ''):
     self.title = f'tfds:{name}'
-    info = random_access(name, dir)
-    self._records = Records(name, info)
-    self._label = only(info, ('label', 'labels'), class_label, 'class label')
-    label = class_label(info.features[self._label])
-    self.label_names = names_of(label)
+    info = open_array_record_info(name, dir)
+    self._records = TfdsRecords(name, info)
+    self._label = select_feature(info, ('label', 'labels'), find_class_label, 'class label')
+    label = find_class_label(info.features[self._label])
+    self.label_names = class_label_names(label)
     self._single = label is info.features[self._label]
     self._most = {}
     self.splits = tuple(split for split in self._records.shards if self._has_labels(split))
@@ -78,7 +84,7 @@ class Tfds:
     """Labels of an example; `bad` of one that can not be read: its turn to be an error comes when it is trained on."""
     try:
       return len(self.read(split, i)[1])
-    except BadImage:
+    except BadImageError:
       return bad
 
   def listing(self, split: str) -> bytes:
@@ -87,24 +93,35 @@ class Tfds:
   def read(self, split: str, i: int):
     name = f'{self.title} {split} #{i}'
     image, features = self._records.read(split, i, name)
-    labels = tuple(label for label in features[self._label].int64_list.value if label >= 0)  # -1: none is known.
+    labels = tuple(
+      label for label in features[self._label].int64_list.value if label >= 0
+    )  # -1: none is known.
     if max(labels, default=0) >= len(self.label_names):
-      raise BadImage(name, f'its label {max(labels)} is none of {len(self.label_names)} classes')
-    file = f' {features["file_name"].bytes_list.value[0].decode()}' if 'file_name' in features else ''
+      raise BadImageError(
+        name, f'its label {max(labels)} is none of {len(self.label_names)} classes'
+      )
+    file = (
+      f' {features["file_name"].bytes_list.value[0].decode()}' if 'file_name' in features else ''
+    )
     return image, labels, name + file
 
   def _has_labels(self, split: str) -> bool:
     return bool(self.shards(split)) and (not self._single or self._count(split, 0, bad=1) > 0)
 
 
-def prepared(name: str, dir: str):
+def find_prepared_builder(name: str, dir: str):
   """TFDS's read-only builder of what lies on disk under `name`, or None. Needs no code of the data set."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import read_only_builder, registered
 
   try:
-    return read_only_builder.builder_from_files(name, data_dir=tfds.core.Path(dir).expanduser() if dir else None)
-  except (registered.DatasetNotFoundError, ImportError):  # Looking for a default config runs the code of the data set.
+    return read_only_builder.builder_from_files(
+      name, data_dir=tfds.core.Path(dir).expanduser() if dir else None
+    )
+  except (
+    registered.DatasetNotFoundError,
+    ImportError,
+  ):  # Looking for a default config runs the code of the data set.
     return None
   except ValueError as error:
     why = str(error).splitlines()[0]
@@ -112,22 +129,26 @@ def prepared(name: str, dir: str):
     raise UserError(f'tfds:{name}: {why}') from None
 
 
-def unknown(name: str, dir: str) -> UserError:
+def unknown_dataset_error(name: str, dir: str) -> UserError:
   """What to say of a name that is neither on disk nor in TFDS's catalogue."""
   import tensorflow_datasets as tfds
 
   base = name.partition('/')[0].partition(':')[0]
-  if base in ELSEWHERE:
-    return UserError(ELSEWHERE[base])
-  near = did_you_mean(base, tfds.list_builders(with_community_datasets=False)).partition(' Known')[0]
+  if base in NOT_IN_TFDS:
+    return UserError(NOT_IN_TFDS[base])
+  near = did_you_mean(base, tfds.list_builders(with_community_datasets=False)).partition(' Known')[
+    0
+  ]
   where = dir or tfds.core.constants.DATA_DIR
   return UserError(f'tfds:{name}: TFDS has no data set {base!r}, and none lies in {where}.{near}')
 
 
-def known(name: str) -> bool:
+def is_tfds_dataset(name: str) -> bool:
   import tensorflow_datasets as tfds
 
-  return name.partition('/')[0].partition(':')[0] in tfds.list_builders(with_community_datasets=False)
+  return name.partition('/')[0].partition(':')[0] in tfds.list_builders(
+    with_community_datasets=False
+  )
 
 
 def has_array_record(info) -> bool:
@@ -136,38 +157,50 @@ def has_array_record(info) -> bool:
   return tfds.core.FileFormat.ARRAY_RECORD in info.available_file_formats()
 
 
-def random_access(name: str, dir: str):
+def open_array_record_info(name: str, dir: str):
   """The DatasetInfo, with ArrayRecord as its format."""
   import tensorflow_datasets as tfds
 
-  builder = prepared(name, dir)
+  builder = find_prepared_builder(name, dir)
   remedy = f'run: python -m vit_jax data prepare {name}' + (f' --dir={dir}' if dir else '')
   if not builder:
     where = dir or tfds.core.constants.DATA_DIR
-    raise UserError(f'tfds:{name} is not prepared in {where}; {remedy}') if known(name) else unknown(name, dir)
+    raise (
+      UserError(f'tfds:{name} is not prepared in {where}; {remedy}')
+      if is_tfds_dataset(name)
+      else unknown_dataset_error(name, dir)
+    )
   info = builder.info
   if not has_array_record(info):
     got = f'prepared as {info.file_format.name} in {info.data_dir}, which has no random access'
     raise UserError(f'tfds:{name} is {got}; to convert it, {remedy}')
   if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD, override=True, override_if_initialized=True)
+    info.set_file_format(
+      tfds.core.FileFormat.ARRAY_RECORD, override=True, override_if_initialized=True
+    )
   return info
 
 
-def _files(name: str, split) -> list[str]:
+def _list_array_record_files(name: str, split) -> list[str]:
   """'PATH[0:N]' for each file that is not empty: what ArrayRecord opens without counting."""
   pairs = [(path, n) for path, n in zip(split.filepaths, split.shard_lengths, strict=True) if n]
   missing = next((path for path, _ in pairs if not path.exists()), None)
   if missing:
-    raise UserError(f'tfds:{name}: the file {missing} of its split {split.name!r} is missing; prepare it again')
+    raise UserError(
+      f'tfds:{name}: the file {missing} of its split {split.name!r} is missing; prepare it again'
+    )
   with concurrent.futures.ThreadPoolExecutor(64) as pool:  # They wait for storage.
-    for path, said, found in zip(*zip(*pairs, strict=True), pool.map(_records, (path for path, _ in pairs)), strict=True):
+    for path, said, found in zip(
+      *zip(*pairs, strict=True), pool.map(_count_records, (path for path, _ in pairs)), strict=True
+    ):
       if found != said:
-        raise UserError(f'tfds:{name}: {path} holds {found} records, but the data set says {said}; prepare it again')
+        raise UserError(
+          f'tfds:{name}: {path} holds {found} records, but the data set says {said}; prepare it again'
+        )
   return [f'{path}[0:{n}]' for path, n in pairs]
 
 
-def _records(path) -> int | str:
+def _count_records(path) -> int | str:
   """How many an ArrayRecord file has, of which its end tells; or why it can not be told."""
   from array_record.python.array_record_module import ArrayRecordReader
 
@@ -180,13 +213,13 @@ def _records(path) -> int | str:
   return count
 
 
-def _is_image(feature) -> bool:
+def _is_image_feature(feature) -> bool:
   import tensorflow_datasets as tfds
 
   return type(feature) is tfds.features.Image  # Its subclasses are masks.
 
 
-def class_label(feature):
+def find_class_label(feature):
   """The ClassLabel that the feature is or is a sequence of, or None."""
   import tensorflow_datasets as tfds
 
@@ -194,12 +227,12 @@ def class_label(feature):
   return inner if isinstance(inner, tfds.features.ClassLabel) else None
 
 
-def names_of(label) -> tuple[str, ...]:
+def class_label_names(label) -> tuple[str, ...]:
   """Of the classes of a ClassLabel; their numbers, where they have none."""
   return tuple(label.names or map(str, range(label.num_classes)))
 
 
-def only(info, preferred: tuple[str, ...], fits, what: str) -> str:
+def select_feature(info, preferred: tuple[str, ...], fits, what: str) -> str:
   """The name of the feature that fits: a preferred one, or the only one."""
   names = [name for name in info.features if fits(info.features[name])]
   names = [name for name in preferred if name in names] or names

@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.optim.losses import multi_hot
-from vit_jax.sharding.mesh import everywhere, make_mesh, rows, to_global
+from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_global
 
 AHEAD = 2  # Batches on their way through the devices at a time.
 
@@ -29,7 +29,9 @@ def count(
   return counts(predict(params, batch['image']), batch, loss=loss)
 
 
-def counts(logits: jax.Array, batch: dict[str, jax.Array], *, loss: Callable) -> dict[str, jax.Array]:
+def counts(
+  logits: jax.Array, batch: dict[str, jax.Array], *, loss: Callable
+) -> dict[str, jax.Array]:
   """`count`, of logits [b, k]."""
   mask = batch['mask']
   _, top = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # [b, 5]
@@ -48,7 +50,11 @@ def classify(counted: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
   batches = jax.device_get(list(counted))
   total = {name: sum(batch[name].item() for batch in batches) for name in batches[0]}
   examples = total['examples']
-  means = {'accuracy': total['correct'], 'accuracy_top5': total['correct_top5'], 'loss': total['loss']}
+  means = {
+    'accuracy': total['correct'],
+    'accuracy_top5': total['correct_top5'],
+    'loss': total['loss'],
+  }
   return {name: value / max(1, examples) for name, value in means.items()} | {'examples': examples}
 
 
@@ -83,15 +89,19 @@ def evaluate(
   """
   mesh = make_mesh(1, batches={})
   data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
-  params = jax.device_put(params, everywhere(mesh))
-  step = compiled(params, data, most_labels=source.most_labels, mesh=mesh, predict=predict, loss=loss)
+  params = jax.device_put(params, replicated(mesh))
+  step = compiled(
+    params, data, most_labels=source.most_labels, mesh=mesh, predict=predict, loss=loss
+  )
   began, running, done = time.monotonic(), collections.deque(), []
 
   def finish():
     done.append(jax.device_get(running.popleft()))
     progress(data.eval_batch)
 
-  for batch in eval_batches(source, data, host=jax.process_index(), hosts=jax.process_count(), exact=True):
+  for batch in eval_batches(
+    source, data, host=jax.process_index(), hosts=jax.process_count(), exact=True
+  ):
     label = np.where(batch['label'] < 0, -1, columns[batch['label']])
     fed = {'image': batch['image'], 'label': label.astype(np.int32), 'mask': batch['mask']}
     running.append(step(params, to_global(fed, mesh)))
@@ -102,18 +112,31 @@ def evaluate(
   return evaluation(done, columns, examples=len(source), seconds=time.monotonic() - began)
 
 
-def compiled(params: dict, data: DataConfig, *, most_labels: int, mesh, predict: Callable, loss: Callable) -> Callable:
+def compiled(
+  params: dict, data: DataConfig, *, most_labels: int, mesh, predict: Callable, loss: Callable
+) -> Callable:
   """(parameters, a batch) -> its counts, and the class said of each example: a program for batches of this one shape."""
 
   def step(params, batch):
     logits = predict(params, batch['image'])
-    return counts(logits, batch, loss=loss), {name: batch[name] for name in ('label', 'mask')}, logits.argmax(axis=-1)
+    return (
+      counts(logits, batch, loss=loss),
+      {name: batch[name] for name in ('label', 'mask')},
+      logits.argmax(axis=-1),
+    )
 
   b = data.eval_batch
-  shapes = {'image': ((b, *data.size, 3), np.float32), 'label': ((b, most_labels), np.int32), 'mask': ((b,), np.bool_)}
-  batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows(mesh)) for name, shape in shapes.items()}
+  shapes = {
+    'image': ((b, *data.size, 3), np.float32),
+    'label': ((b, most_labels), np.int32),
+    'mask': ((b,), np.bool_),
+  }
+  batch = {
+    name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh))
+    for name, shape in shapes.items()
+  }
   with jax.set_mesh(mesh):  # Kernels ask it how a batch is split.
-    return jax.jit(step, out_shardings=everywhere(mesh)).lower(params, batch).compile()
+    return jax.jit(step, out_shardings=replicated(mesh)).lower(params, batch).compile()
 
 
 def evaluation(done: list, columns: np.ndarray, *, examples: int, seconds: float) -> Evaluation:
@@ -133,6 +156,8 @@ def evaluation(done: list, columns: np.ndarray, *, examples: int, seconds: float
 
 def numbers_in(columns: np.ndarray, logits: np.ndarray) -> np.ndarray:
   """Numbers of logits -> of the data set's classes; -1 where it has not that class."""
-  places = np.full(max(columns.max(), logits.max(initial=0)) + 2, -1, np.int32)  # The last is what -1 means.
+  places = np.full(
+    max(columns.max(), logits.max(initial=0)) + 2, -1, np.int32
+  )  # The last is what -1 means.
   places[columns] = np.arange(len(columns))
   return places[logits]

@@ -14,7 +14,9 @@ from vit_jax.errors import UserError
 SHOTS = (1, 5, 10, 25)  # Examples of each class.
 SEEDS = (0, 1, 2)
 L2 = 1024.0  # 2^10; the paper does not say which it took.
-BIAS = 100.0  # A feature that is the same everywhere, and so large that its weight is hardly held down.
+BIAS = (
+  100.0  # A feature that is the same everywhere, and so large that its weight is hardly held down.
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ def refuse_too_few(labels: np.ndarray, names: Sequence[str], shots: int):
   has = np.bincount(labels, minlength=len(names))
   if has.min() < shots:
     name = names[int(has.argmin())]
-    raise UserError(f'{shots} shots: the class {name!r} has {has.min()} examples to draw from; ask for fewer')
+    raise UserError(
+      f'{shots} shots: the class {name!r} has {has.min()} examples to draw from; ask for fewer'
+    )
 
 
 def draw(labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
@@ -71,7 +75,9 @@ def draw(labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
   return [rng.permutation(np.flatnonzero(labels == class_)) for class_ in range(classes)]
 
 
-def classify(x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, *, classes: int, l2: float = L2) -> np.ndarray:
+def classify(
+  x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, *, classes: int, l2: float = L2
+) -> np.ndarray:
   """Features [n, d] with labels [n] -> the class [m] of each row of `x_test` [m, d]."""
   mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-5
   whiten = lambda x: np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS)  # [·, d + 1]

@@ -58,13 +58,19 @@ def by_fewshot(f: Features, options: Options) -> dict[str, Figure]:
   if not shots:
     return {}
   pool, test = (f.x, f.labels), (f.x_test, f.test_labels)
-  results = fewshot.fewshot(pool, test, names=f.names, shots=shots, seeds=options.seeds, l2=options.l2)
+  results = fewshot.fewshot(
+    pool, test, names=f.names, shots=shots, seeds=options.seeds, l2=options.l2
+  )
   return {f'{count}shot': Figure(*figures) for count, figures in fewshot.summary(results).items()}
 
 
 def by_knn(f: Features, options: Options) -> dict[str, Figure]:
   """{'20nn': …}."""
-  return {f'{options.k}nn': Figure(f.right(knn.knn(f.x, f.labels, f.x_test, classes=len(f.names), k=options.k)))}
+  return {
+    f'{options.k}nn': Figure(
+      f.right(knn.knn(f.x, f.labels, f.x_test, classes=len(f.names), k=options.k))
+    )
+  }
 
 
 def by_linear(f: Features, options: Options) -> dict[str, Figure]:
@@ -80,21 +86,29 @@ PROTOCOLS: dict[str, Callable[[Features, Options], dict[str, Figure]]] = {
 }
 
 
-def pool_and_test(name: str, *, split: str = '', test_split: str = '', dir: str = '') -> tuple[Source, Source]:
+def pool_and_test(
+  name: str, *, split: str = '', test_split: str = '', dir: str = ''
+) -> tuple[Source, Source]:
   """The examples to learn from and those to judge. UserError where they have several labels, or other classes."""
   known = SPLITS.get(name, ('train', ''))
   pool = open_source(name, split or known[0], dir=dir)
   test = open_source(name, test_split or known[1], dir=dir)
   for source in (pool, test):
     if source.most_labels > 1:
-      raise UserError(f'{name}: its examples have up to {source.most_labels} labels, and frozen features are judged by one')
+      raise UserError(
+        f'{name}: its examples have up to {source.most_labels} labels, and frozen features are judged by one'
+      )
   return pool, test
 
 
 def features(subject: Subject, params: dict, pool: Source, test: Source) -> Features:
   """Of all examples that can be read and have a label."""
-  (x, labels), (x_test, test_labels) = (labelled(*subject.features(params, source)) for source in (pool, test))
-  return Features(x=x, labels=labels, x_test=x_test, test_labels=test_labels, names=pool.label_names)
+  (x, labels), (x_test, test_labels) = (
+    labelled(*subject.features(params, source)) for source in (pool, test)
+  )
+  return Features(
+    x=x, labels=labels, x_test=x_test, test_labels=test_labels, names=pool.label_names
+  )
 
 
 def labelled(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

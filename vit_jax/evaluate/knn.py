@@ -10,16 +10,27 @@ ROWS = 1024  # Of the test features at a time: [ROWS, n] similarities are held.
 
 
 def knn(
-  x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, *, classes: int, k: int = K, temperature: float = TEMPERATURE
+  x: np.ndarray,
+  labels: np.ndarray,
+  x_test: np.ndarray,
+  *,
+  classes: int,
+  k: int = K,
+  temperature: float = TEMPERATURE,
 ) -> np.ndarray:
   """Features [n, d] with labels [n] -> the class [m] of each row of `x_test` [m, d].
 
   Each of the `k` nearest votes for its class with exp(similarity / temperature). UserError where there are not so many.
   """
   if not 1 <= k <= len(x):
-    raise UserError(f'{k} nearest neighbours of {len(x)} examples: expected a number from 1 to {len(x)}')
+    raise UserError(
+      f'{k} nearest neighbours of {len(x)} examples: expected a number from 1 to {len(x)}'
+    )
   x, x_test = unit(x), unit(x_test)
-  parts = [vote(x_test[i : i + ROWS] @ x.T, labels, classes, k, temperature) for i in range(0, len(x_test), ROWS)]
+  parts = [
+    vote(x_test[i : i + ROWS] @ x.T, labels, classes, k, temperature)
+    for i in range(0, len(x_test), ROWS)
+  ]
   return np.concatenate(parts)
 
 
@@ -29,7 +40,9 @@ def unit(x: np.ndarray) -> np.ndarray:
   return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def vote(similarity: np.ndarray, labels: np.ndarray, classes: int, k: int, temperature: float) -> np.ndarray:
+def vote(
+  similarity: np.ndarray, labels: np.ndarray, classes: int, k: int, temperature: float
+) -> np.ndarray:
   """Similarities [m, n] to examples with labels [n] -> classes [m]."""
   nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]  # [m, k]
   weights = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)

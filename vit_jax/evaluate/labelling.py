@@ -8,8 +8,16 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.checkpoint.checksum import named
-from vit_jax.data.pseudo import PART, begin, facts_of, file_name, finish, is_labelled, write_part
+from vit_jax.checkpoint.checksum import leaves_by_path
+from vit_jax.data.pseudo import (
+  PART_EXAMPLES,
+  describe_pseudo_labels,
+  has_pseudo_labels,
+  part_file_name,
+  start_pseudo_labels,
+  write_best_labels,
+  write_probabilities,
+)
 from vit_jax.data.sources import Source
 from vit_jax.evaluate.predict import PROBABILITIES, data_config, refuse_unfit
 from vit_jax.evaluate.subject import alone
@@ -33,26 +41,34 @@ def label(
   or `where` holds labels of something else.
   """
   refuse_unfit(teacher)
-  columns, _ = match_classes(classes, teacher.labels, classes=teacher.classes, source=teacher.source)
+  columns, _ = match_classes(
+    classes, teacher.labels, classes=teacher.classes, source=teacher.source
+  )
   how = ' '.join(f'{name}={value}' for name, value in sorted(teacher.preprocessing.items()))
-  facts = facts_of(source, classes, **asked, parameters=digest(teacher.params), preprocessing=how)
+  facts = describe_pseudo_labels(
+    source, classes, **asked, parameters=digest(teacher.params), preprocessing=how
+  )
   if jax.process_index() == 0:
-    begin(where, facts)
+    start_pseudo_labels(where, facts)
   wait_for_all('labels begun')
   subject, params = alone(teacher, data_config(teacher, **reading), progress=progress)
-  parts = -(-len(source) // PART)
-  for part in [part for part in range(parts) if not (where / file_name(part)).is_file()]:
-    logits, read = subject.logits(params, source.part(part * PART, (part + 1) * PART), columns)
+  parts = -(-len(source) // PART_EXAMPLES)
+  for part in [part for part in range(parts) if not (where / part_file_name(part)).is_file()]:
+    logits, read = subject.logits(
+      params, source.part(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES), columns
+    )
     if jax.process_index() == 0:
-      write_part(where, part, np.where(read[:, None], PROBABILITIES[teacher.loss](logits), 0))
-  if jax.process_index() == 0 and not is_labelled(where):
-    finish(where, parts)
+      write_probabilities(
+        where, part, np.where(read[:, None], PROBABILITIES[teacher.loss](logits), 0)
+      )
+  if jax.process_index() == 0 and not has_pseudo_labels(where):
+    write_best_labels(where, parts)
   wait_for_all('labelled')
 
 
 def digest(params: dict) -> str:
   """Of NumPy arrays, by name."""
   found = hashlib.blake2b(digest_size=8)
-  for name, array in sorted(named(params).items()):
+  for name, array in sorted(leaves_by_path(params).items()):
     found.update(name.encode() + np.ascontiguousarray(array).tobytes())
   return found.hexdigest()

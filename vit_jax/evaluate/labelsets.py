@@ -38,7 +38,9 @@ class Relabelled:
   """A source whose examples have the labels that a rule gives: places in a list of ImageNet's classes."""
 
   source: Source
-  rule: Callable[[tuple[int, ...], str], tuple[int, ...]]  # (labels, name) -> labels; pickled to the loader's workers.
+  rule: Callable[
+    [tuple[int, ...], str], tuple[int, ...]
+  ]  # (labels, name) -> labels; pickled to the loader's workers.
   most_labels: int
   border: int = 0  # Pixels that are cut off on every side.
 
@@ -52,10 +54,10 @@ class Relabelled:
   def _cut(self, data, name: str):
     if not self.border:
       return data
-    from vit_jax.data.images import decode
+    from vit_jax.data.images import decode_image
 
     inside = slice(self.border, -self.border)
-    return decode(data, name=name, max_pixels=100_000_000)[inside, inside]
+    return decode_image(data, name=name, max_pixels=100_000_000)[inside, inside]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class ByName:
     del labels
     number = re.search(r'ILSVRC2012_val_(\d{8})', name)
     if not number or not 1 <= int(number[1]) <= len(self.sets):
-      raise UserError(f'{name}: ReaL has labels of ILSVRC2012_val_00000001 to {len(self.sets):08}, and finds none of them here')
+      raise UserError(
+        f'{name}: ReaL has labels of ILSVRC2012_val_00000001 to {len(self.sets):08}, and finds none of them here'
+      )
     return self.sets[int(number[1]) - 1]
 
 
@@ -94,8 +98,12 @@ class LabelSets:
     """Which logits of a model the chosen classes are. `labels`: of its `classes` logits, or (). UserError if one lacks."""
     every = synsets('imagenet1k')
     if not labels and classes != CLASSES:
-      raise UserError(f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {CLASSES:,}")
-    columns, _ = match_classes(tuple(every[i] for i in self.chosen), labels or every, classes=classes, source=source)
+      raise UserError(
+        f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {CLASSES:,}"
+      )
+    columns, _ = match_classes(
+      tuple(every[i] for i in self.chosen), labels or every, classes=classes, source=source
+    )
     return columns
 
 
@@ -109,7 +117,9 @@ class Counted:
   skipped: int  # Images for which no label is right.
 
 
-def open_label_sets(protocol: str, data: str = '', *, split: str = '', dir: str = '', mapping: str = '') -> LabelSets:
+def open_label_sets(
+  protocol: str, data: str = '', *, split: str = '', dir: str = '', mapping: str = ''
+) -> LabelSets:
   """The test set that `protocol` names. `mapping`: for ObjectNet, the directory of its mapping files.
 
   UserError where it is not here, or has other classes.
@@ -122,7 +132,9 @@ def open_label_sets(protocol: str, data: str = '', *, split: str = '', dir: str 
     sets = objectnet_classes(source.label_names, mapping_directory(mapping, data))
     chosen = tuple(sorted({number for each in sets for number in each}))
     return LabelSets(relabelled(source, sets, chosen, border=BORDER), chosen)
-  sets = tuple((number,) for number in imagenet_numbers(source.label_names, data or DEFAULTS[protocol][0]))
+  sets = tuple(
+    (number,) for number in imagenet_numbers(source.label_names, data or DEFAULTS[protocol][0])
+  )
   chosen = subset(protocol) if protocol in ('a', 'r') else tuple(range(CLASSES))
   return LabelSets(relabelled(source, sets, chosen), chosen)
 
@@ -131,13 +143,17 @@ def open_images(protocol: str, data: str, *, split: str, dir: str) -> Source:
   """All images of a set that was made for testing; of ImageNet, the held-out ones."""
   default, default_split = DEFAULTS[protocol]
   if not (data or default):
-    raise UserError(f'{protocol}: no catalogue has its images: say where they are, as folder:PATH/images')
+    raise UserError(
+      f'{protocol}: no catalogue has its images: say where they are, as folder:PATH/images'
+    )
   if data in ('', default):
     return open_source(default, split or default_split, dir=dir)
   return open_source(data, split or ('' if protocol == 'real' else 'all'), dir=dir)
 
 
-def relabelled(source: Source, sets: tuple[tuple[int, ...], ...], chosen: tuple[int, ...], *, border: int = 0) -> Relabelled:
+def relabelled(
+  source: Source, sets: tuple[tuple[int, ...], ...], chosen: tuple[int, ...], *, border: int = 0
+) -> Relabelled:
   """The source with the ImageNet classes `sets` of each of its own classes, as places in `chosen` where they are in it."""
   place = {number: i for i, number in enumerate(chosen)}
   sets = tuple(tuple(place[number] for number in each if number in place) for each in sets)
@@ -170,5 +186,9 @@ def judge(subject: Subject, params: dict, opened: LabelSets, columns: np.ndarray
 def count(best: np.ndarray, labels: np.ndarray) -> Counted:
   """Predictions [n, 5], the best first, and the sets of labels [n, m], padded with -1, as places in the same list."""
   judged = (labels >= 0).any(axis=1)
-  hits = (best[:, :, None] == labels[:, None, :]).any(axis=2)[judged]  # [n, 5]; no prediction is -1.
-  return Counted(int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), int(judged.sum()), int((~judged).sum()))
+  hits = (best[:, :, None] == labels[:, None, :]).any(axis=2)[
+    judged
+  ]  # [n, 5]; no prediction is -1.
+  return Counted(
+    int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), int(judged.sum()), int((~judged).sum())
+  )

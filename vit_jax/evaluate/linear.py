@@ -13,7 +13,12 @@ FOLDS = 5
 
 
 def linear_probe(
-  x: np.ndarray, labels: np.ndarray, x_test: np.ndarray, *, classes: int, strengths: tuple[float, ...] = STRENGTHS
+  x: np.ndarray,
+  labels: np.ndarray,
+  x_test: np.ndarray,
+  *,
+  classes: int,
+  strengths: tuple[float, ...] = STRENGTHS,
 ) -> tuple[np.ndarray, float]:
   """Features [n, d] with labels [n] -> (the class [m] of each row of `x_test` [m, d], the strength that was chosen)."""
   mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
@@ -23,13 +28,17 @@ def linear_probe(
   return log_probabilities(x_test, weights).argmax(axis=1), strength
 
 
-def best_strength(x: np.ndarray, labels: np.ndarray, classes: int, strengths: tuple[float, ...]) -> float:
+def best_strength(
+  x: np.ndarray, labels: np.ndarray, classes: int, strengths: tuple[float, ...]
+) -> float:
   """The strength with the largest mean log-likelihood of examples that were not learned from."""
   part, total = folds(labels), np.zeros(len(strengths))
   for fold in range(FOLDS):
     held = part == fold
     for i, weights in enumerate(path(x[~held], labels[~held], classes, strengths)):
-      total[i] += np.take_along_axis(log_probabilities(x[held], weights), labels[held, None], axis=1).mean()
+      total[i] += np.take_along_axis(
+        log_probabilities(x[held], weights), labels[held, None], axis=1
+      ).mean()
   return strengths[int(total.argmax())]
 
 
@@ -39,7 +48,9 @@ def folds(labels: np.ndarray) -> np.ndarray:
   turn = 0
   for class_ in np.unique(labels):
     of_class = np.flatnonzero(labels == class_)
-    out[of_class] = (turn + np.arange(len(of_class))) % FOLDS  # On from where the class before it stopped.
+    out[of_class] = (
+      turn + np.arange(len(of_class))
+    ) % FOLDS  # On from where the class before it stopped.
     turn += len(of_class)
   return out
 
@@ -65,7 +76,9 @@ def fit(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float)
     return (w[:-1] ** 2).sum() / 2 - strength * (targets * logs).sum(), gradient.ravel()
 
   options = {'maxiter': 2000, 'gtol': 1e-4 * max(1.0, strength), 'ftol': 1e-12}
-  found = minimize(value_and_gradient, weights.ravel(), jac=True, method='L-BFGS-B', options=options)
+  found = minimize(
+    value_and_gradient, weights.ravel(), jac=True, method='L-BFGS-B', options=options
+  )
   return found.x.reshape(weights.shape)
 
 

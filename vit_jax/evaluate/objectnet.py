@@ -12,7 +12,9 @@ BORDER = 2  # Pixels: every image has a red frame, to be cut off before anything
 
 # What each file holds.
 FOLDERS = 'folder_to_objectnet_label.json'  # {a folder of images: the name of its class}
-OVERLAP = 'objectnet_to_imagenet_1k.json'  # {a class that both have: 'name; name' of ImageNet's classes}
+OVERLAP = (
+  'objectnet_to_imagenet_1k.json'  # {a class that both have: 'name; name' of ImageNet's classes}
+)
 NAMES = 'imagenet_to_label_2012_v2'  # The names of ImageNet's classes, one a line, in the order of ILSVRC's numbers.
 ORDER = 'pytorch_to_imagenet_2012_id.json'  # {the number of a class in the order of synsets: its ILSVRC number}
 
@@ -26,12 +28,18 @@ def objectnet_classes(folders: tuple[str, ...], mappings: Path) -> tuple[tuple[i
   line = {name.strip(): i for i, name in enumerate(read(mappings, NAMES).splitlines())}
   number = {ilsvrc: int(order) for order, ilsvrc in json.loads(read(mappings, ORDER)).items()}
   if strange := [folder for folder in folders if folder not in classes]:
-    raise UserError(f'{mappings / FOLDERS} knows no folder {strange[0]!r} of ObjectNet: are these its images?')
+    raise UserError(
+      f'{mappings / FOLDERS} knows no folder {strange[0]!r} of ObjectNet: are these its images?'
+    )
   numbers = lambda names: tuple(number[line[name]] for name in names.split('; '))
   try:
-    return tuple(numbers(overlap[classes[folder]]) if classes[folder] in overlap else () for folder in folders)
+    return tuple(
+      numbers(overlap[classes[folder]]) if classes[folder] in overlap else () for folder in folders
+    )
   except KeyError as error:
-    raise UserError(f'{mappings}: {OVERLAP} speaks of {error}, which {NAMES} or {ORDER} lacks') from None
+    raise UserError(
+      f'{mappings}: {OVERLAP} speaks of {error}, which {NAMES} or {ORDER} lacks'
+    ) from None
 
 
 def read(mappings: Path, name: str) -> str:

@@ -6,12 +6,17 @@ import jax
 import jax.numpy as jnp
 
 
-def count_patches(params: dict, batch: dict[str, jax.Array], *, predict: Callable, loss: Callable) -> dict[str, jax.Array]:
+def count_patches(
+  params: dict, batch: dict[str, jax.Array], *, predict: Callable, loss: Callable
+) -> dict[str, jax.Array]:
   """Sums over the examples of a batch that its mask keeps: of losses, and where colours are told, of those that are right."""
   said = predict(params, batch['image'])
   logits, actual = said
   mask = batch['mask']
-  sums = {'loss': jnp.where(mask, loss(said, batch['label']), 0).sum(), 'examples': mask.sum(dtype=jnp.int32)}
+  sums = {
+    'loss': jnp.where(mask, loss(said, batch['label']), 0).sum(),
+    'examples': mask.sum(dtype=jnp.int32),
+  }
   if not jnp.issubdtype(actual.dtype, jnp.integer):
     return sums
   right = (logits.argmax(axis=-1) == actual) & mask[:, None, None]
@@ -24,5 +29,7 @@ def patch_means(counted: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
   batches = jax.device_get(list(counted))
   total = {name: sum(batch[name].item() for batch in batches) for name in batches[0]}
   examples = total['examples']
-  accuracy = {'masked_accuracy': total['correct'] / max(1, total['told'])} if 'told' in total else {}
+  accuracy = (
+    {'masked_accuracy': total['correct'] / max(1, total['told'])} if 'told' in total else {}
+  )
   return accuracy | {'loss': total['loss'] / max(1, examples), 'examples': examples}

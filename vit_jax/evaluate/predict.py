@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from vit_jax.config import DataConfig
-from vit_jax.data.folder import EXTENSIONS
-from vit_jax.data.images import BadImage
-from vit_jax.data.loader import eval_batches, why_bad
+from vit_jax.data.folder import IMAGE_EXTENSIONS
+from vit_jax.data.images import BadImageError
+from vit_jax.data.loader import diagnose_bad_example, eval_batches
 from vit_jax.errors import UserError
 
 PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
@@ -42,7 +42,7 @@ class Files:
     try:
       return Path(path).read_bytes(), (), path
     except OSError as error:
-      raise BadImage(path, error.strerror or str(error)) from None
+      raise BadImageError(path, error.strerror or str(error)) from None
 
 
 def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
@@ -61,22 +61,32 @@ def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterato
     best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
     for row, path in enumerate(files.paths[k * data.eval_batch : (k + 1) * data.eval_batch]):
       if part['mask'][row]:
-        yield Prediction(path, tuple(names[i] for i in best[row]), tuple(probabilities[row, best[row]].tolist()))
+        yield Prediction(
+          path, tuple(names[i] for i in best[row]), tuple(probabilities[row, best[row]].tolist())
+        )
       else:
-        yield Prediction(path, error=why_bad(files, k * data.eval_batch + row, data.max_pixels)[1])
+        yield Prediction(
+          path, error=diagnose_bad_example(files, k * data.eval_batch + row, data.max_pixels)[1]
+        )
 
 
 def refuse_unfit(model):
   """UserError where a Pretrained cannot classify: it has no head, or one that was never trained."""
   model.refuse_no_head()
   if not model.params['head']['kernel'].any():
-    raise UserError(f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first')
+    raise UserError(
+      f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first'
+    )
 
 
 def data_config(model, *, batch: int, **options) -> DataConfig:
   """What an image goes through on its way to a Pretrained. Images that cannot be read are left out, unless `options` say so."""
   how = model.preprocessing
-  preprocessing = {'size': model.size, 'eval_crop': how['crop'], 'eval_short_side': how['short_side']}
+  preprocessing = {
+    'size': model.size,
+    'eval_crop': how['crop'],
+    'eval_short_side': how['short_side'],
+  }
   return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
 
 
@@ -89,9 +99,15 @@ def find_images(patterns: Iterable[str]) -> list[str]:
   for pattern in patterns:
     # Unlike pathlib's, this glob leaves hidden files alone.
     matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-    found = [path for match in matches for path in (images_below(Path(match)) if Path(match).is_dir() else [match])]
+    found = [
+      path
+      for match in matches
+      for path in (images_below(Path(match)) if Path(match).is_dir() else [match])
+    ]
     if not found:
-      raise UserError(f'{pattern}: there is no such image, folder of images, or pattern that matches one')
+      raise UserError(
+        f'{pattern}: there is no such image, folder of images, or pattern that matches one'
+      )
     paths += found
   return list(dict.fromkeys(paths))
 
@@ -99,5 +115,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
 def images_below(folder: Path) -> list[str]:
   """The image files anywhere in a folder, sorted. Hidden files and folders are passed over."""
   hidden = lambda path: any(part.startswith('.') for part in path.relative_to(folder).parts)
-  found = (path for path in folder.rglob('*') if path.suffix.lower() in EXTENSIONS and path.is_file())
+  found = (
+    path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
+  )
   return sorted(str(path) for path in found if not hidden(path))

@@ -18,7 +18,9 @@ TICKS = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)
 OTHER = 'any other'
 
 
-def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def per_class(
+  labels: np.ndarray, predicted: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
   """(examples, right ones) of each class [k]. An example of several labels [n, m] counts for each of them."""
   right = ((labels == predicted[:, None]) & (labels >= 0)).any(axis=1)  # [n]
   count = lambda chosen: np.bincount(chosen[chosen >= 0], minlength=classes)
@@ -43,13 +45,17 @@ def draw_confusion(matrix: np.ndarray, names: tuple[str, ...], path: str | Path,
 
   matrix = matrix if matrix[:, -1].any() else matrix[:, :-1]
   columns, k = (*names, OTHER)[: matrix.shape[1]], len(names)
-  side = max(3.5, 0.6 * k if k <= NUMBERS else 0.16 * k if k <= NAMES else 2 * k / DPI)  # Inches: two pixels a cell, or more.
+  side = max(
+    3.5, 0.6 * k if k <= NUMBERS else 0.16 * k if k <= NAMES else 2 * k / DPI
+  )  # Inches: two pixels a cell, or more.
   margin = 4.5 if k <= NAMES else 2.5  # For names.
   beside = [LIST_WIDTH] if k > NAMES else []
   high = max(side, LIST_HEIGHT * len(beside)) + margin - 1
   figure = Figure(figsize=(side + margin + sum(beside), high), dpi=DPI, layout='constrained')
   FigureCanvasAgg(figure)
-  axes = figure.subplots(1, 1 + len(beside), width_ratios=[side + margin, *beside], squeeze=False)[0]
+  axes = figure.subplots(1, 1 + len(beside), width_ratios=[side + margin, *beside], squeeze=False)[
+    0
+  ]
   draw_matrix(figure, axes[0], matrix, title, size=10 if k <= NAMES else 15)
   if k <= NAMES:
     write_names(axes[0], names, columns, size=10 if k <= NUMBERS else 7)
@@ -74,19 +80,29 @@ def draw_matrix(figure, axes, matrix: np.ndarray, title: str, *, size: int):
   """The shares in colours. Their square root, so that one mistake among many examples shows."""
   from matplotlib.colors import PowerNorm
 
-  drawn = axes.imshow(shares(matrix), cmap='Blues', norm=PowerNorm(0.5, 0, 1), interpolation='nearest')
+  drawn = axes.imshow(
+    shares(matrix), cmap='Blues', norm=PowerNorm(0.5, 0, 1), interpolation='nearest'
+  )
   axes.set_title(title, fontsize=size + 2, parse_math=False)
   axes.set_xlabel('predicted', fontsize=size)
   axes.set_ylabel('label', fontsize=size)
   axes.tick_params(labelsize=size)
-  bar = figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=30, fraction=0.05, ticks=TICKS, format='{x:.0%}')
+  bar = figure.colorbar(
+    drawn, ax=axes, shrink=0.6, aspect=30, fraction=0.05, ticks=TICKS, format='{x:.0%}'
+  )
   bar.ax.tick_params(labelsize=size)
   bar.set_label("share of the label's examples", fontsize=size)
 
 
 def write_names(axes, rows: tuple[str, ...], columns: tuple[str, ...], *, size: int):
   """At both sides."""
-  axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=90, fontsize=size, parse_math=False)
+  axes.set_xticks(
+    range(len(columns)),
+    [short(name) for name in columns],
+    rotation=90,
+    fontsize=size,
+    parse_math=False,
+  )
   axes.set_yticks(range(len(rows)), [short(name) for name in rows], fontsize=size, parse_math=False)
 
 
@@ -94,7 +110,15 @@ def write_numbers(axes, matrix: np.ndarray):
   """The number of examples in each cell that has any."""
   dark = shares(matrix) > 0.4
   for i, j in np.argwhere(matrix):
-    axes.text(j, i, f'{matrix[i, j]:,}', ha='center', va='center', fontsize=9, color='white' if dark[i, j] else 'black')
+    axes.text(
+      j,
+      i,
+      f'{matrix[i, j]:,}',
+      ha='center',
+      va='center',
+      fontsize=9,
+      color='white' if dark[i, j] else 'black',
+    )
 
 
 def write_mistakes(axes, matrix: np.ndarray, columns: tuple[str, ...]):
@@ -102,11 +126,15 @@ def write_mistakes(axes, matrix: np.ndarray, columns: tuple[str, ...]):
   wrong = matrix.copy()
   np.fill_diagonal(wrong, 0)
   order = np.argsort(-wrong, axis=None, kind='stable')[:LISTED]
-  pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+  pairs = [
+    (i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]
+  ]
   lines = [f'{wrong[i, j]:5,}  {short(columns[i])} → {short(columns[j])}' for i, j in pairs]
   text = '\n'.join(['The commonest mistakes: examples, label → predicted', '', *lines])
   axes.axis('off')
-  axes.text(0, 1, text, transform=axes.transAxes, va='top', fontsize=14, linespacing=1.5, parse_math=False)
+  axes.text(
+    0, 1, text, transform=axes.transAxes, va='top', fontsize=14, linespacing=1.5, parse_math=False
+  )
 
 
 def short(name: str) -> str:

@@ -4,27 +4,40 @@ import numpy as np
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.sources import open_source
-from vit_jax.data.vtab import TASKS
+from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError, did_you_mean
 
 STEPS, LR, BATCH = 2_500, 0.01, 512
 WARMUP = '20%'  # The released code's 500 of 2,500; the table has none.
-CROP = (384 / 448) ** 2  # Of an image's area: BiT resizes to 448 pixels and cuts 384 out (arXiv 1912.11370).
+CROP = (
+  384 / 448
+) ** 2  # Of an image's area: BiT resizes to 448 pixels and cuts 384 out (arXiv 1912.11370).
 
 
 def recipe(
-  task: str, *, model: ModelConfig, size: tuple[int, int], steps: int = STEPS, lr: float = LR, batch: int = BATCH, **data
+  task: str,
+  *,
+  model: ModelConfig,
+  size: tuple[int, int],
+  steps: int = STEPS,
+  lr: float = LR,
+  batch: int = BATCH,
+  **data,
 ) -> Config:
   """Fine-tuning on the 1,000 images of a task, to be judged on its whole test split. UserError for a task that is not there."""
-  if task not in TASKS:
-    raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, TASKS)}')
-  crop = 'inception' if 'crop' in TASKS[task].augment else 'resize'
-  flip = 'flip' in TASKS[task].augment
+  if task not in VTAB_TASKS:
+    raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, VTAB_TASKS)}')
+  crop = 'inception' if 'crop' in VTAB_TASKS[task].augment else 'resize'
+  flip = 'flip' in VTAB_TASKS[task].augment
   source = {'train': f'vtab:{task}', 'split': 'train+val', 'eval_split': 'test'}
   return Config(
-    data=DataConfig(**source, batch=batch, size=size, crop=crop, crop_area=(CROP, CROP), flip=flip, **data),
+    data=DataConfig(
+      **source, batch=batch, size=size, crop=crop, crop_area=(CROP, CROP), flip=flip, **data
+    ),
     model=model,
-    optim=OptimConfig(name='sgd', lr=lr, warmup=WARMUP, b1=0.9, momentum_dtype='bfloat16', clip=1.0),
+    optim=OptimConfig(
+      name='sgd', lr=lr, warmup=WARMUP, b1=0.9, momentum_dtype='bfloat16', grad_clip_norm=1.0
+    ),
     steps=steps,
     eval_every='0',
     save_every='20%',
@@ -41,12 +54,18 @@ def refuse_missing(tasks: list[str], dir: str):
       missing[task] = error
   if missing:
     first = next(iter(missing.values()))
-    raise UserError(f'{len(missing)} of {len(tasks)} tasks have no data here ({", ".join(missing)}): {first}')
+    raise UserError(
+      f'{len(missing)} of {len(tasks)} tasks have no data here ({", ".join(missing)}): {first}'
+    )
 
 
 def means(accuracies: dict[str, float]) -> dict[str, float]:
   """{'natural': …, 'specialized': …, 'structured': …, 'all': …} of the accuracy of each task; groups with all of theirs."""
-  groups = dict.fromkeys(task.group for task in TASKS.values())
-  members = {group: [name for name, task in TASKS.items() if task.group == group] for group in groups} | {'all': list(TASKS)}
+  groups = dict.fromkeys(task.group for task in VTAB_TASKS.values())
+  members = {
+    group: [name for name, task in VTAB_TASKS.items() if task.group == group] for group in groups
+  } | {'all': list(VTAB_TASKS)}
   whole = {group: names for group, names in members.items() if accuracies.keys() >= set(names)}
-  return {group: float(np.mean([accuracies[name] for name in names])) for group, names in whole.items()}
+  return {
+    group: float(np.mean([accuracies[name] for name in names])) for group, names in whole.items()
+  }

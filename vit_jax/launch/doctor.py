@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax.sharding.mesh import Mesh, describe_mesh, everywhere, make_mesh, to_global
+from vit_jax.sharding.mesh import Mesh, describe_mesh, make_mesh, replicated, to_global
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'vit-jax')
 HUGEPAGES = '/sys/kernel/mm/transparent_hugepage/enabled'
@@ -33,7 +33,9 @@ class Finding:
   remedy: str = ''
 
   def __str__(self):
-    return f'{"ok  " if self.ok else "FAIL"} {self.what:<10} {self.text}' + (f'  → {self.remedy}' if not self.ok else '')
+    return f'{"ok  " if self.ok else "FAIL"} {self.what:<10} {self.text}' + (
+      f'  → {self.remedy}' if not self.ok else ''
+    )
 
 
 def examine(workdir: Path | None, data: Path | None, *, devices: int | None) -> list[Finding]:
@@ -60,17 +62,27 @@ def examine(workdir: Path | None, data: Path | None, *, devices: int | None) -> 
 
 def versions() -> dict[str, str]:
   """What this host runs."""
-  installed = lambda name: next((each.version for each in importlib.metadata.distributions(name=name)), 'none')
+  installed = lambda name: next(
+    (each.version for each in importlib.metadata.distributions(name=name)), 'none'
+  )
   return {'python': platform.python_version()} | {name: installed(name) for name in PACKAGES}
 
 
 def check_versions(hosts: list[dict]) -> Finding:
   """The same everywhere."""
-  differ = [name for name in hosts[0]['versions'] if len({host['versions'][name] for host in hosts}) > 1]
+  differ = [
+    name for name in hosts[0]['versions'] if len({host['versions'][name] for host in hosts}) > 1
+  ]
   if not differ:
     first = hosts[0]['versions']
-    return Finding('versions', True, ', '.join(f'{name} {first[name]}' for name in first if first[name] != 'none'))
-  each = lambda name: ', '.join(f'{host["versions"][name]} on host {i}' for i, host in enumerate(hosts))
+    return Finding(
+      'versions',
+      True,
+      ', '.join(f'{name} {first[name]}' for name in first if first[name] != 'none'),
+    )
+  each = lambda name: ', '.join(
+    f'{host["versions"][name]} on host {i}' for i, host in enumerate(hosts)
+  )
   text = '; '.join(f'{name}: {each(name)}' for name in differ)
   return Finding('versions', False, text, 'install the same pins.txt everywhere; `launch` does')
 
@@ -78,10 +90,14 @@ def check_versions(hosts: list[dict]) -> Finding:
 def check_devices(mesh: Mesh, expected: int | None) -> Finding:
   """As many as there should be, shared out equally."""
   kind = describe_mesh(mesh).partition(' (')[0]
-  each = np.bincount([device.process_index for device in mesh.devices.flat], minlength=jax.process_count())
+  each = np.bincount(
+    [device.process_index for device in mesh.devices.flat], minlength=jax.process_count()
+  )
   text = f'{kind} on {jax.process_count()} {"hosts" if jax.process_count() > 1 else "host"}'
   if len(set(each)) > 1:
-    return Finding('devices', False, f'{text}: {", ".join(map(str, each))}', 'restart the host with the fewest')
+    return Finding(
+      'devices', False, f'{text}: {", ".join(map(str, each))}', 'restart the host with the fewest'
+    )
   if expected and expected != mesh.size:
     remedy = 'start the same command on every host; a pod shows them all only when all take part'
     return Finding('devices', False, f'{text}, not {expected}', remedy)
@@ -90,13 +106,20 @@ def check_devices(mesh: Mesh, expected: int | None) -> Finding:
 
 def check_sum(mesh: Mesh) -> Finding:
   """An all-reduce over all devices: 0 + 1 + 2 + … is known."""
-  own = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+  own = [
+    i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()
+  ]
   numbers = to_global({'x': np.array(own, np.int32)}, mesh)['x']
-  total = int(jax.jit(lambda x: x.sum(), out_shardings=everywhere(mesh))(numbers))
+  total = int(jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(numbers))
   text = f'the sum over {mesh.size} devices is {total}'
   if total == math.comb(mesh.size, 2):
     return Finding('all-reduce', True, text)
-  return Finding('all-reduce', False, f'{text}, not {math.comb(mesh.size, 2)}', 'a broken link or chip: take another slice')
+  return Finding(
+    'all-reduce',
+    False,
+    f'{text}, not {math.comb(mesh.size, 2)}',
+    'a broken link or chip: take another slice',
+  )
 
 
 def leave_word(workdir: Path, token: str) -> str:
@@ -112,7 +135,9 @@ def leave_word(workdir: Path, token: str) -> str:
 def find_words(workdir: Path, token: str) -> str:
   """What is wrong with the others' files, if anything."""
   try:
-    absent = [i for i in range(jax.process_count()) if not readable(word_of(workdir, token, i), token)]
+    absent = [
+      i for i in range(jax.process_count()) if not readable(word_of(workdir, token, i), token)
+    ]
     return f'does not see what host {absent[0]} wrote' if absent else ''
   except OSError as error:
     return error.strerror or str(error)
@@ -136,7 +161,11 @@ def readable(path: Path, text: str) -> bool:
 
 def check_workdir(workdir: Path, hosts: list[dict]) -> Finding:
   """Written by all and read by all: it is one and the same."""
-  if bad := [f'host {i}: {host["workdir"] or host["seen"]}' for i, host in enumerate(hosts) if host['workdir'] or host['seen']]:
+  if bad := [
+    f'host {i}: {host["workdir"] or host["seen"]}'
+    for i, host in enumerate(hosts)
+    if host['workdir'] or host['seen']
+  ]:
     remedy = 'mount the same bucket there on every host, with roles/storage.objectAdmin for its service account'
     return Finding('workdir', False, f'{workdir}: {some(bad)}', remedy)
   return Finding('workdir', True, f'{workdir} is written and read by all')
@@ -153,7 +182,12 @@ def look_at(data: Path) -> str:
 def check_data(data: Path, hosts: list[dict]) -> Finding:
   """There, on every host."""
   if bad := [f'host {i}: {host["data"]}' for i, host in enumerate(hosts) if host['data']]:
-    return Finding('data', False, f'{data}: {some(bad)}', 'mount the bucket with it there; `launch --data=gs://…` does')
+    return Finding(
+      'data',
+      False,
+      f'{data}: {some(bad)}',
+      'mount the bucket with it there; `launch --data=gs://…` does',
+    )
   return Finding('data', True, f'{data} has something on every host')
 
 
@@ -163,7 +197,9 @@ def check_disk(hosts: list[dict]) -> Finding:
   text = f'{hosts[least]["disk"]:.0f} GiB free in {tempfile.gettempdir()}, at the least'
   if hosts[least]['disk'] >= ROOM:
     return Finding('disk', True, text)
-  return Finding('disk', False, f'{text}, on host {least}', f'{ROOM} GiB should be: remove what fills it')
+  return Finding(
+    'disk', False, f'{text}, on host {least}', f'{ROOM} GiB should be: remove what fills it'
+  )
 
 
 def hugepages() -> str:
@@ -178,8 +214,14 @@ def check_hugepages(hosts: list[dict]) -> Finding:
   """Always, where there are TPUs: copies from the host are slow otherwise. Elsewhere they are nobody's concern."""
   found = sorted({host['hugepages'] or 'unknown' for host in hosts})
   if found == ['always'] or jax.default_backend() != 'tpu':
-    return Finding('hugepages', True, ', '.join(found) + ('' if jax.default_backend() == 'tpu' else ' (TPUs want always)'))
-  return Finding('hugepages', False, ', '.join(found), f"sudo sh -c 'echo always > {HUGEPAGES}'; `launch` does")
+    return Finding(
+      'hugepages',
+      True,
+      ', '.join(found) + ('' if jax.default_backend() == 'tpu' else ' (TPUs want always)'),
+    )
+  return Finding(
+    'hugepages', False, ', '.join(found), f"sudo sh -c 'echo always > {HUGEPAGES}'; `launch` does"
+  )
 
 
 def check_clocks(hosts: list[dict]) -> Finding:
@@ -188,7 +230,12 @@ def check_clocks(hosts: list[dict]) -> Finding:
   text = f'{max(clocks) - min(clocks):.2f} s apart'
   if max(clocks) - min(clocks) <= APART:
     return Finding('clocks', True, text)
-  return Finding('clocks', False, f'{text}: host {int(np.argmin(clocks))} is behind', 'sudo systemctl restart chrony')
+  return Finding(
+    'clocks',
+    False,
+    f'{text}: host {int(np.argmin(clocks))} is behind',
+    'sudo systemctl restart chrony',
+  )
 
 
 def some(bad: list[str]) -> str:

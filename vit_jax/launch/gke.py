@@ -2,8 +2,7 @@
 
 import json
 
-from vit_jax.errors import UserError
-from vit_jax.exits import AGAIN
+from vit_jax.errors import RESTARTABLE_EXIT_CODES, UserError
 from vit_jax.launch.job import DATA, WORKDIR, Job, bucket
 from vit_jax.launch.states import State
 
@@ -17,12 +16,26 @@ RESTARTS = 1000  # Spot machines go and come; a run that fails by itself is not 
 def create(job: Job, files: str) -> list[list[str]]:
   """The commands that start it; `files` is the folder with the code, pins.txt and start.sh, which become its image."""
   attached = [attach(job, *volume) for volume in volumes(job)]
-  create = ['xpk', 'workload', 'create', f'--workload={job.name}', f'--cluster={job.cluster}', *job.where]
+  create = [
+    'xpk',
+    'workload',
+    'create',
+    f'--workload={job.name}',
+    f'--cluster={job.cluster}',
+    *job.where,
+  ]
   flags = [f'--tpu-type={job.tpu}', f'--num-slices={job.slices}', *(['--spot'] if job.spot else [])]
-  flags += [f'--base-docker-image=python:{job.python}', f'--script-dir={files}', '--command=bash start.sh']
+  flags += [
+    f'--base-docker-image=python:{job.python}',
+    f'--script-dir={files}',
+    '--command=bash start.sh',
+  ]
   flags += [f'--storage={name}' for name, *_ in volumes(job)]
-  codes = ','.join(map(str, AGAIN))
-  return [*attached, [*create, *flags, f'--max-restarts={RESTARTS}', f'--restart-on-exit-codes={codes}']]
+  codes = ','.join(map(str, RESTARTABLE_EXIT_CODES))
+  return [
+    *attached,
+    [*create, *flags, f'--max-restarts={RESTARTS}', f'--restart-on-exit-codes={codes}'],
+  ]
 
 
 def volumes(job: Job) -> list[tuple[str, str, str, tuple[str, ...], bool]]:
@@ -31,13 +44,24 @@ def volumes(job: Job) -> list[tuple[str, str, str, tuple[str, ...], bool]]:
   return found + ([(f'{job.name}-data', job.data, DATA, DATA_OPTIONS, True)] if job.data else [])
 
 
-def attach(job: Job, name: str, url: str, place: str, options: tuple[str, ...], readonly: bool) -> list[str]:
+def attach(
+  job: Job, name: str, url: str, place: str, options: tuple[str, ...], readonly: bool
+) -> list[str]:
   """The command that makes a bucket a volume of the cluster."""
   folder, path = bucket(url)
   mounting = ['implicit-dirs', *([f'only-dir={path}'] if path else []), *options]
   flags = [f'--bucket={folder}', '--size=1', f'--mount-point={place}']
   flags += [f'--readonly={str(readonly).lower()}', '--auto-mount=false']
-  command = ['xpk', 'storage', 'attach', name, f'--cluster={job.cluster}', *job.where, '--type=gcsfuse', *flags]
+  command = [
+    'xpk',
+    'storage',
+    'attach',
+    name,
+    f'--cluster={job.cluster}',
+    *job.where,
+    '--type=gcsfuse',
+    *flags,
+  ]
   return [*command, f'--mount-options={",".join(mounting)}']
 
 
@@ -49,7 +73,11 @@ def describe(job: Job) -> list[str]:
 def read(text: str) -> State:
   """The state, Kubernetes' word for it, and why it failed."""
   status = json.loads(text).get('status', {})
-  true = {each['type']: each.get('message', '') for each in status.get('conditions', []) if each.get('status') == 'True'}
+  true = {
+    each['type']: each.get('message', '')
+    for each in status.get('conditions', [])
+    if each.get('status') == 'True'
+  }
   restarts = f', restarted {status["restarts"]} times' if status.get('restarts') else ''
   if 'Completed' in true:
     return State('done', f'Completed{restarts}')
@@ -72,9 +100,22 @@ def logs(job: Job, seen: dict[str, int]) -> dict[str, list[str]]:
   hosts = job.accelerator.topology.hosts
   since = '--tail=-1' if not seen else '--since=10s'
   selector = f'--selector=jobset.sigs.k8s.io/jobset-name={job.name}'
-  return {'': ['kubectl', 'logs', selector, '--follow', '--prefix', since, f'--max-log-requests={hosts}', '--ignore-errors']}
+  return {
+    '': [
+      'kubectl',
+      'logs',
+      selector,
+      '--follow',
+      '--prefix',
+      since,
+      f'--max-log-requests={hosts}',
+      '--ignore-errors',
+    ]
+  }
 
 
 def stop(job: Job) -> list[list[str]]:
   """UserError: there is nothing between running and gone."""
-  raise UserError(f'{job.name} has no machines of its own to keep: `launch delete {job.name}` ends it, its workdir stays')
+  raise UserError(
+    f'{job.name} has no machines of its own to keep: `launch delete {job.name}` ends it, its workdir stays'
+  )

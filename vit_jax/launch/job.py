@@ -5,7 +5,7 @@ import json
 import re
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.runtime.files import cache_dir
+from vit_jax.runtime.files import user_cache_dir
 from vit_jax.tpu.accelerators import Accelerator, accelerator
 
 NAME = re.compile(r'[a-z]([-a-z0-9]*[a-z0-9])?')  # What gcloud, xpk and Kubernetes all take.
@@ -44,7 +44,11 @@ class Job:
   @property
   def where(self) -> list[str]:
     """The flags that gcloud and xpk want with everything."""
-    return [f'--project={self.project}', f'--zone={self.zone}'] if self.project else [f'--zone={self.zone}']
+    return (
+      [f'--project={self.project}', f'--zone={self.zone}']
+      if self.project
+      else [f'--zone={self.zone}']
+    )
 
 
 def bucket(url: str) -> tuple[str, str]:
@@ -56,33 +60,44 @@ def bucket(url: str) -> tuple[str, str]:
 def refuse_names(job: Job):
   """UserError where a name is none that the cloud takes, or something that the backend needs is missing."""
   if not NAME.fullmatch(job.name) or len(job.name) > 40:
-    raise UserError(f'--name={job.name}: expected at most 40 small letters, digits and dashes, a letter first')
-  needed = {'workdir': job.workdir, 'zone': job.zone} | ({'cluster': job.cluster} if job.backend == 'gke' else {})
+    raise UserError(
+      f'--name={job.name}: expected at most 40 small letters, digits and dashes, a letter first'
+    )
+  needed = {'workdir': job.workdir, 'zone': job.zone} | (
+    {'cluster': job.cluster} if job.backend == 'gke' else {}
+  )
   if missing := [f'--{name}' for name, value in needed.items() if not value]:
     raise UserError(f'--backend={job.backend} needs {" and ".join(missing)}')
   for flag, url in (('workdir', job.workdir), ('data', job.data)):
     if url and not re.fullmatch(r'gs://[a-z0-9][-a-z0-9_.]*(/[^\s]+)?', url):
       raise UserError(f'--{flag}={url}: expected gs://BUCKET/PATH, which every host can reach')
   if not bucket(job.workdir)[1]:
-    raise UserError(f'--workdir={job.workdir}: expected gs://BUCKET/PATH: the run has a folder of its own')
+    raise UserError(
+      f'--workdir={job.workdir}: expected gs://BUCKET/PATH: the run has a folder of its own'
+    )
 
 
 def remember(job: Job):
   """So that status, logs, stop and delete need the name alone."""
-  cache_dir('jobs').mkdir(parents=True, exist_ok=True)
-  (cache_dir('jobs') / f'{job.name}.json').write_text(json.dumps(dataclasses.asdict(job), indent=2) + '\n')
+  user_cache_dir('jobs').mkdir(parents=True, exist_ok=True)
+  (user_cache_dir('jobs') / f'{job.name}.json').write_text(
+    json.dumps(dataclasses.asdict(job), indent=2) + '\n'
+  )
 
 
 def recall(name: str) -> Job:
   """UserError with the names that there are."""
-  path = cache_dir('jobs') / f'{name}.json'
+  path = user_cache_dir('jobs') / f'{name}.json'
   if not NAME.fullmatch(name) or not path.is_file():
-    known = sorted(each.stem for each in cache_dir('jobs').glob('*.json'))
-    raise UserError(f'{name}: nothing of that name was launched from here.' + (did_you_mean(name, known) if known else ''))
+    known = sorted(each.stem for each in user_cache_dir('jobs').glob('*.json'))
+    raise UserError(
+      f'{name}: nothing of that name was launched from here.'
+      + (did_you_mean(name, known) if known else '')
+    )
   values = json.loads(path.read_text())
   return Job(**values | {'command': tuple(values['command'])})
 
 
 def forget(job: Job):
   """When it is deleted."""
-  (cache_dir('jobs') / f'{job.name}.json').unlink(missing_ok=True)
+  (user_cache_dir('jobs') / f'{job.name}.json').unlink(missing_ok=True)

@@ -21,7 +21,12 @@ class Followed:
   def start(self, name: str, command: list[str], env: dict[str, str] | None = None):
     """Starts one, out of reach of the terminal's Ctrl-C: that is ours to pass on."""
     process = subprocess.Popen(
-      command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=env
+      command,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+      env=env,
     )
     self._running[name] = process
     reader = threading.Thread(target=self._read, args=(name, process), daemon=True)

@@ -18,10 +18,27 @@ STATES = {
 
 def create(job: Job, files: str) -> list[list[str]]:
   """The commands that start it; `files` is the folder with start.sh."""
-  nodes = [f'--node-id={nodes_of(job)[0]}'] if job.slices == 1 else [f'--node-count={job.slices}', f'--node-prefix={job.name}']
-  flags = [f'--accelerator-type={job.tpu}', f'--runtime-version={job.accelerator.kind.image}', *nodes]
+  nodes = (
+    [f'--node-id={nodes_of(job)[0]}']
+    if job.slices == 1
+    else [f'--node-count={job.slices}', f'--node-prefix={job.name}']
+  )
+  flags = [
+    f'--accelerator-type={job.tpu}',
+    f'--runtime-version={job.accelerator.kind.image}',
+    *nodes,
+  ]
   flags += ['--spot'] if job.spot else []
-  return [[*GCLOUD, 'create', job.name, *job.where, *flags, f'--metadata-from-file=startup-script={files}/start.sh']]
+  return [
+    [
+      *GCLOUD,
+      'create',
+      job.name,
+      *job.where,
+      *flags,
+      f'--metadata-from-file=startup-script={files}/start.sh',
+    ]
+  ]
 
 
 def describe(job: Job) -> list[str]:

@@ -2,14 +2,18 @@
 
 import shlex
 
-from vit_jax.exits import AGAIN
+from vit_jax.errors import RESTARTABLE_EXIT_CODES
 from vit_jax.launch.job import DATA, WORKDIR, Job, bucket
 
 LOG = '/var/log/vit_jax.log'
 # The run's own folder is written by one host and read by all: nothing of it may be remembered. Orbax renames folders.
 WORKDIR_OPTIONS = {'rename-dir-limit': '200000', 'metadata-cache-ttl-secs': '0'}
 # Data does not change: everything is remembered.
-DATA_OPTIONS = {'metadata-cache-ttl-secs': '-1', 'stat-cache-max-size-mb': '-1', 'type-cache-max-size-mb': '-1'}
+DATA_OPTIONS = {
+  'metadata-cache-ttl-secs': '-1',
+  'stat-cache-max-size-mb': '-1',
+  'type-cache-max-size-mb': '-1',
+}
 
 HEAD = """\
 #!/usr/bin/env bash
@@ -74,7 +78,9 @@ python -m pip install --quiet --root-user-action=ignore --constraint pins.txt '.
 
 def machine_script(job: Job) -> str:
   """The start-up script of a TPU VM, as root."""
-  mounts = [(job.workdir, WORKDIR, WORKDIR_OPTIONS, False)] + ([(job.data, DATA, DATA_OPTIONS, True)] if job.data else [])
+  mounts = [(job.workdir, WORKDIR, WORKDIR_OPTIONS, False)] + (
+    [(job.data, DATA, DATA_OPTIONS, True)] if job.data else []
+  )
   machine = MACHINE.format(
     mounts=' '.join(place for _, place, _, _ in mounts),
     log=LOG,
@@ -85,7 +91,12 @@ def machine_script(job: Job) -> str:
     python=job.python,
   )
   return '\n'.join(
-    [head(job), machine, exports(job), RUN.format(command=shlex.join(job.command), again='|'.join(map(str, AGAIN)))]
+    [
+      head(job),
+      machine,
+      exports(job),
+      RUN.format(command=shlex.join(job.command), again='|'.join(map(str, RESTARTABLE_EXIT_CODES))),
+    ]
   )
 
 

@@ -9,13 +9,32 @@ from vit_jax.launch.states import State
 GCLOUD = ['gcloud', 'compute', 'tpus', 'tpu-vm']
 STOP = 'sudo sh -c "touch /run/vit_jax/stop; kill -TERM $(cat /run/vit_jax/pid)"'
 # cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes#State
-STATES = {'CREATING': 'waiting', 'STARTING': 'waiting', 'RESTARTING': 'waiting', 'REPAIRING': 'waiting', 'READY': 'active'}
+STATES = {
+  'CREATING': 'waiting',
+  'STARTING': 'waiting',
+  'RESTARTING': 'waiting',
+  'REPAIRING': 'waiting',
+  'READY': 'active',
+}
 
 
 def create(job: Job, files: str) -> list[list[str]]:
   """The commands that start it; `files` is the folder with start.sh."""
-  flags = [f'--accelerator-type={job.tpu}', f'--version={job.accelerator.kind.image}', *(['--spot'] if job.spot else [])]
-  return [[*GCLOUD, 'create', job.name, *job.where, *flags, f'--metadata-from-file=startup-script={files}/start.sh']]
+  flags = [
+    f'--accelerator-type={job.tpu}',
+    f'--version={job.accelerator.kind.image}',
+    *(['--spot'] if job.spot else []),
+  ]
+  return [
+    [
+      *GCLOUD,
+      'create',
+      job.name,
+      *job.where,
+      *flags,
+      f'--metadata-from-file=startup-script={files}/start.sh',
+    ]
+  ]
 
 
 def describe(job: Job) -> list[str]:
@@ -37,7 +56,9 @@ def delete(job: Job) -> list[list[str]]:
 def logs(job: Job, seen: dict[str, int]) -> dict[str, list[str]]:
   """{prefix: the command that follows a host's log}, after the lines that were seen of it."""
   hosts = [(node, worker) for node in nodes_of(job) for worker in range(job.accelerator.hosts)]
-  follow = lambda host: f'sudo tail --lines=+{seen.get(f"host {host}", 0) + 1} --follow=name --retry {LOG} 2>/dev/null'
+  follow = lambda host: (
+    f'sudo tail --lines=+{seen.get(f"host {host}", 0) + 1} --follow=name --retry {LOG} 2>/dev/null'
+  )
   return {
     f'host {i}': [*GCLOUD, 'ssh', node, *job.where, f'--worker={worker}', f'--command={follow(i)}']
     for i, (node, worker) in enumerate(hosts)
@@ -46,7 +67,10 @@ def logs(job: Job, seen: dict[str, int]) -> dict[str, list[str]]:
 
 def stop(job: Job) -> list[list[str]]:
   """The commands that end the run and leave the machines."""
-  return [[*GCLOUD, 'ssh', node, *job.where, '--worker=all', f'--command={STOP}'] for node in nodes_of(job)]
+  return [
+    [*GCLOUD, 'ssh', node, *job.where, '--worker=all', f'--command={STOP}']
+    for node in nodes_of(job)
+  ]
 
 
 def nodes_of(job: Job) -> list[str]:

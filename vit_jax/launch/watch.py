@@ -6,8 +6,7 @@ import sys
 import time
 from types import ModuleType
 
-from vit_jax.errors import UserError
-from vit_jax.exits import AGAIN, DONE, RESTART
+from vit_jax.errors import EXIT_RESTART, EXIT_SUCCESS, RESTARTABLE_EXIT_CODES, UserError
 from vit_jax.launch import gke, queued, tpu_vm
 from vit_jax.launch.job import Job
 from vit_jax.launch.logs import Followed
@@ -58,7 +57,9 @@ class Babysitter:
     elif state.kind == 'done':
       return 0
     elif state.kind == 'failed':
-      raise UserError(f'{self.job.name} failed: {state.why}. `kubectl describe jobset {self.job.name}` says more')
+      raise UserError(
+        f'{self.job.name} failed: {state.why}. `kubectl describe jobset {self.job.name}` says more'
+      )
     elif state.kind == 'active':
       self.tries = 0
       self.follow()
@@ -86,7 +87,10 @@ class Babysitter:
     for command in [*self.backend.delete(self.job), forget_exits(self.job)]:
       call(command)  # It may be gone already.
     self.made = 0
-    self.pause(found or Trouble(f'it was {state.word.lower()}', True, 'the run goes on from its last checkpoint'))
+    self.pause(
+      found
+      or Trouble(f'it was {state.word.lower()}', True, 'the run goes on from its last checkpoint')
+    )
     self.create()
 
   def pause(self, found: Trouble):
@@ -108,22 +112,30 @@ class Babysitter:
     if self.job.backend == 'gke':
       return None
     codes = [int(word) for word in call(read_exits(self.job)).stdout.split() if word.isdecimal()]
-    failed = [code for code in codes if code not in (DONE, *AGAIN)]
+    failed = [code for code in codes if code not in (EXIT_SUCCESS, *RESTARTABLE_EXIT_CODES)]
     hosts = self.job.accelerator.hosts * self.job.slices
     if len(codes) == hosts and not any(codes):
       say(self.job, f'done on {hosts} hosts; removing the machines')
       for command in self.backend.delete(self.job):
         call(command)
       return 0
-    if len(codes) == hosts and not failed:  # Hosts are started again after this code, but for a stop.
+    if (
+      len(codes) == hosts and not failed
+    ):  # Hosts are started again after this code, but for a stop.
       say(self.job, f'stopped on {hosts} hosts. The machines are still there, and paid for')
       say(self.job, f'`launch delete {self.job.name}` removes them')
-      return RESTART
+      return EXIT_RESTART
     self.failing = self.failing + 1 if failed else 0
     if self.failing < CONFIRM:
       return None
-    say(self.job, f'{len(failed)} of {hosts} hosts failed, exit code {failed[0]}. The machines are still there, and paid for')
-    say(self.job, f'`launch logs {self.job.name}` shows why, `launch delete {self.job.name}` removes them')
+    say(
+      self.job,
+      f'{len(failed)} of {hosts} hosts failed, exit code {failed[0]}. The machines are still there, and paid for',
+    )
+    say(
+      self.job,
+      f'`launch logs {self.job.name}` shows why, `launch delete {self.job.name}` removes them',
+    )
     return failed[0]
 
   def state(self) -> State:
@@ -133,16 +145,22 @@ class Babysitter:
       if not done.returncode:
         return self.backend.read(done.stdout)
       if GONE.search(done.stderr):
-        raise UserError(f'{self.job.name} is gone: somebody deleted it. The same `launch` goes on from its last checkpoint')
+        raise UserError(
+          f'{self.job.name} is gone: somebody deleted it. The same `launch` goes on from its last checkpoint'
+        )
       self.pause(known(self.job, done))
 
 
 def call(command: list[str]) -> subprocess.CompletedProcess:
   """Runs a command of the cloud's. UserError where it is not installed."""
   try:
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return subprocess.run(
+      command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
   except FileNotFoundError:
-    raise UserError(f'{command[0]} is not installed here, or not on PATH{INSTALL.get(command[0], "")}') from None
+    raise UserError(
+      f'{command[0]} is not installed here, or not on PATH{INSTALL.get(command[0], "")}'
+    ) from None
 
 
 INSTALL = {
@@ -163,12 +181,18 @@ def known(job: Job, done: subprocess.CompletedProcess) -> Trouble:
 def explain(job: Job, found: Trouble | None, message: str) -> str:
   """An error in one line: what it is, what the cloud said, what to do."""
   text = first_line(message)
-  return f'{job.name}: {found.what}: {found.remedy}. It was said: {text}' if found else f'{job.name}: {text}'
+  return (
+    f'{job.name}: {found.what}: {found.remedy}. It was said: {text}'
+    if found
+    else f'{job.name}: {text}'
+  )
 
 
 def first_line(message: str) -> str:
   """What an error message begins with."""
-  return next((line.strip() for line in message.splitlines() if line.strip()), 'no reason given')[:300]
+  return next((line.strip() for line in message.splitlines() if line.strip()), 'no reason given')[
+    :300
+  ]
 
 
 def read_exits(job: Job) -> list[str]:

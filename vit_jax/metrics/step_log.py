@@ -16,36 +16,43 @@ import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from vit_jax.config import Config
-from vit_jax.data.loader import most_bad, why_bad
+from vit_jax.data.loader import diagnose_bad_example, max_bad_examples
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.metrics.writer import Metrics, read_lines
+from vit_jax.metrics.writer import MetricsWriter, read_record_lines
 
-SHOWN = 8  # Examples named on the screen at a time; metrics.jsonl has all.
-WHY = {'not_finite': 'its loss or gradients are not finite', 'spikes': 'its loss or gradient norm is a spike'}
+MAX_PRINTED_IDS = 8  # Examples named on the screen at a time; metrics.jsonl has all.
+SKIP_REASON_TEXTS = {
+  'not_finite': 'its loss or gradients are not finite',
+  'spikes': 'its loss or gradient norm is a spike',
+}
 
 
-def open_ledger(config: Config, workdir: Path, metrics: Metrics, source: Source, *, step: int) -> 'Ledger':
+def open_step_log(
+  config: Config, workdir: Path, metrics: MetricsWriter, source: Source, *, step: int
+) -> 'StepLog':
   """The account of the steps of a run on `source` after `step`."""
   examples, batch, pixels = len(source), config.data.batch, config.data.max_pixels
-  return Ledger(
+  return StepLog(
     workdir,
     metrics,
     step=step,
     log_ids=config.log_ids,
     max_bad_steps=config.optim.max_bad_steps,
-    max_bad_images=lambda step: most_bad(config.data, examples) * -(-step * batch // examples),  # Of each epoch begun.
-    why_bad=lambda i: ': '.join(why_bad(source, i, pixels)),
+    max_bad_images=lambda step: (
+      max_bad_examples(config.data, examples) * -(-step * batch // examples)
+    ),  # Of each epoch begun.
+    why_bad=lambda i: ': '.join(diagnose_bad_example(source, i, pixels)),
   )
 
 
-class Ledger:
+class StepLog:
   """The account of one run's steps, which all hosts keep alike."""
 
   def __init__(
     self,
     workdir: Path,
-    metrics: Metrics,
+    metrics: MetricsWriter,
     *,
     step: int,
     log_ids: bool,
@@ -54,16 +61,28 @@ class Ledger:
     why_bad: Callable[[int], str],
   ):
     """Goes on after `step`, with what was left out until there. `max_bad_images`: those that a run may have met by a step;
-    `why_bad`: an example -> what it is called, and what is wrong with it."""
+    `diagnose_bad_example`: an example -> what it is called, and what is wrong with it."""
     self.hopeless = ''  # Why the run should end, once it should.
-    self._metrics, self._max_bad, self._max_bad_images, self._why_bad = metrics, max_bad_steps, max_bad_images, why_bad
+    self._metrics, self._max_bad, self._max_bad_images, self._why_bad = (
+      metrics,
+      max_bad_steps,
+      max_bad_images,
+      why_bad,
+    )
     self._ids_path = workdir / 'ids.jsonl' if log_ids else None
     self._unread, self._values = [], []
     # The first host's account is everybody's: it alone writes the file. A run that gave up there starts to count anew.
-    counts = [left_out_before(metrics.records, step) % max_bad_steps, unreadable_before(metrics.records)]
+    counts = [
+      count_left_out_streak(metrics.records, step) % max_bad_steps,
+      count_unreadable_images(metrics.records),
+    ]
     self._in_a_row, self._bad_images = broadcast_one_to_all(np.array(counts, np.int32)).tolist()
     if self._ids_path and not jax.process_index():
-      self._ids_path.write_text(''.join(line for line in read_lines(self._ids_path) if json.loads(line)['step'] <= step))
+      self._ids_path.write_text(
+        ''.join(
+          line for line in read_record_lines(self._ids_path) if json.loads(line)['step'] <= step
+        )
+      )
 
   def add(self, step: int, values: dict[str, jax.Array], ids: np.ndarray):
     """A step that is on its way: what `train_step` gives, and this host's examples [b], where ~i is an i that can not be read.
@@ -85,13 +104,14 @@ class Ledger:
     steps, values, ids = zip(*self._unread, strict=True)
     self._unread, values = [], jax.device_get(values)
     self._values += values
-    why = [next((name for name in WHY if each[name]), '') for each in values]
+    why = [next((name for name in SKIP_REASON_TEXTS if each[name]), '') for each in values]
     skipped = [each['skipped'].item() for each in values]
-    ids = of_all_hosts(ids) if self._ids_path or any(why) or any(skipped) else ids
+    ids = all_gather_rows(ids) if self._ids_path or any(why) or any(skipped) else ids
     if self._ids_path and not jax.process_index():
       lines = zip(steps, values, ids, strict=True)
       lines = [
-        {'step': step, 'loss': each['loss'].item().hex(), 'ids': np.maximum(row, ~row).tolist()} for step, each, row in lines
+        {'step': step, 'loss': each['loss'].item().hex(), 'ids': np.maximum(row, ~row).tolist()}
+        for step, each, row in lines
       ]
       with self._ids_path.open('a') as file:
         file.writelines(json.dumps(line) + '\n' for line in lines)
@@ -104,49 +124,57 @@ class Ledger:
 
   def _left_out(self, step: int, reason: str, ids: list[int]):
     self._metrics.note(step, {'left_out': reason, 'ids': ids})
-    shown = ', '.join(map(str, ids[:SHOWN])) + (', … (all in metrics.jsonl)' if len(ids) > SHOWN else '')
-    self._metrics.say(f'step {step} changes nothing: {WHY[reason]}; examples {shown}')
+    shown = ', '.join(map(str, ids[:MAX_PRINTED_IDS])) + (
+      ', … (all in metrics.jsonl)' if len(ids) > MAX_PRINTED_IDS else ''
+    )
+    self._metrics.say(f'step {step} changes nothing: {SKIP_REASON_TEXTS[reason]}; examples {shown}')
     if self._in_a_row == self._max_bad and not self.hopeless:
       self.hopeless = (
         f'steps {step - self._max_bad + 1} to {step} were left out, config.optim.max_bad_steps={self._max_bad} in a row: '
-        f'of the last, {WHY[reason]}. What is saved is as it was before them; metrics.jsonl names their examples'
+        f'of the last, {SKIP_REASON_TEXTS[reason]}. What is saved is as it was before them; metrics.jsonl names their examples'
       )
 
   def _unreadable(self, step: int, ids: list[int]):
     self._metrics.note(step, {'unreadable': ids})
     if not jax.process_index():
-      for i in ids[:SHOWN]:
+      for i in ids[:MAX_PRINTED_IDS]:
         self._metrics.say(f'step {step} goes without example {i}: {self._why_bad(i)}')
     self._bad_images += len(ids)
     if self._bad_images > (most := self._max_bad_images(step)):
       raise UserError(
-        f'by step {step} {self._bad_images} images could not be read, and config.data.bad_budget allows {most}; the last is '
+        f'by step {step} {self._bad_images} images could not be read, and config.data.max_bad_fraction allows {most}; the last is '
         f'{self._why_bad(ids[-1])}. Replace or remove such files, or allow more'
       )
 
   def record(self) -> dict[str, float]:
     """What the settled steps since the last record say together: means over those that counted, and how many did not."""
     values, self._values = self._values, []
-    counted = [each for each in values if not any(each[name] for name in WHY)] or values
+    counted = [
+      each for each in values if not any(each[name] for name in SKIP_REASON_TEXTS)
+    ] or values
     out = {name: float(np.mean([each[name] for each in counted])) for name in ('loss', 'grad_norm')}
     out |= {'lr': values[-1]['lr'].item()}
-    return out | {name: sum(each[name].item() for each in values) for name in ('skipped', *WHY)}
+    return out | {
+      name: sum(each[name].item() for each in values) for name in ('skipped', *SKIP_REASON_TEXTS)
+    }
 
 
-def left_out_before(records: list[dict], step: int) -> int:
+def count_left_out_streak(records: list[dict], step: int) -> int:
   """Steps in a row, with `step` the last, that were left out."""
   left_out = {record['step'] for record in records if 'left_out' in record}
   return next(count for count in range(step + 1) if step - count not in left_out)
 
 
-def unreadable_before(records: list[dict]) -> int:
+def count_unreadable_images(records: list[dict]) -> int:
   """Images that could not be read, over all steps."""
   return sum(len(record.get('unreadable', ())) for record in records)
 
 
-def of_all_hosts(rows: tuple[np.ndarray, ...]) -> np.ndarray:
+def all_gather_rows(rows: tuple[np.ndarray, ...]) -> np.ndarray:
   """This host's int64 [b] of each step -> [steps, b of all hosts], in the order of the global batch."""
   if jax.process_count() == 1:
     return np.stack(rows)
-  parts = process_allgather(np.stack(rows).view(np.int32))  # Halves, since JAX would drop the upper ones. [hosts, steps, 2 b].
+  parts = process_allgather(
+    np.stack(rows).view(np.int32)
+  )  # Halves, since JAX would drop the upper ones. [hosts, steps, 2 b].
   return np.concatenate([np.ascontiguousarray(part).view(np.int64) for part in parts], axis=1)

@@ -19,7 +19,7 @@ import tqdm
 from vit_jax.errors import UserError
 
 
-class Metrics:
+class MetricsWriter:
   """The records of one run. Only the first host makes one that writes."""
 
   def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
@@ -28,10 +28,12 @@ class Metrics:
     self._bar, self.records = None, []  # Those that were there, on the host that writes.
     if not write:
       return
-    kept = [line for line in read_lines(self._path) if json.loads(line)['step'] <= step]
+    kept = [line for line in read_record_lines(self._path) if json.loads(line)['step'] <= step]
     self._path.write_text(''.join(kept))
     self.records = [json.loads(line) for line in kept]
-    self._tensorboard = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=30)
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=30
+    )
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=steps, initial=step, unit='step', dynamic_ncols=True)
 
@@ -39,7 +41,9 @@ class Metrics:
     """Writes `values` of `step` everywhere but to the screen."""
     if not self._write:
       return
-    self.note(step, {name: value if math.isfinite(value) else str(value) for name, value in values.items()})
+    self.note(
+      step, {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+    )
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
 
@@ -51,7 +55,11 @@ class Metrics:
 
   def progress(self, step: int, values: dict[str, float]):
     """The progress line: loss, learning rate, images a second and, where it is known, the share of the chip's peak."""
-    shown = {'loss': f'{values["loss"]:.4f}', 'lr': f'{values["lr"]:.2e}', 'img/s': f'{values["images_per_second"]:,.0f}'}
+    shown = {
+      'loss': f'{values["loss"]:.4f}',
+      'lr': f'{values["lr"]:.2e}',
+      'img/s': f'{values["images_per_second"]:,.0f}',
+    }
     if 'mfu' in values:
       shown['mfu'] = f'{values["mfu"]:.1%}'
     if self._bar:
@@ -96,7 +104,7 @@ class Stopwatch:
     self._start += time.monotonic() - began
 
 
-def read_lines(path: Path) -> list[str]:
+def read_record_lines(path: Path) -> list[str]:
   """The lines of a file of records; none where it doesn't exist. A last one that a crash cut short is left out.
 
   UserError for any other that is no record of a step.
@@ -107,44 +115,53 @@ def read_lines(path: Path) -> list[str]:
     try:
       operator.index(json.loads(line)['step'])
     except (ValueError, TypeError, KeyError):
-      raise UserError(f'{path}, line {number} is no record of a step: {line[:80]!r}; remove it') from None
+      raise UserError(
+        f'{path}, line {number} is no record of a step: {line[:80]!r}; remove it'
+      ) from None
   return lines
 
 
 def read_metrics(workdir: Path) -> list[dict]:
   """All records of a run."""
-  return [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')]
+  return [json.loads(line) for line in read_record_lines(workdir / 'metrics.jsonl')]
 
 
-def evaluations(workdir: Path) -> list[dict]:
+def evaluation_records(workdir: Path) -> list[dict]:
   """The records of a run that evaluations made."""
-  return [record for record in read_metrics(workdir) if any(name.endswith('_loss') for name in record)]
+  return [
+    record for record in read_metrics(workdir) if any(name.endswith('_loss') for name in record)
+  ]
 
 
-def examinations(workdir: Path) -> list[dict]:
-  """The records that config.evals made."""
+def probe_records(workdir: Path) -> list[dict]:
+  """The records that config.probes made."""
   return [record for record in read_metrics(workdir) if any('/' in name for name in record)]
 
 
-def at_steps(records: list[dict]) -> set[int]:
+def steps_of_records(records: list[dict]) -> set[int]:
   """After which steps they were made."""
   return {record['step'] for record in records}
 
 
-def in_words(result: dict[str, float]) -> str:
+def format_metrics(result: dict[str, float]) -> str:
   """An evaluation for the screen."""
-  return '  '.join(f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}' for name, value in result.items())
+  return '  '.join(
+    f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
+    for name, value in result.items()
+  )
 
 
-def draw_curves(workdir: Path) -> Path:
+def plot_curves(workdir: Path) -> Path:
   """curves.png: the loss in training and evaluation, the accuracy, and the learning rate, over the steps."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import, and used once a run.
+  from matplotlib.backends.backend_agg import (
+    FigureCanvasAgg,
+  )  # Slow to import, and used once a run.
   from matplotlib.figure import Figure
 
   records = read_metrics(workdir)
   panels = {
-    'loss': [n for n in names(records) if n == 'loss' or n.endswith('_loss')],
-    'accuracy': [n for n in names(records) if n.endswith('_accuracy')],
+    'loss': [n for n in metric_names(records) if n == 'loss' or n.endswith('_loss')],
+    'accuracy': [n for n in metric_names(records) if n.endswith('_accuracy')],
     'learning rate': ['lr'],
   }
   figure = Figure(figsize=(12, 3.5), layout='constrained')
@@ -161,6 +178,6 @@ def draw_curves(workdir: Path) -> Path:
   return workdir / 'curves.png'
 
 
-def names(records: list[dict]) -> list[str]:
+def metric_names(records: list[dict]) -> list[str]:
   """The keys of the records, in the order in which they first appear."""
   return list(dict.fromkeys(name for record in records for name in record))

@@ -5,11 +5,11 @@ import math
 import re
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.variants import taps
+from vit_jax.models.variants import conv_taps
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Block:
+class MBConvShape:
   """An inverted bottleneck: channels in, hidden and out, and the side and stride of its depthwise convolution."""
 
   before: int
@@ -24,7 +24,7 @@ class EfficientNetShape:
   """Channels of the stem, the blocks of each stage, the width of the features; `lite` without squeeze-excite, with relu6."""
 
   stem: int
-  stages: tuple[tuple[Block, ...], ...]
+  stages: tuple[tuple[MBConvShape, ...], ...]
   width: int
   lite: bool
 
@@ -44,11 +44,11 @@ class EfficientNetShape:
 
   def flops(self, size: tuple[int, int]) -> float:
     """Of one forward pass over one image of `size`, a multiply-add counting 2: without norms and head."""
-    total, (h, w) = taps(size, 3, 2) * 3 * self.stem, (-(-side // 2) for side in size)
+    total, (h, w) = conv_taps(size, 3, 2) * 3 * self.stem, (-(-side // 2) for side in size)
     for block in (block for stage in self.stages for block in stage):
       total += h * w * block.before * block.hidden if block.hidden != block.before else 0
-      total += taps((h, w), block.kernel, block.stride) * block.hidden
-      total += 0 if self.lite else 2 * block.hidden * squeezed(block)
+      total += conv_taps((h, w), block.kernel, block.stride) * block.hidden
+      total += 0 if self.lite else 2 * block.hidden * squeeze_channels(block)
       h, w = -(-h // block.stride), -(-w // block.stride)
       total += h * w * block.hidden * block.channels
     return 2.0 * (total + h * w * self.stages[-1][-1].channels * self.width)
@@ -56,7 +56,7 @@ class EfficientNetShape:
 
 # arXiv 1905.11946, Table 1: the blocks of B0.
 # blocks kernel stride expansion channels
-STAGES = (
+B0_STAGES = (
   (1,    3,     1,     1,        16),
   (2,    3,     2,     6,        24),
   (2,    5,     2,     6,        40),
@@ -65,11 +65,11 @@ STAGES = (
   (4,    5,     2,     6,       192),
   (1,    3,     1,     6,       320),
 )  # fmt: skip
-STEM, TOP = 32, 1280
+B0_STEM_CHANNELS, B0_TOP_CHANNELS = 32, 1280
 
 # Factors of the width and the depth; the published pixels and dropout before the head. google-research/noisystudent.
 # name    width depth  pixels dropout
-SCALES = {
+EFFICIENTNET_SCALES = {
   'B0':    (1.0,  1.0,  224,   0.2),
   'B1':    (1.0,  1.1,  240,   0.2),
   'B2':    (1.1,  1.2,  260,   0.3),
@@ -81,7 +81,7 @@ SCALES = {
   'L2':    (4.3,  5.3,  800,   0.5),
   'Lite0': (1.0,  1.0,  224,   0.2),
 }  # fmt: skip
-PREFIX = 'EfficientNet-'
+EFFICIENTNET_PREFIX = 'EfficientNet-'
 
 
 def efficientnet_shape(variant: str) -> EfficientNetShape:
@@ -89,31 +89,35 @@ def efficientnet_shape(variant: str) -> EfficientNetShape:
 
   UserError for a name that is not in the table.
   """
-  name = variant.removeprefix(PREFIX)
+  name = variant.removeprefix(EFFICIENTNET_PREFIX)
   own = re.fullmatch(r'(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)', name)
-  if not own and name not in SCALES:
-    raise UserError(f'config.model.variant={variant!r}: there is no EfficientNet {name!r}.{did_you_mean(name, SCALES)}')
-  width, depth = map(float, own.groups()) if own else SCALES[name][:2]
+  if not own and name not in EFFICIENTNET_SCALES:
+    raise UserError(
+      f'config.model.variant={variant!r}: there is no EfficientNet {name!r}.{did_you_mean(name, EFFICIENTNET_SCALES)}'
+    )
+  width, depth = map(float, own.groups()) if own else EFFICIENTNET_SCALES[name][:2]
   lite = name.startswith('Lite')  # Whose ends are not scaled.
-  before = stem = STEM if lite else channels_of(STEM, width)
+  before = stem = B0_STEM_CHANNELS if lite else round_channels(B0_STEM_CHANNELS, width)
   stages = []
-  for i, (blocks, kernel, stride, expansion, channels) in enumerate(STAGES):
-    after, stage = channels_of(channels, width), []
-    fixed = lite and i in (0, len(STAGES) - 1)
+  for i, (blocks, kernel, stride, expansion, channels) in enumerate(B0_STAGES):
+    after, stage = round_channels(channels, width), []
+    fixed = lite and i in (0, len(B0_STAGES) - 1)
     for k in range(blocks if fixed else math.ceil(depth * blocks)):
-      stage.append(Block(before, before * expansion, after, kernel, 1 if k else stride))
+      stage.append(MBConvShape(before, before * expansion, after, kernel, 1 if k else stride))
       before = after
     stages.append(tuple(stage))
-  return EfficientNetShape(stem, tuple(stages), TOP if lite else channels_of(TOP, width), lite)
+  return EfficientNetShape(
+    stem, tuple(stages), B0_TOP_CHANNELS if lite else round_channels(B0_TOP_CHANNELS, width), lite
+  )
 
 
-def channels_of(channels: int, width: float) -> int:
+def round_channels(channels: int, width: float) -> int:
   """Channels times the factor, to the nearest multiple of 8 that takes away no more than a tenth."""
   scaled = channels * width
   nearest = max(8, int(scaled + 4) // 8 * 8)
   return nearest + 8 if nearest < 0.9 * scaled else nearest
 
 
-def squeezed(block: Block) -> int:
+def squeeze_channels(block: MBConvShape) -> int:
   """Channels between a block's squeeze and its excitation."""
   return max(1, block.before // 4)

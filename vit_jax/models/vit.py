@@ -15,90 +15,41 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.attention import attend, self_attention, split, weights
-from vit_jax.models.dropout import Dropout, keep_path
-from vit_jax.models.ends import logits, normalised
-from vit_jax.models.positions import LEARNED, PositionEmbedding, RelativePositions, refuse_positions, sincos2d
-from vit_jax.models.resnet import v1
-from vit_jax.models.variants import Shape, shape
+from vit_jax.errors import UserError
+from vit_jax.models.attention import Attention
+from vit_jax.models.layers import (
+  LEARNED_POSITIONS,
+  Dropout,
+  PositionEmbedding,
+  apply_drop_path,
+  apply_head,
+  normalize_images,
+  sincos2d_embedding,
+)
+from vit_jax.models.resnet import resnet_v1
+from vit_jax.models.variants import ViTShape, vit_shape
 
-GELU = {'tanh': functools.partial(nn.gelu, approximate=True), 'erf': functools.partial(nn.gelu, approximate=False)}
+GELU_FUNCTIONS = {
+  'tanh': functools.partial(nn.gelu, approximate=True),
+  'erf': functools.partial(nn.gelu, approximate=False),
+}
 # What a block's backward pass need not compute again, by config.model.remat.
-REMAT = {
-  'none': lambda operation, *_, **__: operation.name not in COPIES,
+REMAT_POLICIES = {
+  'none': lambda operation, *_, **__: operation.name not in REGATHERED_PRIMITIVES,
   'vit': jax.checkpoint_policies.save_only_these_names('qkv', 'attended', 'projected', 'hidden'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 # Gathered parameters and copies of them, where devices hold parts: gathered again, so that no device holds them all.
-COPIES = ('linear_call', 'broadcast_in_dim', 'concatenate', 'convert_element_type', 'name', 'reshape', 'transpose')
-
-xavier = functools.partial(nn.initializers.variance_scaling, 1.0, 'fan_avg', 'uniform')
-
-
-class Affine(nn.Module):
-  """The kernel and bias of a linear map, for callers that multiply in their own way."""
-
-  shape: tuple[int, ...]
-  bias_shape: tuple[int, ...]
-  initializer: Callable
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    kernel = self.param('kernel', self.initializer, self.shape)
-    bias = self.param('bias', nn.initializers.zeros, self.bias_shape)
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
-
-
-class Attention(nn.Module):
-  """Multi-head attention of `x` [b, n, d] over `context` [b, m, d], or over itself -> [b, n, d].
-
-  Of a grid [b, h, n, d] each row attends to itself alone.
-  """
-
-  heads: int
-  how: str
-  dtype: jnp.dtype
-  relative: bool = False  # Scores know the offset from query to key.
-
-  @nn.compact
-  def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-    d, heads = x.shape[-1], (self.heads, x.shape[-1] // self.heads)
-    affine = functools.partial(Affine, (d, *heads), heads, xavier(in_axis=0, out_axis=(1, 2)), self.dtype)
-    query, key, value = (affine(name=name)() for name in ('query', 'key', 'value'))
-    kernel, bias = Affine((*heads, d), (d,), xavier(in_axis=(0, 1), out_axis=2), self.dtype, name='out')()
-    if context is None:
-      qkv_kernel, qkv_bias = side_by_side(query, key, value)
-      rows = x.reshape(-1, *x.shape[-2:])
-      qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d], and one product
-      q, k, v = split(qkv + qkv_bias, self.heads)
-      offsets = RelativePositions(name='relative')(q) if self.relative else None
-      if x.ndim == 3:
-        self.look(q, k, offsets)
-      out = attend(q, k, v, offsets) if self.relative else self_attention(qkv, qkv_bias, self.heads, self.how)
-    else:
-      affine = lambda x, w, b: (x @ w.T + b).reshape(*x.shape[:-1], -1, heads[1])
-      q = affine(x, *side_by_side(query))
-      k, v = jnp.split(affine(context, *side_by_side(key, value)), 2, axis=2)
-      self.look(q, k)
-      out = attend(q, k, v)
-    return checkpoint_name(checkpoint_name(out.reshape(x.shape), 'attended') @ kernel.reshape(d, d) + bias, 'projected')
-
-  def look(self, q: jax.Array, k: jax.Array, offsets: jax.Array | None = None):
-    """Keeps the attention weights where somebody asks for them: mutable=['attention']."""
-    if self.is_mutable_collection('attention') and not self.is_initializing():
-      self.sow('attention', 'weights', weights(q, k, offsets))
-
-
-def side_by_side(*affines: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Linear maps [d, h, c] with biases [h, c] as one, for one matrix product: [maps·h·c, d] and [maps·h·c].
-
-  Transposed, as a TPU holds them: there c would be padded to 128 if it came last.
-  """
-  kernels, biases = zip(*affines, strict=True)
-  kernels = [einops.rearrange(kernel, 'd h c -> (h c) d') for kernel in kernels]
-  return jnp.concatenate(kernels), jnp.concatenate([bias.reshape(-1) for bias in biases])
+REGATHERED_PRIMITIVES = (
+  'linear_call',
+  'broadcast_in_dim',
+  'concatenate',
+  'convert_element_type',
+  'name',
+  'reshape',
+  'transpose',
+)
 
 
 class MlpBlock(nn.Module):
@@ -112,11 +63,14 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6)
+      nn.Dense,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(1e-6),
     )
     drop = Dropout(self.dropout, deterministic=not train)
     hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')
-    hidden = drop(GELU[self.gelu](hidden))
+    hidden = drop(GELU_FUNCTIONS[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
@@ -135,12 +89,20 @@ class EncoderBlock(nn.Module):
   positions: Callable | None = None  # Makes those of this block alone.
 
   @nn.compact
-  def __call__(self, x: jax.Array, drop_path: jax.Array, shared: jax.Array | None, train: bool) -> tuple[jax.Array, None]:
+  def __call__(
+    self, x: jax.Array, drop_path: jax.Array, shared: jax.Array | None, train: bool
+  ) -> tuple[jax.Array, None]:
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-    attention = Attention(self.heads, self.attention, self.dtype, self.relative, name='MultiHeadDotProductAttention_1')
+    attention = Attention(
+      self.heads, self.attention, self.dtype, self.relative, name='MultiHeadDotProductAttention_1'
+    )
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
     drop = Dropout(self.dropout, deterministic=not train)
-    path = lambda branch: keep_path(branch, self.make_rng('dropout'), drop_path) if train and self.drop_paths else branch
+    path = lambda branch: (
+      apply_drop_path(branch, self.make_rng('dropout'), drop_path)
+      if train and self.drop_paths
+      else branch
+    )
     x = x if shared is None else x + shared
     x = x + self.positions()(x) if self.positions else x
     x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
@@ -164,7 +126,9 @@ class PatchEmbedding(nn.Module):
     x = einops.rearrange(images, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=q)
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     x = norm(name='norm_before')(x) if self.norms else x
-    lecun = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3)
+    lecun = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3
+    )
     kernel = self.param('kernel', lecun, (p, q, c, self.width)).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
     x = x @ kernel.reshape(-1, self.width) + bias
@@ -182,7 +146,9 @@ class MapHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])).astype(self.dtype)
+    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])).astype(
+      self.dtype
+    )
     probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
     x = Attention(self.heads, 'xla', self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
     norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0')
@@ -195,7 +161,7 @@ class Transformer(nn.Module):
   """Tokens [b, n, d], or in their grid [b, h, w, d], -> the same: the blocks, one after another, and a norm."""
 
   config: ModelConfig
-  shape: Shape
+  shape: ViTShape
   grid: tuple[int, int]
   dtype: jnp.dtype
   gather: Callable | None = None
@@ -204,17 +170,26 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, registers: jax.Array | None, train: bool) -> jax.Array:
     c, s = self.config, self.shape
-    positions, shared = functools.partial(PositionEmbedding, c.position, self.grid, name='posembed_input'), None
-    if c.position in LEARNED and c.position_at != 'every':
+    positions, shared = (
+      functools.partial(PositionEmbedding, c.position, self.grid, name='posembed_input'),
+      None,
+    )
+    if c.position in LEARNED_POSITIONS and c.position_at != 'every':
       shared = positions()(x)
-    if c.position in LEARNED and c.position_at == 'stem':
+    if c.position in LEARNED_POSITIONS and c.position_at == 'stem':
       x, shared = x + shared, None
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
-    block = self.block if self.gather is None else nn.map_variables(self.block, 'params', self.gather)
+    block = (
+      self.block if self.gather is None else nn.map_variables(self.block, 'params', self.gather)
+    )
     if c.remat != 'none' or self.gather:
-      loop = 0 < c.unroll < self.shape.depth  # Without one XLA would see both passes, and keep what is computed in each.
-      block = nn.remat(block, prevent_cse=not loop, static_argnums=(4,), policy=REMAT[c.remat])
+      loop = (
+        0 < c.unroll < self.shape.depth
+      )  # Without one XLA would see both passes, and keep what is computed in each.
+      block = nn.remat(
+        block, prevent_cse=not loop, static_argnums=(4,), policy=REMAT_POLICIES[c.remat]
+      )
     # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
     blocks = nn.scan(
       block,
@@ -241,9 +216,11 @@ class VisionTransformer(nn.Module):
   """
 
   config: ModelConfig
-  shape: Shape
+  shape: ViTShape
   classes: int
-  gather: Callable | None = None  # A block's {'params': …} as it lies on a device -> the whole of it.
+  gather: Callable | None = (
+    None  # A block's {'params': …} as it lies on a device -> the whole of it.
+  )
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -254,28 +231,34 @@ class VisionTransformer(nn.Module):
     if c.hidden_head:
       x = jnp.tanh(nn.Dense(self.shape.width, dtype=jnp.dtype(c.dtype), name='pre_logits')(x))
     self.sow('features', 'features', x)
-    return x if not self.classes else logits(x, self.classes, c)
+    return x if not self.classes else apply_head(x, self.classes, c)
 
   def embed(self, images: jax.Array) -> jax.Array:
     """Images [b, H, W, 3] -> patches [b, h·w, d]."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x = normalised(images, c)
-    x = v1(self.shape.stem, x, dtype) if self.shape.stem else x
-    return PatchEmbedding(self.shape.width, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
+    x = normalize_images(images, c)
+    x = resnet_v1(self.shape.stem, x, dtype) if self.shape.stem else x
+    return PatchEmbedding(
+      self.shape.width, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding'
+    )(x)
 
   def encode(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
     """Patches [b, h·w, d] -> tokens [b, n, d] after the last norm; the class token, where there is one, is the first."""
     c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
     if c.position == 'sincos2d':
-      x = x + sincos2d(grid, d).astype(dtype)
+      x = x + sincos2d_embedding(grid, d).astype(dtype)
     if c.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, d)).astype(dtype)
       x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, d)), x], axis=1)
     tokens, registers = x.shape[1], None
     if c.registers:
-      registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(dtype)
+      registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(
+        dtype
+      )
       registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
-    return Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(x, registers, train)[:, :tokens]
+    return Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(
+      x, registers, train
+    )[:, :tokens]
 
   def pool(self, x: jax.Array) -> jax.Array:
     """Tokens [b, n, d] -> [b, d]."""
@@ -287,9 +270,34 @@ class VisionTransformer(nn.Module):
     return MapHead(s.mlp, s.heads, c.gelu, c.norm_eps, jnp.dtype(c.dtype), name='MAPHead_0')(x)
 
 
-def vit(config: ModelConfig, classes: int) -> VisionTransformer:
+def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
   """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
   c = config
-  s = shape(c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads, stem_width=c.stem_width)
-  refuse_positions(config, s.width)
+  s = vit_shape(
+    c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads, stem_width=c.stem_width
+  )
+  check_positions(config, s.width)
   return VisionTransformer(config, s, classes)
+
+
+def check_positions(config: ModelConfig, width: int):
+  """UserError where the position embeddings of a model of that width do not go together with the rest of it."""
+  kind, where = (
+    f'config.model.position={config.position!r}',
+    f'config.model.position_at={config.position_at!r}',
+  )
+  parts = {'sincos2d': 4, 'learned2d': 2}.get(config.position, 1)
+  if width % parts:
+    raise UserError(f'{kind}: a width of {width} does not divide by {parts}')
+  if config.position_at != 'stem' and config.position not in LEARNED_POSITIONS:
+    raise UserError(
+      f'{where}: only {" and ".join(LEARNED_POSITIONS)} are added to tokens there, not {config.position}'
+    )
+  if config.position_at != 'stem' and config.registers:
+    raise UserError(
+      f'{where}: config.model.registers={config.registers} have no positions; use stem'
+    )
+  if config.position == 'relative' and config.attention not in ('auto', 'xla'):
+    raise UserError(
+      f'{kind}: config.model.attention={config.attention!r} has no place for it in its scores; use xla'
+    )

@@ -15,7 +15,7 @@ def multi_hot(labels: jax.Array, classes: int) -> jax.Array:
   return jax.nn.one_hot(labels, classes).max(axis=1)
 
 
-def targets_of(labels: jax.Array, classes: int) -> jax.Array:
+def labels_to_targets(labels: jax.Array, classes: int) -> jax.Array:
   """What a batch's labels say of each class: float32 [b, k]. Those of a mixture (data/mixture.py) say it themselves."""
   return labels if jnp.issubdtype(labels.dtype, jnp.floating) else multi_hot(labels, classes)
 
@@ -32,7 +32,7 @@ def sigmoid_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) 
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
 
-def training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """(logits, targets) -> [b], whose mean over the batch is minimised.
 
   The targets of a mixture are smoothed already, those of them that are to be, and the mean over its batch counts as that over
@@ -44,7 +44,7 @@ def training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]
   return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
 
 
-def colour_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
+def color_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
   """Cross-entropy [b], the mean over the masked patches and their colours, of (logits [b, m, t, 512], int [b, m, t])."""
   del targets  # Of labels.
   return optax.softmax_cross_entropy_with_integer_labels(*said).mean(axis=(1, 2))
@@ -57,4 +57,4 @@ def pixel_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Arr
 
 
 LOSSES: dict[str, Callable] = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss}
-MASK_LOSSES: dict[str, Callable] = {'colour': colour_loss, 'grid': colour_loss, 'pixels': pixel_loss}
+MASK_LOSSES: dict[str, Callable] = {'colour': color_loss, 'grid': color_loss, 'pixels': pixel_loss}

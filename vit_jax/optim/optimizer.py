@@ -10,22 +10,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.config import OptimConfig, duration
+from vit_jax.config import OptimConfig, parse_duration
 from vit_jax.errors import UserError
-from vit_jax.models.norm import STATISTICS
-from vit_jax.optim.spike_guard import watched
+from vit_jax.models.layers import RUNNING_STATISTICS
+from vit_jax.optim.spike_guard import guard_spikes
 
-BLOCKS = 'Transformer/encoderblock/'
-HEAD = 'head/kernel'
+BLOCK_PATH_PREFIX = 'Transformer/encoderblock/'
+HEAD_KERNEL_PATH = 'head/kernel'
 
 
-def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule:
+def make_lr_schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule:
   """Step -> learning rate: a decay over the steps after the warm-up, times the warm-up's ramp, then the cool-down's.
 
   At the last step the linear and cosine decays, and every cool-down, are at `lr_end` (arXiv 2010.11929, Table 3).
   """
-  warmup, cooldown = (duration(getattr(config, name), name=f'optim.{name}', steps=steps, epoch=epoch) for name in RAMPS)
-  decay = DECAYS[config.schedule](config, steps - warmup, [drop - warmup for drop in drops_of(config, steps, epoch)])
+  warmup, cooldown = (
+    parse_duration(getattr(config, name), name=f'optim.{name}', steps=steps, epoch=epoch)
+    for name in RAMP_SETTINGS
+  )
+  decay = LR_DECAYS[config.schedule](
+    config, steps - warmup, [drop - warmup for drop in lr_boundary_steps(config, steps, epoch)]
+  )
 
   def lr(step):
     rate = decay(jnp.maximum(step - warmup, 0))
@@ -36,21 +41,31 @@ def schedule(config: OptimConfig, *, steps: int, epoch: float) -> optax.Schedule
   return lr
 
 
-RAMPS = ('warmup', 'cooldown')
-DECAYS = {
+RAMP_SETTINGS = ('warmup', 'cooldown')
+LR_DECAYS = {
   'constant': lambda c, steps, _: optax.constant_schedule(c.lr),
   'linear': lambda c, steps, _: optax.linear_schedule(c.lr, c.lr_end, steps),
-  'cosine': lambda c, steps, _: optax.cosine_decay_schedule(c.lr, steps, alpha=c.lr_end / c.lr if c.lr else 0),
+  'cosine': lambda c, steps, _: optax.cosine_decay_schedule(
+    c.lr, steps, alpha=c.lr_end / c.lr if c.lr else 0
+  ),
   # arXiv 2106.04560: 1/sqrt(t) from the end of the warm-up on.
   'rsqrt': lambda c, steps, _: lambda step: c.lr / jnp.sqrt(1 + step / c.rsqrt_timescale),
-  'staircase': lambda c, steps, drops: lambda step: c.lr * c.drop ** (step >= jnp.array(drops)).sum(),
+  'staircase': lambda c, steps, drops: (
+    lambda step: c.lr * c.lr_boundary_factor ** (step >= jnp.array(drops)).sum()
+  ),
 }
 
 
-def drops_of(config: OptimConfig, steps: int, epoch: float) -> list[int]:
+def lr_boundary_steps(config: OptimConfig, steps: int, epoch: float) -> list[int]:
   """The steps of the run at which a staircase falls."""
-  at = [duration(text, name='optim.drop_at', steps=steps, epoch=epoch) for text in config.drop_at.split(',') if text]
-  every = duration(config.drop_every, name='optim.drop_every', steps=steps, epoch=epoch)
+  at = [
+    parse_duration(text, name='optim.lr_boundaries', steps=steps, epoch=epoch)
+    for text in config.lr_boundaries.split(',')
+    if text
+  ]
+  every = parse_duration(
+    config.lr_boundary_every, name='optim.lr_boundary_every', steps=steps, epoch=epoch
+  )
   return at + list(range(every, steps, every)) if every else at
 
 
@@ -58,10 +73,14 @@ def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
   """Adafactor as "Scaling Vision Transformers" uses it (arXiv 2106.04560): factored second moments for sides of 32 and up,
   their decay 1 - t^-0.8 at most `b2`, then a moving average of the updates; no parameter scale, no update clipping."""
   decay = lambda step, rate: jnp.minimum(config.b2, 1 - (step + 1.0) ** -rate)
-  rms = functools.partial(optax.scale_by_factored_rms, decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay)
+  rms = functools.partial(
+    optax.scale_by_factored_rms, decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay
+  )
 
   def kind(keys, leaf) -> str:
-    sides = leaf.shape[1:] if path_of(keys).startswith(BLOCKS) else leaf.shape  # The depth is no side of a matrix.
+    sides = (
+      leaf.shape[1:] if param_path(keys).startswith(BLOCK_PATH_PREFIX) else leaf.shape
+    )  # The depth is no side of a matrix.
     return 'factored' if sum(side >= 32 for side in sides) > 1 else 'whole'
 
   kinds = functools.partial(jax.tree.map_with_path, kind)
@@ -71,7 +90,7 @@ def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
   )
 
 
-RULES = {
+UPDATE_RULES = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
   'sgd': lambda c: optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
   'adafactor': scale_by_adafactor,
@@ -83,45 +102,49 @@ RULES = {
 }
 
 
-def optimizer(config: OptimConfig, lr: optax.Schedule, params) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+  config: OptimConfig, lr: optax.Schedule, params
+) -> optax.GradientTransformationExtraArgs:
   """Gradients -> updates: clip, the rule, weight decay, layer-wise rates, the learning rate; frozen parameters get nothing, and
   running statistics what models/norm.py wants.
 
   An update is told the run's `step` and the gradients' `grad_norm`, and where spikes are skipped its `loss`. `params` may be
   shapes. UserError where a pattern matches no parameter, or nothing is left to train.
   """
-  decay = add_decay(config, params) if config.weight_decay else None
+  decay = add_weight_decay(config, params) if config.weight_decay else None
   chain = [
-    clip(config) if config.clip else None,
-    decay if config.couple_decay else None,
-    RULES[config.name](config),
-    None if config.couple_decay else decay,
-    add_head_decay(config, params) if config.weight_decay and config.head_decay != 1 else None,
-    scale_by_layer(config.layer_decay, params) if config.layer_decay != 1 else None,
-    scale_by_rate_of_step(lr),
+    clip_by_grad_norm(config) if config.grad_clip_norm else None,
+    decay if config.coupled_weight_decay else None,
+    UPDATE_RULES[config.name](config),
+    None if config.coupled_weight_decay else decay,
+    add_head_weight_decay(config, params)
+    if config.weight_decay and config.head_weight_decay_factor != 1
+    else None,
+    scale_by_layer_decay(config.layer_decay, params) if config.layer_decay != 1 else None,
+    scale_by_step_lr(lr),
   ]
-  tx = by_kind(config, optax.chain(*(part for part in chain if part)), params)
-  return watched(tx, config.spike_window) if config.skip_spikes else tx
+  tx = partition_by_kind(config, optax.chain(*(part for part in chain if part)), params)
+  return guard_spikes(tx, config.spike_window) if config.skip_spikes else tx
 
 
-def clip(config: OptimConfig) -> optax.GradientTransformation:
-  """Gradients whose global norm is above `clip` scaled down to it.
+def clip_by_grad_norm(config: OptimConfig) -> optax.GradientTransformation:
+  """Gradients whose global norm is above `clip_by_grad_norm` scaled down to it.
 
   By the `grad_norm` that an update is told, which saves reading all gradients again; where parameters are frozen, that of the
   others has to be found first.
   """
-  if config.frozen:
-    return optax.clip_by_global_norm(config.clip)
+  if config.freeze:
+    return optax.clip_by_global_norm(config.grad_clip_norm)
 
   def update(updates, state, params=None, *, grad_norm, **others):
     del params, others
-    scale = config.clip / jnp.maximum(grad_norm, config.clip)
+    scale = config.grad_clip_norm / jnp.maximum(grad_norm, config.grad_clip_norm)
     return jax.tree.map(lambda x: scale.astype(x.dtype) * x, updates), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def scale_by_rate_of_step(lr: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+def scale_by_step_lr(lr: optax.Schedule) -> optax.GradientTransformationExtraArgs:
   """Updates times -lr(`step`), the run's own: a step that is left out delays no schedule, as a count of updates would."""
 
   def update(updates, state, params=None, *, step, **others):
@@ -131,65 +154,99 @@ def scale_by_rate_of_step(lr: optax.Schedule) -> optax.GradientTransformationExt
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def by_kind(config: OptimConfig, tx: optax.GradientTransformation, params) -> optax.GradientTransformation:
+def partition_by_kind(
+  config: OptimConfig, tx: optax.GradientTransformation, params
+) -> optax.GradientTransformation:
   """`tx` for the parameters that are trained; frozen ones get no updates, and running statistics plain SGD."""
-  kinds = {'trained': tx, 'frozen': optax.set_to_zero(), 'statistics': optax.sgd(1 - config.norm_momentum)}
-  labels = kinds_of(config, params)
+  kinds = {
+    'trained': tx,
+    'frozen': optax.set_to_zero(),
+    'statistics': optax.sgd(1 - config.norm_momentum),
+  }
+  labels = label_params_by_kind(config, params)
   present = set(jax.tree.leaves(labels))
   if 'trained' not in present:
-    raise UserError(f'config.optim.frozen={config.frozen!r} matches every parameter: nothing is left to train')
-  return tx if present == {'trained'} else optax.partition({kind: kinds[kind] for kind in present}, labels)
+    raise UserError(
+      f'config.optim.freeze={config.freeze!r} matches every parameter: nothing is left to train'
+    )
+  return (
+    tx
+    if present == {'trained'}
+    else optax.partition({kind: kinds[kind] for kind in present}, labels)
+  )
 
 
-def kinds_of(config: OptimConfig, params):
+def label_params_by_kind(config: OptimConfig, params):
   """A tree that says of each parameter whether it is trained, frozen, or a running statistic of models/norm.py."""
-  frozen = matching(params, config.frozen, 'frozen') if config.frozen else jax.tree.map(lambda _: False, params)
+  frozen = (
+    match_params(params, config.freeze, 'freeze')
+    if config.freeze
+    else jax.tree.map(lambda _: False, params)
+  )
 
   def kind(keys, frozen) -> str:
-    return 'frozen' if frozen else 'statistics' if keys[-1].key in STATISTICS else 'trained'
+    return 'frozen' if frozen else 'statistics' if keys[-1].key in RUNNING_STATISTICS else 'trained'
 
   return jax.tree.map_with_path(kind, frozen)
 
 
-def add_decay(config: OptimConfig, params) -> optax.GradientTransformation:
+def add_weight_decay(config: OptimConfig, params) -> optax.GradientTransformation:
   """The weight decay of the parameters that it is said of."""
-  return optax.add_decayed_weights(config.weight_decay, matching(params, config.decay, 'decay'))
+  return optax.add_decayed_weights(
+    config.weight_decay, match_params(params, config.weight_decay_mask, 'weight_decay_mask')
+  )
 
 
-def add_head_decay(config: OptimConfig, params) -> optax.GradientTransformation:
+def add_head_weight_decay(config: OptimConfig, params) -> optax.GradientTransformation:
   """The weight decay of the head's kernel, where it decays at all, beyond that of the others."""
-  both = jax.tree.map(lambda a, b: a and b, matching(params, config.decay, 'decay'), matching(params, HEAD, 'head_decay'))
-  return optax.add_decayed_weights(config.weight_decay * (config.head_decay - 1), both)
+  both = jax.tree.map(
+    lambda a, b: a and b,
+    match_params(params, config.weight_decay_mask, 'weight_decay_mask'),
+    match_params(params, HEAD_KERNEL_PATH, 'head_weight_decay_factor'),
+  )
+  return optax.add_decayed_weights(
+    config.weight_decay * (config.head_weight_decay_factor - 1), both
+  )
 
 
-def path_of(keys) -> str:
+def param_path(keys) -> str:
   """The path of a leaf from the keys that jax.tree_util gives."""
   return '/'.join(str(key.key) for key in keys)
 
 
-def matching(params, pattern: str, name: str):
+def match_params(params, pattern: str, name: str):
   """A tree of bools: whose path does `pattern` match as a whole? UserError where that is no leaf's."""
-  tree = jax.tree.map_with_path(lambda keys, _: bool(re.fullmatch(pattern, path_of(keys))), params)
+  tree = jax.tree.map_with_path(
+    lambda keys, _: bool(re.fullmatch(pattern, param_path(keys))), params
+  )
   if not any(jax.tree.leaves(tree)):
-    some = path_of(jax.tree.leaves_with_path(params)[0][0])
-    raise UserError(f'config.optim.{name}={pattern!r} matches no parameter; a whole path looks like {some!r}')
+    some = param_path(jax.tree.leaves_with_path(params)[0][0])
+    raise UserError(
+      f'config.optim.{name}={pattern!r} matches no parameter; a whole path looks like {some!r}'
+    )
   return tree
 
 
-def scale_by_layer(decay: float, params) -> optax.GradientTransformation:
+def scale_by_layer_decay(decay: float, params) -> optax.GradientTransformation:
   """Updates times `decay` to the power of a parameter's distance from the head, counted in blocks (arXiv 2106.08254).
 
   The head and the last norm are at 0, block i of L at L - i, all that comes before the blocks at L + 1. `params` are
   those of the whole model, frozen or not, and may be shapes. UserError for a model without such blocks.
   """
-  blocks = (leaf for keys, leaf in jax.tree.leaves_with_path(params) if path_of(keys).startswith(BLOCKS))
+  blocks = (
+    leaf
+    for keys, leaf in jax.tree.leaves_with_path(params)
+    if param_path(keys).startswith(BLOCK_PATH_PREFIX)
+  )
   depth = next((leaf.shape[0] for leaf in blocks), 0)
   if not depth:
-    raise UserError(f'config.optim.layer_decay={decay}: only Transformers have blocks whose learning rates could fall')
+    raise UserError(
+      f'config.optim.layer_decay={decay}: only Transformers have blocks whose learning rates could fall'
+    )
 
   def scale(keys, update):
-    path = path_of(keys)
-    if path.startswith(BLOCKS):
+    path = param_path(keys)
+    if path.startswith(BLOCK_PATH_PREFIX):
       rates = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
       return update * rates.reshape(depth, *[1] * (update.ndim - 1)).astype(update.dtype)
     after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/|patch_head/', path)

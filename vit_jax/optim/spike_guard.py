@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 
-class History(NamedTuple):
+class SpikeHistory(NamedTuple):
   """Of the last steps that were taken, as a ring."""
 
   losses: jax.Array  # float32 [window].
@@ -19,31 +19,39 @@ class History(NamedTuple):
   taken: jax.Array  # int32: steps taken since the start.
 
 
-class Watched(NamedTuple):
+class SpikeGuardState(NamedTuple):
   """An optimizer's state beside a history."""
 
   inner: optax.OptState
-  history: History
+  history: SpikeHistory
 
 
-def watched(tx: optax.GradientTransformation, window: int) -> optax.GradientTransformationExtraArgs:
+def guard_spikes(
+  tx: optax.GradientTransformation, window: int
+) -> optax.GradientTransformationExtraArgs:
   """`tx`, which notes the `loss` and `grad_norm` that its updates come with."""
   inner = optax.with_extra_args_support(tx)
 
   def init(params):
     empty = jnp.zeros(window, jnp.float32)
-    return Watched(inner.init(params), History(empty, empty, jnp.int32(0)))
+    return SpikeGuardState(inner.init(params), SpikeHistory(empty, empty, jnp.int32(0)))
 
   def update(updates, state, params=None, *, loss, grad_norm, **others):
     losses, norms, taken = state.history
-    history = History(losses.at[taken % window].set(loss), norms.at[taken % window].set(grad_norm), taken + 1)
-    updates, after = inner.update(updates, state.inner, params, loss=loss, grad_norm=grad_norm, **others)
-    return updates, Watched(after, history)
+    history = SpikeHistory(
+      losses.at[taken % window].set(loss), norms.at[taken % window].set(grad_norm), taken + 1
+    )
+    updates, after = inner.update(
+      updates, state.inner, params, loss=loss, grad_norm=grad_norm, **others
+    )
+    return updates, SpikeGuardState(after, history)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def is_spike(history: History, loss: jax.Array, norm: jax.Array, deviations: float) -> jax.Array:
+def is_spike(
+  history: SpikeHistory, loss: jax.Array, norm: jax.Array, deviations: float
+) -> jax.Array:
   """Whether either lies more than so many standard deviations above its mean. Never, before the window has been filled once."""
   above = lambda value, past: value > past.mean() + deviations * past.std()
   full = history.taken >= history.losses.size

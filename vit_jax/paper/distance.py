@@ -25,7 +25,9 @@ def between_patches(attention: np.ndarray, patches: int, first: int) -> np.ndarr
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention_distance(attention: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], *, first: int) -> np.ndarray:
+def attention_distance(
+  attention: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], *, first: int
+) -> np.ndarray:
   """Attention [b, l, h, t, t] -> pixels [b, l, h]. `first`: 1 where a class token comes before the patches, else 0."""
   n = grid[0] * grid[1]
   each = np.einsum('...qk,qk->...', between_patches(attention, n, first), distances(grid, stride))
@@ -36,7 +38,18 @@ def draw(axes, pixels: np.ndarray, *, title: str):
   """A dot for every head [l, h], over the depth."""
   depth, heads = pixels.shape
   for head in range(heads):
-    axes.plot(np.arange(depth), pixels[:, head], 'o', markersize=4, label=f'Head {head + 1}' if head < 3 else None)
+    axes.plot(
+      np.arange(depth),
+      pixels[:, head],
+      'o',
+      markersize=4,
+      label=f'Head {head + 1}' if head < 3 else None,
+    )
   axes.plot([], [], ' ', label='…' if heads > 3 else None)
-  axes.set(title=title, xlabel='Network depth (layer)', ylabel='Mean attention distance (pixels)', ylim=(0, None))
+  axes.set(
+    title=title,
+    xlabel='Network depth (layer)',
+    ylabel='Mean attention distance (pixels)',
+    ylim=(0, None),
+  )
   axes.legend(loc='lower right')

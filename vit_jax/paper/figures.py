@@ -60,7 +60,9 @@ def see(model, source=None) -> Seen:
 def grid_of(model) -> tuple[int, int]:
   """Patches (height, width). UserError where the model is no Transformer."""
   if 'Transformer' not in model.params:
-    raise UserError(f'{model.source} is no Transformer: it has neither attention nor position embeddings to look at')
+    raise UserError(
+      f'{model.source} is no Transformer: it has neither attention nor position embeddings to look at'
+    )
   return model.grid
 
 
@@ -78,7 +80,9 @@ def attended(model, source, grid, stride, first) -> tuple[np.ndarray, np.ndarray
   shape = model.model.shape
   batch = max(1, MEMORY // (4 * shape.depth * shape.heads * tokens**2))
   images, pixels, masks = [], [], []
-  for part in eval_batches(source, data_config(model, batch=min(batch, len(source)), bad_images='error'), host=0, hosts=1):
+  for part in eval_batches(
+    source, data_config(model, batch=min(batch, len(source)), bad_images='error'), host=0, hosts=1
+  ):
     weights = np.asarray(model.attention(part['image']))[part['mask']]
     images.append(part['image'][part['mask']])
     pixels.append(distance.attention_distance(weights, grid, stride, first=first))
@@ -89,7 +93,9 @@ def attended(model, source, grid, stride, first) -> tuple[np.ndarray, np.ndarray
 def untrained(model, seed: int = 0):
   """The same model as it is before training."""
   shape = jax.ShapeDtypeStruct((1, *model.size, 3), np.uint8)
-  init = jax.jit(lambda: model.model.init(jax.random.key(seed), np.zeros(shape.shape, shape.dtype))['params'])
+  init = jax.jit(
+    lambda: model.model.init(jax.random.key(seed), np.zeros(shape.shape, shape.dtype))['params']
+  )
   return dataclasses.replace(model, params=jax.device_get(init()), source='untrained')
 
 
@@ -100,11 +106,17 @@ def numbers(seen: Seen) -> dict[str, float]:
     out['filters: variance in 28 components'] = float(seen.variance.sum())
     out['filters: slow waves'] = float(filters.low_frequencies(seen.components).mean())
   if seen.cosines is not None:
-    out |= {f'positions: cosine, {name}': value for name, value in positions.means(seen.cosines, seen.grid).items()}
+    out |= {
+      f'positions: cosine, {name}': value
+      for name, value in positions.means(seen.cosines, seen.grid).items()
+    }
   if seen.pixels is not None:
     share = seen.pixels / seen.uniform
     first, last = share[0], share[-1]
-    out |= {f'distance: first layer, {what.__name__}': float(what(first)) for what in (np.min, np.mean, np.max)}
+    out |= {
+      f'distance: first layer, {what.__name__}': float(what(first))
+      for what in (np.min, np.mean, np.max)
+    }
     out['distance: last layer, mean'] = float(last.mean())
     out['rollout: largest tenth over mean'] = float(rollout.concentration(seen.masks).mean())
   return out
@@ -112,17 +124,29 @@ def numbers(seen: Seen) -> dict[str, float]:
 
 def papers() -> dict[str, dict[str, float]]:
   """The paper's numbers likewise: of ViT-L/16 in 14 epochs of JFT-300M, and of R50+ViT-L/16 where it shows that."""
-  rows = [(row['model'], int(row['layer']), float(row['mean_attention_distance_px'])) for row in published('fig11')]
+  rows = [
+    (row['model'], int(row['layer']), float(row['mean_attention_distance_px']))
+    for row in published('fig11')
+  ]
   uniform = distance.distances((14, 14), (16, 16)).mean()
   out = {}
   for name in dict.fromkeys(model for model, *_ in rows):
-    layers = {layer: np.array([px for model, at, px in rows if (model, at) == (name, layer)]) for _, layer, _ in rows}
+    layers = {
+      layer: np.array([px for model, at, px in rows if (model, at) == (name, layer)])
+      for _, layer, _ in rows
+    }
     first, last = layers[0] / uniform, layers[max(layers)] / uniform
-    out[name] = {f'distance: first layer, {what.__name__}': float(what(first)) for what in (np.min, np.mean, np.max)}
+    out[name] = {
+      f'distance: first layer, {what.__name__}': float(what(first))
+      for what in (np.min, np.mean, np.max)
+    }
     out[name]['distance: last layer, mean'] = float(last.mean())
   for name, matrix in position_similarities().items():
     side = round(len(matrix) ** 0.5)
-    out[name] = {f'positions: cosine, {what}': value for what, value in positions.means(matrix, (side, side)).items()}
+    out[name] = {
+      f'positions: cosine, {what}': value
+      for what, value in positions.means(matrix, (side, side)).items()
+    }
   return out
 
 
@@ -130,9 +154,21 @@ def save(seen: Seen, out: Path, *, title: str, blur: int) -> list[Path]:
   """Writes every figure that there is as PNG into `out`, and its numbers beside it; the files. UserError where that fails."""
   figures = {
     'filters': (seen.components, (6, 4.4), lambda figure: filters.draw(figure, seen.components)),
-    'positions': (seen.cosines, (7, 6), lambda figure: positions.draw(figure, seen.cosines, seen.grid)),
-    'distance': (seen.pixels, (4.5, 3.6), lambda figure: distance.draw(figure.subplots(), seen.pixels, title=title)),
-    'rollout': (seen.masks, rollout.size(seen.images), lambda figure: rollout.draw(figure, shaded(seen, blur))),
+    'positions': (
+      seen.cosines,
+      (7, 6),
+      lambda figure: positions.draw(figure, seen.cosines, seen.grid),
+    ),
+    'distance': (
+      seen.pixels,
+      (4.5, 3.6),
+      lambda figure: distance.draw(figure.subplots(), seen.pixels, title=title),
+    ),
+    'rollout': (
+      seen.masks,
+      rollout.size(seen.images),
+      lambda figure: rollout.draw(figure, shaded(seen, blur)),
+    ),
   }
   written = []
   try:
@@ -142,13 +178,18 @@ def save(seen: Seen, out: Path, *, title: str, blur: int) -> list[Path]:
         picture(out / f'{name}.png', size, draw)
         written += [out / f'{name}.png', DATA[name](out, seen)]
   except OSError as error:
-    raise UserError(f'{error.filename or out} cannot be written: {error.strerror or error}') from None
+    raise UserError(
+      f'{error.filename or out} cannot be written: {error.strerror or error}'
+    ) from None
   return written
 
 
 def shaded(seen: Seen, blur: int) -> list[tuple[np.ndarray, np.ndarray]]:
   """Pairs of an image and the same darkened where nothing is looked at."""
-  return [(image, rollout.shade(image, mask, blur=blur)) for image, mask in zip(seen.images, seen.masks, strict=True)]
+  return [
+    (image, rollout.shade(image, mask, blur=blur))
+    for image, mask in zip(seen.images, seen.masks, strict=True)
+  ]
 
 
 def picture(path: Path, size: tuple[float, float], draw: Callable):
@@ -171,12 +212,16 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
 def save_distances(path: Path, pixels: np.ndarray) -> Path:
   """The columns of the paper's Figure 11 in published.py."""
   lines = [f'{layer},{head},{value:.2f}' for (layer, head), value in np.ndenumerate(pixels)]
-  path.write_text('\n'.join(['layer,head,mean_attention_distance_px', *lines, '']), encoding='utf-8')
+  path.write_text(
+    '\n'.join(['layer,head,mean_attention_distance_px', *lines, '']), encoding='utf-8'
+  )
   return path
 
 
 DATA: dict[str, Callable[[Path, Seen], Path]] = {
-  'filters': lambda out, seen: save_arrays(out / 'filters.npz', components=seen.components, variance=seen.variance),
+  'filters': lambda out, seen: save_arrays(
+    out / 'filters.npz', components=seen.components, variance=seen.variance
+  ),
   'positions': lambda out, seen: save_arrays(out / 'positions.npz', cosines=seen.cosines),
   'distance': lambda out, seen: save_distances(out / 'distance.csv', seen.pixels),
   'rollout': lambda out, seen: save_arrays(out / 'rollout.npz', masks=seen.masks),

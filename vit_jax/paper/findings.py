@@ -12,7 +12,11 @@ def values(records: list[dict], row: str, column: str, metric: str = 'accuracy')
   """Per cent, at the last step, in the order of the seeds."""
   chosen = [r for r in records if (r['row'], r['column'], r['metric']) == (row, column, metric)]
   last = max((int(r['steps']) for r in chosen), default=0)
-  return [100 * float(r['value']) for r in sorted(chosen, key=lambda r: int(r['seed'])) if int(r['steps']) == last]
+  return [
+    100 * float(r['value'])
+    for r in sorted(chosen, key=lambda r: int(r['seed']))
+    if int(r['steps']) == last
+  ]
 
 
 def verdict(differences: list[float], *, small: bool = False) -> str:
@@ -25,7 +29,9 @@ def verdict(differences: list[float], *, small: bool = False) -> str:
   mean = statistics.mean(differences)
   if small:
     return 'yes' if abs(mean) <= 1 else 'no'
-  margin = 2 * statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 1.0
+  margin = (
+    2 * statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 1.0
+  )
   return 'yes' if mean > margin else 'no' if mean < -margin else 'not to be told from chance'
 
 
@@ -45,18 +51,40 @@ def said(differences: list[float]) -> str:
 def data_size(records: list[dict]) -> list[Finding]:
   """Of Figures 3 and 4."""
   smallest, *_, largest = SHARES
-  gap = {share: paired(values(records, 'R-M', share), values(records, 'ViT-M', share)) for share in SHARES}
-  few = [paired(values(records, name, largest, FEWSHOT), values(records, name, smallest, FEWSHOT)) for name in ('ViT-M', 'R-M')]
+  gap = {
+    share: paired(values(records, 'R-M', share), values(records, 'ViT-M', share))
+    for share in SHARES
+  }
+  few = [
+    paired(values(records, name, largest, FEWSHOT), values(records, name, smallest, FEWSHOT))
+    for name in ('ViT-M', 'R-M')
+  ]
   closing = paired(gap[smallest], gap[largest])
   larger = paired(
     paired(values(records, 'ViT-L', largest), values(records, 'ViT-L', smallest)),
     paired(values(records, 'ViT-M', largest), values(records, 'ViT-M', smallest)),
   )
   return [
-    ('a ResNet is ahead with little data', verdict(gap[smallest]), f'R-M less ViT-M on 1/8: {said(gap[smallest])}'),
-    ('ViT catches up with more', verdict(closing), f'on all: {said(gap[largest])}; closer by {said(closing)}'),
-    ('a larger ViT gains more from more data', verdict(larger), f"ViT-L's gain from 1/8 to all less ViT-M's: {said(larger)}"),
-    ('more data helps few-shot', verdict(few[0] + few[1]), f'from 1/8 to all: ViT-M {said(few[0])}, R-M {said(few[1])}'),
+    (
+      'a ResNet is ahead with little data',
+      verdict(gap[smallest]),
+      f'R-M less ViT-M on 1/8: {said(gap[smallest])}',
+    ),
+    (
+      'ViT catches up with more',
+      verdict(closing),
+      f'on all: {said(gap[largest])}; closer by {said(closing)}',
+    ),
+    (
+      'a larger ViT gains more from more data',
+      verdict(larger),
+      f"ViT-L's gain from 1/8 to all less ViT-M's: {said(larger)}",
+    ),
+    (
+      'more data helps few-shot',
+      verdict(few[0] + few[1]),
+      f'from 1/8 to all: ViT-M {said(few[0])}, R-M {said(few[1])}',
+    ),
   ]
 
 
@@ -70,7 +98,11 @@ def scaling(records: list[dict]) -> list[Finding]:
   numbers = f'R+ViT-M less ViT-M {said(medium[0])}, less R-M {said(medium[1])}'
   return [
     ('a hybrid is ahead of ViT at small compute', verdict(medium[0]), numbers),
-    ('its lead vanishes for larger models', verdict(narrows), f'at L: {said(large)}; less by {said(narrows)}'),
+    (
+      'its lead vanishes for larger models',
+      verdict(narrows),
+      f'at L: {said(large)}; less by {said(narrows)}',
+    ),
     ('ViT grows with compute', verdict(growth), f'ViT-L less ViT-S {said(growth)}'),
   ]
 
@@ -95,8 +127,12 @@ def positions(records: list[dict]) -> list[Finding]:
   kinds = dict.fromkeys((r['row'], r['column']) for r in records if r['row'] != 'none')
   base = values(records, '1-D learned', 'Stem only')
   none = paired(base, values(records, 'none', 'Stem only'))
-  others = {key: paired(values(records, *key), base) for key in kinds if key != ('1-D learned', 'Stem only')}
-  widest = max(others.items(), key=lambda pair: abs(statistics.mean(pair[1] or [0])), default=(('', ''), []))
+  others = {
+    key: paired(values(records, *key), base) for key in kinds if key != ('1-D learned', 'Stem only')
+  }
+  widest = max(
+    others.items(), key=lambda pair: abs(statistics.mean(pair[1] or [0])), default=(('', ''), [])
+  )
   return [
     ('position embeddings matter', verdict(none), f'1-D learned less none {said(none)}'),
     (
@@ -125,7 +161,11 @@ def transfer(records: list[dict]) -> list[Finding]:
   """Of Table 5 and §3.2."""
   models = ('ViT-M', 'R-M', 'R+ViT-M')
   over = lambda column, a, b: [
-    d for m in models for d in paired(values(records, f'{m} from {a}', column), values(records, f'{m} from {b}', column))
+    d
+    for m in models
+    for d in paired(
+      values(records, f'{m} from {a}', column), values(records, f'{m} from {b}', column)
+    )
   ]
   across = lambda high, low: [
     d
@@ -133,7 +173,10 @@ def transfer(records: list[dict]) -> list[Finding]:
     for s in ('1/8', '1')
     for d in paired(values(records, f'{m} from {s}', high), values(records, f'{m} from {s}', low))
   ]
-  more, higher = over('digits', '1', '1/8'), across('Fashion-MNIST at 64 px', 'Fashion-MNIST at 32 px')
+  more, higher = (
+    over('digits', '1', '1/8'),
+    across('Fashion-MNIST at 64 px', 'Fashion-MNIST at 32 px'),
+  )
   return [
     (
       'more pre-training data transfers better',
@@ -150,8 +193,19 @@ def transfer(records: list[dict]) -> list[Finding]:
 
 def masked_patches(records: list[dict]) -> list[Finding]:
   """Of §4.6."""
-  gain = paired(*(values(records, row, 'Fashion-MNIST, 500 labels') for row in ('masked patches first', 'from scratch')))
-  return [('masked patches before fine-tuning beat none', verdict(gain), f'at as many steps of fine-tuning: {said(gain)}')]
+  gain = paired(
+    *(
+      values(records, row, 'Fashion-MNIST, 500 labels')
+      for row in ('masked patches first', 'from scratch')
+    )
+  )
+  return [
+    (
+      'masked patches before fine-tuning beat none',
+      verdict(gain),
+      f'at as many steps of fine-tuning: {said(gain)}',
+    )
+  ]
 
 
 FINDINGS: dict[str, Callable[[list[dict]], list[Finding]]] = {

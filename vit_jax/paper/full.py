@@ -6,15 +6,23 @@ JFT-300M is not public: `standin` puts ImageNet-21k in its place, with the recip
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from vit_jax.data.vtab import TASKS
-from vit_jax.models.families import family
+from vit_jax.data.vtab import VTAB_TASKS
+from vit_jax.models.families import family_name
 from vit_jax.paper.published import published
 from vit_jax.paper.runs import Run, module, with_seeds
 
 JFT, IMAGENET_21K, IMAGENET = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
-PRETRAIN, FINETUNE, HYPERRULE = 'configs/pretrain.py', 'configs/finetune.py', 'configs/bit_finetune.py'
+PRETRAIN, FINETUNE, HYPERRULE = (
+  'configs/pretrain.py',
+  'configs/finetune.py',
+  'configs/bit_finetune.py',
+)
 ARGUMENT = {JFT: 'jft', IMAGENET_21K: 'imagenet21k', IMAGENET: 'imagenet'}
-STANDIN = {'data.train': 'folder:imagenet21k', 'data.split': 'train[51200:]', 'data.eval_split': 'train[:25600]'}
+STANDIN = {
+  'data.train': 'folder:imagenet21k',
+  'data.split': 'train[51200:]',
+  'data.eval_split': 'train[:25600]',
+}
 
 # Table 4, App. B.1.1. Data set: configs/finetune.py's argument, and from where on the training split is held out in the sweep.
 TARGETS = {
@@ -24,25 +32,33 @@ TARGETS = {
   'Oxford Flowers-102': ('flowers', '90%'),
   'Oxford-IIIT-Pets': ('pets', '90%'),
 }
-FEWSHOT = ('fewshot:tfds:imagenet2012',)  # What Figures 4, 8, 9 and 13 and Table 8 have: ImageNet, five images a class.
+FEWSHOT = (
+  'fewshot:tfds:imagenet2012',
+)  # What Figures 4, 8, 9 and 13 and Table 8 have: ImageNet, five images a class.
 SHOT5 = ('imagenet2012_5shot',)
 
 
-def pretrained(model: str, data: str, epochs: int = 0, /, *, row: str = '', column: str = '', **settings) -> Run:
+def pretrained(
+  model: str, data: str, epochs: int = 0, /, *, row: str = '', column: str = '', **settings
+) -> Run:
   """A row of Table 3 with settings (__ for a dot) of its own; H/14 on ImageNet-21k, which has none, by L/16's."""
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   if (model, data) == ('H/14', IMAGENET_21K):
     model, settings = 'L/16', {'model.variant': 'H/14'} | settings
   argument = ','.join([model, ARGUMENT[data], *([str(epochs)] if epochs else [])])
-  return Run(row=row or model, column=column or data, config=f'{PRETRAIN}:{argument}', settings=settings)
+  return Run(
+    row=row or model, column=column or data, config=f'{PRETRAIN}:{argument}', settings=settings
+  )
 
 
-def finetuned(start: Run | str, model: str, target: str, *, row: str, column: str, **settings) -> list[Run]:
+def finetuned(
+  start: Run | str, model: str, target: str, *, row: str, column: str, **settings
+) -> list[Run]:
   """Table 4's recipe at the best learning rate of a sweep, or for ResNets the BiT-HyperRule where that is better; then three
   seeds on the whole training set. The paper does not say on which images the rule was better; here it is on those held out."""
   data, held_out = TARGETS[target]
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
-  real = {'evals': ('real',)} if target == IMAGENET else {}
+  real = {'probes': ('real',)} if target == IMAGENET else {}
   run = Run(
     row=row,
     column=column,
@@ -52,14 +68,19 @@ def finetuned(start: Run | str, model: str, target: str, *, row: str, column: st
     measures=('accuracy', 'real/imagenet2012_top1') if real else ('accuracy',),
     rates=module(FINETUNE).RECIPES[data][-1],
     held_out=held_out,
-    otherwise=f'{HYPERRULE}:{model},{data}' if family(model) == 'BiT ResNet' else '',
+    otherwise=f'{HYPERRULE}:{model},{data}' if family_name(model) == 'BiT ResNet' else '',
   )
   return with_seeds([run])
 
 
-def few_shot(model: str, data: str, epochs: int = 0, /, *, row: str, column: str, **settings) -> Run:
+def few_shot(
+  model: str, data: str, epochs: int = 0, /, *, row: str, column: str, **settings
+) -> Run:
   """A pre-training run that is judged by ImageNet 5-shot."""
-  return dataclasses.replace(pretrained(model, data, epochs, row=row, column=column, evals=FEWSHOT, **settings), measures=SHOT5)
+  return dataclasses.replace(
+    pretrained(model, data, epochs, row=row, column=column, probes=FEWSHOT, **settings),
+    measures=SHOT5,
+  )
 
 
 def table_2_models() -> dict[str, Run]:
@@ -90,7 +111,9 @@ def table_5(sets: Iterable[str] = (IMAGENET, IMAGENET_21K, JFT)) -> list[Run]:
       if (model, data) != ('H/14', IMAGENET):
         start = pretrained(model, data, 14 if (model, data) == ('L/16', JFT) else 0)
         runs += [
-          run for target in TARGETS for run in finetuned(start, model, target, row=f'{data}, {target}', column=f'ViT-{model}')
+          run
+          for target in TARGETS
+          for run in finetuned(start, model, target, row=f'{data}, {target}', column=f'ViT-{model}')
         ]
   return runs
 
@@ -101,7 +124,9 @@ def table_6() -> list[Run]:
   for row in published('table6'):
     model, name = variant(row['Model']), f'{row["Model"]}, {row["Epochs"]} epochs'
     start = pretrained(model, JFT, int(row['Epochs']))
-    runs += [run for target in TARGETS for run in finetuned(start, model, target, row=name, column=target)]
+    runs += [
+      run for target in TARGETS for run in finetuned(start, model, target, row=name, column=target)
+    ]
   return runs
 
 
@@ -117,13 +142,22 @@ def table_7() -> list[Run]:
   for model, title in (('R50x1', 'R50'), ('R152x2', 'R152x2')):
     sgd = Run(row=model, column=JFT, config=f'configs/bit_pretrain.py:{model},jft,7')
     for kind, start in {'Adam': pretrained(model, JFT, 7), 'SGD': sgd}.items():
-      runs += [run for target in TARGETS for run in finetuned(start, model, target, row=target, column=f'{title} {kind}')]
+      runs += [
+        run
+        for target in TARGETS
+        for run in finetuned(start, model, target, row=target, column=f'{title} {kind}')
+      ]
   return runs
 
 
 def table_8() -> list[Run]:
   """Position embeddings of ViT-B/16."""
-  kinds = {'none': 'none', '1-D learned': 'learned', '2-D learned': 'learned2d', 'relative': 'relative'}
+  kinds = {
+    'none': 'none',
+    '1-D learned': 'learned',
+    '2-D learned': 'learned2d',
+    'relative': 'relative',
+  }
   places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
   return [
     few_shot('B/16', JFT, row=row, column=column, model__position=kind, model__position_at=place)
@@ -143,12 +177,20 @@ def figure_4() -> list[Run]:
     'R50x1 (BiT)': 'R50x1',
     'R152x2 (BiT)': 'R152x2',
   }
-  halved = {'model__width': 384, 'model__mlp': 1536, 'model__heads': 6}  # Every width of B halved, by heads of 64.
+  halved = {
+    'model__width': 384,
+    'model__mlp': 1536,
+    'model__heads': 6,
+  }  # Every width of B halved, by heads of 64.
   runs = []
   for row, model in models.items():
     for millions in ('9.06', '30.2', '90.6', '302'):
-      images = {'data__split': f'train[50000:{50_000 + round(float(millions) * 1e6)}]', 'epochs': 0.0, 'steps': 518_000}
-      images |= {'evals_every': '5%', **(halved if row == 'ViT-b/32' else {})}
+      images = {
+        'data__split': f'train[50000:{50_000 + round(float(millions) * 1e6)}]',
+        'epochs': 0.0,
+        'steps': 518_000,
+      }
+      images |= {'probe_every': '5%', **(halved if row == 'ViT-b/32' else {})}
       runs.append(few_shot(model, JFT, 7, row=row, column=f'{millions}M', **images))
   return runs
 
@@ -159,7 +201,9 @@ def figure_8() -> list[Run]:
   scaled = {
     'Base': [{}],
     'Depth': [{'model__depth': depth} for depth in (2, 4, 16, 25, 50)],
-    'Width': [{'model__width': width, 'model__heads': width // 64} for width in (448, 704, 1408, 1920)],
+    'Width': [
+      {'model__width': width, 'model__heads': width // 64} for width in (448, 704, 1408, 1920)
+    ],
     'Width MLP': [{'model__mlp': mlp} for mlp in (4096, 9216)],
     'Patch size': [{'model__variant': f'B/{patch}'} for patch in (56, 28, 16)],
     'All': [
@@ -167,7 +211,9 @@ def figure_8() -> list[Run]:
       {'model__depth': 16, 'model__width': 2048, 'model__mlp': 4096, 'model__heads': 32},
     ],
   }
-  named = lambda settings: ' '.join(f'{name.partition("__")[2]} {value}' for name, value in settings.items()) or 'base'
+  named = lambda settings: (
+    ' '.join(f'{name.partition("__")[2]} {value}' for name, value in settings.items()) or 'base'
+  )
   return [
     few_shot('B/32', JFT, row=row, column=named(settings), **base | settings)
     for row, choices in scaled.items()
@@ -177,9 +223,15 @@ def figure_8() -> list[Run]:
 
 def figure_9() -> list[Run]:
   """A class token and the mean of the patches; ViT-B/32, as the level and the learning rate suggest."""
-  kinds = {'CLS lr=8e-4': ('token', 8e-4), 'GAP lr=8e-4': ('gap', 8e-4), 'GAP lr=3e-4': ('gap', 3e-4)}
+  kinds = {
+    'CLS lr=8e-4': ('token', 8e-4),
+    'GAP lr=8e-4': ('gap', 8e-4),
+    'GAP lr=3e-4': ('gap', 3e-4),
+  }
   return [
-    few_shot('B/32', JFT, row=name, column='7 epochs', model__pool=pool, optim__lr=lr, evals_every='5%')
+    few_shot(
+      'B/32', JFT, row=name, column='7 epochs', model__pool=pool, optim__lr=lr, probe_every='5%'
+    )
     for name, (pool, lr) in kinds.items()
   ]
 
@@ -188,7 +240,14 @@ def figure_10() -> list[Run]:
   """Three ViT-L/16, whose position embeddings `figures` compares."""
   rows = ((7, 2e-4, 0.01), (7, 4e-4, 0.1), (14, 4e-4, 0.1))
   return [
-    pretrained('L/16', JFT, epochs, row=f'{epochs} epochs, {lr:g}, {decay:g}', optim__lr=lr, optim__weight_decay=decay)
+    pretrained(
+      'L/16',
+      JFT,
+      epochs,
+      row=f'{epochs} epochs, {lr:g}, {decay:g}',
+      optim__lr=lr,
+      optim__weight_decay=decay,
+    )
     for epochs, lr, decay in rows
   ]
 
@@ -198,24 +257,43 @@ def table_9() -> list[Run]:
   runs = []
   for column, start in table_2_models().items():
     config = f'{FINETUNE}:{"H/14" if "H/14" in column else "L/16"},vtab/'
-    runs += [Run(row=task.title, column=column, config=config + name, init=start) for name, task in TASKS.items()]
+    runs += [
+      Run(row=task.title, column=column, config=config + name, init=start)
+      for name, task in VTAB_TASKS.items()
+    ]
   return with_seeds(runs)
 
 
 def figure_13() -> list[Run]:
   """Axial models beside plain ones, at seven epochs."""
-  models = ('AxialViT-B/16', 'AxialViT-B/32', 'ViT-B/16', 'ViT-B/32', 'ResNet50x1', 'AxialResNet50x1')
-  return [few_shot(variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot') for model in models]
+  models = (
+    'AxialViT-B/16',
+    'AxialViT-B/32',
+    'ViT-B/16',
+    'ViT-B/32',
+    'ResNet50x1',
+    'AxialResNet50x1',
+  )
+  return [
+    few_shot(variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot')
+    for model in models
+  ]
 
 
 def self_supervision() -> list[Run]:
   """§4.6: ViT-B/16 from masked patches, from scratch and from labels, each fine-tuned on ImageNet."""
   starts = {
-    'masked patch prediction on JFT-300M (1M steps)': Run(row='B/16', column=JFT, config='configs/self_supervised.py:B/16,jft'),
+    'masked patch prediction on JFT-300M (1M steps)': Run(
+      row='B/16', column=JFT, config='configs/self_supervised.py:B/16,jft'
+    ),
     'none: ImageNet from scratch': pretrained('B/16', IMAGENET),
     'supervised on ImageNet-21k': pretrained('B/16', IMAGENET_21K),
   }
-  return [run for row, start in starts.items() for run in finetuned(start, 'B/16', IMAGENET, row=row, column=IMAGENET)]
+  return [
+    run
+    for row, start in starts.items()
+    for run in finetuned(start, 'B/16', IMAGENET, row=row, column=IMAGENET)
+  ]
 
 
 def only_target(target: str) -> Callable[[Callable[[], list[Run]]], Callable[[], list[Run]]]:
@@ -235,4 +313,6 @@ def standin(run: Run) -> Run:
 def rests_on_jft(runs: Iterable[Run]) -> bool:
   """Whether one of them, or one that they start from, is pre-trained on JFT-300M itself."""
   start = lambda run: start(run.init) if isinstance(run.init, Run) else run
-  return any(',jft' in start(run).config and 'data.train' not in start(run).settings for run in runs)
+  return any(
+    ',jft' in start(run).config and 'data.train' not in start(run).settings for run in runs
+  )

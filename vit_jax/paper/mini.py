@@ -26,14 +26,22 @@ class Effort:
   photos: str = ''  # A folder of photographs in class folders, such as TensorFlow's flower_photos; '' goes without.
 
 
-def pretrain(effort: Effort, model: str, row: str, column: str, *, share: str = '1', **settings) -> Run:
+def pretrain(
+  effort: Effort, model: str, row: str, column: str, *, share: str = '1', **settings
+) -> Run:
   """Of a model of configs/mini.py on a share of Fashion-MNIST; `settings` have __ for a dot."""
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   config = f'configs/mini.py:{model},fashion_mnist'
   if share != '1':
     settings['data.split'] = f'train[:{IMAGES // SHARES[share]}]'
   measures = ('accuracy', FEWSHOT)
-  return Run(row=row, column=column, config=config, settings=scaled(effort, config) | settings, measures=measures)
+  return Run(
+    row=row,
+    column=column,
+    config=config,
+    settings=scaled(effort, config) | settings,
+    measures=measures,
+  )
 
 
 def scaled(effort: Effort, config: str) -> dict[str, object]:
@@ -43,15 +51,24 @@ def scaled(effort: Effort, config: str) -> dict[str, object]:
 
 def data_size(effort: Effort) -> list[Run]:
   """Experiment 2, as Figures 3 and 4: models of one compute, and a larger one, against the size of what they learn from."""
-  runs = [pretrain(effort, model, model, share, share=share) for model in ('ViT-M', 'R-M') for share in SHARES]
+  runs = [
+    pretrain(effort, model, model, share, share=share)
+    for model in ('ViT-M', 'R-M')
+    for share in SHARES
+  ]
   larger = [pretrain(effort, 'ViT-L', 'ViT-L', share, share=share) for share in SHARES]
   return with_seeds(runs, effort.seeds) + with_seeds(larger, effort.seeds[:1])
 
 
 def scaling(effort: Effort) -> list[Run]:
   """Experiment 3, as Table 6 and Figure 5: three families against the compute of their pre-training."""
-  medium = [pretrain(effort, model, model, 'Fashion-MNIST') for model in ('ViT-M', 'R-M', 'R+ViT-M')]
-  others = [pretrain(effort, model, model, 'Fashion-MNIST') for model in ('ViT-S', 'ViT-L', 'R-L', 'R+ViT-L')]
+  medium = [
+    pretrain(effort, model, model, 'Fashion-MNIST') for model in ('ViT-M', 'R-M', 'R+ViT-M')
+  ]
+  others = [
+    pretrain(effort, model, model, 'Fashion-MNIST')
+    for model in ('ViT-S', 'ViT-L', 'R-L', 'R+ViT-L')
+  ]
   return with_seeds(medium, effort.seeds) + with_seeds(others, effort.seeds[:1])
 
 
@@ -59,13 +76,21 @@ def optimizers(effort: Effort) -> list[Run]:
   """As Table 7: ResNets pre-trained with Adam and with SGD."""
   sgd = {'optim__name': 'sgd', 'optim__lr': 0.1, 'optim__weight_decay': 1e-3}
   kinds = {'Adam': {}, 'SGD': sgd}
-  runs = [pretrain(effort, 'R-M', 'Fashion-MNIST', f'R-M {kind}', **settings) for kind, settings in kinds.items()]
+  runs = [
+    pretrain(effort, 'R-M', 'Fashion-MNIST', f'R-M {kind}', **settings)
+    for kind, settings in kinds.items()
+  ]
   return with_seeds(runs, effort.seeds)
 
 
 def positions(effort: Effort) -> list[Run]:
   """As Table 8: position embeddings, by their kind and by where they are added."""
-  kinds = {'none': 'none', '1-D learned': 'learned', '2-D learned': 'learned2d', 'relative': 'relative'}
+  kinds = {
+    'none': 'none',
+    '1-D learned': 'learned',
+    '2-D learned': 'learned2d',
+    'relative': 'relative',
+  }
   places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
   runs = []
   for row, kind in kinds.items():
@@ -84,13 +109,22 @@ def pooling(effort: Effort) -> list[Run]:
     'GAP lr=4e-3': {'model__pool': 'gap'},
     'GAP lr=1.5e-3': {'model__pool': 'gap', 'optim__lr': 1.5e-3},
   }
-  clock = {'eval_every': '25%', 'evals_every': '25%'}
-  runs = [pretrain(effort, 'ViT-M', name, 'Fashion-MNIST', **settings, **clock) for name, settings in kinds.items()]
+  clock = {'eval_every': '25%', 'probe_every': '25%'}
+  runs = [
+    pretrain(effort, 'ViT-M', name, 'Fashion-MNIST', **settings, **clock)
+    for name, settings in kinds.items()
+  ]
   return with_seeds(runs, effort.seeds)
 
 
 # Transfer: data set, its settings in fine-tuning. SGD at 0.03 without weight decay, as Table 4 has it.
-SGD = {'optim.name': 'sgd', 'optim.lr': 0.03, 'optim.schedule': 'cosine', 'optim.weight_decay': 0.0, 'optim.lr_end': 0.0}
+SGD = {
+  'optim.name': 'sgd',
+  'optim.lr': 0.03,
+  'optim.schedule': 'cosine',
+  'optim.weight_decay': 0.0,
+  'optim.lr_end': 0.0,
+}
 TRANSFERS = {
   'digits': ('digits', {'data.batch': 48, 'steps': 150}),
   'digits at 64 px': ('digits', {'data.batch': 48, 'steps': 150, 'data.size': (64, 64)}),
@@ -107,22 +141,28 @@ def transfer(effort: Effort) -> list[Run]:
     for model in ('ViT-M', 'R-M', 'R+ViT-M'):
       for share in ('1/8', '1'):
         (start,) = with_seeds([pretrain(effort, model, model, share, share=share)], (seed,))
-        runs += [finetune(effort, start, share, name) for name in TRANSFERS if effort.photos or 'flowers' not in name]
+        runs += [
+          finetune(effort, start, share, name)
+          for name in TRANSFERS
+          if effort.photos or 'flowers' not in name
+        ]
   return runs
 
 
 def finetune(effort: Effort, start: Run, share: str, name: str) -> Run:
   """`start` on the transfer of that name."""
   data, settings = TRANSFERS[name]
-  settings = settings | SGD | {'evals': (), 'seed': start.settings['seed']}
+  settings = settings | SGD | {'probes': (), 'seed': start.settings['seed']}
   settings |= {'steps': max(3, round(settings['steps'] * effort.steps))}
   settings |= {'data.train': effort.photos} if data == 'flowers' else {}
   config = f'configs/mini.py:{start.row},{data}'
-  return Run(row=f'{start.row} from {share}', column=name, config=config, settings=settings, init=start)
+  return Run(
+    row=f'{start.row} from {share}', column=name, config=config, settings=settings, init=start
+  )
 
 
 # Self-supervision: all images without their labels, in patches of which there are 49, and then the labels of the first 500.
-PATCHES = {'model.variant': 'Ti/4', 'model.pool': 'gap', 'data.size': (28, 28), 'evals': ()}
+PATCHES = {'model.variant': 'Ti/4', 'model.pool': 'gap', 'data.size': (28, 28), 'probes': ()}
 FEW = {'data.split': 'train[:500]', 'data.batch': 48, 'steps': 150}
 
 
@@ -136,7 +176,9 @@ def masked_patches(effort: Effort) -> list[Run]:
   for seed in effort.seeds:
     start = Run(row='ViT-S', column='masked patches', config=config, settings=mask | {'seed': seed})
     for row, init in (('masked patches first', start), ('from scratch', '')):
-      runs.append(Run(row=row, column=column, config=config, settings=few | {'seed': seed}, init=init))
+      runs.append(
+        Run(row=row, column=column, config=config, settings=few | {'seed': seed}, init=init)
+      )
   return runs
 
 

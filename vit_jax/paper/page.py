@@ -27,27 +27,41 @@ class Section:
 
 def from_table(name: str, row: str, columns: list[str]) -> Callable[[], Cells]:
   """The columns of a published table, by its column `row`."""
-  return lambda: {(each[row], column): each[column] for each in published(name) for column in columns}
+  return lambda: {
+    (each[row], column): each[column] for each in published(name) for column in columns
+  }
 
 
 def figure_4() -> Cells:
   sizes = {'9.06': '3 %', '30.2': '10 %', '90.6': '30 %', '302': 'all 302M'}
-  return {(row['model'], sizes[row['n_jft_millions']]): row['imagenet_5shot_pct'] for row in published('fig4')}
+  return {
+    (row['model'], sizes[row['n_jft_millions']]): row['imagenet_5shot_pct']
+    for row in published('fig4')
+  }
 
 
 def table_6() -> Cells:
   columns = ('exaFLOPs', 'ImageNet', 'CIFAR-10', 'CIFAR-100')
-  return {(f'{row["Model"]}, {row["Epochs"]} epochs', name): row[name] for row in published('table6') for name in columns}
+  return {
+    (f'{row["Model"]}, {row["Epochs"]} epochs', name): row[name]
+    for row in published('table6')
+    for name in columns
+  }
 
 
 def figure_9() -> Cells:
   """At the epochs nearest to quarters of the run."""
   rows, wanted = published('fig9'), {'25 %': 1.75, '50 %': 3.5, '75 %': 5.25, '100 %': 7}
   near = lambda series, epoch: min(
-    (row for row in rows if row['series'] == series), key=lambda row: abs(float(row['epoch']) - epoch)
+    (row for row in rows if row['series'] == series),
+    key=lambda row: abs(float(row['epoch']) - epoch),
   )
   series = dict.fromkeys(row['series'] for row in rows)
-  return {(name, share): near(name, epoch)['imagenet_5shot_pct'] for name in series for share, epoch in wanted.items()}
+  return {
+    (name, share): near(name, epoch)['imagenet_5shot_pct']
+    for name in series
+    for share, epoch in wanted.items()
+  }
 
 
 def table_5() -> Cells:
@@ -61,7 +75,10 @@ def table_5() -> Cells:
   }
 
 
-BOTH = {'accuracy': 'Test accuracy on Fashion-MNIST, %', FEWSHOT: 'Digits, 5-shot linear on the frozen features, %'}
+BOTH = {
+  'accuracy': 'Test accuracy on Fashion-MNIST, %',
+  FEWSHOT: 'Digits, 5-shot linear on the frozen features, %',
+}
 SECTIONS = {
   'data_size': Section(
     title='Experiment 2: the size of what is learned from (Figures 3 and 4)',
@@ -120,7 +137,9 @@ SECTIONS = {
 
 def write_page(out: Path, effort: Effort) -> Path:
   """The page about all miniatures of which there are results."""
-  found = {name: read_records(path) for name in SECTIONS if (path := out / f'mini_{name}.csv').is_file()}
+  found = {
+    name: read_records(path) for name in SECTIONS if (path := out / f'mini_{name}.csv').is_file()
+  }
   parts = [introduction(found, effort)]
   for name, records in found.items():
     draw(PLOTS[name], records, out / f'mini_{name}.png')
@@ -141,7 +160,9 @@ def introduction(found: dict[str, list[dict]], effort: Effort) -> str:
   command = f'python -m vit_jax tables mini --effort={effort.steps:g} --seeds={len(effort.seeds)}'
   command += f' --photos={effort.photos}' if effort.photos else ''
   verdicts = ''.join(
-    f'| {text} | {verdict} | {numbers} |\n' for name in found for text, verdict, numbers in FINDINGS[name](found[name])
+    f'| {text} | {verdict} | {numbers} |\n'
+    for name in found
+    for text, verdict, numbers in FINDINGS[name](found[name])
   )
   left = ', '.join(f'`{name}`' for name in SECTIONS if name not in found)
   missing = f'Of these experiments there are no results here: {left}.\n' if left else ''
@@ -163,7 +184,10 @@ mean ± standard deviation over them where there are several. Every number is a 
 
 def others(out: Path) -> list[str]:
   """What else there is to read in the directory."""
-  pages = {path.name: path.read_text(encoding='utf-8').partition('\n')[0].lstrip('# ') for path in sorted(out.glob('*.md'))}
+  pages = {
+    path.name: path.read_text(encoding='utf-8').partition('\n')[0].lstrip('# ')
+    for path in sorted(out.glob('*.md'))
+  }
   links = [f'- [{title}]({name})' for name, title in pages.items() if name != 'README.md']
   return ['\n'.join(['## More', '', *links, ''])] if links else []
 
@@ -173,7 +197,9 @@ def section(name: str, records: list[dict]) -> str:
   s = SECTIONS[name]
   lines = [f'## {s.title}', '', f'The paper: {s.paper}', '', f'![{s.title}](mini_{name}.png)', '']
   for measure, caption in s.measures.items():
-    cells = ours([record for record in records if record['metric'] == measure], by_step=name == 'pooling')
+    cells = ours(
+      [record for record in records if record['metric'] == measure], by_step=name == 'pooling'
+    )
     if cells:
       lines += [f'{caption}, ours:', '', markdown(cells), '']
   if s.theirs:
@@ -213,5 +239,10 @@ def side_by_side(records: list[dict], theirs: Cells) -> str:
   """Of a table at full scale: a part for every measure, with the paper's number in brackets."""
   measures = dict.fromkeys(record['metric'] for record in records)
   beside = lambda key, value: f'{value} ({theirs[key]})' if theirs.get(key) else value
-  part = lambda name: {key: beside(key, value) for key, value in ours([r for r in records if r['metric'] == name]).items()}
-  return '\n\n'.join(f'{name}, % (in brackets the paper)\n\n{markdown(part(name))}' for name in measures)
+  part = lambda name: {
+    key: beside(key, value)
+    for key, value in ours([r for r in records if r['metric'] == name]).items()
+  }
+  return '\n\n'.join(
+    f'{name}, % (in brackets the paper)\n\n{markdown(part(name))}' for name in measures
+  )

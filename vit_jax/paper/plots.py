@@ -4,12 +4,16 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.paper.mini import FEWSHOT, IMAGES, SHARES
 from vit_jax.paper.published import published
 from vit_jax.paper.runs import read
 
-COLORS = {'ViT': 'tab:blue', 'R+': 'tab:green', 'R': 'tab:red'}  # By how a name starts, the first that fits.
+COLORS = {
+  'ViT': 'tab:blue',
+  'R+': 'tab:green',
+  'R': 'tab:red',
+}  # By how a name starts, the first that fits.
 
 
 def draw(plot: Callable, records: list[dict], path: Path):
@@ -33,7 +37,9 @@ def color(name: str) -> str:
   return next((value for start, value in COLORS.items() if name.startswith(start)), 'tab:gray')
 
 
-def points(records: list[dict], metric: str, key: Callable[[dict], object]) -> dict[object, tuple[float, float]]:
+def points(
+  records: list[dict], metric: str, key: Callable[[dict], object]
+) -> dict[object, tuple[float, float]]:
   """{key: (mean, deviation)} in per cent, over the seeds."""
   grouped = {}
   for record in records:
@@ -59,19 +65,35 @@ def data_size(panels, records: list[dict]):
     for model in dict.fromkeys(row for row, _ in found):
       shares = [share for share in SHARES if (model, share) in found]
       xs = [IMAGES // SHARES[share] for share in shares]
-      line(axes, xs, [found[model, share] for share in shares], label=model, color=color(model), ls=styles.get(model, '-'))
+      line(
+        axes,
+        xs,
+        [found[model, share] for share in shares],
+        label=model,
+        color=color(model),
+        ls=styles.get(model, '-'),
+      )
     axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
   for model in dict.fromkeys(row['model'] for row in published('fig4')):
     rows = [row for row in published('fig4') if row['model'] == model]
-    xs, ys = ([float(row[name]) for row in rows] for name in ('n_jft_millions', 'imagenet_5shot_pct'))
-    panels[2].plot(xs, ys, marker='.', label=model, color=color(model), ls='-' if '/16' in model or 'R152' in model else '--')
+    xs, ys = (
+      [float(row[name]) for row in rows] for name in ('n_jft_millions', 'imagenet_5shot_pct')
+    )
+    panels[2].plot(
+      xs,
+      ys,
+      marker='.',
+      label=model,
+      color=color(model),
+      ls='-' if '/16' in model or 'R152' in model else '--',
+    )
   panels[2].set(title='Figure 4: ImageNet 5-shot, %', xlabel='JFT images, millions', xscale='log')
 
 
 def megaflops(record: dict) -> float:
   """Of a forward pass of the model of a record, at its own resolution."""
   config = read(record['config'].split()[0])
-  return build(config.model, 10).shape.flops(config.data.size) / 1e6
+  return build_model(config.model, 10).shape.flops(config.data.size) / 1e6
 
 
 def scaling(panels, records: list[dict]):
@@ -85,18 +107,30 @@ def scaling(panels, records: list[dict]):
     for label, start in families.items():
       names = sorted((name for name in found if name.startswith(start)), key=compute.get)
       if names:
-        line(axes, [compute[name] for name in names], [found[name] for name in names], label=label, color=color(start))
+        line(
+          axes,
+          [compute[name] for name in names],
+          [found[name] for name in names],
+          label=label,
+          color=color(start),
+        )
     axes.set(title=f'ours: {title}', xlabel='MFLOPs of a forward pass', xscale='log')
   for label, start in {'ViT': 'ViT', 'hybrid': 'R50x1+', 'ResNet': 'ResNet'}.items():
     rows = [row for row in published('table6') if row['Model'].startswith(start)]
     pairs = sorted((float(row['exaFLOPs']), average(row)) for row in rows)
-    panels[2].plot(*zip(*pairs, strict=True), 'o', label=label, color=color('R+' if '+' in start else start))
-  panels[2].set(title='Table 6: average of five, %', xlabel='exaFLOPs of pre-training', xscale='log')
+    panels[2].plot(
+      *zip(*pairs, strict=True), 'o', label=label, color=color('R+' if '+' in start else start)
+    )
+  panels[2].set(
+    title='Table 6: average of five, %', xlabel='exaFLOPs of pre-training', xscale='log'
+  )
 
 
 def average(row: dict[str, str]) -> float:
   """Of Figure 5's five data sets."""
-  return statistics.mean(float(row[name]) for name in ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers'))
+  return statistics.mean(
+    float(row[name]) for name in ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')
+  )
 
 
 def bars(axes, pairs: dict[str, tuple[float, float]], title: str):
@@ -130,8 +164,16 @@ def table_7() -> dict[str, tuple[float, float]]:
 
 
 def table_8() -> dict[str, tuple[float, float]]:
-  cells = {(row['Position embedding'], place): cell for row in published('table8') for place, cell in row.items()}
-  return {named(*key): (100 * float(cell), 0.0) for key, cell in cells.items() if cell and key[1] != 'Position embedding'}
+  cells = {
+    (row['Position embedding'], place): cell
+    for row in published('table8')
+    for place, cell in row.items()
+  }
+  return {
+    named(*key): (100 * float(cell), 0.0)
+    for key, cell in cells.items()
+    if cell and key[1] != 'Position embedding'
+  }
 
 
 def named(kind: str, place: str) -> str:
@@ -151,7 +193,11 @@ def pooling(panels, records: list[dict]):
     axes.set(title=f'ours: {title}', xlabel='step')
   for series in dict.fromkeys(row['series'] for row in published('fig9')):
     rows = [row for row in published('fig9') if row['series'] == series]
-    panels[2].plot([float(row['epoch']) for row in rows], [float(row['imagenet_5shot_pct']) for row in rows], label=series)
+    panels[2].plot(
+      [float(row['epoch']) for row in rows],
+      [float(row['imagenet_5shot_pct']) for row in rows],
+      label=series,
+    )
   panels[2].set(title='Figure 9: ImageNet 5-shot, %', xlabel='epoch')
 
 
@@ -168,7 +214,12 @@ def transfer(panels, records: list[dict]):
     axes.set(title=f'ours: {column}, %', xlabel='part of Fashion-MNIST pre-trained on')
   for target in ('ImageNet', 'CIFAR-100', 'Oxford-IIIT-Pets'):
     rows = [row for row in published('table5') if row['Transfer to'] == target]
-    panels[2].plot([row['Pre-train'] for row in rows], [float(row['ViT-L/16']) for row in rows], marker='o', label=target)
+    panels[2].plot(
+      [row['Pre-train'] for row in rows],
+      [float(row['ViT-L/16']) for row in rows],
+      marker='o',
+      label=target,
+    )
   panels[2].set(title='Table 5: ViT-L/16, %')
 
 
@@ -176,11 +227,17 @@ def masked_patches(panels, records: list[dict]):
   """With masked patches first and without; §4.6's."""
   bars(panels[0], points(records, 'accuracy', by_row), 'ours: accuracy, %')
   for seed in sorted({r['seed'] for r in records}):
-    of_seed = {name: mean for name, (mean, _) in points([r for r in records if r['seed'] == seed], 'accuracy', by_row).items()}
+    of_seed = {
+      name: mean
+      for name, (mean, _) in points(
+        [r for r in records if r['seed'] == seed], 'accuracy', by_row
+      ).items()
+    }
     panels[1].plot(list(of_seed), list(of_seed.values()), marker='o', label=f'seed {seed}')
   panels[1].set(title='ours, seed by seed, %')
   theirs = {
-    row['Pre-training'].split(':')[0].split(' on ')[0]: (float(row['ImageNet']), 0.0) for row in published('selfsupervision')
+    row['Pre-training'].split(':')[0].split(' on ')[0]: (float(row['ImageNet']), 0.0)
+    for row in published('selfsupervision')
   }
   bars(panels[2], theirs, '§4.6: ImageNet, %, after pre-training')
 
@@ -189,7 +246,9 @@ PLOTS: dict[str, Callable] = {
   'data_size': data_size,
   'scaling': scaling,
   'optimizers': compared(lambda r: r['column'], table_7, 'Table 7: average of five, %'),
-  'positions': compared(lambda r: named(r['row'], r['column']), table_8, 'Table 8: ImageNet 5-shot, %'),
+  'positions': compared(
+    lambda r: named(r['row'], r['column']), table_8, 'Table 8: ImageNet 5-shot, %'
+  ),
   'pooling': pooling,
   'transfer': transfer,
   'masked_patches': masked_patches,

@@ -27,7 +27,9 @@ def means(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
 def mosaic(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """Similarities [n, n] -> one picture [h·(h + 1), w·(w + 1)]: at each patch's place the map of all others, and gaps of NaN."""
   h, w = grid
-  maps = np.pad(cosines.reshape(h, w, h, w), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+  maps = np.pad(
+    cosines.reshape(h, w, h, w), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan
+  )
   return maps.transpose(0, 2, 1, 3).reshape(h * (h + 1), w * (w + 1))
 
 
@@ -35,8 +37,12 @@ def draw(figure, cosines: np.ndarray, grid: tuple[int, int]):
   """A map for each patch, at its place: how alike all positions are to that one."""
   h, w = grid
   axes = figure.subplots()
-  picture = axes.imshow(mosaic(cosines, grid)[:-1, :-1], vmin=-1, vmax=1, cmap='viridis', interpolation='nearest')
-  axes.set(title='Position embedding similarity', xlabel='Input patch column', ylabel='Input patch row')
+  picture = axes.imshow(
+    mosaic(cosines, grid)[:-1, :-1], vmin=-1, vmax=1, cmap='viridis', interpolation='nearest'
+  )
+  axes.set(
+    title='Position embedding similarity', xlabel='Input patch column', ylabel='Input patch row'
+  )
   axes.set_xticks((w + 1) * np.arange(w) + (w - 1) / 2, np.arange(1, w + 1))
   axes.set_yticks((h + 1) * np.arange(h) + (h - 1) / 2, np.arange(1, h + 1))
   axes.tick_params(length=0)

@@ -23,13 +23,22 @@ CELLS: dict[str, Callable[[dict[str, str]], str]] = {
   'table2': lambda row: row['Dataset'].replace('IIIT Pets', 'IIIT-Pets'),
   'table5': lambda row: f'{row["Pre-train"]}, {row["Transfer to"]}',
   'table6': lambda row: f'{row["Model"]}, {row["Epochs"]} epochs',
-  'table7': lambda row: re.sub(r'CIFAR(?=\d)', 'CIFAR-', row['Dataset']).replace('IIIT Pets', 'IIIT-Pets'),
+  'table7': lambda row: re.sub(r'CIFAR(?=\d)', 'CIFAR-', row['Dataset']).replace(
+    'IIIT Pets', 'IIIT-Pets'
+  ),
   'table8': lambda row: row['Position embedding'],
   'table9': lambda row: row['Task'],
   'selfsupervision': lambda row: row['Pre-training'],
 }
-COLUMNS = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}  # Table 6's, as other tables have them.
-SHARES = ('Stem only', 'Every layer', 'Every layer shared')  # Table 8's, which `cells` has in %, as all others are.
+COLUMNS = {
+  'Pets': 'Oxford-IIIT-Pets',
+  'Flowers': 'Oxford Flowers-102',
+}  # Table 6's, as other tables have them.
+SHARES = (
+  'Stem only',
+  'Every layer',
+  'Every layer shared',
+)  # Table 8's, which `cells` has in %, as all others are.
 
 
 def cells(name: str) -> dict[tuple[str, str], str]:
@@ -37,7 +46,9 @@ def cells(name: str) -> dict[tuple[str, str], str]:
   title = CELLS[name]
   shown = lambda column, cell: percent(cell) if column in SHARES else cell
   return {
-    (title(row), COLUMNS.get(column, column)): shown(column, cell) for row in published(name) for column, cell in row.items()
+    (title(row), COLUMNS.get(column, column)): shown(column, cell)
+    for row in published(name)
+    for column, cell in row.items()
   }
 
 

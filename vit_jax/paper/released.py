@@ -22,7 +22,9 @@ MODELS = {
 }
 
 
-def finetunings(wanted: list[str], changed: Callable[[str], dict[str, object]], seeds: tuple[int, ...]) -> list[Run]:
+def finetunings(
+  wanted: list[str], changed: Callable[[str], dict[str, object]], seeds: tuple[int, ...]
+) -> list[Run]:
   """For each 'VARIANT,DATA' (all of them where none is wanted) the released model of that variant, fine-tuned.
 
   `changed` gives what the person sets otherwise than FILE:ARGUMENT. UserError for a variant or data that Table 5 lacks.
@@ -32,7 +34,9 @@ def finetunings(wanted: list[str], changed: Callable[[str], dict[str, object]], 
     model, _, data = pair.partition(',')
     for name, known in ((model, MODELS), (data, DATA)):
       if name not in known:
-        raise UserError(f'--only {pair}: expected VARIANT,DATA, and there is no {name!r}.{did_you_mean(name, known)}')
+        raise UserError(
+          f'--only {pair}: expected VARIANT,DATA, and there is no {name!r}.{did_you_mean(name, known)}'
+        )
     config = f'{FINETUNE}:{pair}'
     settings = changed(config)
     init = settings.pop('init', '') or MODELS[model]
@@ -53,6 +57,9 @@ def compared(records: list[dict]) -> str:
   cells: Cells = {}
   for model, data in mine:
     row = f'{model}, {data}'
-    cells |= {(row, 'paper'): paper.get((model, data), ''), (row, 'released code'): code.get((model, data), '')}
+    cells |= {
+      (row, 'paper'): paper.get((model, data), ''),
+      (row, 'released code'): code.get((model, data), ''),
+    }
     cells[row, 'ours'] = mine[model, data]
   return markdown(cells)

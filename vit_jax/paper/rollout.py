@@ -34,7 +34,9 @@ def shade(image: np.ndarray, mask: np.ndarray, *, blur: int) -> np.ndarray:
 
   The mask over its largest number, enlarged (Lanczos), blurred by `blur` pixels, and stretched from 0 to 1.
   """
-  large = Image.fromarray(np.uint8(255 * mask / mask.max())).resize(image.shape[1::-1], Image.Resampling.LANCZOS)
+  large = Image.fromarray(np.uint8(255 * mask / mask.max())).resize(
+    image.shape[1::-1], Image.Resampling.LANCZOS
+  )
   soft = np.asarray(large.filter(ImageFilter.GaussianBlur(blur)), np.float64)
   soft = (soft - soft.min()) / max(np.ptp(soft), 1e-9)
   return np.uint8(np.round(image * soft[..., None]))

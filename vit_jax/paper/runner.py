@@ -17,7 +17,19 @@ from vit_jax.paper.runs import ROOT, Run, chain, digest, spelled, sweep, ways, w
 from vit_jax.sharding.mesh import describe_mesh, make_mesh
 from vit_jax.train import train
 
-COLUMNS = ('row', 'column', 'metric', 'value', 'steps', 'seed', 'hours', 'device', 'commit', 'config', 'digest')
+COLUMNS = (
+  'row',
+  'column',
+  'metric',
+  'value',
+  'steps',
+  'seed',
+  'hours',
+  'device',
+  'commit',
+  'config',
+  'digest',
+)
 
 
 def execute(runs: list[Run], root: Path) -> list[dict]:
@@ -28,7 +40,9 @@ def execute(runs: list[Run], root: Path) -> list[dict]:
       done(each, root)
     chosen = best(run, root) if run.swept else run
     records += records_of(run, done(chosen, root))
-    print(f'[{i + 1}/{len(runs)}] {run.row}, {run.column}: {last(records)}', file=sys.stderr, flush=True)
+    print(
+      f'[{i + 1}/{len(runs)}] {run.row}, {run.column}: {last(records)}', file=sys.stderr, flush=True
+    )
   return records
 
 
@@ -46,8 +60,15 @@ def done(run: Run, root: Path) -> dict:
     config = run.built(str(workdir(run.init, root)) if isinstance(run.init, Run) else run.init)
     train(config, where)
     jax.clear_caches()  # Programs of runs that are over.
-    settings = ' '.join(f'{name}={spelled(value)}' for name, value in run.settings.items() if name != 'seed')
-    facts = {'config': f'{run.config} {settings}'.strip(), 'digest': digest(run), 'seed': config.seed, 'commit': commit()}
+    settings = ' '.join(
+      f'{name}={spelled(value)}' for name, value in run.settings.items() if name != 'seed'
+    )
+    facts = {
+      'config': f'{run.config} {settings}'.strip(),
+      'digest': digest(run),
+      'seed': config.seed,
+      'commit': commit(),
+    }
     facts |= {'device': describe_mesh(make_mesh(1, batches={})), **measured(where)}
     (where / '.result.json').write_text(json.dumps(facts, indent=1) + '\n')
     (where / '.result.json').replace(path)  # Whole or not at all.
@@ -60,7 +81,10 @@ def measured(where: Path) -> dict:
   for record in records:
     if 'seconds_per_step' in record:
       seconds, step = seconds + record['seconds_per_step'] * (record['step'] - step), record['step']
-  return {'hours': seconds / 3600, 'records': [record for record in records if 'seconds_per_step' not in record]}
+  return {
+    'hours': seconds / 3600,
+    'records': [record for record in records if 'seconds_per_step' not in record],
+  }
 
 
 def final(result: dict, measure: str) -> float:
@@ -70,10 +94,17 @@ def final(result: dict, measure: str) -> float:
 
 def values(result: dict, measure: str) -> list[tuple[int, float]]:
   """(step, value) of every record that has a measure, 'accuracy' or 'digits_5shot'."""
-  found = [(record['step'], value) for record in result['records'] for name, value in record.items() if is_of(name, measure)]
+  found = [
+    (record['step'], value)
+    for record in result['records']
+    for name, value in record.items()
+    if is_of(name, measure)
+  ]
   if not found:
     names = sorted({name for record in result['records'] for name in record if name != 'step'})
-    raise UserError(f'run {result["digest"]} ({result["config"]}) recorded no {measure!r}, but {", ".join(names)}')
+    raise UserError(
+      f'run {result["digest"]} ({result["config"]}) recorded no {measure!r}, but {", ".join(names)}'
+    )
   return found
 
 
@@ -103,7 +134,9 @@ def commit() -> str:
   git = lambda *args: subprocess.run(
     ['git', '-C', str(ROOT), *args], capture_output=True, text=True, check=False
   ).stdout.strip()
-  return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '--', 'vit_jax', 'configs') else '')
+  return git('rev-parse', '--short', 'HEAD') + (
+    '+' if git('status', '--porcelain', '--', 'vit_jax', 'configs') else ''
+  )
 
 
 def write_records(records: list[dict], path: Path):

@@ -9,8 +9,8 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-from vit_jax.checkpoint.run_directory import FREE
-from vit_jax.config import Config, flat, validate
+from vit_jax.checkpoint.run_directory import MUTABLE_ON_RESUME
+from vit_jax.config import Config, flatten_config, validate
 from vit_jax.errors import UserError
 from vit_jax.tpu.plan import with_settings
 
@@ -25,12 +25,18 @@ class Run:
   row: str
   column: str
   config: str  # FILE:ARGUMENT, as --config takes it.
-  settings: dict[str, object] = dataclasses.field(default_factory=dict)  # {'optim.lr': 0.03}, over the config's own.
-  init: 'Run | str' = ''  # The run that it starts from, or whatever `vit_jax.load` takes; '' means from scratch.
+  settings: dict[str, object] = dataclasses.field(
+    default_factory=dict
+  )  # {'optim.lr': 0.03}, over the config's own.
+  init: 'Run | str' = (
+    ''  # The run that it starts from, or whatever `vit_jax.load` takes; '' means from scratch.
+  )
   measures: tuple[str, ...] = ('accuracy',)  # Of its records: the end of their names.
   rates: tuple[float, ...] = ()  # Learning rates of which the best on examples held out is taken,
   held_out: str = ''  # the last of the training split from here on: '98%'.
-  otherwise: str = ''  # FILE:ARGUMENT of another recipe, which takes part in that choice with its own rate.
+  otherwise: str = (
+    ''  # FILE:ARGUMENT of another recipe, which takes part in that choice with its own rate.
+  )
 
   @property
   def swept(self) -> bool:
@@ -55,7 +61,9 @@ def module(file: str) -> types.ModuleType:
   """A config file of this project."""
   path = ROOT / file
   if not path.is_file():
-    raise UserError(f'{path} is not there: tables are made from a checkout of the project, which has configs/')
+    raise UserError(
+      f'{path} is not there: tables are made from a checkout of the project, which has configs/'
+    )
   spec = importlib.util.spec_from_file_location(path.stem, path)
   spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
   return made
@@ -65,8 +73,10 @@ def module(file: str) -> types.ModuleType:
 def digest(run: Run) -> str:
   """Names the run's directory: a hash of all settings that a number depends on, and of the run that it starts from."""
   start = digest(run.init) if isinstance(run.init, Run) else run.init
-  free = FREE - {'eval_every'}  # It says which numbers there are.
-  config = {name: value for name, value in flat(run.built(start)).items() if name not in free}
+  free = MUTABLE_ON_RESUME - {'eval_every'}  # It says which numbers there are.
+  config = {
+    name: value for name, value in flatten_config(run.built(start)).items() if name not in free
+  }
   return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -80,7 +90,9 @@ def chain(run: Run) -> Iterator[Run]:
 def ways(run: Run) -> list[Run]:
   """The run at each of its learning rates, and by the other recipe if there is one."""
   plain = dataclasses.replace(run, rates=(), otherwise='')
-  rates = [dataclasses.replace(plain, settings=run.settings | {'optim.lr': rate}) for rate in run.rates]
+  rates = [
+    dataclasses.replace(plain, settings=run.settings | {'optim.lr': rate}) for rate in run.rates
+  ]
   return rates + ([dataclasses.replace(plain, config=run.otherwise)] if run.otherwise else [])
 
 
@@ -93,16 +105,30 @@ def without_the_held_out(run: Run) -> Run:
   """The run of a sweep. UserError where its split is cut already."""
   data = run.built('-' if run.init else '').data
   if '[' in data.split:
-    raise UserError(f'{run.config}: the split {data.split!r} is cut already: nothing can be held out of it')
+    raise UserError(
+      f'{run.config}: the split {data.split!r} is cut already: nothing can be held out of it'
+    )
   parts = lambda cut: '+'.join(f'{split}[{cut}]' for split in data.split.split('+'))
-  cut = {'data.eval': data.train, 'data.split': parts(f':{run.held_out}'), 'data.eval_split': parts(f'{run.held_out}:')}
-  settings = {name: value for name, value in run.settings.items() if name != 'seed'} | cut  # One sweep for all seeds.
-  return dataclasses.replace(run, settings=settings | ({'evals': ()} if 'evals' in settings else {}))
+  cut = {
+    'data.eval': data.train,
+    'data.split': parts(f':{run.held_out}'),
+    'data.eval_split': parts(f'{run.held_out}:'),
+  }
+  settings = {
+    name: value for name, value in run.settings.items() if name != 'seed'
+  } | cut  # One sweep for all seeds.
+  return dataclasses.replace(
+    run, settings=settings | ({'probes': ()} if 'probes' in settings else {})
+  )
 
 
 def with_seeds(runs: list[Run], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
   """Each run once for each seed."""
-  return [dataclasses.replace(run, settings=run.settings | {'seed': seed}) for run in runs for seed in seeds]
+  return [
+    dataclasses.replace(run, settings=run.settings | {'seed': seed})
+    for run in runs
+    for seed in seeds
+  ]
 
 
 def workdir(run: Run, root: Path) -> Path:
@@ -116,7 +142,15 @@ def command(run: Run, root: Path) -> str:
   settings = run.settings | ({'init': init} if init else {})
   flags = [f'--config.{name}={spelled(value)}' for name, value in settings.items()]
   script = 'run_finetune.py' if init else 'run_pretrain.py'
-  return ' '.join(['python', script, f'--config={run.config}', *map(quoted, flags), f'--workdir={workdir(run, root)}'])
+  return ' '.join(
+    [
+      'python',
+      script,
+      f'--config={run.config}',
+      *map(quoted, flags),
+      f'--workdir={workdir(run, root)}',
+    ]
+  )
 
 
 def spelled(value: object) -> str:

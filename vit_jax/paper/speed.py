@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.paper.published import published
-from vit_jax.sharding.mesh import describe_mesh, everywhere, make_mesh, rows
-from vit_jax.step import predict
+from vit_jax.sharding.mesh import batch_sharding, describe_mesh, make_mesh, replicated
+from vit_jax.step import predict_logits
 
 LARGEST = 1024  # Images for each device.
 CLASSES = 1000
@@ -32,7 +32,9 @@ class Speed:
   largest: int
 
 
-def measure(models: list[str], sizes: list[int], *, dtype: str, largest: int = LARGEST) -> Iterator[Speed]:
+def measure(
+  models: list[str], sizes: list[int], *, dtype: str, largest: int = LARGEST
+) -> Iterator[Speed]:
   """One after another, each as soon as it is known."""
   mesh = make_mesh(1, batches={})
   for model in models:
@@ -42,18 +44,29 @@ def measure(models: list[str], sizes: list[int], *, dtype: str, largest: int = L
 
 def fastest(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> Speed:
   """Over batches that double until one does not fit, or takes so long that the next would tell nothing new."""
-  built = build(ModelConfig(variant=model, dtype=dtype), CLASSES)
+  built = build_model(ModelConfig(variant=model, dtype=dtype), CLASSES)
   stride = built.shape.stride[0]
   side = round(pixels / stride) * stride  # 70 for patches of 14, as the paper has it.
   init = jax.jit(
-    lambda: built.init(jax.random.key(0), jnp.zeros((1, side, side, 3), jnp.uint8)), out_shardings=everywhere(mesh)
+    lambda: built.init(jax.random.key(0), jnp.zeros((1, side, side, 3), jnp.uint8)),
+    out_shardings=replicated(mesh),
   )
   params = init()['params']
-  run = jax.jit(functools.partial(predict, model=built), in_shardings=(everywhere(mesh), rows(mesh)), out_shardings=rows(mesh))
+  run = jax.jit(
+    functools.partial(predict_logits, model=built),
+    in_shardings=(replicated(mesh), batch_sharding(mesh)),
+    out_shardings=batch_sharding(mesh),
+  )
   best, most, batch = 0.0, 0, 1
   while batch <= largest:
     try:
-      seconds = timed(run, params, jax.device_put(jnp.zeros((batch * mesh.size, side, side, 3), jnp.uint8), rows(mesh)))
+      seconds = timed(
+        run,
+        params,
+        jax.device_put(
+          jnp.zeros((batch * mesh.size, side, side, 3), jnp.uint8), batch_sharding(mesh)
+        ),
+      )
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -78,7 +91,10 @@ def theirs() -> dict[tuple[str, int], tuple[float, int]]:
   for row in published('fig12'):
     key = row['model'].replace('ViT-', ''), int(row['input_px'])
     found.setdefault(key, {})[row['metric']] = float(row['value'])
-  return {key: (each['speed_img_s_core'], int(each.get('max_batch_per_core', 0))) for key, each in found.items()}
+  return {
+    key: (each['speed_img_s_core'], int(each.get('max_batch_per_core', 0)))
+    for key, each in found.items()
+  }
 
 
 def models() -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vit_jax.config import Config, total_steps
-from vit_jax.data.known import KNOWN
+from vit_jax.data.known import DATASET_SIZES
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.paper import full
 from vit_jax.paper.published import CELLS, cells, figure_13, number
 from vit_jax.paper.runs import Run, chain, command, digest, sweep, workdir
@@ -24,7 +24,9 @@ class Item:
   title: str
   runs: Callable[[], list[Run]] | None = None  # At full scale.
   then: str = ''  # A command for each model that the runs end in; {run} is its directory.
-  besides: dict[str, str] = dataclasses.field(default_factory=dict)  # Columns that no run of these makes -> their commands.
+  besides: dict[str, str] = dataclasses.field(
+    default_factory=dict
+  )  # Columns that no run of these makes -> their commands.
   mini: str = ''  # The experiment of mini.py that does it in miniature.
   command: str = ''
   needs: str = ''
@@ -73,7 +75,9 @@ def key_of(name: str) -> str:
   """The key that '5', 'table5', 'fig4' or 'figure4' names. UserError with the nearest."""
   short = name.lower().replace('figure', 'fig').removeprefix('table')
   if short not in ITEMS:
-    raise UserError(f'tables {name}: the paper has no such table or figure here.{did_you_mean(short, ITEMS)}')
+    raise UserError(
+      f'tables {name}: the paper has no such table or figure here.{did_you_mean(short, ITEMS)}'
+    )
   return short
 
 
@@ -131,7 +135,7 @@ def data_sets(runs: list[Run]) -> list[str]:
   for run in every(runs):
     config = built(run)
     found |= dict.fromkeys(filter(None, (config.data.train, config.data.eval)))
-    found |= dict.fromkeys('tfds:imagenet2012' for entry in config.evals)
+    found |= dict.fromkeys('tfds:imagenet2012' for entry in config.probes)
   return [*found]
 
 
@@ -143,8 +147,8 @@ def built(run: Run) -> Config:
 def cost(run: Run) -> float:
   """exaFLOPs of a run, told from its config."""
   config = built(run)
-  examples, classes, _ = KNOWN[config.data.train]
-  flops = build(config.model, classes).shape.flops(config.data.size)
+  examples, classes, _ = DATASET_SIZES[config.data.train]
+  flops = build_model(config.model, classes).shape.flops(config.data.size)
   return exaflops(flops, total_steps(config, examples) * config.data.batch)
 
 
@@ -153,7 +157,9 @@ def short(value: float) -> str:
   return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
-def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: float = MFU) -> Iterator[str]:
+def dry_run(
+  name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: float = MFU
+) -> Iterator[str]:
   """What would be done for a table or figure at full scale, line by line: commands, what they cost, what they need."""
   each, peak = item(name), GENERATIONS[chip].flops
   yield f'{title(name)}: {each.title}'
@@ -165,11 +171,15 @@ def dry_run(name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: flo
     yield f'  {NO_JFT}'
   yield f'  needs {", ".join(data_sets(runs))}'
   total, count, theirs = 0.0, 0, paper_cells(name)
-  paper = lambda *place: f' (the paper: {theirs[place]})' if number(theirs.get(place, '')) is not None else ''
+  paper = lambda *place: (
+    f' (the paper: {theirs[place]})' if number(theirs.get(place, '')) is not None else ''
+  )
   for run in every(runs):
     exa = cost(run)
     total, count = total + exa, count + 1
-    yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (': by the best of its sweep' if run.swept else '')
+    yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (
+      ': by the best of its sweep' if run.swept else ''
+    )
     yield command(run, root)
     yield f'#   {short(exa)} exaFLOPs{paper(run.row, "exaFLOPs")}, {short(chip_hours(exa, peak, mfu))} chip-hours of {chip}'
   for last in dict.fromkeys(workdir(run, root) for run in runs if each.then):

@@ -52,29 +52,50 @@ def adapt(
       fitted[name] = array
     elif name not in old:
       wrong.append(f'{name} is not in the file')
-    elif (out := fit(name, old[name], array.shape, grid=grid, old_grid=old_grid, method=method)) is not None:
+    elif (
+      out := fit(name, old[name], array.shape, grid=grid, old_grid=old_grid, method=method)
+    ) is not None:
       fitted[name] = out
     else:
-      wrong.append(f'{name} is {list(old[name].shape)} in the file, {list(array.shape)} in the model')
-  wrong += [f'{name} {list(old[name].shape)} is not in the model' for name in old if name not in new and not is_head(name)]
+      wrong.append(
+        f'{name} is {list(old[name].shape)} in the file, {list(array.shape)} in the model'
+      )
+  wrong += [
+    f'{name} {list(old[name].shape)} is not in the model'
+    for name in old
+    if name not in new and not is_head(name)
+  ]
   if wrong:
     more = f'; and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     raise UserError('config.init does not fit config.model: ' + '; '.join(wrong[:5]) + more)
   size = lambda tree, name: tree[name].shape if name in tree else None
-  changes = [Change(name, what(name, old.get(name), array), size(old, name), array.shape) for name, array in fitted.items()]
+  changes = [
+    Change(name, what(name, old.get(name), array), size(old, name), array.shape)
+    for name, array in fitted.items()
+  ]
   changes += [Change(name, 'dropped', old[name].shape, None) for name in old if name not in new]
   return flax.traverse_util.unflatten_dict(fitted, sep='/'), changes
 
 
 def refuse_other_classes(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> None:
   """UserError where both flat trees have a head, of different numbers of classes."""
-  theirs, ours = (tree['head/bias'].shape[0] if 'head/bias' in tree else None for tree in (old, new))
+  theirs, ours = (
+    tree['head/bias'].shape[0] if 'head/bias' in tree else None for tree in (old, new)
+  )
   if theirs and ours and theirs != ours:
-    raise UserError(f'the head of config.init has {theirs:,} classes and this task {ours:,}: it cannot be kept, take a new one')
+    raise UserError(
+      f'the head of config.init has {theirs:,} classes and this task {ours:,}: it cannot be kept, take a new one'
+    )
 
 
 def fit(
-  name: str, array: np.ndarray, wanted: tuple[int, ...], *, grid: tuple[int, int], old_grid: tuple[int, int] | None, method: str
+  name: str,
+  array: np.ndarray,
+  wanted: tuple[int, ...],
+  *,
+  grid: tuple[int, int],
+  old_grid: tuple[int, int] | None,
+  method: str,
 ) -> np.ndarray | None:
   """The array in the shape that is wanted, itself where it has it; None where there is no way."""
   if name == POSITION and array.ndim == 3 and array.shape[-1] == wanted[-1]:
@@ -98,11 +119,18 @@ def what(name: str, old: np.ndarray | None, new: np.ndarray) -> str:
 def table(changes: list[Change]) -> list[str]:
   """The lines of a table: a row for every array that was not simply kept, and one for all that were."""
   text = lambda side: '' if side is None else str(list(side))
-  rows = [(change.name, change.what, text(change.old), text(change.new)) for change in changes if change.what != 'kept']
+  rows = [
+    (change.name, change.what, text(change.old), text(change.new))
+    for change in changes
+    if change.what != 'kept'
+  ]
   kept = sum(change.what == 'kept' for change in changes)
   widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
   arrow = lambda old, new: f'{old} -> {new}' if old and new else old or new
-  lines = [f'{name:{widths[0]}}  {word:{widths[1]}}  {arrow(old, new)}' for name, word, old, new in sorted(rows)]
+  lines = [
+    f'{name:{widths[0]}}  {word:{widths[1]}}  {arrow(old, new)}'
+    for name, word, old, new in sorted(rows)
+  ]
   return [*lines, f'{kept} arrays kept']
 
 
@@ -129,4 +157,6 @@ def resample_positions(
   if old_grid == grid:
     return positions
   new = resample_grid(positions[0, extra:].reshape(*old_grid, -1), grid, method)
-  return np.concatenate([positions[:, :extra], new.reshape(1, math.prod(grid), -1)], axis=1).astype(positions.dtype)
+  return np.concatenate([positions[:, :extra], new.reshape(1, math.prod(grid), -1)], axis=1).astype(
+    positions.dtype
+  )

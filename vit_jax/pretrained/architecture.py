@@ -8,9 +8,9 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.efficientnet_variants import PREFIX, SCALES
-from vit_jax.models.families import build
-from vit_jax.models.variants import RESNETS, STEMS, VARIANTS, Stem
+from vit_jax.models.efficientnet_variants import EFFICIENTNET_PREFIX, EFFICIENTNET_SCALES
+from vit_jax.models.families import build_model
+from vit_jax.models.variants import HYBRID_BACKBONES, RESNET_VARIANTS, VIT_VARIANTS, ResNetBackbone
 from vit_jax.step import abstract_params
 
 POSITION = 'Transformer/posembed_input/pos_embedding'
@@ -30,16 +30,20 @@ def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[
   UserError where the arrays are not those of a model that models/families.py can build.
   """
   if STEM_CONV in flat:
-    return config_of({'variant': efficientnet_variant(flat, source)} | known, source), classes_of(flat)
+    return config_of({'variant': efficientnet_variant(flat, source)} | known, source), classes_of(
+      flat
+    )
   if PATCH not in flat and ROOT in flat:
     return resnet(flat, source, known), classes_of(flat)
   for name, axes in NEEDED.items():
     if name not in flat or flat[name].ndim != axes:
       got = f'it is {list(flat[name].shape)}' if name in flat else 'it is missing'
-      raise UserError(f'{source} is no whole Vision Transformer: of {name}, {axes} axes are expected, and {got}')
+      raise UserError(
+        f'{source} is no whole Vision Transformer: of {name}, {axes} axes are expected, and {got}'
+      )
   depth, width, heads, _ = flat[QUERY].shape
   sizes = {'width': width, 'depth': depth, 'mlp': flat[MLP].shape[2], 'heads': heads}
-  name = next((name for name, row in VARIANTS.items() if row == tuple(sizes.values())), None)
+  name = next((name for name, row in VIT_VARIANTS.items() if row == tuple(sizes.values())), None)
   fields = {
     'variant': variant(flat, name or 'B', stem_blocks(flat)),
     **({} if name else sizes),
@@ -56,7 +60,10 @@ def architecture(flat: dict[str, np.ndarray], *, source: str, **known) -> tuple[
 def resnet(flat: dict[str, np.ndarray], source: str, known: dict) -> ModelConfig:
   """The config of a BiT ResNet, V2 where there is a norm before the head."""
   blocks, width = stem_blocks(flat), flat[ROOT].shape[-1]
-  name = next((name for name, row in RESNETS.items() if row == blocks), f'R{".".join(map(str, blocks))}')
+  name = next(
+    (name for name, row in RESNET_VARIANTS.items() if row == blocks),
+    f'R{".".join(map(str, blocks))}',
+  )
   form = 'BiT-' if PRE_HEAD in flat else ''
   factor, stem_width = (width // 64, 64) if width % 64 == 0 else (1, width)
   return config_of({'variant': f'{form}{name}x{factor}', 'stem_width': stem_width} | known, source)
@@ -65,12 +72,12 @@ def resnet(flat: dict[str, np.ndarray], source: str, known: dict) -> ModelConfig
 def efficientnet_variant(flat: dict[str, np.ndarray], source: str) -> str:
   """The name of the EfficientNet that has these arrays. UserError where none has."""
   backbone = {name: array.shape for name, array in flat.items() if not name.startswith('head/')}
-  for name in SCALES:
-    model = build(ModelConfig(variant=PREFIX + name), 0)
+  for name in EFFICIENTNET_SCALES:
+    model = build_model(ModelConfig(variant=EFFICIENTNET_PREFIX + name), 0)
     shapes = flax.traverse_util.flatten_dict(abstract_params(model, (64, 64)), sep='/')
     if {name: leaf.shape for name, leaf in shapes.items()} == backbone:
-      return PREFIX + name
-  raise UserError(f'{source} is none of the EfficientNets {", ".join(SCALES)}')
+      return EFFICIENTNET_PREFIX + name
+  raise UserError(f'{source} is none of the EfficientNets {", ".join(EFFICIENTNET_SCALES)}')
 
 
 def config_of(fields: dict, source: str) -> ModelConfig:
@@ -92,7 +99,9 @@ def stem_blocks(flat: dict[str, np.ndarray]) -> tuple[int, ...] | None:
     return None
   units = [tuple(name.split('/')[:2]) for name in flat if name.startswith('block')]
   stages = len({stage for stage, _ in units})
-  return tuple(len({unit for stage, unit in units if stage == f'block{i + 1}'}) for i in range(stages))
+  return tuple(
+    len({unit for stage, unit in units if stage == f'block{i + 1}'}) for i in range(stages)
+  )
 
 
 def variant(flat: dict[str, np.ndarray], name: str, blocks: tuple[int, ...] | None) -> str:
@@ -100,13 +109,15 @@ def variant(flat: dict[str, np.ndarray], name: str, blocks: tuple[int, ...] | No
   high, wide = flat[PATCH].shape[:2]
   if blocks is None:
     return f'{name}/{high}' if high == wide else f'{name}/{high}x{wide}'
-  for (resnet, stride), row in STEMS.items():
+  for (resnet, stride), row in HYBRID_BACKBONES.items():
     if row == (blocks, high):
       return f'{resnet}+{name}/{stride}'
-  return f'R{".".join(map(str, blocks))}+{name}/{high * Stem(blocks, 0).stride}'
+  return f'R{".".join(map(str, blocks))}+{name}/{high * ResNetBackbone(blocks, 0).stride}'
 
 
-def grid_of(flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int] | None, source: str) -> tuple[int, int]:
+def grid_of(
+  flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int] | None, source: str
+) -> tuple[int, int]:
   """Tokens (height, width) that the position embeddings are for: those of `size`, else a square."""
   tokens = flat[POSITION].shape[1] - (model.config.pool == 'token')
   side = math.isqrt(tokens)
@@ -114,14 +125,24 @@ def grid_of(flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int]
     return model.shape.grid(size)
   if side * side == tokens:
     return side, side
-  raise UserError(f'{source} has {tokens} position embeddings, which are no square: say size=(height, width) in pixels')
+  raise UserError(
+    f'{source} has {tokens} position embeddings, which are no square: say size=(height, width) in pixels'
+  )
 
 
-def refuse_misfits(flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int], source: str):
+def refuse_misfits(
+  flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int], source: str
+):
   """UserError that lists arrays which are missing, have another shape than the model's, or that it has no place for."""
   expected = flax.traverse_util.flatten_dict(abstract_params(model, size), sep='/')
-  wrong = [f'{name} {list(leaf.shape)} is missing' for name, leaf in expected.items() if name not in flat]
-  wrong += [f'{name} {list(array.shape)} has no place' for name, array in flat.items() if name not in expected]
+  wrong = [
+    f'{name} {list(leaf.shape)} is missing' for name, leaf in expected.items() if name not in flat
+  ]
+  wrong += [
+    f'{name} {list(array.shape)} has no place'
+    for name, array in flat.items()
+    if name not in expected
+  ]
   wrong += [
     f'{name} is {list(flat[name].shape)}, not {list(leaf.shape)}'
     for name, leaf in expected.items()

@@ -15,11 +15,18 @@ from safetensors import safe_open
 
 from vit_jax.errors import UserError
 
-EXPANSION = 100  # A zip that grows more than this is a bomb: weights hardly compress. Below SMALL it may.
+EXPANSION = (
+  100  # A zip that grows more than this is a bomb: weights hardly compress. Below SMALL it may.
+)
 SMALL = 1 << 20  # Bytes.
 CHUNK = 1 << 22  # Bytes read at a time, straight into the array.
 BFLOAT16 = np.dtype('V2')  # NumPy has none, and big_vision stores the two raw bytes.
-FLOATS = {'F64': np.dtype('f8'), 'F32': np.dtype('f4'), 'F16': np.dtype('f2'), 'BF16': BFLOAT16}  # safetensors' names.
+FLOATS = {
+  'F64': np.dtype('f8'),
+  'F32': np.dtype('f4'),
+  'F16': np.dtype('f2'),
+  'BF16': BFLOAT16,
+}  # safetensors' names.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,13 +63,22 @@ class Arrays(Mapping):
 
   def within(self, prefix: str) -> 'Arrays':
     """Those whose name starts with `prefix`, without it."""
-    return Arrays(self.source, {n.removeprefix(prefix): header for n, header in self._headers.items() if n.startswith(prefix)})
+    return Arrays(
+      self.source,
+      {
+        n.removeprefix(prefix): header
+        for n, header in self._headers.items()
+        if n.startswith(prefix)
+      },
+    )
 
   def __getitem__(self, name: str) -> np.ndarray:
     header = self._headers[name]
     try:
       array = header.read()
-    except Exception as error:  # Of a zip, of NumPy, of safetensors, of the disk: they raise what they like.
+    except (
+      Exception
+    ) as error:  # Of a zip, of NumPy, of safetensors, of the disk: they raise what they like.
       raise unreadable(self.source, f'{name}: {reason(error)}') from None
     if header.dtype == BFLOAT16:
       array = np.ascontiguousarray(array).view(ml_dtypes.bfloat16)
@@ -138,13 +154,19 @@ def npy_header(path: Path, member: zipfile.ZipInfo, stream) -> Header:
   version = np.lib.format.read_magic(stream)
   read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
   if version not in read:
-    raise ValueError(f'{member.filename} has the .npy format {version}, which is neither 1.0 nor 2.0')
+    raise ValueError(
+      f'{member.filename} has the .npy format {version}, which is neither 1.0 nor 2.0'
+    )
   shape, fortran, dtype = read[version](stream)
   if dtype.hasobject:
-    raise ValueError(f'{member.filename} holds pickled objects, which could run code: they are refused')
+    raise ValueError(
+      f'{member.filename} holds pickled objects, which could run code: they are refused'
+    )
   start, count = stream.tell(), math.prod(shape)
   if start + count * dtype.itemsize != member.file_size:
-    raise ValueError(f'{member.filename} says it is {dtype} {list(shape)}, and holds {member.file_size - start:,} bytes')
+    raise ValueError(
+      f'{member.filename} says it is {dtype} {list(shape)}, and holds {member.file_size - start:,} bytes'
+    )
 
   def read_member() -> np.ndarray:
     out = empty((count,), dtype)
@@ -170,7 +192,11 @@ def safetensors_headers(path: Path) -> dict[str, Header]:
   with safe_open(path, 'numpy') as file:
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict.
     return {
-      name: Header(tuple(tensor.get_shape()), FLOATS.get(tensor.get_dtype(), np.dtype('V1')), tensor_reader(path, name))
+      name: Header(
+        tuple(tensor.get_shape()),
+        FLOATS.get(tensor.get_dtype(), np.dtype('V1')),
+        tensor_reader(path, name),
+      )
       for name, tensor in slices.items()
     }
 

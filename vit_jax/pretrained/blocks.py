@@ -13,7 +13,9 @@ from vit_jax.pretrained.arrays import empty
 STACKED = 'Transformer/encoderblock/'
 
 
-def stack(arrays: Iterable[tuple[str, int | None, np.ndarray]], *, depth: int, source: str) -> dict[str, np.ndarray]:
+def stack(
+  arrays: Iterable[tuple[str, int | None, np.ndarray]], *, depth: int, source: str
+) -> dict[str, np.ndarray]:
   """A stream of (name in our tree, block or None, array) -> the flat tree; `depth` is the number of different blocks.
 
   Each array is copied to its place as it comes, so that a file is in memory once. UserError where a block lacks an array
@@ -30,12 +32,16 @@ def stack(arrays: Iterable[tuple[str, int | None, np.ndarray]], *, depth: int, s
       flat[name] = empty((depth, *array.shape))
     out = flat[name]
     if out.shape[1:] != array.shape:
-      raise UserError(f'{source}: {name} is {list(array.shape)} in block {block}, and {list(out.shape[1:])} in others')
+      raise UserError(
+        f'{source}: {name} is {list(array.shape)} in block {block}, and {list(out.shape[1:])} in others'
+      )
     out[block] = array
     seen.setdefault(name, set()).add(block)
   for name, blocks in seen.items():
     if missing := set(range(depth)) - blocks:
-      raise UserError(f'{source}: block {min(missing)} of {depth} has no {name.removeprefix(STACKED)}')
+      raise UserError(
+        f'{source}: block {min(missing)} of {depth} has no {name.removeprefix(STACKED)}'
+      )
   return flat
 
 

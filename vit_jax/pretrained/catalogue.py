@@ -43,7 +43,11 @@ def released() -> dict[str, Row]:
 def row_of(cells: dict[str, str]) -> Row:
   """A line of released.csv."""
   number = lambda name, kind: kind(cells[name]) if cells[name] else None
-  typed = {'pixels': number('pixels', int), 'classes': number('classes', int), 'accuracy': number('accuracy', float)}
+  typed = {
+    'pixels': number('pixels', int),
+    'classes': number('classes', int),
+    'accuracy': number('accuracy', float),
+  }
   return Row(**cells | typed)
 
 
@@ -64,7 +68,9 @@ def find(name: str) -> Row | None:
   with fetch(AUGREG + 'index.csv').open(newline='') as file:
     lines = list(csv.DictReader(file))
   if missing := COLUMNS - set(lines[0] if lines else ()):
-    raise UserError(f'{AUGREG}index.csv has no column {min(missing)}: delete its copy in the cache, and try again')
+    raise UserError(
+      f'{AUGREG}index.csv has no column {min(missing)}: delete its copy in the cache, and try again'
+    )
   row = best_of(wanted, lines) or file_of(wanted, lines)
   return row and released().get(row.name, row)  # Our own row knows the size too.
 
@@ -74,7 +80,11 @@ def best_of(model: str, lines: list[dict[str, str]]) -> Row | None:
   plain = lambda name: re.sub('[+/]', '_', name)
   same = [line for line in lines if line['ds'] == 'i21k' and plain(line['name']) == plain(model)]
   same = [line for line in same if known(line['final_val']) is not None]
-  return file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines) if same else None
+  return (
+    file_of(max(same, key=lambda line: float(line['final_val']))['filename'], lines)
+    if same
+    else None
+  )
 
 
 def known(cell: str) -> float | None:
@@ -90,8 +100,15 @@ def file_of(file: str, lines: list[dict[str, str]]) -> Row | None:
     if line['adapt_filename'] == file:
       on_imagenet = line['adapt_ds'] == 'imagenet2012'
       share = known(line['adapt_final_test']) if on_imagenet else None
-      told = {} if share is None else {'accuracy': 100 * share, 'accuracy_from': "augreg's index.csv"}
-      return Row(**row, **told, pixels=int(float(line['adapt_resolution'])), labels='imagenet1k' if on_imagenet else '')
+      told = (
+        {} if share is None else {'accuracy': 100 * share, 'accuracy_from': "augreg's index.csv"}
+      )
+      return Row(
+        **row,
+        **told,
+        pixels=int(float(line['adapt_resolution'])),
+        labels='imagenet1k' if on_imagenet else '',
+      )
     if line['filename'] == file:
       return Row(**row, pixels=224, labels='imagenet1k' if line['ds'] == 'i1k' else 'imagenet21k')
   return None
@@ -99,7 +116,11 @@ def file_of(file: str, lines: list[dict[str, str]]) -> Row | None:
 
 def row_of_file(path: Path) -> Row | None:
   """What the catalogue says of a file that somebody has fetched, known by its name and its published size."""
-  same = [row for row in released().values() if row.url.rpartition('/')[2].replace('%2B', '+') == path.name and row.size]
+  same = [
+    row
+    for row in released().values()
+    if row.url.rpartition('/')[2].replace('%2B', '+') == path.name and row.size
+  ]
   same = [row for row in same if path.is_file() and fits(path.stat().st_size, row.size)]
   return same[0] if len(same) == 1 else None
 

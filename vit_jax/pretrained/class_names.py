@@ -11,7 +11,9 @@ IMAGENETS = ('imagenet1k', 'imagenet21k')
 VALIDATION = 50_000  # Images of ImageNet-1k's validation split.
 
 
-def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], *, classes: int, source: str) -> tuple[np.ndarray, list[str]]:
+def match_classes(
+  theirs: tuple[str, ...], ours: tuple[str, ...], *, classes: int, source: str
+) -> tuple[np.ndarray, list[str]]:
   """(for each of a data set's classes the number of its logit, what the person should know).
 
   `theirs`: the data set's names. `ours`: those of the model's `classes` logits, or () where nobody says. The data set may have
@@ -22,19 +24,29 @@ def match_classes(theirs: tuple[str, ...], ours: tuple[str, ...], *, classes: in
     return np.arange(classes, dtype=np.int32), []
   if not ours:
     if len(theirs) != classes:
-      raise UserError(f'the data has {len(theirs):,} classes, and {source} {classes:,} without names: say them with --labels')
-    return np.arange(classes, dtype=np.int32), ["the model does not name its classes: they are taken to be in the data's order"]
+      raise UserError(
+        f'the data has {len(theirs):,} classes, and {source} {classes:,} without names: say them with --labels'
+      )
+    return np.arange(classes, dtype=np.int32), [
+      "the model does not name its classes: they are taken to be in the data's order"
+    ]
   names = next((names for names in namings(ours) if set(theirs) <= set(names)), None)
   if names is None:
     raise UserError(differing(theirs, ours, source))
   often, place = collections.Counter(names), {name: i for i, name in enumerate(names)}
   if twice := [name for name in theirs if often[name] > 1]:
-    raise UserError(f'{source} has several classes of the name {twice[0]!r}: say names that differ with --labels')
+    raise UserError(
+      f'{source} has several classes of the name {twice[0]!r}: say names that differ with --labels'
+    )
   columns = np.array([place[name] for name in theirs], np.int32)
   if len(theirs) < classes:
-    return columns, [f'the data has {len(theirs):,} of the {classes:,} classes: a prediction of any other is wrong']
+    return columns, [
+      f'the data has {len(theirs):,} of the {classes:,} classes: a prediction of any other is wrong'
+    ]
   same_order = (columns == np.arange(classes)).all()
-  return columns, [] if same_order else ['the data has the classes in another order: they are matched by name']
+  return columns, [] if same_order else [
+    'the data has the classes in another order: they are matched by name'
+  ]
 
 
 def namings(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -44,7 +56,10 @@ def namings(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def differing(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> str:
   """The two lists, where they are not the same."""
-  some = lambda names: f'{", ".join(map(repr, names[:5]))}' + (f' and {len(names) - 5:,} more' if len(names) > 5 else '')
+  some = lambda names: (
+    f'{", ".join(map(repr, names[:5]))}'
+    + (f' and {len(names) - 5:,} more' if len(names) > 5 else '')
+  )
   ours_known, theirs_known = set(ours), set(theirs)
   lacks = [name for name in theirs if name not in ours_known]
   has = [name for name in ours if name not in theirs_known]
@@ -54,5 +69,7 @@ def differing(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> st
 
 def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, most_labels: int) -> bool:
   """Whether published accuracies speak of this split: its size and its classes tell it from ImageNet's others."""
-  named = any(set(theirs) == set(names) for names in (class_names('imagenet1k'), synsets('imagenet1k')))
+  named = any(
+    set(theirs) == set(names) for names in (class_names('imagenet1k'), synsets('imagenet1k'))
+  )
   return named and examples == VALIDATION and most_labels == 1

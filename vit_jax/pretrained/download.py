@@ -21,7 +21,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.files import cache_dir
+from vit_jax.runtime.files import user_cache_dir
 
 TRIES = 5  # In a row without a new byte.
 WAIT = 1.0  # Seconds before the second try; each later one waits twice as long.
@@ -34,7 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # What a disk says,
 
 def cache_directory() -> Path:
   """$VIT_JAX_CACHE, or 'vit_jax/released' in the user's cache."""
-  return Path(os.environ.get('VIT_JAX_CACHE') or cache_dir('released')).expanduser()
+  return Path(os.environ.get('VIT_JAX_CACHE') or user_cache_dir('released')).expanduser()
 
 
 def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = None) -> Path:
@@ -61,7 +61,9 @@ def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = N
   except OSError as error:
     if isinstance(error, urllib.error.URLError):
       raise offline(url, path, size, error) from None
-    raise UserError(f'can not write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory') from None
+    raise UserError(
+      f'can not write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory'
+    ) from None
   return path
 
 
@@ -69,7 +71,9 @@ def fitting(path: Path, size: str) -> Path:
   """The path. UserError where the file there is not of the published size."""
   have = path.stat().st_size
   if size and not fits(have, size):
-    raise UserError(f'{path} has {have:,} bytes ({have / 2**20:.2f} MiB), and {size} were published: delete it, and try again')
+    raise UserError(
+      f'{path} has {have:,} bytes ({have / 2**20:.2f} MiB), and {size} were published: delete it, and try again'
+    )
   return path
 
 
@@ -88,12 +92,17 @@ def place(url: str, directory: Path) -> Path:
   host = parts.netloc.rpartition('@')[2]
   names = [name for name in (host, *path.split('/')) if name]
   if (
-    len(names) < 2 or not host or path.endswith('/') or any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
+    len(names) < 2
+    or not host
+    or path.endswith('/')
+    or any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
   ):
     raise UserError(f'{url!r} names no file')
   if parts.query:
     names.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
-  return directory.joinpath(*names) if parts.scheme in HTTP else directory.joinpath(parts.scheme, *names)
+  return (
+    directory.joinpath(*names) if parts.scheme in HTTP else directory.joinpath(parts.scheme, *names)
+  )
 
 
 @contextlib.contextmanager
@@ -144,7 +153,9 @@ def over_http(url: str, part: BinaryIO) -> str:
       if error.code == 416:  # What is there is longer than the file: begin again.
         part.truncate(0)
       elif error.code not in (408, 429) and error.code < 500:
-        raise UserError(f'{url}: the server says {error.code} {" ".join(str(error.reason).split())}') from None
+        raise UserError(
+          f'{url}: the server says {error.code} {" ".join(str(error.reason).split())}'
+        ) from None
       failure = error
     except (ValueError, http.client.InvalidURL) as error:
       raise UserError(f'{url!r} is no URL: {error}') from None
@@ -155,7 +166,9 @@ def over_http(url: str, part: BinaryIO) -> str:
     tries = 0 if count(part) > most else tries + 1
     most = max(most, count(part))
     if tries == TRIES:
-      raise failure if isinstance(failure, urllib.error.URLError) else urllib.error.URLError(failure)
+      raise (
+        failure if isinstance(failure, urllib.error.URLError) else urllib.error.URLError(failure)
+      )
     time.sleep(WAIT * 2 ** max(0, tries - 1))
 
 
@@ -164,10 +177,14 @@ def one_request(url: str, part: BinaryIO) -> str:
   have, version = count(part), version_of(part)
   headers = {'User-Agent': 'vit_jax', 'Accept-Encoding': 'identity'}
   tag = version.read_text(errors='replace') if version.exists() else ''
-  tag = tag if re.fullmatch(r'"[\x21\x23-\x7e]*"', tag) else ''  # Neither a weak one, which may not be asked for, nor damage.
+  tag = (
+    tag if re.fullmatch(r'"[\x21\x23-\x7e]*"', tag) else ''
+  )  # Neither a weak one, which may not be asked for, nor damage.
   if have and tag:
     headers |= {'Range': f'bytes={have}-', 'If-Range': tag}
-  with urllib.request.urlopen(urllib.request.Request(quoted(url), headers=headers), timeout=TIMEOUT) as response:
+  with urllib.request.urlopen(
+    urllib.request.Request(quoted(url), headers=headers), timeout=TIMEOUT
+  ) as response:
     if response.headers.get_content_type() == 'text/html':
       raise UserError(f'{url} is a web page, not a file of arrays')
     begin = have if response.status == 206 else 0
@@ -185,7 +202,9 @@ def one_request(url: str, part: BinaryIO) -> str:
         shown.update(len(data))
   if total is not None and count(part) < total:
     raise ConnectionError(f'only {count(part):,} of {total:,} bytes came')
-  return md5_of(','.join(response.headers.get_all('x-goog-hash', [])))  # One line for each digest, or one for all.
+  return md5_of(
+    ','.join(response.headers.get_all('x-goog-hash', []))
+  )  # One line for each digest, or one for all.
 
 
 def quoted(url: str) -> str:
@@ -203,7 +222,14 @@ def continues(headers: http.client.HTTPMessage, begin: int, tag: str) -> bool:
 def bar(url: str, begin: int, total: int | None) -> tqdm:
   """A progress bar, where somebody looks."""
   name = url.rpartition('/')[2]
-  return tqdm(desc=name, initial=begin, total=total, unit='B', unit_scale=True, disable=not sys.stderr.isatty())
+  return tqdm(
+    desc=name,
+    initial=begin,
+    total=total,
+    unit='B',
+    unit_scale=True,
+    disable=not sys.stderr.isatty(),
+  )
 
 
 def md5_of(header: str) -> str:
@@ -235,18 +261,26 @@ def chunks(url: str) -> Iterator[bytes]:
       if have != (getattr(source, 'size', None) or have):
         raise ConnectionError(f'only {have:,} of {source.size:,} bytes came')
   except ImportError as error:
-    needs = "needs gcsfs: pip install 'vit-jax[gcp]'" if url.startswith('gs://') else f'can not be read: {error}'
+    needs = (
+      "needs gcsfs: pip install 'vit-jax[gcp]'"
+      if url.startswith('gs://')
+      else f'can not be read: {error}'
+    )
     raise UserError(f'{url} {needs}{public(url)}') from None
   except FileNotFoundError:
     raise UserError(f'{url}: there is no such file') from None
   except Exception as error:
-    raise UserError(f'{url}: {" ".join(str(error).split()) or type(error).__name__}{public(url)}') from None
+    raise UserError(
+      f'{url}: {" ".join(str(error).split()) or type(error).__name__}{public(url)}'
+    ) from None
 
 
 def public(url: str) -> str:
   """Where a file of a public bucket is to be had without an account."""
   scheme, _, rest = url.partition('://')
-  return f'; public buckets are at https://storage.googleapis.com/{rest} too' if scheme == 'gs' else ''
+  return (
+    f'; public buckets are at https://storage.googleapis.com/{rest} too' if scheme == 'gs' else ''
+  )
 
 
 def refuse_other_content(url: str, part: BinaryIO, size: str, md5: str):
@@ -277,6 +311,12 @@ def fits(count: int, size: str) -> bool:
 def offline(url: str, path: Path, size: str, error: Exception) -> UserError:
   """What to do by hand."""
   why = getattr(error, 'reason', error)
-  why = why.strerror if isinstance(why, OSError) and not isinstance(why, socket.gaierror) and why.strerror else why
+  why = (
+    why.strerror
+    if isinstance(why, OSError) and not isinstance(why, socket.gaierror) and why.strerror
+    else why
+  )
   much = f' ({size})' if size else ''
-  return UserError(f'can not fetch {url} ({why}): get it on another machine{much} and put it at {path}')
+  return UserError(
+    f'can not fetch {url} ({why}): get it on another machine{much} and put it at {path}'
+  )

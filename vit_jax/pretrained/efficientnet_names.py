@@ -9,7 +9,13 @@ from vit_jax.pretrained.arrays import Arrays
 from vit_jax.pretrained.timm_names import image_facts
 
 KEY, OURS = 'conv_stem.weight', 'stem_conv/kernel'
-TOP = {'conv_stem': 'stem_conv', 'bn1': 'stem_norm', 'conv_head': 'top_conv', 'bn2': 'top_norm', 'classifier': 'head'}
+TOP = {
+  'conv_stem': 'stem_conv',
+  'bn1': 'stem_norm',
+  'conv_head': 'top_conv',
+  'bn2': 'top_norm',
+  'classifier': 'head',
+}
 # Of a block. The first stage's, which do not expand, have other names for what others have.
 BLOCK = {
   'conv_pw': 'expand',
@@ -22,7 +28,12 @@ BLOCK = {
   'bn3': 'project_norm',
 }
 FIRST = BLOCK | {'bn1': 'depthwise_norm', 'conv_pw': 'project', 'bn2': 'project_norm'}
-NORM = {'weight': 'scale', 'bias': 'bias', 'running_mean': 'running_mean', 'running_var': 'running_var'}
+NORM = {
+  'weight': 'scale',
+  'bias': 'bias',
+  'running_mean': 'running_mean',
+  'running_var': 'running_var',
+}
 IMAGENET = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375), 'crop': 'center'}
 
 
@@ -60,4 +71,10 @@ def our_name(name: str, source: str) -> str:
 
 def ours(name: str, array: np.ndarray) -> np.ndarray:
   """Kernels with their outputs last."""
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T if name == 'classifier.weight' else array
+  return (
+    array.transpose(2, 3, 1, 0)
+    if array.ndim == 4
+    else array.T
+    if name == 'classifier.weight'
+    else array
+  )

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, check_installed, did_you_mean
-from vit_jax.models.families import article, family
-from vit_jax.models.positions import sincos2d
+from vit_jax.models.families import family_name, with_article
+from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import to_google
@@ -29,7 +29,11 @@ IMAGES = 3
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 FLATBUFFER = 2**31 - 2**24  # Bytes: what jax.export can serialise, and room for the program.
 PROTOBUF = 2**31 - 2**24  # Bytes: an ONNX file; beyond, its arrays lie in a file beside it.
-DIRECTORY = {'model.safetensors', 'config.json', 'preprocessor_config.json'}  # What those of timm and huggingface hold.
+DIRECTORY = {
+  'model.safetensors',
+  'config.json',
+  'preprocessor_config.json',
+}  # What those of timm and huggingface hold.
 
 
 def export(model: Pretrained, to: Path, format: str) -> list[str]:
@@ -40,9 +44,11 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
   """
   if format not in FORMATS:
     raise UserError(f'--format={format}.{did_you_mean(format, FORMATS)}')
-  kind = family(model.config.variant)
+  kind = family_name(model.config.variant)
   if format not in (formats := FORMATS_OF.get(kind, FORMATS)):
-    raise UserError(f'--format={format}: {article(kind)} goes to {" and to ".join(formats)} only')
+    raise UserError(
+      f'--format={format}: {with_article(kind)} goes to {" and to ".join(formats)} only'
+    )
   write, read = FORMATS[format]
   check_installed(f'--format={format}', 'export', *NEEDS.get(format, ()))
   refuse_place(to, format)
@@ -57,13 +63,19 @@ def export(model: Pretrained, to: Path, format: str) -> list[str]:
       write(model, made)
       difference = compare(model, read(made))
       if not difference <= LIMIT:
-        raise UserError(f'{to}: read again, it differs by {difference:.1e} of the largest number, and {LIMIT:.0e} is the most')
+        raise UserError(
+          f'{to}: read again, it differs by {difference:.1e} of the largest number, and {LIMIT:.0e} is the most'
+        )
       size = move(made, place)
   except (OSError, SafetensorError) as error:
     raise UserError(f'can not write {to}: {getattr(error, "strerror", None) or error}') from None
-  lines = [f'{to}: {format}, {size / 2**20:,.1f} MiB; read again, it differs by {difference:.1e} of the largest number']
+  lines = [
+    f'{to}: {format}, {size / 2**20:,.1f} MiB; read again, it differs by {difference:.1e} of the largest number'
+  ]
   if model.loss == 'sigmoid' and format != 'npz':
-    lines.append(f'{to}: its logits are of a sigmoid for each class, not of a softmax, which {format} does not tell')
+    lines.append(
+      f'{to}: its logits are of a sigmoid for each class, not of a softmax, which {format} does not tell'
+    )
   return lines
 
 
@@ -71,7 +83,9 @@ def refuse_program(model: Pretrained, format: str):
   """UserError where only a program could say how the model uses its arrays."""
   c = model.config
   if format != 'stablehlo' and (c.position in ('learned2d', 'relative') or c.position_at != 'stem'):
-    raise UserError(f'{format} knows no position embeddings that are {c.position} at {c.position_at}; --format stablehlo does')
+    raise UserError(
+      f'{format} knows no position embeddings that are {c.position} at {c.position_at}; --format stablehlo does'
+    )
 
 
 def refuse_place(to: Path, format: str):
@@ -86,7 +100,9 @@ def refuse_place(to: Path, format: str):
   if format == 'npz' and to.suffix != '.npz':
     raise UserError(f'--to={to}: expected a name that ends in .npz')
   if format == 'npz' and to.with_suffix('.json').exists() and not to.exists():
-    raise UserError(f'--to={to}: {to.stem}.json would be written beside it, and lies there already: choose another name')
+    raise UserError(
+      f'--to={to}: {to.stem}.json would be written beside it, and lies there already: choose another name'
+    )
 
 
 def move(made: Path, place: Path) -> int:
@@ -133,7 +149,12 @@ def write_npz(model: Pretrained, to: Path):
   """Google's layout, of 2020 or of BiT, and beside it, in a .json, what its arrays cannot tell."""
   flat = with_positions(model)
   np.savez(to, **(to_google(flat) if 'Transformer' in model.params else to_bit(flat)))
-  facts = {'gelu': model.config.gelu, 'norm_eps': model.config.norm_eps, 'loss': model.loss, **model.preprocessing}
+  facts = {
+    'gelu': model.config.gelu,
+    'norm_eps': model.config.norm_eps,
+    'loss': model.loss,
+    **model.preprocessing,
+  }
   facts |= {'labels': model.labels} if model.labels else {}
   to.with_suffix('.json').write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
 
@@ -146,7 +167,9 @@ def write_timm(model: Pretrained, to: Path):
 
 def write_huggingface(model: Pretrained, to: Path):
   """A directory that transformers' `from_pretrained` takes."""
-  arrays, config, preprocessor = to_huggingface(with_positions(model), model.config, model.preprocessing, model.labels)
+  arrays, config, preprocessor = to_huggingface(
+    with_positions(model), model.config, model.preprocessing, model.labels
+  )
   write_directory(to, arrays, {'config.json': config, 'preprocessor_config.json': preprocessor})
 
 
@@ -156,9 +179,15 @@ def with_positions(model: Pretrained) -> dict[str, np.ndarray]:
   if model.config.position == 'learned':
     return flat
   d, (h, w) = model.model.shape.width, model.grid
-  fixed = sincos2d((h, w), d) if model.config.position == 'sincos2d' else np.zeros((1, h * w, d), np.float32)
+  fixed = (
+    sincos2d_embedding((h, w), d)
+    if model.config.position == 'sincos2d'
+    else np.zeros((1, h * w, d), np.float32)
+  )
   rows = [np.zeros((1, 1, d), np.float32)] if model.config.pool == 'token' else []
-  return flat | {'Transformer/posembed_input/pos_embedding': np.concatenate([*rows, np.asarray(fixed)], axis=1)}
+  return flat | {
+    'Transformer/posembed_input/pos_embedding': np.concatenate([*rows, np.asarray(fixed)], axis=1)
+  }
 
 
 def write_directory(to: Path, arrays: dict[str, np.ndarray], texts: dict[str, dict]):
@@ -173,10 +202,14 @@ def write_stablehlo(model: Pretrained, to: Path):
   """A function of images uint8 [b, h, w, 3], b free, with its parameters inside, for every platform that JAX knows."""
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
   if size > FLATBUFFER:
-    raise UserError(f'StableHLO files end at 2 GiB, and the parameters have {size / 2**30:.2f}: export to npz')
+    raise UserError(
+      f'StableHLO files end at 2 GiB, and the parameters have {size / 2**30:.2f}: export to npz'
+    )
   (b,) = jax.export.symbolic_shape('b')
   function = jax.jit(lambda images: model.model.apply({'params': model.params}, images))
-  exported = jax.export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8))
+  exported = jax.export.export(function, platforms=PLATFORMS)(
+    jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8)
+  )
   to.write_bytes(exported.serialize())
 
 
@@ -211,7 +244,10 @@ FORMATS = {
   'onnx': (write_onnx, read_onnx),
   'stablehlo': (write_stablehlo, read_stablehlo),
 }
-NEEDS = {'onnx': ('onnx', 'onnxruntime'), 'stablehlo': ('flatbuffers',)}  # Packages of the extra `export`.
+NEEDS = {
+  'onnx': ('onnx', 'onnxruntime'),
+  'stablehlo': ('flatbuffers',),
+}  # Packages of the extra `export`.
 # Of families whose models nobody else knows all of, or whose arrays do not tell what they are of.
 FORMATS_OF = {
   'BiT ResNet': ('npz', 'stablehlo'),

@@ -4,7 +4,7 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import shape
+from vit_jax.models.variants import vit_shape
 from vit_jax.pretrained.arrays import Arrays
 from vit_jax.pretrained.torch_names import (
   ATTENTION,
@@ -22,7 +22,12 @@ from vit_jax.pretrained.torch_names import (
 )
 
 KEY = 'embeddings.patch_embeddings.projection.weight'
-PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.')  # Of the backbone in a model with a head.
+PREFIXES = (
+  '',
+  'vit.',
+  'dinov2.',
+  'dinov2_with_registers.',
+)  # Of the backbone in a model with a head.
 
 TABLES = {
   'embeddings.cls_token': 'cls',
@@ -68,7 +73,10 @@ DINOV2 = Layout(
   {'layer_scale1.lambda1': f'{ATTENTION}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
 )
 GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
-NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6}  # Where config.json does not say; ViT's is 1e-12.
+NORM_EPS = {
+  'dinov2': 1e-6,
+  'dinov2_with_registers': 1e-6,
+}  # Where config.json does not say; ViT's is 1e-12.
 BILINEAR = 2  # Pillow's number of it.
 PREPROCESSOR = 'preprocessor_config.json'
 STATISTICS = {'mean': 'mean', 'scale': 'std'}  # Ours, theirs.
@@ -94,8 +102,15 @@ def read_huggingface(
     )
   inside, notes = backbone(arrays, prefix)
   if 'pooler.dense.weight' in inside and told(config, 'pooler_act', str) not in (None, 'tanh'):
-    raise UserError(f'{arrays.source}: pooler_act is {config["pooler_act"]!r}, and only tanh is known here')
-  heads = heads_of(heads or told(config, 'num_attention_heads', int), width, count(inside, 'encoder.layer.'), arrays.source)
+    raise UserError(
+      f'{arrays.source}: pooler_act is {config["pooler_act"]!r}, and only tanh is known here'
+    )
+  heads = heads_of(
+    heads or told(config, 'num_attention_heads', int),
+    width,
+    count(inside, 'encoder.layer.'),
+    arrays.source,
+  )
   facts = facts_of(config, dino)
   flat = (DINOV2 if dino else VIT).read(inside, heads)
   flat = place_positions(flat, patches_of(facts.get('size'), patch), arrays.source)
@@ -137,7 +152,9 @@ def facts_of(config: dict, dino: bool) -> dict:
 def labels_of(names: dict[str, str]) -> tuple[str, ...]:
   """In the order of the logits. UserError where they are not numbered from 0."""
   if names.keys() != {str(i) for i in range(len(names))}:
-    raise UserError(f'config.json: id2label has the keys {", ".join(names)[:60]}: expected "0", "1" and so on')
+    raise UserError(
+      f'config.json: id2label has the keys {", ".join(names)[:60]}: expected "0", "1" and so on'
+    )
   return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
@@ -161,7 +178,10 @@ def preprocessing_of(preprocessor: dict, native: tuple[int, int] | None) -> dict
   if says('do_normalize', bool) is False:
     facts = {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
   else:
-    shares = {ours: told_shares(preprocessor, f'image_{theirs}', PREPROCESSOR) for ours, theirs in STATISTICS.items()}
+    shares = {
+      ours: told_shares(preprocessor, f'image_{theirs}', PREPROCESSOR)
+      for ours, theirs in STATISTICS.items()
+    }
     facts = {name: values for name, values in shares.items() if values}
   size = preprocessor.get('size') or None
   edge = told(size, 'shortest_edge', int, PREPROCESSOR) if isinstance(size, dict) else None
@@ -179,7 +199,9 @@ def to_huggingface(
 ) -> tuple[dict[str, np.ndarray], dict, dict]:
   """(arrays, config.json, preprocessor_config.json). UserError for what no model of theirs is."""
   head = 'head/kernel' in flat
-  s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
+  s = vit_shape(
+    config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
+  )
   wrong = {
     f'pooling by {config.pool!r}': config.pool != 'token',
     'a ResNet stem': s.stem is not None,
@@ -195,20 +217,35 @@ def to_huggingface(
   arrays = (DINOV2 if config.registers else VIT).write(flat)
   if config.registers:
     ones = np.ones(s.width, np.float32)
-    arrays |= {f'encoder.layer.{i}.layer_scale{n}.lambda1': ones for i in range(s.depth) for n in (1, 2)}
+    arrays |= {
+      f'encoder.layer.{i}.layer_scale{n}.lambda1': ones for i in range(s.depth) for n in (1, 2)
+    }
     arrays['embeddings.mask_token'] = np.zeros((1, s.width), np.float32)
   if head:
-    arrays = {name if name.startswith('classifier.') else f'vit.{name}': array for name, array in arrays.items()}
-  return arrays, config_json(config, s, preprocessing, labels, flat), preprocessor_json(config, preprocessing)
+    arrays = {
+      name if name.startswith('classifier.') else f'vit.{name}': array
+      for name, array in arrays.items()
+    }
+  return (
+    arrays,
+    config_json(config, s, preprocessing, labels, flat),
+    preprocessor_json(config, preprocessing),
+  )
 
 
-def config_json(config: ModelConfig, s, preprocessing: dict, labels: tuple[str, ...], flat: dict[str, np.ndarray]) -> dict:
+def config_json(
+  config: ModelConfig, s, preprocessing: dict, labels: tuple[str, ...], flat: dict[str, np.ndarray]
+) -> dict:
   """What `from_pretrained` builds the model from."""
   classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
   names = labels or unnamed(classes)
   made = {
     'architectures': [
-      'Dinov2WithRegistersModel' if config.registers else 'ViTForImageClassification' if classes else 'ViTModel'
+      'Dinov2WithRegistersModel'
+      if config.registers
+      else 'ViTForImageClassification'
+      if classes
+      else 'ViTModel'
     ],
     'model_type': 'dinov2_with_registers' if config.registers else 'vit',
     'hidden_size': s.width,
@@ -223,12 +260,21 @@ def config_json(config: ModelConfig, s, preprocessing: dict, labels: tuple[str, 
   }
   if config.registers:
     if s.mlp % s.width:
-      raise UserError(f'no model of Hugging Face with registers has an MLP of {s.mlp} for a width of {s.width}')
-    made |= {'num_register_tokens': config.registers, 'mlp_ratio': s.mlp // s.width, 'use_swiglu_ffn': False}
+      raise UserError(
+        f'no model of Hugging Face with registers has an MLP of {s.mlp} for a width of {s.width}'
+      )
+    made |= {
+      'num_register_tokens': config.registers,
+      'mlp_ratio': s.mlp // s.width,
+      'use_swiglu_ffn': False,
+    }
   else:
     made |= {'intermediate_size': s.mlp, 'pooler_act': 'tanh', 'pooler_output_size': s.width}
   if classes:
-    made |= {'id2label': {str(i): name for i, name in enumerate(names)}, 'label2id': {name: i for i, name in enumerate(names)}}
+    made |= {
+      'id2label': {str(i): name for i, name in enumerate(names)},
+      'label2id': {name: i for i, name in enumerate(names)},
+    }
   return made
 
 
@@ -239,7 +285,9 @@ def preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
   made = {
     'image_processor_type': 'BitImageProcessor' if center else 'ViTImageProcessor',
     'do_resize': True,
-    'size': {'shortest_edge': preprocessing['short_side']} if center else {'height': high, 'width': wide},
+    'size': {'shortest_edge': preprocessing['short_side']}
+    if center
+    else {'height': high, 'width': wide},
     'resample': BILINEAR,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
@@ -247,4 +295,6 @@ def preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
     'image_mean': [value / 255 for value in config.mean],
     'image_std': [value / 255 for value in config.scale],
   }
-  return made | ({'do_center_crop': True, 'crop_size': {'height': high, 'width': wide}} if center else {})
+  return made | (
+    {'do_center_crop': True, 'crop_size': {'height': high, 'width': wide}} if center else {}
+  )

@@ -12,8 +12,8 @@ import numpy as np
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Prediction, predictions
-from vit_jax.models.families import article, build, family
-from vit_jax.sharding.mesh import everywhere, make_mesh, rows, to_global
+from vit_jax.models.families import build_model, family_name, with_article
+from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_global
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +31,12 @@ class Pretrained:
   labels: tuple[str, ...] = ()  # In the order of the logits; () where nobody says.
   loss: str = 'softmax'  # What the logits were trained with: softmax, or sigmoid.
   notes: tuple[str, ...] = ()  # What was assumed, left out or changed on the way in.
-  assumed: tuple[str, ...] = ()  # Fields that nobody said: they are what files of this format usually have.
-  accuracy: float | None = None  # Expected top-1 on ImageNet's validation split in percent, where one is published …
+  assumed: tuple[
+    str, ...
+  ] = ()  # Fields that nobody said: they are what files of this format usually have.
+  accuracy: float | None = (
+    None  # Expected top-1 on ImageNet's validation split in percent, where one is published …
+  )
   accuracy_from: str = ''  # … and by whom.
 
   @property
@@ -48,7 +52,7 @@ class Pretrained:
   @functools.cached_property
   def model(self) -> nn.Module:
     """The linen module that `params` are of."""
-    return build(self.config, self.classes)
+    return build_model(self.config, self.classes)
 
   def logits(self, images: np.ndarray) -> jax.Array:
     """[b, h, w, 3] -> [b, classes]. UserError where the model has no head."""
@@ -58,7 +62,9 @@ class Pretrained:
   def refuse_no_head(self):
     """UserError where there is nothing to classify with."""
     if not self.classes:
-      raise UserError(f'{self.source} has no head, hence no logits: fine-tune it, or use its features')
+      raise UserError(
+        f'{self.source} has no head, hence no logits: fine-tune it, or use its features'
+      )
 
   def features(self, images: np.ndarray) -> jax.Array:
     """[b, h, w, 3] -> [b, d]: what the head reads."""
@@ -82,9 +88,15 @@ class Pretrained:
   def _run(self, function, images: np.ndarray) -> jax.Array:
     """Over all devices. UserError for images of another size or kind."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != (*self.size, 3) or images.dtype not in (np.uint8, np.float32):
+    if (
+      images.ndim != 4
+      or images.shape[1:] != (*self.size, 3)
+      or images.dtype not in (np.uint8, np.float32)
+    ):
       expected = f'uint8 [b, {self.size[0]}, {self.size[1]}, 3]'
-      raise UserError(f'images are {images.dtype} {list(images.shape)}: expected {expected}; load(…, size=…) changes the size')
+      raise UserError(
+        f'images are {images.dtype} {list(images.shape)}: expected {expected}; load(…, size=…) changes the size'
+      )
     b, devices = images.shape[0], self._mesh.size
     full = np.concatenate([images, np.zeros((-b % devices, *images.shape[1:]), images.dtype)])
     with jax.set_mesh(self._mesh):  # Kernels ask it how a batch is split.
@@ -97,7 +109,7 @@ class Pretrained:
   @functools.cached_property
   def _placed(self) -> dict:
     """The parameters on every device."""
-    return jax.device_put(self.params, everywhere(self._mesh))
+    return jax.device_put(self.params, replicated(self._mesh))
 
   @functools.cached_property
   def _logits(self):
@@ -105,7 +117,9 @@ class Pretrained:
 
   @functools.cached_property
   def _features(self):
-    return self._compiled(lambda params, images: self._sown(params, images, 'features')['features'][0])
+    return self._compiled(
+      lambda params, images: self._sown(params, images, 'features')['features'][0]
+    )
 
   @functools.cached_property
   def _tokens(self):
@@ -123,8 +137,14 @@ class Pretrained:
   def _sown(self, params: dict, images: jax.Array, collection: str) -> dict:
     found = self.model.apply({'params': params}, images, mutable=[collection])[1]
     if collection not in found:
-      raise UserError(f'{self.source} is {article(family(self.config.variant))}, which has no {collection}')
+      raise UserError(
+        f'{self.source} is {with_article(family_name(self.config.variant))}, which has no {collection}'
+      )
     return found[collection]
 
   def _compiled(self, function):
-    return jax.jit(function, in_shardings=(everywhere(self._mesh), rows(self._mesh)), out_shardings=rows(self._mesh))
+    return jax.jit(
+      function,
+      in_shardings=(replicated(self._mesh), batch_sharding(self._mesh)),
+      out_shardings=batch_sharding(self._mesh),
+    )

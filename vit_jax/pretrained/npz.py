@@ -25,7 +25,13 @@ NEWER = {
 GROUP_NORM = re.compile(r'(.*/)?gn(\d|_root|_proj)/(scale|bias)')  # Stored as [1, 1, 1, c].
 POSITION = 'Transformer/posembed_input/pos_embedding'
 
-FACTS = {'gelu': 'tanh', 'norm_eps': 1e-6, 'mean': (127.5,) * 3, 'scale': (127.5,) * 3, 'crop': 'resize'}
+FACTS = {
+  'gelu': 'tanh',
+  'norm_eps': 1e-6,
+  'mean': (127.5,) * 3,
+  'scale': (127.5,) * 3,
+  'crop': 'resize',
+}
 
 
 def place(arrays: Arrays) -> str | None:
@@ -46,7 +52,11 @@ def read_google(arrays: Arrays) -> tuple[dict[str, np.ndarray], dict]:
         yield top_name(name), None, squeezed(name, inside[name])
         continue
       first, slash, rest = part[2].partition('/')
-      yield STACKED + NEWER.get(first, first) + slash + rest, int(part[1]) if part[1] else None, inside[name]
+      yield (
+        STACKED + NEWER.get(first, first) + slash + rest,
+        int(part[1]) if part[1] else None,
+        inside[name],
+      )
 
   flat = stack(unique(stream(), arrays.source), depth=len(blocks), source=arrays.source)
   if 'pos_embedding' in inside and 'cls' in flat:  # big_vision has no row for the class token.
@@ -64,7 +74,11 @@ def top_name(name: str) -> str:
 
 def squeezed(name: str, array: np.ndarray) -> np.ndarray:
   """A group norm's [1, 1, 1, c] as [c]."""
-  return array.reshape(-1) if GROUP_NORM.fullmatch(name) and array.shape[:-1] == (1,) * (array.ndim - 1) else array
+  return (
+    array.reshape(-1)
+    if GROUP_NORM.fullmatch(name) and array.shape[:-1] == (1,) * (array.ndim - 1)
+    else array
+  )
 
 
 def unique(stream, source: str):
@@ -81,7 +95,9 @@ def to_google(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The arrays of an .npz of 2020, which the original code and timm read. UserError for what that layout has no name for."""
   for name in flat:
     if name == 'registers' or name.startswith('embedding/norm_'):
-      raise UserError(f"Google's layout has no place for {name}: export to safetensors with timm's names")
+      raise UserError(
+        f"Google's layout has no place for {name}: export to safetensors with timm's names"
+      )
   out = {}
   for name, block, array in unstack(flat):
     if block is not None:

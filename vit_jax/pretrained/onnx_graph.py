@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vit_jax.models.positions import sincos2d
-from vit_jax.models.resnet import V1
-from vit_jax.models.variants import GROUPS
+from vit_jax.models.layers import sincos2d_embedding
+from vit_jax.models.resnet import RESNET_V1
+from vit_jax.models.variants import NORM_GROUPS
 from vit_jax.pretrained.model import Pretrained
 
 OPSET = 20  # The first with Gelu.
@@ -36,7 +36,11 @@ class Graph:
 
   def constant(self, array: np.ndarray | Sequence[int] | int) -> str:
     """Adds an array, or integers that say a shape."""
-    array = np.asarray(array, np.int64) if not isinstance(array, np.ndarray) else np.ascontiguousarray(array, np.float32)
+    array = (
+      np.asarray(array, np.int64)
+      if not isinstance(array, np.ndarray)
+      else np.ascontiguousarray(array, np.float32)
+    )
     self.constants.append(numpy_helper.from_array(array, f'constant_{len(self.constants)}'))
     return self.constants[-1].name
 
@@ -46,7 +50,9 @@ class Graph:
 
   def dense(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
     """[…, i] -> […, o] by a kernel [i, o]."""
-    return self.op('Add', self.op('MatMul', x, self.constant(kernel)), self.constant(bias.reshape(-1)))
+    return self.op(
+      'Add', self.op('MatMul', x, self.constant(kernel)), self.constant(bias.reshape(-1))
+    )
 
   def norm(self, x: str, params: dict, eps: float) -> str:
     """LayerNorm over the last axis."""
@@ -73,7 +79,9 @@ def to_onnx(model: Pretrained) -> onnx.ModelProto:
   images = helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *model.size, 3])
   result = helper.make_tensor_value_info(out, TensorProto.FLOAT, ['b', width])
   graph = helper.make_graph(g.nodes, 'vision_transformer', [images], [result], g.constants)
-  made = helper.make_model(graph, opset_imports=[helper.make_opsetid('', OPSET)], producer_name='vit_jax')
+  made = helper.make_model(
+    graph, opset_imports=[helper.make_opsetid('', OPSET)], producer_name='vit_jax'
+  )
   made.ir_version = 10  # Of that opset; the package's newest is ahead of runtimes.
   return made
 
@@ -83,13 +91,29 @@ def stem(g: Graph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
 
   def conv(x: str, kernel: np.ndarray, stride: int) -> str:
     kernel = kernel - kernel.mean(axis=(0, 1, 2))
-    kernel = (kernel / (kernel.std(axis=(0, 1, 2)) + V1.std_eps)).transpose(3, 2, 0, 1)
+    kernel = (kernel / (kernel.std(axis=(0, 1, 2)) + RESNET_V1.std_eps)).transpose(3, 2, 0, 1)
     sides = list(kernel.shape[2:])
-    return g.op('Conv', x, g.constant(kernel), auto_pad='SAME_UPPER', kernel_shape=sides, strides=[stride, stride])
+    return g.op(
+      'Conv',
+      x,
+      g.constant(kernel),
+      auto_pad='SAME_UPPER',
+      kernel_shape=sides,
+      strides=[stride, stride],
+    )
 
   def norm(x: str, params: dict) -> str:  # A group is one row.
-    ones, zeros = g.constant(np.ones(GROUPS, np.float32)), g.constant(np.zeros(GROUPS, np.float32))
-    rows = g.op('InstanceNormalization', g.reshape(x, 0, GROUPS, -1), ones, zeros, epsilon=V1.norm_eps)
+    ones, zeros = (
+      g.constant(np.ones(NORM_GROUPS, np.float32)),
+      g.constant(np.zeros(NORM_GROUPS, np.float32)),
+    )
+    rows = g.op(
+      'InstanceNormalization',
+      g.reshape(x, 0, NORM_GROUPS, -1),
+      ones,
+      zeros,
+      epsilon=RESNET_V1.norm_eps,
+    )
     x = g.op('Reshape', rows, g.op('Shape', x))
     x = g.op('Mul', x, g.constant(params['scale'].reshape(-1, 1, 1)))
     return g.op('Add', x, g.constant(params['bias'].reshape(-1, 1, 1)))
@@ -100,7 +124,9 @@ def stem(g: Graph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
   for stage, units in enumerate(blocks):
     for unit in range(units):
       p, stride = params[f'block{stage + 1}'][f'unit{unit + 1}'], 2 if stage and not unit else 1
-      shortcut = norm(conv(x, p['conv_proj']['kernel'], stride), p['gn_proj']) if 'conv_proj' in p else x
+      shortcut = (
+        norm(conv(x, p['conv_proj']['kernel'], stride), p['gn_proj']) if 'conv_proj' in p else x
+      )
       y = g.op('Relu', norm(conv(x, p['conv1']['kernel'], 1), p['gn1']))
       y = g.op('Relu', norm(conv(y, p['conv2']['kernel'], stride), p['gn2']))
       x = g.op('Relu', g.op('Add', shortcut, norm(conv(y, p['conv3']['kernel'], 1), p['gn3'])))
@@ -117,12 +143,14 @@ def patches(g: Graph, x: str, model: Pretrained) -> str:
   x = g.dense(x, params['kernel'].reshape(-1, d), params['bias'])
   x = g.norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
   if config.position == 'sincos2d':
-    x = g.op('Add', x, g.constant(np.asarray(sincos2d(model.grid, d))))
+    x = g.op('Add', x, g.constant(np.asarray(sincos2d_embedding(model.grid, d))))
   if config.pool == 'token':
     x = g.op('Concat', repeated(g, x, model.params['cls']), x, axis=1)
   if config.position == 'learned':
     x = g.op('Add', x, g.constant(model.params['Transformer']['posembed_input']['pos_embedding']))
-  return g.op('Concat', x, repeated(g, x, model.params['registers']), axis=1) if config.registers else x
+  return (
+    g.op('Concat', x, repeated(g, x, model.params['registers']), axis=1) if config.registers else x
+  )
 
 
 def repeated(g: Graph, x: str, tokens: np.ndarray) -> str:
@@ -139,7 +167,9 @@ def encoder(g: Graph, x: str, model: Pretrained) -> str:
     p = flax.traverse_util.unflatten_dict({name: array[i] for name, array in stacked.items()})
     y = g.norm(x, p['LayerNorm_0'], config.norm_eps)
     x = g.op('Add', x, attention(g, y, y, p[ATTENTION]))
-    x = g.op('Add', x, mlp(g, g.norm(x, p['LayerNorm_2'], config.norm_eps), p['MlpBlock_3'], config.gelu))
+    x = g.op(
+      'Add', x, mlp(g, g.norm(x, p['LayerNorm_2'], config.norm_eps), p['MlpBlock_3'], config.gelu)
+    )
   x = g.norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
   if config.registers:
     x = g.op('Slice', x, g.constant([0]), g.constant([-config.registers]), g.constant([1]))
@@ -163,7 +193,9 @@ def attention(g: Graph, x: str, context: str, params: dict) -> str:
 
 def mlp(g: Graph, x: str, params: dict, gelu: str) -> str:
   """[b, n, d] -> [b, n, d]."""
-  x = g.op('Gelu', g.dense(x, **params['Dense_0']), approximate={'tanh': 'tanh', 'erf': 'none'}[gelu])
+  x = g.op(
+    'Gelu', g.dense(x, **params['Dense_0']), approximate={'tanh': 'tanh', 'erf': 'none'}[gelu]
+  )
   return g.dense(x, **params['Dense_1'])
 
 

@@ -9,11 +9,15 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
-from vit_jax.checkpoint.manager import load_params
-from vit_jax.checkpoint.run_directory import read_config, read_labels, read_preprocessing
+from vit_jax.checkpoint.manager import load_newest_params
+from vit_jax.checkpoint.run_directory import (
+  read_run_config,
+  read_run_labels,
+  read_run_preprocessing,
+)
 from vit_jax.config import Config, validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.models.families import build
+from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING, PATCH, POSITION, resample_positions
 from vit_jax.pretrained.architecture import architecture, grid_of, refuse_misfits
 from vit_jax.pretrained.arrays import Arrays, open_arrays
@@ -30,9 +34,32 @@ from vit_jax.pretrained.timm_names import is_timm, read_timm
 
 # What may be said of a model besides where it is, as keywords of `load` and as flags.
 MODEL = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
-OVERRIDES = (*MODEL, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side', 'labels')
-BESIDE = (*MODEL, 'loss', 'size', 'crop', 'short_side', 'mean', 'scale', 'labels')  # What `export` writes beside an .npz.
-LABELS = {1000: 'imagenet1k', 21843: 'imagenet21k'}  # What so many classes are taken for, where nobody says.
+OVERRIDES = (
+  *MODEL,
+  'heads',
+  'mean',
+  'std',
+  'size',
+  'patch',
+  'positions',
+  'crop',
+  'short_side',
+  'labels',
+)
+BESIDE = (
+  *MODEL,
+  'loss',
+  'size',
+  'crop',
+  'short_side',
+  'mean',
+  'scale',
+  'labels',
+)  # What `export` writes beside an .npz.
+LABELS = {
+  1000: 'imagenet1k',
+  21843: 'imagenet21k',
+}  # What so many classes are taken for, where nobody says.
 
 
 def load(source: str, **overrides) -> Pretrained:
@@ -52,7 +79,9 @@ def load(source: str, **overrides) -> Pretrained:
   """
   for name in overrides:
     if name not in OVERRIDES:
-      raise UserError(f'load({source!r}): there is no setting {name!r}.{did_you_mean(name, OVERRIDES)}')
+      raise UserError(
+        f'load({source!r}): there is no setting {name!r}.{did_you_mean(name, OVERRIDES)}'
+      )
   said = {name: value for name, value in overrides.items() if value is not None}
   path, row = locate(source)
   if (path / 'config.json').is_file() and (path / 'preprocessing.json').is_file():
@@ -83,19 +112,30 @@ def newest(source: str) -> Path | None:
   path = Path(source).expanduser()
   if path.exists() or not str(path.relative_to(path.anchor)).strip('.'):
     return path
-  matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=lambda match: match.stat().st_mtime)
+  matches = sorted(
+    Path(path.anchor).glob(str(path.relative_to(path.anchor))),
+    key=lambda match: match.stat().st_mtime,
+  )
   return matches[-1] if matches else None
 
 
 def read_run(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   """(the flat tree, what is known) of a run directory of ours."""
-  config = read_config(path)
-  params, step = load_params(path)
-  facts = read_preprocessing(path) | {'model': config.model, 'labels': read_labels(path), 'loss': config.loss, 'step': step}
+  config = read_run_config(path)
+  params, step = load_newest_params(path)
+  facts = read_run_preprocessing(path) | {
+    'model': config.model,
+    'labels': read_run_labels(path),
+    'loss': config.loss,
+    'step': step,
+  }
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   if config.mask.target:
     flat = {name: array for name, array in flat.items() if not name.startswith(MASKING)}
-    facts |= {'labels': (), 'notes': ('learned from masked patches, not from labels: it has no head',)}
+    facts |= {
+      'labels': (),
+      'notes': ('learned from masked patches, not from labels: it has no head',),
+    }
   return flat, facts
 
 
@@ -112,7 +152,9 @@ def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
   if is_timm(arrays):
     return read_timm(arrays, read_json(folder / 'config.json'), heads=heads)
   if is_huggingface(arrays):
-    config, preprocessor = (read_json(folder / name) for name in ('config.json', 'preprocessor_config.json'))
+    config, preprocessor = (
+      read_json(folder / name) for name in ('config.json', 'preprocessor_config.json')
+    )
     return read_huggingface(arrays, config, preprocessor, heads=heads)
   raise UserError(f'{path} holds no model that is known here: its arrays are {some(arrays)}')
 
@@ -120,7 +162,11 @@ def read_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
 def some(arrays: Arrays) -> str:
   """The first names, in words."""
   first = list(arrays)[:3]
-  return ', '.join(first) + (f' and {len(arrays) - 3} more' if len(arrays) > 3 else '') if first else 'none at all'
+  return (
+    ', '.join(first) + (f' and {len(arrays) - 3} more' if len(arrays) > 3 else '')
+    if first
+    else 'none at all'
+  )
 
 
 def read_json(path: Path) -> dict | None:
@@ -162,7 +208,9 @@ def from_user(said: dict) -> dict:
     if name in said:
       values = (said[name],) * 3 if isinstance(said[name], int | float) else tuple(said[name])
       if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise UserError(f'{name}={said[name]}: expected three shares of the range of a pixel, such as 0.5,0.5,0.5')
+        raise UserError(
+          f'{name}={said[name]}: expected three shares of the range of a pixel, such as 0.5,0.5,0.5'
+        )
       facts[fact] = tuple(round(255 * value, 6) for value in values)  # As a person would write it.
   if 'short_side' in said:
     facts['wanted_short_side'] = facts.pop('short_side')
@@ -187,7 +235,7 @@ def assemble(flat: dict[str, np.ndarray], facts: dict, source: str) -> Pretraine
   else:
     config, classes = architecture(flat, source=source, **fields)
   config = validate(Config(model=config, steps=1)).model
-  model = build(config, classes)
+  model = build_model(config, classes)
   heads = getattr(model.shape, 'heads', 0)
   if facts.get('heads', heads) != heads:
     raise UserError(f'{source} has {heads or "no"} heads, and heads={facts["heads"]} was said')
@@ -251,17 +299,23 @@ def surprises(row: Row | None, classes: int, native: tuple[int, int]) -> list[st
   if row.classes not in (None, classes):
     out.append(f'the catalogue says {row.classes:,} classes, and there are {classes:,}')
   if native != (row.pixels, row.pixels):
-    out.append(f'the catalogue says {row.pixels} pixels, and its positions are for {native[0]}x{native[1]}')
+    out.append(
+      f'the catalogue says {row.pixels} pixels, and its positions are for {native[0]}x{native[1]}'
+    )
   return out
 
 
-def with_patch(flat: dict[str, np.ndarray], side: int, source: str) -> tuple[dict[str, np.ndarray], str]:
+def with_patch(
+  flat: dict[str, np.ndarray], side: int, source: str
+) -> tuple[dict[str, np.ndarray], str]:
   """(the flat tree with patch kernels of another side, what is to be said of it). UserError for a hybrid."""
   kernel = flat.get(PATCH)
   if kernel is None or kernel.ndim != 4 or kernel.shape[2] != 3 or side < 1:
     raise UserError(f'{source}: its patches are not of pixels, and cannot be resized to {side}')
   old = f'{kernel.shape[0]}x{kernel.shape[1]}'
-  return flat | {PATCH: pi_resize(kernel, (side, side))}, f'patch kernels resized from {old} to {side}x{side}'
+  return flat | {
+    PATCH: pi_resize(kernel, (side, side))
+  }, f'patch kernels resized from {old} to {side}x{side}'
 
 
 def short_side(facts: dict, native: tuple[int, int], size: tuple[int, int]) -> int:
@@ -269,7 +323,11 @@ def short_side(facts: dict, native: tuple[int, int], size: tuple[int, int]) -> i
   if 'wanted_short_side' in facts:  # Of the size as it is now.
     return max(facts['wanted_short_side'], max(size))
   then = facts.get('short_side') or round(max(native) * 256 / 224)
-  return max(round(then * max(size) / max(native)), max(size)) if size != native else max(then, max(size))
+  return (
+    max(round(then * max(size) / max(native)), max(size))
+    if size != native
+    else max(then, max(size))
+  )
 
 
 def labels_of(facts: dict, classes: int, source: str) -> tuple[tuple[str, ...], list[str]]:

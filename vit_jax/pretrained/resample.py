@@ -27,7 +27,9 @@ def bicubic(old: int, new: int) -> np.ndarray:
     x = np.abs(at - first - offset)
     near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
     far = ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
-    np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
+    np.add.at(
+      matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far)
+    )
   return matrix
 
 
@@ -63,5 +65,7 @@ def pi_resize(kernel: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
   The new kernel gives a resized patch the embedding that the old one gives the patch: exactly where patches grow, and as
   nearly as least squares can where they shrink.
   """
-  high, wide = (np.linalg.pinv(half_pixel(old, new)).T for old, new in zip(kernel.shape, patch, strict=False))
+  high, wide = (
+    np.linalg.pinv(half_pixel(old, new)).T for old, new in zip(kernel.shape, patch, strict=False)
+  )
   return np.einsum('Pp,Qq,pqcd->PQcd', high, wide, kernel, optimize=True).astype(kernel.dtype)

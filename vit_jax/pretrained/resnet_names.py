@@ -14,7 +14,9 @@ from vit_jax.pretrained.arrays import Arrays
 ROOT = 'resnet/root_block/standardized_conv2d/kernel'
 OURS = 'conv_root/kernel'
 NUMBERED = re.compile(r'/standardized_conv2d_\d+/')
-UNIT = re.compile(r'resnet/block(\d+)/unit(\d+)/([abc])/(proj/)?(standardized_conv2d/kernel|group_norm/(?:gamma|beta))')
+UNIT = re.compile(
+  r'resnet/block(\d+)/unit(\d+)/([abc])/(proj/)?(standardized_conv2d/kernel|group_norm/(?:gamma|beta))'
+)
 LAYERS = {'a': '1', 'b': '2', 'c': '3'}
 NORMS = {'gamma': 'scale', 'beta': 'bias'}
 TOP = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import Shape, Stem, shape
+from vit_jax.models.variants import ResNetBackbone, ViTShape, vit_shape
 from vit_jax.pretrained.arrays import Arrays, Header
 from vit_jax.pretrained.torch_names import (
   ATTENTION,
@@ -29,7 +29,12 @@ MAP = 'MAPHead_0/MultiHeadDotProductAttention_0'
 STEM = 'patch_embed.backbone.'
 
 TIMM = Layout(
-  tables={'cls_token': 'cls', 'pos_embed': POSITION, 'reg_token': 'registers', 'attn_pool.latent': 'MAPHead_0/probe'},
+  tables={
+    'cls_token': 'cls',
+    'pos_embed': POSITION,
+    'reg_token': 'registers',
+    'attn_pool.latent': 'MAPHead_0/probe',
+  },
   top={
     'patch_embed.proj': ('embedding', 'conv'),
     'norm': ('Transformer/encoder_norm', 'norm'),
@@ -74,7 +79,9 @@ OTHERS = {
   'norm_pre.weight': 'a model with a norm before the blocks, as CLIP has',
 }
 # These are defined with the tanh form (timm 1.0.31, models/vision_transformer.py); all others with erf.
-TANH = re.compile(r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|(so400m|giantopt)_patch16_siglip)')
+TANH = re.compile(
+  r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|(so400m|giantopt)_patch16_siglip)'
+)
 OVER_REGISTERS = ('test_vit3',)  # Are defined with pool_include_prefix.
 GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh'}
 POOL = {'token': 'token', 'gap': 'avg', 'map': 'map'}
@@ -92,22 +99,36 @@ def is_timm(arrays: Arrays) -> bool:
   return KEY in arrays
 
 
-def read_timm(arrays: Arrays, config: dict | None, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
+def read_timm(
+  arrays: Arrays, config: dict | None, *, heads: int
+) -> tuple[dict[str, np.ndarray], dict]:
   """(the flat tree, what is known besides) of timm's arrays and its config.json. UserError for a model that we are not."""
   for name, other in OTHERS.items():
     if name in arrays:
-      raise UserError(f'{arrays.source} holds {name}: it is {other}, which is not among the models here')
+      raise UserError(
+        f'{arrays.source} holds {name}: it is {other}, which is not among the models here'
+      )
   config = config or {}
   arguments = told(config, 'model_args', dict) or {}
   refuse_other_pooling(arrays, config, arguments)
   width, patch = patch_of(arrays, KEY)
-  heads = heads_of(heads or told(arguments, 'num_heads', int), width, count(arrays, 'blocks.'), arrays.source)
+  heads = heads_of(
+    heads or told(arguments, 'num_heads', int), width, count(arrays, 'blocks.'), arrays.source
+  )
   kept = {name: arrays.header(name) for name in arrays if name != 'mask_token'}
   flat = with_stem(arrays).read(Arrays(arrays.source, split(kept, arrays.source)), heads)
   facts = facts_of(config, arguments)
-  step = Stem((0,) * count(arrays, f'{STEM}stages.'), 0).stride if any(name.startswith(STEM) for name in arrays) else 1
-  flat = place_positions(flat, patches_of(facts.get('size'), (patch[0] * step, patch[1] * step)), arrays.source)
-  notes = ('mask_token, which only pre-training uses, is left out',) if 'mask_token' in arrays else ()
+  step = (
+    ResNetBackbone((0,) * count(arrays, f'{STEM}stages.'), 0).stride
+    if any(name.startswith(STEM) for name in arrays)
+    else 1
+  )
+  flat = place_positions(
+    flat, patches_of(facts.get('size'), (patch[0] * step, patch[1] * step)), arrays.source
+  )
+  notes = (
+    ('mask_token, which only pre-training uses, is left out',) if 'mask_token' in arrays else ()
+  )
   return flat, facts | {'notes': notes}
 
 
@@ -123,7 +144,9 @@ def refuse_other_pooling(arrays: Arrays, config: dict, arguments: dict):
   if over_registers is None:
     over_registers = told(config, 'architecture', str) in OVER_REGISTERS
   if over_registers:
-    raise UserError(f'{arrays.source}: its head reads registers (pool_include_prefix), and none here does')
+    raise UserError(
+      f'{arrays.source}: its head reads registers (pool_include_prefix), and none here does'
+    )
 
 
 def split(headers: dict[str, Header], source: str) -> dict[str, Header]:
@@ -131,13 +154,17 @@ def split(headers: dict[str, Header], source: str) -> dict[str, Header]:
   out = {}
   for name, header in headers.items():
     module, _, part = name.rpartition('.')
-    fused = next((fused for fused in FUSED if module == fused or module.endswith('.' + fused)), None)
+    fused = next(
+      (fused for fused in FUSED if module == fused or module.endswith('.' + fused)), None
+    )
     if fused is None:
       out[name] = header
       continue
     pieces = FUSED[fused]
     if not header.shape or header.shape[0] % len(pieces):
-      raise UserError(f'{source}: {name} is {list(header.shape)}: it does not divide into {len(pieces)} projections')
+      raise UserError(
+        f'{source}: {name} is {list(header.shape)}: it does not divide into {len(pieces)} projections'
+      )
     rows = header.shape[0] // len(pieces)
     for i, piece in enumerate(pieces):
       read = lambda header=header, i=i, rows=rows: header.read()[i * rows : (i + 1) * rows]
@@ -154,7 +181,9 @@ def with_stem(arrays) -> Layout:
   for name in arrays:
     if match := re.match(rf'{re.escape(STEM)}stages\.(\d+)\.blocks\.(\d+)\.', name):
       ours = f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}'
-      units |= {match[0] + theirs: (f'{ours}/{mine}', kind) for mine, (theirs, kind) in UNIT.items()}
+      units |= {
+        match[0] + theirs: (f'{ours}/{mine}', kind) for mine, (theirs, kind) in UNIT.items()
+      }
   top = TIMM.top | units
   if f'{STEM}conv.weight' in arrays:
     top = {name.replace(f'{STEM}stem.', STEM): place for name, place in top.items()}
@@ -177,7 +206,10 @@ def image_facts(config: dict, arguments: dict) -> dict:
   seen = told(config, 'pretrained_cfg', dict) or config  # Older files have it all at one level.
   statistics = {'mean': told_shares(seen, 'mean'), 'scale': told_shares(seen, 'std')}
   facts |= {name: value for name, value in statistics.items() if value}
-  size = told_sides(arguments.get('img_size') or (told(seen, 'input_size', list) or [])[1:] or None, 'the size of an image')
+  size = told_sides(
+    arguments.get('img_size') or (told(seen, 'input_size', list) or [])[1:] or None,
+    'the size of an image',
+  )
   if size:
     share = told(seen, 'crop_pct', NUMERIC)
     share = 1 if share is None else share
@@ -193,13 +225,17 @@ def to_timm(
   flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict]:
   """(arrays, config.json) for `timm.create_model('local-dir:…')`. UserError for what timm's Vision Transformer cannot be."""
-  s = shape(config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads)
+  s = vit_shape(
+    config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
+  )
   wrong = {
     'no norms around its patches': config.patch_norm,
     'no hidden layer in its head': config.hidden_head,
     f'norms with an epsilon of {NORM_EPS}, not {config.norm_eps}': config.norm_eps != NORM_EPS,
-    f'the hybrids {", ".join(HYBRIDS)}, and no {config.variant}': s.stem is not None and config.variant not in HYBRIDS,
-    f'stems of 64 channels, not {config.stem_width}': s.stem is not None and config.stem_width != 64,
+    f'the hybrids {", ".join(HYBRIDS)}, and no {config.variant}': s.stem is not None
+    and config.variant not in HYBRIDS,
+    f'stems of 64 channels, not {config.stem_width}': s.stem is not None
+    and config.stem_width != 64,
   }
   if found := [what for what, is_so in wrong.items() if is_so]:
     raise UserError(f"timm's Vision Transformer has {found[0]}")
@@ -208,17 +244,28 @@ def to_timm(
     first = int(config.pool == 'token')
     rows = [table[:, :first], np.zeros((1, config.registers, d), np.float32), table[:, first:]]
     flat = flat | {POSITION: np.concatenate(rows, axis=1)}
-  stages = [f'{STEM}stages.{i}.blocks.{j}.' for i, n in enumerate(s.stem.blocks) for j in range(n)] if s.stem else []
+  stages = (
+    [f'{STEM}stages.{i}.blocks.{j}.' for i, n in enumerate(s.stem.blocks) for j in range(n)]
+    if s.stem
+    else []
+  )
   short = [f'{STEM}conv.weight'] if s.stem and not s.stem.blocks else []
   arrays = merge(with_stem([*stages, *short]).write(flat))
   return arrays, config_json(flat, config, s, preprocessing, labels)
 
 
 def config_json(
-  flat: dict[str, np.ndarray], config: ModelConfig, s: Shape, preprocessing: dict, labels: tuple[str, ...]
+  flat: dict[str, np.ndarray],
+  config: ModelConfig,
+  s: ViTShape,
+  preprocessing: dict,
+  labels: tuple[str, ...],
 ) -> dict:
   """What `create_model` builds the model from, and what an image goes through before it."""
-  size, classes = tuple(preprocessing['size']), flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+  size, classes = (
+    tuple(preprocessing['size']),
+    flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0,
+  )
   center = preprocessing['crop'] == 'center'
   arguments = {
     'img_size': list(size),
@@ -246,7 +293,12 @@ def config_json(
     'classifier': 'head',
   }
   architecture = HYBRIDS.get(config.variant, 'vit_base_patch16_224')
-  made = {'architecture': architecture, 'num_classes': classes, 'num_features': s.width, 'model_args': arguments}
+  made = {
+    'architecture': architecture,
+    'num_classes': classes,
+    'num_features': s.width,
+    'model_args': arguments,
+  }
   return made | {'pretrained_cfg': seen} | ({'label_names': list(labels)} if labels else {})
 
 
@@ -263,5 +315,7 @@ def merge(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for fused, pieces in FUSED.items():
       before, found, part = name.partition(pieces[0] + '.')
       if found and (not before or before.endswith('.')):
-        out[f'{before}{fused}.{part}'] = np.concatenate([out.pop(f'{before}{piece}.{part}') for piece in pieces])
+        out[f'{before}{fused}.{part}'] = np.concatenate(
+          [out.pop(f'{before}{piece}.{part}') for piece in pieces]
+        )
   return out

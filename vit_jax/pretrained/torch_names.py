@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.variants import VARIANTS
+from vit_jax.models.variants import VIT_VARIANTS
 from vit_jax.pretrained.arrays import Arrays
 from vit_jax.pretrained.blocks import STACKED, stack, unstack
 
@@ -35,17 +35,35 @@ flatten = lambda x: x.reshape(-1)
 KINDS = {
   'norm': Kind('scale'),
   'dense': Kind('kernel', lambda w, heads: w.T, lambda w: w.T),  # [o, i] there.
-  'conv': Kind('kernel', lambda w, heads: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),  # [o, i, p, q] there.
+  'conv': Kind(
+    'kernel', lambda w, heads: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
+  ),  # [o, i, p, q] there.
   'in': Kind(  # [h·c, d] there, [d, h, c] here; its bias [h·c] there, [h, c] here.
     'kernel',
     lambda w, heads: w.T.reshape(w.shape[1], heads, -1),
     lambda w: w.reshape(w.shape[0], -1).T,
     lambda b, heads: b.reshape(heads, -1),
   ),
-  'out': Kind('kernel', lambda w, heads: w.T.reshape(heads, -1, w.shape[0]), lambda w: w.reshape(-1, w.shape[-1]).T),
+  'out': Kind(
+    'kernel',
+    lambda w, heads: w.T.reshape(heads, -1, w.shape[0]),
+    lambda w: w.reshape(-1, w.shape[-1]).T,
+  ),
 }
-AXES = {'table': 3, 'scale': 1, 'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}  # Of a weight, or of an array by itself.
-HEADS = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}  # The axis that is h·c there.
+AXES = {
+  'table': 3,
+  'scale': 1,
+  'norm': 1,
+  'dense': 2,
+  'conv': 4,
+  'in': 2,
+  'out': 2,
+}  # Of a weight, or of an array by itself.
+HEADS = {
+  ('in', 'weight'): 0,
+  ('in', 'bias'): 0,
+  ('out', 'weight'): 1,
+}  # The axis that is h·c there.
 
 # Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
 Names = dict[str, tuple[str, str]]
@@ -59,14 +77,18 @@ class Layout:
   top: Names
   block: str
   layers: Names
-  scales: dict[str, str]  # LayerScale: their array of a block -> the layer of ours that it is folded into.
+  scales: dict[
+    str, str
+  ]  # LayerScale: their array of a block -> the layer of ours that it is folded into.
 
   def read(self, arrays: Arrays, heads: int) -> dict[str, np.ndarray]:
     """The flat tree. UserError that lists the arrays which have no place in it."""
     found = {name: self.find(name) for name in arrays}
     if unknown := [name for name, place in found.items() if place is None]:
       more = f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''
-      raise UserError(f'{arrays.source} holds what this Vision Transformer has no place for: {", ".join(unknown[:5])}{more}')
+      raise UserError(
+        f'{arrays.source} holds what this Vision Transformer has no place for: {", ".join(unknown[:5])}{more}'
+      )
     depth = len({block for _, block, _, _ in found.values() if block is not None})
 
     for name, (_, _, kind, part) in found.items():
@@ -77,10 +99,16 @@ class Layout:
       for name, (ours, block, kind, part) in found.items():
         array = arrays[name]
         if kind in KINDS:
-          array = KINDS[kind].here(array, heads) if part == 'weight' else KINDS[kind].bias_here(array, heads)
+          array = (
+            KINDS[kind].here(array, heads)
+            if part == 'weight'
+            else KINDS[kind].bias_here(array, heads)
+          )
         yield ours, block, array
 
-    return fold_scales(stack(stream(), depth=depth, source=arrays.source), self.scales, arrays.source)
+    return fold_scales(
+      stack(stream(), depth=depth, source=arrays.source), self.scales, arrays.source
+    )
 
   def find(self, name: str) -> tuple[str, int | None, str, str] | None:
     """(our name, block, kind, weight or bias) of an array of theirs; None where it has no place."""
@@ -114,7 +142,9 @@ class Layout:
         raise UserError(f'there is no name for {name} in that layout')
       before = '' if block is None else self.block.format(block)
       array = flatten(array) if part == 'bias' else KINDS[kind].there(array)
-      out[f'{before}{theirs}.{"bias" if part == "bias" else "weight"}'] = np.ascontiguousarray(array)
+      out[f'{before}{theirs}.{"bias" if part == "bias" else "weight"}'] = np.ascontiguousarray(
+        array
+      )
     return out
 
 
@@ -124,18 +154,24 @@ def misfit(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
   if len(shape) != axes:
     return f'{axes} axes are expected'
   axis = HEADS.get((kind, part))
-  return f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
+  return (
+    f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
+  )
 
 
 def patch_of(arrays: Arrays, name: str) -> tuple[int, tuple[int, int]]:
   """(width, height and width of a patch) by the kernel of the patches. UserError where it is none."""
   shape = arrays.shape(name)
   if len(shape) != 4 or not all(shape):
-    raise UserError(f'{arrays.source}: {name} is {list(shape)}: expected [width, channels, height, width of a patch]')
+    raise UserError(
+      f'{arrays.source}: {name} is {list(shape)}: expected [width, channels, height, width of a patch]'
+    )
   return shape[0], shape[2:]
 
 
-def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str], source: str) -> dict[str, np.ndarray]:
+def fold_scales(
+  flat: dict[str, np.ndarray], scales: dict[str, str], source: str
+) -> dict[str, np.ndarray]:
   """LayerScale's vectors [depth, d] multiplied into the layers whose results they scale: the same function without them."""
   flat = dict(flat)
   for scale, layer in scales.items():
@@ -144,12 +180,16 @@ def fold_scales(flat: dict[str, np.ndarray], scales: dict[str, str], source: str
     gamma = flat.pop(STACKED + scale)
     for name in (f'{STACKED}{layer}/kernel', f'{STACKED}{layer}/bias'):
       if name not in flat or flat[name].shape[-1:] != gamma.shape[1:]:
-        raise UserError(f'{source}: {scale} is {list(gamma.shape[1:])}, and there is no {name} of as many outputs')
+        raise UserError(
+          f'{source}: {scale} is {list(gamma.shape[1:])}, and there is no {name} of as many outputs'
+        )
       flat[name] = flat[name] * gamma.reshape(gamma.shape[0], *[1] * (flat[name].ndim - 2), -1)
   return flat
 
 
-def place_positions(flat: dict[str, np.ndarray], patches: int, source: str) -> dict[str, np.ndarray]:
+def place_positions(
+  flat: dict[str, np.ndarray], patches: int, source: str
+) -> dict[str, np.ndarray]:
   """Position embeddings with a row for the class token and none for registers, whichever rows the file has.
 
   A file may have none for the class token (whose own embedding then is all there is: a row of zeros), or some for the
@@ -157,19 +197,29 @@ def place_positions(flat: dict[str, np.ndarray], patches: int, source: str) -> d
   make a square where that is not known (0). UserError where there is no table: places are then told in a way unknown here.
   """
   if POSITION not in flat:
-    raise UserError(f'{source} has no position embeddings: rotary or relative ones are not among those here')
+    raise UserError(
+      f'{source} has no position embeddings: rotary or relative ones are not among those here'
+    )
   table, registers = flat[POSITION], flat.get('registers')
   cls, rows = int('cls' in flat), table.shape[1]
   square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
-  layouts = (cls, 0, cls + (0 if registers is None else registers.shape[1]))  # Rows before those of the patches.
-  before = next((n for n in layouts if rows - n == patches), next((n for n in layouts if square(rows - n)), cls))
+  layouts = (
+    cls,
+    0,
+    cls + (0 if registers is None else registers.shape[1]),
+  )  # Rows before those of the patches.
+  before = next(
+    (n for n in layouts if rows - n == patches), next((n for n in layouts if square(rows - n)), cls)
+  )
   if before < cls:
     return flat | {POSITION: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
   if before == cls:
     return flat
   theirs = table[:, cls:before]
   if registers.shape != theirs.shape:
-    raise UserError(f'{source}: registers are {list(registers.shape)}, and their position embeddings {list(theirs.shape)}')
+    raise UserError(
+      f'{source}: registers are {list(registers.shape)}, and their position embeddings {list(theirs.shape)}'
+    )
   kept = np.concatenate([table[:, :cls], table[:, before:]], axis=1)
   return flat | {POSITION: kept, 'registers': registers + theirs}
 
@@ -185,17 +235,21 @@ def heads_of(said: int | None, width: int, depth: int, source: str) -> int:
     if said < 1:
       raise UserError(f'{source}: {said} heads: expected a positive number')
     return said
-  for row in VARIANTS.values():
+  for row in VIT_VARIANTS.values():
     if row[:2] == (width, depth):
       return row[3]
   if width % 64:
-    raise UserError(f'{source}: a width of {width} does not say how many heads there are: add heads=…')
+    raise UserError(
+      f'{source}: a width of {width} does not say how many heads there are: add heads=…'
+    )
   return width // 64
 
 
 def count(names: Iterable[str], before: str) -> int:
   """Different numbers that follow `before` in names."""
-  return len({name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)})
+  return len(
+    {name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)}
+  )
 
 
 NUMERIC = (int, float)
@@ -207,12 +261,16 @@ NOUNS = {
 def told(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
   """What a JSON object says by `name`; None where it does not, or says null. UserError where that is of another kind."""
   value = config.get(name)
-  if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+  if value is not None and (
+    not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
+  ):
     raise UserError(f'{file}: {name} is {value!r}: expected {NOUNS[kind]}')
   return value
 
 
-def told_shares(config: dict, name: str, file: str = 'config.json') -> tuple[float, float, float] | None:
+def told_shares(
+  config: dict, name: str, file: str = 'config.json'
+) -> tuple[float, float, float] | None:
   """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them; None where there are none."""
   values = told(config, name, list, file)
   if values is None:
@@ -228,6 +286,10 @@ def told_sides(value, name: str, file: str = 'config.json') -> tuple[int, int] |
     return None
   sides = [value.get('height'), value.get('width')] if isinstance(value, dict) else value
   sides = [sides, sides] if isinstance(sides, int) else sides
-  if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+  if (
+    not isinstance(sides, list)
+    or len(sides) != 2
+    or not all(isinstance(side, int) and side > 0 for side in sides)
+  ):
     raise UserError(f'{file}: {name} is {value!r}: expected a height and a width in pixels')
   return tuple(sides)

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_jax.errors import CrashLoopError, DivergedError, UserError
-from vit_jax.runtime.cluster import lost_a_host
+from vit_jax.runtime.cluster import is_lost_host_error
 
-LIMIT = 3  # Starts from one checkpoint.
+MAX_FAILED_STARTS = 3  # Starts from one checkpoint.
 
 
-class Failures:
+class CrashLog:
   """Those of the run in `workdir`. Until `begin` this is the start of who knows what."""
 
   def __init__(self, workdir: Path, *, host: int):
@@ -25,7 +25,7 @@ class Failures:
   def begin(self, step: int):
     """From `step`. CrashLoopError where the last starts from there all failed. On all hosts before any of them goes on."""
     starts = {path.name.split('-')[1] for path in self._folder.glob(f'{step}-*.txt')}
-    if len(starts) >= LIMIT:
+    if len(starts) >= MAX_FAILED_STARTS:
       raise CrashLoopError(
         f'{len(starts)} starts from step {step} ended in an error without a new checkpoint, as {self._folder} tells; '
         'mend the cause, then remove that folder and start again'
@@ -49,6 +49,6 @@ class Failures:
     except UserError:
       raise
     except Exception as error:
-      if not lost_a_host(error):
+      if not is_lost_host_error(error):
         self.record(traceback.format_exc())
       raise

@@ -13,49 +13,53 @@ from vit_jax.errors import StorageError, UserError
 
 T = TypeVar('T')
 
-PAUSES = (0.5, 1.0, 2.0)  # Seconds before a second, third and fourth try.
-LARGEST = 64 * 2**20  # Bytes of a file of text; that of ViT-G's leaves has 20 KB.
+RETRY_DELAYS = (0.5, 1.0, 2.0)  # Seconds before a second, third and fourth try.
+MAX_TEXT_BYTES = 64 * 2**20  # Bytes of a file of text; that of ViT-G's leaves has 20 KB.
 
 # Errors that do not go away by themselves.
-LASTING = {
+PERMANENT_ERRNOS = {
   errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
 
 
-def insist(what: str, function: Callable[[], T]) -> T:
-  """`function()`, tried again after each of `PAUSES` where the storage fails; then StorageError.
+def retry_io(what: str, function: Callable[[], T]) -> T:
+  """`function()`, tried again after each of `RETRY_DELAYS` where the storage fails; then StorageError.
 
   An error that will stay comes through at once, as it is.
   """
-  for pause in PAUSES:
+  for pause in RETRY_DELAYS:
     try:
       return function()
     except OSError as error:
-      if error.errno in LASTING:
+      if error.errno in PERMANENT_ERRNOS:
         raise
     time.sleep(pause)
   try:
     return function()
   except OSError as error:
-    raise StorageError(f'{what}: {reason(error)}, {len(PAUSES) + 1} times') from error
+    raise StorageError(
+      f'{what}: {summarize_error(error)}, {len(RETRY_DELAYS) + 1} times'
+    ) from error
 
 
-def reason(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
   """An error in half a line."""
   text = getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__
   return text.splitlines()[0][:300]
 
 
 @contextlib.contextmanager
-def writable(workdir: Path) -> Iterator[None]:
+def explain_write_errors(workdir: Path) -> Iterator[None]:
   """In here an OSError is a UserError that asks for another directory."""
   try:
     yield
   except OSError as error:
-    raise UserError(f'can not write to {workdir}: {reason(error)}; choose another --workdir') from None
+    raise UserError(
+      f'can not write to {workdir}: {summarize_error(error)}; choose another --workdir'
+    ) from None
 
 
-def write_whole(path: Path, content: str | bytes):
+def write_atomically(path: Path, content: str | bytes):
   """Writes a file that others read meanwhile: they see the old one or the new one, as does who comes after a crash."""
 
   def write():
@@ -66,36 +70,36 @@ def write_whole(path: Path, content: str | bytes):
       os.fsync(file.fileno())
     part.replace(path)
 
-  insist(f'writing {path}', write)
+  retry_io(f'writing {path}', write)
 
 
-def read_text(path: Path) -> str:
+def read_text_file(path: Path) -> str:
   """A file of text. UserError where it is none, or far larger than any of ours."""
 
   def read() -> bytes:
     with path.open('rb') as file:
-      return file.read(LARGEST + 1)
+      return file.read(MAX_TEXT_BYTES + 1)
 
   try:
-    content = insist(f'reading {path}', read)
-    if len(content) > LARGEST:
-      raise UserError(f'{path} is larger than {LARGEST // 2**20} MiB: it is none of ours')
+    content = retry_io(f'reading {path}', read)
+    if len(content) > MAX_TEXT_BYTES:
+      raise UserError(f'{path} is larger than {MAX_TEXT_BYTES // 2**20} MiB: it is none of ours')
     return content.decode()
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'can not read {path}: {reason(error)}') from None
+    raise UserError(f'can not read {path}: {summarize_error(error)}') from None
 
 
-def read_object(path: Path) -> dict:
+def read_json_object(path: Path) -> dict:
   """A JSON object. UserError where there is none."""
   try:
-    content = json.loads(read_text(path))
+    content = json.loads(read_text_file(path))
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{path} is no JSON: {reason(error)}') from None
+    raise UserError(f'{path} is no JSON: {summarize_error(error)}') from None
   if not isinstance(content, dict):
     raise UserError(f'{path} holds {type(content).__name__}, and a JSON object is expected')
   return content
 
 
-def cache_dir(name: str) -> Path:
+def user_cache_dir(name: str) -> Path:
   """The folder for things of one kind in the user's cache directory; it need not be there yet."""
   return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'vit_jax' / name

@@ -17,27 +17,37 @@ import weakref
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.files import read_object, reason, write_whole
+from vit_jax.runtime.files import read_json_object, summarize_error, write_atomically
 
-BEAT = 5.0  # Seconds between two signs of life.
-WATCH = 20.0  # Seconds without one after which a trainer on another machine is taken to be gone.
+HEARTBEAT_PERIOD = 5.0  # Seconds between two signs of life.
+STALE_AFTER = (
+  20.0  # Seconds without one after which a trainer on another machine is taken to be gone.
+)
 
 
-class Lock:
+class RunLock:
   """The right to train in a directory, which exists. UserError that names the process that has it."""
 
   def __init__(self, workdir: Path):
     self._workdir, self._path, self._lost = workdir, workdir / 'trainer.json', ''
     self._file = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
-    local = lock(self._file)
+    local = _try_lock_file(self._file)
     if local == 'taken':
       os.close(self._file)
-      raise UserError(taken(workdir, self._read()))
+      raise UserError(_format_locked_message(workdir, self._read()))
     self._refuse_others(local)
-    self._me = {'host': platform.node(), 'pid': os.getpid(), 'boot': boot(), 'token': uuid.uuid4().hex, 'beat': 0}
+    self._me = {
+      'host': platform.node(),
+      'pid': os.getpid(),
+      'boot': _boot_id(),
+      'token': uuid.uuid4().hex,
+      'beat': 0,
+    }
     self._write()
     self._ended = threading.Event()
-    threading.Thread(target=beat, args=(weakref.ref(self), self._ended), name='lock', daemon=True).start()
+    threading.Thread(
+      target=_run_heartbeat, args=(weakref.ref(self), self._ended), name='lock', daemon=True
+    ).start()
 
   def check(self):
     """UserError where another trainer has taken the directory over, as it may when this process stood still for long."""
@@ -57,36 +67,38 @@ class Lock:
   def _refuse_others(self, local: str):
     """UserError where a trainer that this machine's locks don't reach shows signs of life."""
     seen = self._read()
-    if not seen or (local == 'ours' and seen.get('boot') == boot()):
+    if not seen or (local == 'ours' and seen.get('boot') == _boot_id()):
       return
-    end = time.monotonic() + WATCH
+    end = time.monotonic() + STALE_AFTER
     while time.monotonic() < end:
-      time.sleep(BEAT / 5)
+      time.sleep(HEARTBEAT_PERIOD / 5)
       if (now := self._read()) and now != seen:
         os.close(self._file)
-        raise UserError(taken(self._workdir, now))
+        raise UserError(_format_locked_message(self._workdir, now))
 
   def _read(self) -> dict | None:
     """Who trains, if the file says so."""
     with contextlib.suppress(UserError):
-      return read_object(self._path)
+      return read_json_object(self._path)
     return None
 
   def _write(self):
-    write_whole(self._path, json.dumps(self._me) + '\n')
+    write_atomically(self._path, json.dumps(self._me) + '\n')
 
   def _beat(self):
     """A sign of life; or the end, where the directory is another's by now."""
     now = self._read()
     if now and now.get('token') != self._me['token']:
-      self._lost = taken(self._workdir, now) + '. It took this one to be gone'
+      self._lost = _format_locked_message(self._workdir, now) + '. It took this one to be gone'
       return
     self._me['beat'] += 1
-    with contextlib.suppress(OSError, UserError):  # What matters fails elsewhere, and is said there.
+    with contextlib.suppress(
+      OSError, UserError
+    ):  # What matters fails elsewhere, and is said there.
       self._write()
 
 
-def lock(file: int) -> str:
+def _try_lock_file(file: int) -> str:
   """'ours', 'taken', or 'unknown' where the file system has no locks. A process has it until it ends; its children don't."""
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,9 +109,9 @@ def lock(file: int) -> str:
   return 'ours'
 
 
-def beat(lock: weakref.ref, ended: threading.Event):
+def _run_heartbeat(lock: weakref.ref, ended: threading.Event):
   """Gives signs of life until the lock is released, lost or forgotten."""
-  while not ended.wait(BEAT):
+  while not ended.wait(HEARTBEAT_PERIOD):
     held = lock()
     if held is None or held._lost:
       return
@@ -107,15 +119,15 @@ def beat(lock: weakref.ref, ended: threading.Event):
     del held
 
 
-def boot() -> str:
+def _boot_id() -> str:
   """This start of this machine's kernel, which containers on it share."""
   try:
     return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError as error:
-    return f'{platform.node()} ({reason(error)})'
+    return f'{platform.node()} ({summarize_error(error)})'
 
 
-def taken(workdir: Path, who: dict | None) -> str:
+def _format_locked_message(workdir: Path, who: dict | None) -> str:
   """Who has it."""
   who = f'process {who.get("pid")} on {who.get("host")}' if who else 'another process'
   return f'{workdir} is being trained in by {who}: wait until it ends, or choose another --workdir'

@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.errors import UserError, check_installed
-
-SMALL = 2**16  # Elements: an array with fewer is cheaper to keep everywhere than to gather.
+from vit_jax.errors import UserError
 
 # Dense bfloat16 FLOP/s of a device, by what `jax.Device.device_kind` says; the makers' data sheets.
 PEAK_FLOPS = {
@@ -33,12 +31,15 @@ PEAK_FLOPS = {
 # Fast memory that one fused operation may take, in KiB: more than the compiler's own 16 MiB lets products of matrices keep
 # their operands there. On v5e four layers of L/16 take 7 % fewer cycles with 32 MiB than with 16, and 1 % fewer than with 64;
 # v6e's and TPU7x's as others found them.
-SCOPED_VMEM = {'TPU v5 lite': 32768, 'TPU v6 lite': 98304, 'TPU7x': 65536}
+SCOPED_VMEM_KIB = {'TPU v5 lite': 32768, 'TPU v6 lite': 98304, 'TPU7x': 65536}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
   """What the compiler is told beyond its defaults for these devices."""
-  limit, name = SCOPED_VMEM.get(mesh.devices.flat[0].device_kind), 'xla_tpu_scoped_vmem_limit_kib'
+  limit, name = (
+    SCOPED_VMEM_KIB.get(mesh.devices.flat[0].device_kind),
+    'xla_tpu_scoped_vmem_limit_kib',
+  )
   said = name in os.environ.get('LIBTPU_INIT_ARGS', '')  # By the person, who knows better.
   return {name: str(limit)} if limit and not said else {}
 
@@ -50,21 +51,27 @@ def make_mesh(fsdp: int, *, batches: dict[str, int], devices: list | None = None
   """
   devices = jax.devices() if devices is None else devices
   count, slices = len(devices), len({getattr(device, 'slice_index', 0) for device in devices})
-  refuse_misfit(fsdp, batches=batches, devices=count, slices=slices)
+  check_mesh_divides(fsdp, batches=batches, devices=count, slices=slices)
   axes, types = ('data', 'fsdp'), (AxisType.Auto, AxisType.Auto)
   inside = (count // slices // fsdp, fsdp)
   # Allowed to split an axis of the torus: 16 of the 8 x 8 x 8 chips are no product of whole ones.
   lay_out = functools.partial(mesh_utils.create_device_mesh, devices=devices)
   if slices > 1:
-    lay_out = functools.partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=(slices, 1), devices=devices)
+    lay_out = functools.partial(
+      mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=(slices, 1), devices=devices
+    )
   return Mesh(lay_out(inside, allow_split_physical_axes=True), axes, axis_types=types)
 
 
-def refuse_misfit(fsdp: int, *, batches: dict[str, int], devices: int, slices: int = 1, hosts: int = 0):
+def check_mesh_divides(
+  fsdp: int, *, batches: dict[str, int], devices: int, slices: int = 1, hosts: int = 0
+):
   """UserError where `make_mesh` has one for so many devices, which need not be here; `hosts` are for its words."""
   where = f'{devices} devices' + (f' of {hosts} hosts' if hosts else '')
   if devices % fsdp:
-    raise UserError(f'config.mesh.fsdp={fsdp} does not divide the {where}: choose a number that does, such as 1')
+    raise UserError(
+      f'config.mesh.fsdp={fsdp} does not divide the {where}: choose a number that does, such as 1'
+    )
   if devices // slices % fsdp:
     raise UserError(
       f'config.mesh.fsdp={fsdp} does not divide the {devices // slices} devices of a slice: between the {slices} slices the '
@@ -72,23 +79,12 @@ def refuse_misfit(fsdp: int, *, batches: dict[str, int], devices: int, slices: i
     )
   for name, batch in batches.items():
     if batch % devices:
-      raise UserError(f'{name}={batch} does not divide over {where}: the nearest that do are {nearest(batch, devices)}')
+      raise UserError(
+        f'{name}={batch} does not divide over {where}: the nearest that do are {format_nearest_multiples(batch, devices)}'
+      )
 
 
-def distant_devices(name: str, slices: int = 1) -> list:
-  """The devices of TPU slices that are not here, 'v5e:4x4', to compile for. Needs libtpu; UserError where it is not installed,
-  or knows no such slice."""
-  config = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
-  config |= {'num_slices': slices} if slices > 1 else {}
-  check_installed(f'compiling for {name}', 'plan', 'libtpu')
-  try:
-    return list(topologies.get_topology_desc(platform='tpu', topology_name=name, **config).devices)
-  except Exception as error:  # Of a plugin: it raises what it likes.
-    why = ' '.join(str(error).split())[:200]
-    raise UserError(f'{name}: not to be compiled for here: {why}') from None
-
-
-def nearest(batch: int, count: int) -> str:
+def format_nearest_multiples(batch: int, count: int) -> str:
   """The multiples of `count` around `batch`, in words."""
   low = batch // count * count
   return f'{low} and {low + count}' if low else str(count)
@@ -100,19 +96,19 @@ def describe_mesh(mesh: Mesh) -> str:
   return f'{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})'
 
 
-def target() -> tuple[str, str]:
+def compilation_target() -> tuple[str, str]:
   """(platform, kind of device) that the program in the making is for: of the mesh in force, which need not be here, or ours."""
   mesh = jax.sharding.get_abstract_mesh()
   device = jax.devices()[0] if mesh.empty or mesh.abstract_device is None else mesh.abstract_device
   return device.platform, device.device_kind
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first axis over all devices: a batch."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -123,53 +119,27 @@ def peak_flops(mesh: Mesh) -> float | None:
   return peak * mesh.size if peak else None
 
 
-def state_shardings(shapes, mesh: Mesh):
-  """A tree like `shapes` with the sharding of every leaf: over 'fsdp' along its largest axis that divides.
-
-  The leading axis of stacked blocks is never split: a block's parameters are gathered when its turn comes, and then dropped.
-  """
-
-  def sharding(keys, leaf) -> NamedSharding:
-    stacked = any(getattr(key, 'key', None) == 'encoderblock' for key in keys)
-    axes = [i for i, side in enumerate(leaf.shape) if side % mesh.shape['fsdp'] == 0 and not (stacked and i == 0)]
-    if mesh.shape['fsdp'] == 1 or not axes or np.prod(leaf.shape) < SMALL:
-      return everywhere(mesh)
-    largest = max(axes, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, 'fsdp'))
-
-  return jax.tree.map_with_path(sharding, shapes)
-
-
-def state_specs(shapes, mesh: Mesh):
-  """A tree like `shapes`: the axis of each leaf that is over 'fsdp', as a PartitionSpec."""
-  return jax.tree.map(lambda sharding: sharding.spec, state_shardings(shapes, mesh))
-
-
-def undivided(shapes, mesh: Mesh) -> list[str]:
-  """A line for each array that is large and yet whole on every device, since no side of it divides by fsdp."""
-  fsdp = mesh.shape['fsdp']
-  name = lambda keys: '/'.join(str(getattr(key, 'key', key)) for key in keys)
-  return [
-    f'{name(keys)} {list(leaf.shape)} is whole on every device: none of its sides divides by config.mesh.fsdp={fsdp}'
-    for keys, leaf in jax.tree.leaves_with_path(shapes)
-    if fsdp > 1 and leaf.size >= SMALL and 'fsdp' not in leaf.sharding.spec
-  ]
-
-
-def spread(arrays, shardings):
+def shard_from_host(arrays, shardings):
   """Arrays of this host -> the same laid out as `shardings`: a device is given its share, and never the whole."""
-  share = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-  return jax.tree.map(lambda x, sharding: x if isinstance(x, jax.Array) else share(x, sharding), arrays, shardings)
+  share = lambda array, sharding: jax.make_array_from_callback(
+    array.shape, sharding, lambda index: array[index]
+  )
+  return jax.tree.map(
+    lambda x, sharding: x if isinstance(x, jax.Array) else share(x, sharding), arrays, shardings
+  )
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This host's rows of a batch -> the whole batch, split over all devices. Returns before the copy is done."""
-  return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
+  return {
+    name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
+    for name, array in batch.items()
+  }
 
 
-def any_host(mesh: Mesh) -> Callable[[bool], jax.Array] | None:
+def make_any_host(mesh: Mesh) -> Callable[[bool], jax.Array] | None:
   """What a host says -> whether any of them says yes, on its way when this returns. None where there is one host."""
   if jax.process_count() == 1:
     return None
-  yes = jax.jit(jax.numpy.any, out_shardings=everywhere(mesh))
+  yes = jax.jit(jax.numpy.any, out_shardings=replicated(mesh))
   return lambda said: yes(to_global({'said': np.full(len(mesh.local_devices), said)}, mesh)['said'])

@@ -28,7 +28,10 @@ FUSION = (
   '--xla_tpu_enable_async_collective_fusion_multiple_steps=true',
   '--xla_tpu_overlap_compute_collective_tc=true',
 )
-SLICES = ('--xla_tpu_enable_data_parallel_all_reduce_opt=true', '--xla_tpu_data_parallel_opt_different_sized_ops=true')
+SLICES = (
+  '--xla_tpu_enable_data_parallel_all_reduce_opt=true',
+  '--xla_tpu_data_parallel_opt_different_sized_ops=true',
+)
 # generation     prefix    unit image                host flags
 KINDS = {
   'v4':    Kind('v4',        2, 'tpu-ubuntu2204-base', 4, (SCHEDULE, *ASYNC)),
@@ -68,14 +71,21 @@ def accelerator(name: str, slices: int = 1) -> Accelerator:
   if name not in known:
     prefix = name.rpartition('-')[0]
     same = [each for each in known if each.startswith(f'{prefix}-')]
-    raise UserError(f'--tpu={name}: no such slice.' + (f' Known: {", ".join(same)}.' if same else did_you_mean(name, known)))
+    raise UserError(
+      f'--tpu={name}: no such slice.'
+      + (f' Known: {", ".join(same)}.' if same else did_you_mean(name, known))
+    )
   where = topology(known[name], slices)
   return Accelerator(name, KINDS[where.name.partition(':')[0]], where)
 
 
 def names() -> dict[str, str]:
   """{'v5litepod-256': 'v5e:16x16', …}: those that people use."""
-  listed = [topology(f'{generation}:{shape}') for generation in KINDS for shape in GENERATIONS[generation].shapes]
+  listed = [
+    topology(f'{generation}:{shape}')
+    for generation in KINDS
+    for shape in GENERATIONS[generation].shapes
+  ]
   return {sold_as(each): each.name for each in listed}
 
 

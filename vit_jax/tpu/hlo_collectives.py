@@ -10,7 +10,9 @@ import re
 from vit_jax.tpu.hlo_cost import CALLED, computations, trip_count
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-COLLECTIVE = re.compile(rf'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s({"|".join(KINDS)})(-start)?\(([^)]*)\)')
+COLLECTIVE = re.compile(
+  rf'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s({"|".join(KINDS)})(-start)?\(([^)]*)\)'
+)
 RESULT = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s[\w\-]+\(')
 ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
 CHAIN = re.compile(r'channel_id=\d+|chain_id="\d+"')
@@ -33,7 +35,12 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def collect(
-  bodies: dict[str, list[str]], name: str, found: dict[tuple[str, str], float], *, times: int, above: tuple[str, ...]
+  bodies: dict[str, list[str]],
+  name: str,
+  found: dict[tuple[str, str], float],
+  *,
+  times: int,
+  above: tuple[str, ...],
 ):
   """Puts the bytes of every collective below computation `name`, which runs `times`, into `found`, by its kind and name,
   or chain: a TPU's compiler repeats an instruction in each fusion that works at it, and numbers such chains."""
@@ -41,7 +48,9 @@ def collect(
     if match := COLLECTIVE.match(line):
       chain = ' '.join(CHAIN.findall(line))
       kind = 'reduce-scatter' if name.startswith(SCATTER) else match[3]
-      found[kind, chain if 'chain' in chain else match[1]] = times * moved(match, bodies[name], scatter=kind != match[3])
+      found[kind, chain if 'chain' in chain else match[1]] = times * moved(
+        match, bodies[name], scatter=kind != match[3]
+      )
       continue
     loop = WHILE.search(line)
     runs = times * (trip_count(bodies, line) or 1) if loop else times
@@ -54,11 +63,20 @@ def moved(match: re.Match, body: list[str], *, scatter: bool) -> float:
   """Bytes of the arrays that one collective, a match of COLLECTIVE in `body`, is about. `scatter`: the body is one of SCATTER,
   which pads what it takes."""
   if scatter:
-    return sum(size(array) for line in body if ' parameter(' in line for array in ARRAY.findall(RESULT.match(line)[2]))
+    return sum(
+      size(array)
+      for line in body
+      if ' parameter(' in line
+      for array in ARRAY.findall(RESULT.match(line)[2])
+    )
   _, result, kind, start, operands = match.groups()
   if kind == 'reduce-scatter':  # Its result is a device's share.
     types = {found[1]: found[2] for line in body if (found := RESULT.match(line))}
-    return sum(size(array) for operand in re.findall(r'%([\w.\-]+)', operands) for array in ARRAY.findall(types[operand]))
+    return sum(
+      size(array)
+      for operand in re.findall(r'%([\w.\-]+)', operands)
+      for array in ARRAY.findall(types[operand])
+    )
   arrays = ARRAY.findall(result)
   if start and kind != 'all-reduce':  # (operands, results, and a permute's two contexts).
     arrays = [array for array in arrays if array != ('u32', '')]

@@ -15,7 +15,9 @@ COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-<>]+) .*\{\s*$')
 INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = .*?\s([\w\-]+)\(')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-CALLEES = 'calls|to_apply|called_computations|branch_computations|true_computation|false_computation'
+CALLEES = (
+  'calls|to_apply|called_computations|branch_computations|true_computation|false_computation'
+)
 CALLED = re.compile(rf'(?:{CALLEES})=\{{?%?([\w.\-]+)')
 LIMIT = re.compile(r's32\[\]\S* constant\((\d+)\)')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -69,7 +71,9 @@ class Tally:
   kernels: Mapping[str, int]
 
 
-def add_up(bodies: dict[str, list[str]], name: str, tally: Tally, *, times: int, above: tuple[str, ...]) -> int:
+def add_up(
+  bodies: dict[str, list[str]], name: str, tally: Tally, *, times: int, above: tuple[str, ...]
+) -> int:
   """Cycles of one run of computation `name`, which runs `times` in all; itemised on the way."""
   cycles = 0
   for line in bodies.get(name, ()):
@@ -80,11 +84,15 @@ def add_up(bodies: dict[str, list[str]], name: str, tally: Tally, *, times: int,
     if kind == 'while':
       trips = trip_count(bodies, line)
       if trips is None:
-        tally.missing.append(f'{instruction}: a loop that does not say how often it runs, counted once')
+        tally.missing.append(
+          f'{instruction}: a loop that does not say how often it runs, counted once'
+        )
       body, trips = re.search(r'body=%?([\w.\-]+)', line)[1], trips or 1
       cycles += trips * add_up(bodies, body, tally, times=times * trips, above=(*above, name))
     elif kind in CALLS and not CYCLES.search(line):
-      for callee in (called for called in CALLED.findall(line) if called in bodies and called not in above):
+      for callee in (
+        called for called in CALLED.findall(line) if called in bodies and called not in above
+      ):
         cycles += add_up(bodies, callee, tally, times=times, above=(*above, name))
     else:
       own, label = own_cycles(line, instruction, tally), OP_NAME.search(line)
@@ -110,4 +118,6 @@ def trip_count(bodies: dict[str, list[str]], line: str) -> int | None:
     return int(match[1])
   condition = bodies.get(re.search(r'condition=%?([\w.\-]+)', line)[1], ())
   limits = [int(match[1]) for text in condition if (match := LIMIT.search(text))]
-  return limits[0] if len(limits) == 1 and any('direction=LT' in text for text in condition) else None
+  return (
+    limits[0] if len(limits) == 1 and any('direction=LT' in text for text in condition) else None
+  )

@@ -13,20 +13,32 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAME = re.compile('attention_(forward|backward)')  # Whatever differentiation makes of it: jvp_attention_forward_.1.
+NAME = re.compile(
+  'attention_(forward|backward)'
+)  # Whatever differentiation makes of it: jvp_attention_forward_.1.
 BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
 TURNS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 
 
-def kernel_cycles(topology: str, *, b: int, n: int, d: int, heads: int, dtype: str) -> dict[str, int]:
+def kernel_cycles(
+  topology: str, *, b: int, n: int, d: int, heads: int, dtype: str
+) -> dict[str, int]:
   """{'attention_forward': …, 'attention_backward': …} for b images of n tokens of width d, on one chip of the slice."""
   wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads, 'dtype': dtype}
   with tempfile.TemporaryDirectory() as dump:
     flags = f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true {os.environ.get("LIBTPU_INIT_ARGS", "")}'
     command = [sys.executable, '-m', __name__, json.dumps(wanted)]
-    done = subprocess.run(command, env=os.environ | {'LIBTPU_INIT_ARGS': flags}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+      command,
+      env=os.environ | {'LIBTPU_INIT_ARGS': flags},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     if done.returncode:
-      raise RuntimeError(f'{" ".join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}')
+      raise RuntimeError(
+        f'{" ".join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}'
+      )
     return scheduled(Path(dump))
 
 
@@ -47,15 +59,15 @@ def compile_kernels(wanted: dict):
   import jax
   from jax.sharding import SingleDeviceSharding
 
-  from vit_jax.kernels.attention import attention
-  from vit_jax.sharding.mesh import distant_devices
+  from vit_jax.kernels.attention import fused_attention
+  from vit_jax.tpu.topologies import topology_devices
 
-  sharding = SingleDeviceSharding(distant_devices(wanted['topology'])[0])
+  sharding = SingleDeviceSharding(topology_devices(wanted['topology'])[0])
   shaped = lambda *shape: jax.ShapeDtypeStruct(shape, wanted['dtype'], sharding=sharding)
   b, n, d = (wanted[name] for name in 'bnd')
 
   def both(x, bias, do):
-    out, back = jax.vjp(lambda x, bias: attention(x, bias, wanted['heads']), x, bias)
+    out, back = jax.vjp(lambda x, bias: fused_attention(x, bias, wanted['heads']), x, bias)
     return out, back(do)
 
   jax.jit(both).lower(shaped(b, n, 3 * d), shaped(3 * d), shaped(b, n, d)).compile()

@@ -11,25 +11,26 @@ import time
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Config, labelled, total_steps, validate
-from vit_jax.data.known import KNOWN
+from vit_jax.config import Config, labelled_batch_size, total_steps, validate
+from vit_jax.data.known import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.models.families import FAMILIES, family
-from vit_jax.optim.optimizer import optimizer, schedule
-from vit_jax.sharding.mesh import distant_devices, make_mesh
+from vit_jax.models.families import FAMILIES, family_name
+from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
+from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import TrainState, abstract_params
 from vit_jax.tpu.cost import core_days
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.hlo_cost import cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
-from vit_jax.tpu.topologies import GIB, Topology
-from vit_jax.train import batch_sizes, compiled_step
-from vit_jax.training.setup import abstract_state
-from vit_jax.training.task import task_of
+from vit_jax.tpu.topologies import GIB, Topology, topology_devices
+from vit_jax.training.setup import abstract_state, compile_train_step, sharded_batch_sizes
+from vit_jax.training.task import make_task
 
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
-OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+  r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE
+)
 UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -60,7 +61,9 @@ class Plan:
     """Estimated: the model's own arithmetic over what the chips could do in that time."""
     if not self.seconds_per_step:
       return None
-    return self.flops / self.seconds_per_step / (self.topology.generation.flops * self.topology.chips)
+    return (
+      self.flops / self.seconds_per_step / (self.topology.generation.flops * self.topology.chips)
+    )
 
 
 def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
@@ -70,12 +73,12 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   """
   config = validate(config)
   examples, classes, labels = data_facts(config)
-  steps, epoch = total_steps(config, examples), examples / labelled(config.data)
-  model = task_of(config).build(classes)
-  lr = schedule(config.optim, steps=steps, epoch=epoch)
-  tx = optimizer(config.optim, lr, abstract_params(model, config.data.size))
-  devices = distant_devices(topology.name, topology.slices)
-  mesh = make_mesh(config.mesh.fsdp, batches=batch_sizes(config), devices=devices)
+  steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
+  model = make_task(config).build(classes)
+  lr = make_lr_schedule(config.optim, steps=steps, epoch=epoch)
+  tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
+  devices = topology_devices(topology.name, topology.slices)
+  mesh = make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config), devices=devices)
   state = abstract_state(config, model=model, tx=tx, mesh=mesh)
   began = time.monotonic()
   known = {
@@ -86,11 +89,16 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
     'batch': config.data.batch,
   }
   try:
-    compiled = compiled_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=labels)
+    compiled = compile_train_step(
+      config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=labels
+    )
   except jax.errors.JaxRuntimeError as error:
     return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
-  (peak, memory), counted = memory_of(compiled, state), cost(hlo, kernels_of(config, model, topology, hlo))
+  (peak, memory), counted = (
+    memory_of(compiled, state),
+    cost(hlo, kernels_of(config, model, topology, hlo)),
+  )
   made = Plan(
     **known,
     fits=peak <= topology.generation.hbm * GIB / topology.generation.devices,
@@ -110,18 +118,28 @@ def kernels_of(config: Config, model: nn.Module, topology: Topology, hlo: str) -
     return {}
   c, s = config.model, model.shape
   n = math.prod(s.grid(config.data.size)) + (c.pool == 'token') + c.registers
-  b = config.data.batch // config.optim.accumulate // topology.devices
+  b = config.data.batch // config.optim.grad_accum_steps // topology.devices
   return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads, dtype=c.dtype)
 
 
 def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
   """Settings that make a run smaller, the cheapest first: remat, then accumulation, then fsdp, then all of them."""
-  c, devices, slice_ = config, topology.devices, topology.devices // topology.slices  # fsdp stays within a slice.
-  kinds = FAMILIES[family(c.model.variant)].remat
+  c, devices, slice_ = (
+    config,
+    topology.devices,
+    topology.devices // topology.slices,
+  )  # fsdp stays within a slice.
+  kinds = FAMILIES[family_name(c.model.variant)].remat
   remat = [{'model.remat': kind} for kind in kinds[kinds.index(c.model.remat) + 1 :]]
-  parts = [c.optim.accumulate * 2**i for i in range(1, 6)]
-  parts = [{'optim.accumulate': count} for count in parts if c.data.batch % (count * devices) == 0]
-  shares = [{'mesh.fsdp': count} for count in sorted({8, slice_}) if c.mesh.fsdp < count and slice_ % count == 0]
+  parts = [c.optim.grad_accum_steps * 2**i for i in range(1, 6)]
+  parts = [
+    {'optim.grad_accum_steps': count} for count in parts if c.data.batch % (count * devices) == 0
+  ]
+  shares = [
+    {'mesh.fsdp': count}
+    for count in sorted({8, slice_})
+    if c.mesh.fsdp < count and slice_ % count == 0
+  ]
   full = remat[-1] if remat else {}
   both = [full | part for part in parts] + [full | share for share in shares]
   every = [full | part | shares[-1] for part in parts] if shares else []
@@ -144,19 +162,35 @@ def data_facts(config: Config) -> tuple[int, int, int]:
     source = open_source(data.train, data.split, dir=data.dir)
     examples, classes, labels = len(source), source.classes, source.most_labels
   except UserError:
-    if data.train not in KNOWN:
+    if data.train not in DATASET_SIZES:
       raise
-    examples, classes, labels = KNOWN[data.train]
-  return examples, classes, classes if data.unlabelled else labels  # A mixture's say something of each class.
+    examples, classes, labels = DATASET_SIZES[data.train]
+  return (
+    examples,
+    classes,
+    classes if data.unlabelled else labels,
+  )  # A mixture's say something of each class.
 
 
 def memory_of(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
   """(bytes of a device at the peak, and what they are for)."""
   found = compiled.memory_analysis()
-  arguments, out, kept = found.argument_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes
-  peak = getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + found.temp_size_in_bytes
-  held = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  parts = {'parameters': held(state.params), 'optimizer': held(state.opt_state), 'average': held(state.ema)}
+  arguments, out, kept = (
+    found.argument_size_in_bytes,
+    found.output_size_in_bytes,
+    found.alias_size_in_bytes,
+  )
+  peak = (
+    getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + found.temp_size_in_bytes
+  )
+  held = lambda tree: sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+  parts = {
+    'parameters': held(state.params),
+    'optimizer': held(state.opt_state),
+    'average': held(state.ema),
+  }
   parts['batch'] = max(0, arguments - sum(parts.values()))
   parts['gradients and activations'] = max(0, peak - sum(parts.values()))
   return peak, {name: size for name, size in parts.items() if size}
@@ -169,7 +203,14 @@ def without_memory(error: Exception) -> dict:
     raise error
   size, unit = filter(None, match.groups())
   used = float(size) * UNIT[unit.upper()]
-  return {'fits': False, 'hbm': used, 'memory': {}, 'cycles': None, 'missing': (), 'collectives': {}}
+  return {
+    'fits': False,
+    'hbm': used,
+    'memory': {},
+    'cycles': None,
+    'missing': (),
+    'collectives': {},
+  }
 
 
 def describe(config: Config, plan: Plan) -> list[str]:
@@ -198,7 +239,10 @@ def describe(config: Config, plan: Plan) -> list[str]:
     'MFU (estimates)',
   ]
   over = 'ICI' if t.slices == 1 else 'ICI, and DCN between slices'
-  lines += [f'network     {name} of {value / 1e6:,.1f} MB a step over {over}' for name, value in plan.collectives.items()]
+  lines += [
+    f'network     {name} of {value / 1e6:,.1f} MB a step over {over}'
+    for name, value in plan.collectives.items()
+  ]
   return lines + [f'not counted {what}' for what in plan.missing]
 
 
@@ -209,14 +253,20 @@ def hosts(count: int) -> str:
 def side_by_side(plans: dict[str, Plan]) -> list[tuple[str, ...]]:
   """A table of plans: their names, then one row a quantity."""
   number = lambda value, text: text.format(value) if value is not None else '-'
-  hours = lambda plan: plan.seconds_per_step and plan.seconds_per_step * plan.steps * plan.topology.chips / 3600
+  hours = lambda plan: (
+    plan.seconds_per_step and plan.seconds_per_step * plan.steps * plan.topology.chips / 3600
+  )
   rows = {
     'fits': lambda plan: 'yes' if plan.fits else 'no',
     'GiB of a chip': lambda plan: f'{plan.hbm / GIB:.2f} of {plan.topology.generation.hbm}',
     'M cycles a step': lambda plan: number(plan.cycles and plan.cycles / 1e6, '{:.1f}'),
-    'ms a step': lambda plan: number(plan.seconds_per_step and 1000 * plan.seconds_per_step, '{:.1f}'),
+    'ms a step': lambda plan: number(
+      plan.seconds_per_step and 1000 * plan.seconds_per_step, '{:.1f}'
+    ),
     'MFU %': lambda plan: number(plan.mfu and 100 * plan.mfu, '{:.0f}'),
-    'images/s': lambda plan: number(plan.seconds_per_step and plan.batch / plan.seconds_per_step, '{:,.0f}'),
+    'images/s': lambda plan: number(
+      plan.seconds_per_step and plan.batch / plan.seconds_per_step, '{:,.0f}'
+    ),
     'chip-hours': lambda plan: number(hours(plan), '{:,.0f}'),
     'network MB a step': lambda plan: f'{sum(plan.collectives.values()) / 1e6:,.1f}',
   }

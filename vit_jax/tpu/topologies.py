@@ -8,7 +8,9 @@ import dataclasses
 import math
 import re
 
-from vit_jax.errors import UserError, did_you_mean
+from jax.experimental import topologies
+
+from vit_jax.errors import UserError, check_installed, did_you_mean
 
 GIB = 2**30
 
@@ -29,7 +31,19 @@ class Generation:
 
 # Makers' data sheets; shapes: cloud.google.com/tpu/docs. v5e and v6e have slices of one to 256 chips.
 FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
+CUBES = (
+  '2x2x1',
+  '2x2x2',
+  '2x2x4',
+  '2x4x4',
+  '4x4x4',
+  '4x4x8',
+  '4x8x8',
+  '8x8x8',
+  '8x8x16',
+  '8x16x16',
+  '16x16x16',
+)
 # name       FLOP/s   GiB  bytes/s  GHz   devices axes host shapes
 GENERATIONS = {
   'v4':     Generation(275e12,  32,  1.23e12, 1.05, 1, 3, 4, CUBES),
@@ -69,7 +83,9 @@ def topology(name: str, slices: int = 1) -> Topology:
   """The slice that 'v5e:4x4' names. UserError that lists the right names."""
   kind, _, shape = name.partition(':')
   if kind not in GENERATIONS:
-    raise UserError(f'--topology={name}: there is no TPU {kind!r}.{did_you_mean(kind, GENERATIONS)}')
+    raise UserError(
+      f'--topology={name}: there is no TPU {kind!r}.{did_you_mean(kind, GENERATIONS)}'
+    )
   generation = GENERATIONS[kind]
   if not re.fullmatch(rf'[1-9]\d*(x[1-9]\d*){{{generation.axes - 1}}}', shape):
     known = ', '.join(f'{kind}:{known}' for known in generation.shapes)
@@ -77,3 +93,16 @@ def topology(name: str, slices: int = 1) -> Topology:
   if slices < 1:
     raise UserError(f'--slices={slices}: expected a number from 1')
   return Topology(name, generation, tuple(map(int, shape.split('x'))), slices)
+
+
+def topology_devices(name: str, slices: int = 1) -> list:
+  """The devices of TPU slices that are not here, 'v5e:4x4', to compile for. Needs libtpu; UserError where it is not installed,
+  or knows no such slice."""
+  config = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+  config |= {'num_slices': slices} if slices > 1 else {}
+  check_installed(f'compiling for {name}', 'plan', 'libtpu')
+  try:
+    return list(topologies.get_topology_desc(platform='tpu', topology_name=name, **config).devices)
+  except Exception as error:  # Of a plugin: it raises what it likes.
+    why = ' '.join(str(error).split())[:200]
+    raise UserError(f'{name}: not to be compiled for here: {why}') from None

@@ -15,26 +15,26 @@ from pathlib import Path
 import jax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
-from vit_jax.checkpoint.run_directory import read_labels, refuse_other_run
-from vit_jax.config import WITHOUT_UNLABELLED, Config, validate
-from vit_jax.data.pseudo import refuse_other_labels
+from vit_jax.checkpoint.run_directory import check_same_run, read_run_labels
+from vit_jax.config import UNLABELLED_DEFAULTS, Config, validate
+from vit_jax.data.pseudo import check_same_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.evaluate.labelling import label
-from vit_jax.metrics.writer import in_words
+from vit_jax.metrics.writer import format_metrics
 from vit_jax.pretrained.released import load
-from vit_jax.runtime.cluster import say
-from vit_jax.runtime.files import read_object, write_whole
-from vit_jax.runtime.preemption import Stopping
+from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.files import read_json_object, write_atomically
+from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.train import train
 
-DONE = 'done.json'  # In the directory of a stage that is whole: what came of it.
+STAGE_RESULT_FILE = 'done.json'  # In the directory of a stage that is whole: what came of it.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Training:
+class TrainStage:
   """A stage that is a run."""
 
   where: Path
@@ -43,15 +43,15 @@ class Training:
   def refuse_others(self):
     """UserError where the directory holds another run: the settings that differ are named."""
     if (self.where / 'labels.txt').is_file():
-      refuse_other_run(self.where, self.config, read_labels(self.where))
+      check_same_run(self.where, self.config, read_run_labels(self.where))
 
-  def fill(self, stopping: Stopping, watchdog: Watchdog) -> dict[str, float]:
+  def fill(self, stopping: Preemption, watchdog: Watchdog) -> dict[str, float]:
     """Trains to the end; the last evaluation."""
     return train(self.config, self.where, stopping=stopping, watchdog=watchdog)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Labelling:
+class LabelStage:
   """A stage that labels the unlabelled images of a student's config."""
 
   where: Path
@@ -62,13 +62,17 @@ class Labelling:
   def asked(self) -> dict[str, object]:
     """What is asked for, by name."""
     data = self.config.data
-    return {'teacher': self.teacher, 'unlabelled': data.unlabelled, 'unlabelled_split': data.unlabelled_split}
+    return {
+      'teacher': self.teacher,
+      'unlabelled': data.unlabelled,
+      'unlabelled_split': data.unlabelled_split,
+    }
 
   def refuse_others(self):
     """UserError where the directory holds other labels: what differs is named."""
-    refuse_other_labels(self.where, self.asked)
+    check_same_pseudo_labels(self.where, self.asked)
 
-  def fill(self, stopping: Stopping, watchdog: Watchdog) -> dict[str, int]:
+  def fill(self, stopping: Preemption, watchdog: Watchdog) -> dict[str, int]:
     """Labels what is not labelled yet; how many images there are."""
     data, alive = self.config.data, self.config.first_step_timeout
     watchdog.within(alive)
@@ -87,12 +91,12 @@ class Labelling:
     return {'images': len(source)}
 
 
-def selftrain(
+def self_train(
   teacher: Config | str,
   students: Sequence[Config],
   workdir: Path,
   *,
-  stopping: Stopping | None = None,
+  stopping: Preemption | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, dict]:
   """Does what is left to do; {'0-teacher': {'test_accuracy': …}, …}, what came of each stage.
@@ -100,45 +104,53 @@ def selftrain(
   `teacher`: a run on labelled images alone, or whatever `load` takes. UserError, before the first device is used, where a
   config is wrong or `workdir` holds something else. Where `stopping` is told so, it saves and exits with that one's exit code.
   """
-  stopping, watchdog = stopping or Stopping(), watchdog or Watchdog()
-  stages = [*stages_of(teacher, students, workdir)]
+  stopping, watchdog = stopping or Preemption(), watchdog or Watchdog()
+  stages = [*plan_stages(teacher, students, workdir)]
   for stage in stages:
     stage.refuse_others()
   results = {}
   for i, stage in enumerate(stages):
-    name, done = stage.where.name, stage.where / DONE
+    name, done = stage.where.name, stage.where / STAGE_RESULT_FILE
     stopping.more = i < len(stages) - 1
     if not done.is_file():
-      refuse_later(stage.where, [later.where for later in stages[i + 1 :]])
+      check_no_later_stages(stage.where, [later.where for later in stages[i + 1 :]])
       result = stage.fill(stopping, watchdog)
       if jax.process_index() == 0:
-        write_whole(done, json.dumps(result, indent=2) + '\n')
+        write_atomically(done, json.dumps(result, indent=2) + '\n')
       wait_for_all(f'{name} done')
       jax.clear_caches()  # Programs of a stage that is over.
-    results[name] = read_object(done)
+    results[name] = read_json_object(done)
     if jax.process_index() == 0:
-      say(f'{name}: {in_words(results[name])}')
+      print_stderr(f'{name}: {format_metrics(results[name])}')
   return results
 
 
-def stages_of(teacher: Config | str, students: Sequence[Config], workdir: Path) -> Iterator[Training | Labelling]:
+def plan_stages(
+  teacher: Config | str, students: Sequence[Config], workdir: Path
+) -> Iterator[TrainStage | LabelStage]:
   """In their order. UserError for a student without unlabelled images."""
   teaches = teacher
   if isinstance(teacher, Config):
-    data = dataclasses.replace(teacher.data, **WITHOUT_UNLABELLED)
-    yield Training(workdir / '0-teacher', validate(dataclasses.replace(teacher, data=data)))
+    data = dataclasses.replace(teacher.data, **UNLABELLED_DEFAULTS)
+    yield TrainStage(workdir / '0-teacher', validate(dataclasses.replace(teacher, data=data)))
     teaches = '0-teacher'
   for i, student in enumerate(students, start=1):
     if not student.data.unlabelled:
       raise UserError(f'student {i} has no unlabelled images: add --config.data.unlabelled=SOURCE')
     labels = workdir / f'{i}-labels'
-    config = validate(dataclasses.replace(student, data=dataclasses.replace(student.data, pseudo_labels=str(labels))))
-    yield Labelling(labels, teaches, config)
+    config = validate(
+      dataclasses.replace(
+        student, data=dataclasses.replace(student.data, pseudo_labels=str(labels))
+      )
+    )
+    yield LabelStage(labels, teaches, config)
     teaches = f'{i}-student'
-    yield Training(workdir / teaches, config)
+    yield TrainStage(workdir / teaches, config)
 
 
-def refuse_later(where: Path, later: Sequence[Path]):
+def check_no_later_stages(where: Path, later: Sequence[Path]):
   """UserError where what rests on a stage is there already, and the stage is not."""
   if there := [path for path in later if path.exists()]:
-    raise UserError(f'{there[0]} rests on a {where.name} that is not there any more: remove it, or choose another --workdir')
+    raise UserError(
+      f'{there[0]} rests on a {where.name} that is not there any more: remove it, or choose another --workdir'
+    )

@@ -13,9 +13,9 @@ from vit_jax.evaluate.classify import classify, count
 from vit_jax.evaluate.frozen import PROTOCOLS
 from vit_jax.evaluate.patches import count_patches, patch_means
 from vit_jax.evaluate.protocols import parse
-from vit_jax.models.families import build
-from vit_jax.models.masked import masked
-from vit_jax.optim.losses import LOSSES, MASK_LOSSES, training_loss
+from vit_jax.models.families import build_model
+from vit_jax.models.masked import build_masked_vit
+from vit_jax.optim.losses import LOSSES, MASK_LOSSES, make_training_loss
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,34 +23,42 @@ class Task:
   """`said` below is what the model gives for a batch of images."""
 
   build: Callable[[int], nn.Module]  # Classes of the data -> what is trained,
-  judged: Callable[[int], nn.Module]  # and what config.evals judge of it, with the same parameters.
+  judged: Callable[
+    [int], nn.Module
+  ]  # and what config.probes judge of it, with the same parameters.
   loss: Callable[[jax.Array, jax.Array], jax.Array]  # (said, targets [b, k]) -> [b].
-  count: Callable[..., dict[str, jax.Array]]  # (parameters, batch, predict=…) -> sums over its examples.
+  count: Callable[
+    ..., dict[str, jax.Array]
+  ]  # (parameters, batch, predict=…) -> sums over its examples.
   means: Callable[[Iterable[dict]], dict[str, float]]  # Of what `count` gave for each batch.
 
 
-def task_of(config: Config) -> Task:
+def make_task(config: Config) -> Task:
   """The one that config.mask says. UserError where the model cannot have it."""
-  return masked_patches(config) if config.mask.target else classification(config)
+  return masked_patch_task(config) if config.mask.target else classification_task(config)
 
 
-def classification(config: Config) -> Task:
+def classification_task(config: Config) -> Task:
   """Of the labels that images have."""
-  model = functools.partial(build, config.model)
+  model = functools.partial(build_model, config.model)
   counted = functools.partial(count, loss=LOSSES[config.loss])
-  return Task(build=model, judged=model, loss=training_loss(config), count=counted, means=classify)
+  return Task(
+    build=model, judged=model, loss=make_training_loss(config), count=counted, means=classify
+  )
 
 
-def masked_patches(config: Config) -> Task:
+def masked_patch_task(config: Config) -> Task:
   """Without labels. Whole images are judged by the features of a model without a head."""
-  model, loss = masked(config), MASK_LOSSES[config.mask.target]
-  for entry in config.evals:
+  model, loss = build_masked_vit(config), MASK_LOSSES[config.mask.target]
+  for entry in config.probes:
     if parse(entry)[0] not in PROTOCOLS:
       known = ' and '.join(PROTOCOLS)
-      raise UserError(f'config.evals: {entry!r} asks for classes, and config.mask.target learns none; there are {known}')
+      raise UserError(
+        f'config.probes: {entry!r} asks for classes, and config.mask.target learns none; there are {known}'
+      )
   return Task(
     build=lambda classes: model,
-    judged=lambda classes: build(config.model, 0),
+    judged=lambda classes: build_model(config.model, 0),
     loss=loss,
     count=functools.partial(count_patches, loss=loss),
     means=patch_means,
