@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -48,7 +51,8 @@ def saved(path, init, steps=(1,), **kwargs):
 def restore(path, like):
   checkpoints = CheckpointManager(path)
   try:
-    return checkpoints.restore(like)
+    restored = checkpoints.restore(like)
+    return restored and restored[0]
   finally:
     checkpoints.close()
 
@@ -77,6 +81,56 @@ def test_a_state_with_frozen_parameters_comes_back(tmp_path):
   init = begin(tx=make_optimizer(config, lambda step: 0.1, abstract_params(model, SIZE)))
   state = saved(tmp_path, init)
   assert_equal(restore(tmp_path, laid_out(init)).opt_state, state.opt_state)
+
+
+def test_counters_are_restored_with_the_state_they_were_saved_with(tmp_path):
+  init = begin()
+  state = jax.jit(init)()
+  checkpoints = CheckpointManager(tmp_path, keep=3)
+  checkpoints.save(state, 1, {'streak': 2, 'missed': ['eval_every'], 'best': 0.25})
+  checkpoints.save(state, 2)
+  checkpoints.finish(state, 3, {'streak': 5})
+  for step, expected in (
+    (3, {'streak': 5}),
+    (2, {}),
+    (1, {'streak': 2, 'missed': ['eval_every'], 'best': 0.25}),
+  ):
+    checkpoints = CheckpointManager(tmp_path)
+    assert checkpoints.restore(laid_out(init))[1] == expected
+    checkpoints.close()
+    shutil.rmtree(tmp_path / 'checkpoints' / str(step))
+
+
+def edit_manifest(checkpoint, change):
+  """Change leaves.json in place, and its checksum where it holds one."""
+  path = checkpoint / 'digest' / 'leaves.json'
+  content = change(json.loads(path.read_text()))
+  path.write_text(json.dumps(content))
+
+
+def test_a_checkpoint_from_before_counters_is_restored_with_none(tmp_path):
+  def without_counters(content):
+    del content['counters'], content['sha256']
+    text = json.dumps(content, sort_keys=True)
+    return content | {'sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+  init = begin()
+  saved(tmp_path, init)
+  edit_manifest(tmp_path / 'checkpoints' / '1', without_counters)
+  checkpoints = CheckpointManager(tmp_path)
+  state, counters = checkpoints.restore(laid_out(init))
+  checkpoints.close()
+  assert int(state.step) == 1 and counters == {}
+
+
+def test_a_changed_counter_is_damage(tmp_path):
+  init = begin()
+  saved(tmp_path, init)
+  edit_manifest(
+    tmp_path / 'checkpoints' / '1', lambda content: content | {'counters': {'streak': 1}}
+  )
+  with pytest.raises(UserError, match='none of the checkpoints'):
+    restore(tmp_path, laid_out(init))
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):

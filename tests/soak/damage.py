@@ -162,14 +162,15 @@ def restore_outcome(
   damage(copy / 'checkpoints' / '3')
   checkpoints = CheckpointManager(copy)
   try:
-    state = checkpoints.restore(shapes)
+    restored = checkpoints.restore(shapes)
   except Exception as error:
     return f'{type(error).__name__}: {error}'[:200]
   finally:
     checkpoints.close()
     gc.collect()  # What Orbax leaves unawaited when reading fails is told here, and not in another test.
-  if state is None:
+  if restored is None:
     return 'from scratch'
+  state, _ = restored
   step = int(state.step)
   place = copy / 'checkpoints'
   there = sorted(path.name for path in place.iterdir() if not path.name.endswith('.elsewhere'))

@@ -49,7 +49,7 @@ class _ChecksumHandler(ocp.AsyncCheckpointHandler):
     values = jax.device_get(args.values)
     _check_state_is_finite(values)
     if jax.process_index() == 0:
-      text = format_manifest(args.step, args.leaves, values)
+      text = format_manifest(args.step, args.leaves, values, args.counters)
       await asyncio.to_thread(
         retry_io, f'writing {directory}', lambda: (directory / 'leaves.json').write_text(text)
       )
@@ -69,6 +69,7 @@ class _SaveChecksumsArgs(ocp.args.CheckpointArgs):
   step: int
   leaves: dict[str, tuple]
   values: dict[str, jax.Array]
+  counters: dict
 
 
 class _ArrayHandler(ocp.PyTreeCheckpointHandler):
@@ -101,10 +102,12 @@ class CheckpointWriter:
     )
     self._checkpointer = ocp.AsyncCheckpointer(handlers, async_options=options)
 
-  def save(self, path: Path, state: TrainState, step: int):
+  def save(self, path: Path, state: TrainState, step: int, counters: dict):
     """Copies the state off the devices; it is written, and digested as it was on them, while training goes on."""
     state = state_to_dict(state)
-    digest = _SaveChecksumsArgs(step, _leaf_shapes_and_dtypes(state), compute_checksums(state))
+    digest = _SaveChecksumsArgs(
+      step, _leaf_shapes_and_dtypes(state), compute_checksums(state), counters
+    )
     self._checkpointer.save(
       path.resolve(), ocp.args.Composite(state=_SaveArraysArgs(state), digest=digest)
     )
@@ -123,19 +126,20 @@ class CheckpointWriter:
     self._checkpointer.close()
 
 
-def restore_state(path: Path, like: TrainState) -> tuple[TrainState, dict[str, str]]:
-  """(the state in a checkpoint, laid out as `like`, which has shapes and shardings; the digests it has to have).
+def restore_state(path: Path, like: TrainState) -> tuple[TrainState, dict[str, str], dict]:
+  """Return (state, checksums, counters) of a checkpoint; the caller verifies the checksums.
 
-  Damaged where it can't be; UserError that lists the leaves where it holds another architecture.
+  The state has the shapes and shardings of `like`; `checksums` maps the path of each leaf to its expected checksum.
+  Raises CorruptCheckpointError if it can't be read, and UserError that lists the leaves of another architecture.
   """
   like = state_to_dict(like)
-  record = _read_manifest(path)
+  record, counters = _read_manifest(path)
   _check_same_architecture(
     {name: leaf[:2] for name, leaf in record.items()}, _leaf_shapes_and_dtypes(like), path
   )
   layout = ocp.checkpoint_utils.construct_restore_args(like)
   state = _restore_arrays(path, record, ocp.args.PyTreeRestore(like, restore_args=layout))
-  return TrainState(**state), {name: leaf[2] for name, leaf in record.items()}
+  return TrainState(**state), {name: leaf[2] for name, leaf in record.items()}, counters
 
 
 def read_checkpoint_as_numpy(path: Path, *parts: str) -> dict:
@@ -143,7 +147,7 @@ def read_checkpoint_as_numpy(path: Path, *parts: str) -> dict:
 
   Damaged where a shape, dtype, digest or number is not what it has to be.
   """
-  record = _read_manifest(path)
+  record, _ = _read_manifest(path)
   tree = _read_tree_metadata(path, record)
   parts = [part for part in parts if jax.tree.leaves(tree[part])][:1] or list(tree)
   item = {part: jax.tree.map(lambda _: 0, tree[part]) for part in parts}
@@ -183,17 +187,23 @@ def _check_state_is_finite(values: dict[str, np.ndarray]):
     )
 
 
-def format_manifest(step: int, leaves: dict[str, tuple], values: dict[str, np.ndarray]) -> str:
-  """leaves.json: [shape, dtype, digest] of each leaf, and what proves that nothing in it was changed."""
+def format_manifest(
+  step: int, leaves: dict[str, tuple], values: dict[str, np.ndarray], counters: dict
+) -> str:
+  """Return the text of leaves.json: [shape, dtype, checksum] of each leaf, the counters, and a SHA-256 of all that."""
   content = {
     'step': step,
     'leaves': {name: [*leaf, format_checksum(values[name])] for name, leaf in leaves.items()},
+    'counters': counters,
   }
   return json.dumps(content | {'sha256': _manifest_sha256(content)}, indent=0)
 
 
-def _read_manifest(path: Path) -> dict[str, tuple]:
-  """{path of a leaf: (shape, dtype, digest)} of a checkpoint. Damaged where it was not wholly written, or it was changed."""
+def _read_manifest(path: Path) -> tuple[dict[str, tuple], dict]:
+  """Return ({path of a leaf: (shape, dtype, checksum)}, counters) of a checkpoint.
+
+  Raises CorruptCheckpointError if the checkpoint is incomplete or its manifest was changed.
+  """
   if path.is_symlink() or not path.is_dir():
     raise CorruptCheckpointError(
       'it is a symbolic link' if path.is_symlink() else 'it is no directory'
@@ -221,10 +231,11 @@ def _read_manifest(path: Path) -> dict[str, tuple]:
     raise CorruptCheckpointError('its leaves.json was changed')
   if str(content['step']) != path.name:
     raise CorruptCheckpointError(f'it is of step {content["step"]}')
-  return {
+  leaves = {
     name: (tuple(shape), dtype, digest)
     for name, (shape, dtype, digest) in content['leaves'].items()
   }
+  return leaves, content.get('counters', {})
 
 
 def _manifest_sha256(content: dict) -> str:

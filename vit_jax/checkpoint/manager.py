@@ -79,8 +79,11 @@ class CheckpointManager:
       self._lock = RunLock(self._workdir)
       self._sweep()
 
-  def restore(self, like: TrainState) -> TrainState | None:
-    """The newest intact state, laid out as `like` (shapes with shardings), bit for bit; None where nothing was ever saved.
+  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    """Return (state, counters) of the newest intact checkpoint; None if nothing was ever saved.
+
+    The state has the layout of `like` (shapes with shardings), bit for bit. `counters` is the dictionary given to `save`;
+    it is empty in checkpoints that were written without one.
 
     Damaged ones that are newer are named with what is wrong, and moved to checkpoints/damaged. UserError where there are only
     damaged ones, and where a checkpoint holds another architecture (its leaves are listed).
@@ -91,11 +94,11 @@ class CheckpointManager:
       step = int(broadcast_first(str(max(left, default=-1))))
       if step < 0:
         break
-      state, problem = self._try(step, like)
+      restored, problem = self._try(step, like)
       if not problem:
         self._set_aside(rejected)
         self._newest = step
-        return state
+        return restored
       rejected[step] = problem
       if jax.process_index() == 0:
         print_stderr(f'{self._place / str(step)} is damaged: {problem}')
@@ -106,11 +109,11 @@ class CheckpointManager:
       )
     return None
 
-  def _try(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
-    """(a state, what is wrong with it), by the judgement of all hosts."""
-    state, problem = None, ''
+  def _try(self, step: int, like: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
+    """Return ((state, counters), '') of a checkpoint, or (None, the reason why it is damaged), the same on all hosts."""
+    problem = ''
     try:
-      state, expected = restore_state(self._place / str(step), like)
+      state, expected, counters = restore_state(self._place / str(step), like)
     except CorruptCheckpointError as error:
       problem = str(error)
     if problem := broadcast_first(problem):
@@ -119,11 +122,12 @@ class CheckpointManager:
       check_checksums(state_to_dict(state), expected)
     except (CorruptCheckpointError, NonFiniteStateError) as error:  # The same on all hosts.
       return None, str(error)
-    return state, ''
+    return (state, counters), ''
 
-  def save(self, state: TrainState, step: int):
-    """Copies the state off the devices, and writes it while training goes on. That of the newest saved step is saved already.
+  def save(self, state: TrainState, step: int, counters: dict | None = None):
+    """Copy the state off the devices and write it in the background; do nothing if `step` is the newest saved step.
 
+    `counters` is a small JSON-compatible dictionary of host-side values that is saved with the state.
     ValueError for an older step. StorageError where too many saves in a row have failed, or one does not end; UserError where
     one was of numbers that are not finite.
     """
@@ -140,7 +144,7 @@ class CheckpointManager:
       )
     saving = _PendingSave(self._place / str(step))
     try:
-      self._writer.save(saving.path, state, step)
+      self._writer.save(saving.path, state, step, counters or {})
       threading.Thread(target=self._wait, args=(saving,), name='checkpoint', daemon=True).start()
     except OSError as error:
       if jax.process_count() > 1:  # The others wait for this one.
@@ -158,10 +162,10 @@ class CheckpointManager:
     if self._saving:
       self._saving.tell()
 
-  def finish(self, state: TrainState, step: int):
+  def finish(self, state: TrainState, step: int, counters: dict | None = None):
     """The last save, tried again where it fails, and `close`."""
     for pause in (*RETRY_DELAYS, 0):
-      self.save(state, step)
+      self.save(state, step, counters)
       self._settle()
       if not self._problem:
         break

@@ -60,7 +60,8 @@ def restore_or_init_state(
   """The state to start from, and what to say of it: the newest intact checkpoint, else `config.init`, else a fresh one."""
   init = make_init_fn(config, model=model, tx=tx)
   shapes = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  if state := checkpoints.restore(shapes):
+  if restored := checkpoints.restore(shapes):
+    state, _ = restored
     return state, [f'going on after step {int(state.step)}']
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   state = jax.jit(init, out_shardings=shardings)(config.seed)
