@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
+from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
+from vit_jax.config_checks import validate
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
 from vit_jax.optim.losses import LOSSES, softmax_loss

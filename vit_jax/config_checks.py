@@ -1,8 +1,17 @@
-"""What a setting of config.py may be."""
+"""Validation of a config, before any device is touched.
+
+Each setting has a type, and some have a list of choices or a range. `READ_ONLY_WHEN` lists the
+settings that only some configs read. The other checks compare several settings.
+"""
 
 import dataclasses
 import math
+import re
 import typing
+from typing import NamedTuple
+
+from vit_jax.config import Config, flatten_config
+from vit_jax.errors import UserError, did_you_mean
 
 CHOICES = {
   'data.crop': ('inception', 'resize', 'random'),
@@ -24,7 +33,7 @@ CHOICES = {
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
 }
 
-# Closed ranges. A number that is not listed may be anything.
+# Closed ranges. Any finite number is valid for a setting that is not listed.
 RANGES = {
   'data.unlabelled_ratio': (1, 1000),
   'data.confidence_threshold': (0, 1),
@@ -80,32 +89,222 @@ RANGES = {
 }
 
 
+class Pattern(NamedTuple):
+  """Matches text in which the regular expression occurs, or a tuple with such text in it."""
+
+  regex: str
+  example: str
+
+
+class NotDefault(NamedTuple):
+  """Matches every value but the default."""
+
+
+Requirement = dict[str, tuple | Pattern | NotDefault]
+
+ENABLED = NotDefault()
+TFDS = Pattern('^(tfds|vtab):', 'tfds:NAME')
+TFDS_PROBE = Pattern('^[^:]*$|:(tfds|vtab):', 'fewshot:tfds:NAME')  # Without a source: its default.
+FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
+NO_MASK = {'mask.target': ('',)}
+
+# Setting -> the requirements under which it is read. All of them must hold. A requirement holds if
+# one of its settings matches. A setting that is not read must have its default.
+# `models/families.py` does the same for the settings of each family of models.
+READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
+  'data.dir': (
+    {'data.train': TFDS, 'data.eval': TFDS, 'data.unlabelled': TFDS, 'probes': TFDS_PROBE},
+  ),
+  'data.crop_area': ({'data.crop': ('inception',)},),
+  'data.crop_aspect': ({'data.crop': ('inception',)},),
+  'data.resize_before_crop': ({'data.crop': ('random',)},),
+  'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
+  'data.eval_short_side': ({'data.eval_crop': ('center',)},),
+  'data.max_bad_fraction': ({'data.bad_images': ('skip',)},),
+  'data.unlabelled': (NO_MASK,),
+  'data.unlabelled_split': ({'data.unlabelled': ENABLED},),
+  'data.unlabelled_ratio': ({'data.unlabelled': ENABLED},),
+  'data.pseudo_labels': ({'data.unlabelled': ENABLED},),
+  'data.confidence_threshold': ({'data.unlabelled': ENABLED},),
+  'data.unlabelled_per_class': ({'data.unlabelled': ENABLED},),
+  'model.hidden_head': (NO_MASK,),
+  'model.head_bias': (NO_MASK,),
+  'optim.lr_end': ({'optim.schedule': ('cosine', 'linear'), 'optim.cooldown': ENABLED},),
+  'optim.rsqrt_timescale': ({'optim.schedule': ('rsqrt',)},),
+  'optim.lr_boundaries': ({'optim.schedule': ('staircase',)},),
+  'optim.lr_boundary_every': ({'optim.schedule': ('staircase',)},),
+  'optim.lr_boundary_factor': ({'optim.schedule': ('staircase',)},),
+  'optim.b2': ({'optim.name': ('adamw', 'adafactor', 'rmsprop')},),
+  'optim.weight_decay_mask': ({'optim.weight_decay': ENABLED},),
+  'optim.coupled_weight_decay': ({'optim.weight_decay': ENABLED},),
+  'optim.head_weight_decay_factor': (
+    {'optim.weight_decay': ENABLED},
+    {'optim.coupled_weight_decay': (False,)},
+  ),
+  'optim.spike_window': ({'optim.skip_spikes': ENABLED},),
+  'mask.rate': ({'mask.target': ENABLED},),
+  'loss': (NO_MASK,),
+  'label_smoothing': (NO_MASK,),
+  'mixup': (NO_MASK,),
+  'init_positions': ({'init': ENABLED},),
+  'probe_every': ({'probes': ENABLED},),
+  'fewshot_l2': ({'probes': FEWSHOT_PROBE},),
+}
+
+
+def validate(config: Config) -> Config:
+  """Return the config with `data.size` as two numbers.
+
+  Raises UserError that names the setting, its value, and what is expected.
+  """
+  size = config.data.size
+  size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
+  size = size * 2 if isinstance(size, tuple) and len(size) == 1 else size
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
+  values = flatten_config(config)
+  _check_values(values)
+  _check_data(config)
+  _check_optim(config)
+  _check_read(values)
+  if bool(config.steps) == bool(config.epochs):
+    got = f'steps={config.steps} and epochs={config.epochs:g}'
+    raise UserError(
+      f'{got}: set exactly one of them (--config.steps=0 or --config.epochs=0 unsets the other)'
+    )
+  if min(config.model.scale) <= 0:
+    raise UserError(f'config.model.scale={config.model.scale}: expected three positive numbers')
+  return config
+
+
+def _check_values(values: dict[str, object]):
+  """Raise UserError for a value that has the wrong type, or is outside its choices or range."""
+  types = setting_types(Config)
+  for name, value in values.items():
+    if not has_type(types[name], value):
+      raise UserError(f'config.{name}={value!r:.80}: expected {format_type(types[name])}')
+    if name in CHOICES and value not in CHOICES[name]:
+      raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if name in RANGES and not (low <= value <= high and value < math.inf):
+      limits = f'from {low} to {high}' if high < math.inf else f'of at least {low}, and finite'
+      raise UserError(f'config.{name}={value}: expected a number {limits}')
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+      raise UserError(f'config.{name}={value}: expected finite numbers')
+
+
+def _check_read(values: dict[str, object]):
+  """Raise UserError for a setting that is not read and differs from its default."""
+  defaults = flatten_config(Config())
+  for name, requirements in READ_ONLY_WHEN.items():
+    for needs in requirements if values[name] != defaults[name] else ():
+      if any(_matches(values[other], need, defaults[other]) for other, need in needs.items()):
+        continue
+      known = ' or '.join(
+        _format_need(other, need, defaults[other]) for other, need in needs.items()
+      )
+      raise UserError(
+        f'config.{name}={values[name]!r} is read only with {known}. '
+        f'Set that, or leave config.{name} at its default, {defaults[name]!r}'
+      )
+
+
+def _matches(value, need: tuple | Pattern | NotDefault, default) -> bool:
+  if isinstance(need, NotDefault):
+    return value != default
+  if isinstance(need, Pattern):
+    texts = value if isinstance(value, tuple) else (value,)
+    return any(re.search(need.regex, text) for text in texts)
+  return value in need
+
+
+def _format_need(name: str, need: tuple | Pattern | NotDefault, default) -> str:
+  if isinstance(need, NotDefault):
+    return f'config.{name} other than {default!r}'
+  if isinstance(need, Pattern):
+    return f'config.{name} such as {need.example!r}'
+  return ' or '.join(f'config.{name}={value!r}' for value in need)
+
+
+def _check_data(config: Config):
+  """Raise UserError for settings of the data that contradict one another."""
+  data, parts = config.data, config.optim.grad_accum_steps
+  if min(data.size) < 1:
+    raise UserError(
+      f'config.data.size={data.size}: expected HEIGHT,WIDTH in pixels, or one number for a square'
+    )
+  if data.unlabelled and data.batch % (1 + data.unlabelled_ratio):
+    raise UserError(
+      f'config.data.batch={data.batch} is not divisible into groups of 1 labelled image and '
+      f'config.data.unlabelled_ratio={data.unlabelled_ratio} unlabelled images'
+    )
+  if data.batch % parts:
+    raise UserError(
+      f'config.data.batch={data.batch} is not divisible by config.optim.grad_accum_steps={parts}'
+    )
+  if not 0 < data.crop_area[0] <= data.crop_area[1] <= 1:
+    raise UserError(f'config.data.crop_area={data.crop_area}: expected 0 < LOW <= HIGH <= 1')
+  if not 0 < data.crop_aspect[0] <= data.crop_aspect[1]:
+    raise UserError(f'config.data.crop_aspect={data.crop_aspect}: expected 0 < LOW <= HIGH')
+  for side, cropped in (
+    ('resize_before_crop', data.crop == 'random'),
+    ('eval_short_side', data.eval_crop == 'center'),
+  ):
+    if cropped and getattr(data, side) < max(data.size):
+      raise UserError(
+        f'config.data.{side}={getattr(data, side)} is less than the size of the crop, '
+        f'config.data.size={data.size}'
+      )
+  if data.randaug_ops and not data.randaug_magnitude:
+    raise UserError(
+      f'config.data.randaug_ops={data.randaug_ops} needs config.data.randaug_magnitude, which is 0'
+    )
+
+
+def _check_optim(config: Config):
+  """Raise UserError for settings of the optimizer that contradict one another."""
+  optim = config.optim
+  falls = optim.lr_boundaries or optim.lr_boundary_every != '0'
+  if optim.schedule == 'staircase' and not falls:
+    raise UserError(
+      "config.optim.schedule='staircase' needs config.optim.lr_boundaries or "
+      'config.optim.lr_boundary_every'
+    )
+  for name in ('weight_decay_mask', 'freeze'):
+    pattern = getattr(optim, name)
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(
+        f'config.optim.{name}={pattern!r} is not a regular expression: {error}'
+      ) from None
+
+
 def setting_types(cls, prefix: str = '') -> dict[str, type]:
-  """{'data.batch': int, …}: the type of every setting, by the same names."""
+  """Return {'data.batch': int, …}: the type of every setting, named as by `flatten_config`."""
   out = {}
   for f in dataclasses.fields(cls):
-    out |= (
-      setting_types(f.type, f'{prefix}{f.name}.')
-      if dataclasses.is_dataclass(f.type)
-      else {prefix + f.name: f.type}
-    )
+    if dataclasses.is_dataclass(f.type):
+      out |= setting_types(f.type, f'{prefix}{f.name}.')
+    else:
+      out[prefix + f.name] = f.type
   return out
 
 
 def has_type(kind: type, value) -> bool:
-  """A whole number is a number, and True is none."""
+  """Return whether `value` has the type. An int is also a float, but a bool is not a number."""
   if parts := typing.get_args(kind):
-    parts = parts[:1] * len(value) if parts[-1] is Ellipsis and isinstance(value, tuple) else parts
-    return (
-      isinstance(value, tuple) and len(value) == len(parts) and all(map(has_type, parts, value))
-    )
-  return isinstance(value, (int, float) if kind is float else kind) and (
-    kind is bool or not isinstance(value, bool)
-  )
+    if not isinstance(value, tuple):
+      return False
+    parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+    return len(value) == len(parts) and all(map(has_type, parts, value))
+  if isinstance(value, bool):
+    return kind is bool
+  return isinstance(value, (int, float) if kind is float else kind)
 
 
 def format_type(kind: type) -> str:
-  """A type as a person says it."""
+  """Return a name of the type for error messages."""
   parts = typing.get_args(kind)
   if parts and parts[-1] is Ellipsis:
     return 'texts in parentheses, any number of them'

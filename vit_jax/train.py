@@ -12,7 +12,8 @@ from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.checkpoint.run_directory import check_same_run, write_run_description
-from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps, validate
+from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps
+from vit_jax.config_checks import validate
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import eval_batches, max_bad_examples, train_batches
 from vit_jax.data.sources import Source

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vit_jax.config import ModelConfig, parse_duration, validate
+from vit_jax.config import ModelConfig, parse_duration
+from vit_jax.config_checks import validate
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.evaluate.vtab import means, recipe, refuse_missing

@@ -159,7 +159,6 @@ def test_a_masked_patch_is_told_without_its_pixels_and_the_mask_learns():
     ({'model': ModelConfig(variant='R50x1')}, 'R50x1 is a BiT ResNet'),
     ({'model': ModelConfig(variant='R50+B/16')}, 'R50\\+B/16 is a hybrid'),
     ({'model': ModelConfig(variant='mu/4', pool='map')}, 'would not train it; use token or gap'),
-    ({'model': ModelConfig(variant='mu/4', hidden_head=True)}, 'hidden_head=True'),
     (
       {'model': ModelConfig(variant='mu/2'), 'mask': MaskConfig(target='grid')},
       'a patch of 2x2 does not divide into 4x4',

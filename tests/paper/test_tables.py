@@ -10,7 +10,8 @@ import pytest
 from tests.test_configs import assert_a_step_traces
 from vit_jax.__main__ import parser
 from vit_jax.cli.jobs import parse_config_flags
-from vit_jax.config import Config, total_steps, validate
+from vit_jax.config import Config, total_steps
+from vit_jax.config_checks import validate
 from vit_jax.data.known import DATASET_SIZES
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model

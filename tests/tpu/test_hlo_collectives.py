@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from vit_jax.cli.plan import QUIET
-from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, validate
+from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
+from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
 from vit_jax.models.vit import build_vit
 from vit_jax.optim.optimizer import BLOCK_PATH_PREFIX, make_optimizer, param_path

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.tpu.tpu_cycles import independent_cycles
-from vit_jax.config import Config, DataConfig, OptimConfig, validate
-from vit_jax.tpu.plan import Plan, describe, remedies, side_by_side, with_settings, without_memory
+from vit_jax.config import Config, DataConfig, OptimConfig, with_settings
+from vit_jax.config_checks import validate
+from vit_jax.tpu.plan import Plan, describe, remedies, side_by_side, without_memory
 from vit_jax.tpu.topologies import GIB, topology
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.runs import ENVIRONMENT, PATIENCE, ROOT, account
 from tests.tiny import get_config
+from vit_jax.config import with_settings
 from vit_jax.errors import UserError
-from vit_jax.tpu.plan import with_settings
 from vit_jax.training.self_training import self_train
 
 SETTINGS = {

@@ -12,15 +12,8 @@ from pathlib import Path
 
 import jax
 
-from vit_jax.config import (
-  CHOICES,
-  Config,
-  config_from_dict,
-  config_to_dict,
-  flatten_config,
-  rename_settings,
-  validate,
-)
+from vit_jax.config import Config, config_from_dict, config_to_dict, flatten_config, rename_settings
+from vit_jax.config_checks import CHOICES, validate
 from vit_jax.data.fingerprint import describe_differences
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from vit_jax.cli.arguments import Parser, positive, whole
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.cli.results import say
-from vit_jax.config import validate
+from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.launch.job import Job, forget, recall
 from vit_jax.launch.logs import Followed

@@ -19,7 +19,8 @@ def plan(args):
   """Compiles a run's train step for a TPU slice that is not here: does it fit, and how long would it take? Exit code 1: no."""
   refuse_places(json=args.json, hlo=args.hlo)
   os.environ |= QUIET  # Before jax is imported.
-  from vit_jax.tpu.plan import describe, side_by_side, with_settings
+  from vit_jax.config import with_settings
+  from vit_jax.tpu.plan import describe, side_by_side
   from vit_jax.tpu.topologies import topology
 
   where, config = topology(args.topology, args.slices), parse_config_flags(args.settings)
@@ -53,7 +54,8 @@ def compiled(config, where):
 
 def first_that_fits(config, where):
   """(the settings, the plan) of the first remedy with which the run fits, or None."""
-  from vit_jax.tpu.plan import remedies, with_settings
+  from vit_jax.config import with_settings
+  from vit_jax.tpu.plan import remedies
 
   for settings in remedies(config, where):
     say(f'it does not fit; trying {settings}')

@@ -27,13 +27,13 @@ def recipe(
   """Fine-tuning on the 1,000 images of a task, to be judged on its whole test split. UserError for a task that is not there."""
   if task not in VTAB_TASKS:
     raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, VTAB_TASKS)}')
-  crop = 'inception' if 'crop' in VTAB_TASKS[task].augment else 'resize'
+  crop = {'crop': 'resize'}
+  if 'crop' in VTAB_TASKS[task].augment:
+    crop = {'crop': 'inception', 'crop_area': (CROP, CROP)}
   flip = 'flip' in VTAB_TASKS[task].augment
   source = {'train': f'vtab:{task}', 'split': 'train+val', 'eval_split': 'test'}
   return Config(
-    data=DataConfig(
-      **source, batch=batch, size=size, crop=crop, crop_area=(CROP, CROP), flip=flip, **data
-    ),
+    data=DataConfig(**source, **crop, batch=batch, size=size, flip=flip, **data),
     model=model,
     optim=OptimConfig(
       name='sgd', lr=lr, warmup=WARMUP, b1=0.9, momentum_dtype='bfloat16', grad_clip_norm=1.0

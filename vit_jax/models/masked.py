@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Config, ModelConfig, flatten_config
+from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model, family_name, with_article
 from vit_jax.models.layers import normalize_images
@@ -147,20 +147,6 @@ def build_masked_vit(config: Config) -> MaskedVisionTransformer:
     raise UserError(
       f'{why} needs a plain {MASKABLE_FAMILY}: {c.variant} is {with_article(family_name(c.variant))}'
     )
-  for name, default in (
-    ('loss', 'softmax'),
-    ('label_smoothing', 0.0),
-    ('mixup', 0.0),
-    ('data.unlabelled', ''),
-  ):
-    if (value := flatten_config(config)[name]) != default:
-      raise UserError(f'config.{name}={value!r} is about labels, and {why} learns none')
-  default = ModelConfig()
-  for name in ('hidden_head', 'head_bias'):
-    if getattr(c, name) != getattr(default, name):
-      raise UserError(
-        f'config.model.{name}={getattr(c, name)!r}: with {why} there is no such head; leave it to fine-tuning'
-      )
   if c.pool == 'map':
     raise UserError(f"config.model.pool='map': {why} would not train it; use token or gap")
   plain = build_model(c, 0)

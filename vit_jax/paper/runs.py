@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_jax.checkpoint.run_directory import MUTABLE_ON_RESUME
-from vit_jax.config import Config, flatten_config, validate
+from vit_jax.config import Config, flatten_config, with_settings
+from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
-from vit_jax.tpu.plan import with_settings
 
 ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
 SEEDS = (0, 1, 2)

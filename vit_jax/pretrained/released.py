@@ -15,7 +15,8 @@ from vit_jax.checkpoint.run_directory import (
   read_run_labels,
   read_run_preprocessing,
 )
-from vit_jax.config import Config, validate
+from vit_jax.config import Config
+from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING, PATCH, POSITION, resample_positions

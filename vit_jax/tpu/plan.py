@@ -11,7 +11,8 @@ import time
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Config, labelled_batch_size, total_steps, validate
+from vit_jax.config import Config, labelled_batch_size, total_steps
+from vit_jax.config_checks import validate
 from vit_jax.data.known import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
@@ -144,15 +145,6 @@ def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
   both = [full | part for part in parts] + [full | share for share in shares]
   every = [full | part | shares[-1] for part in parts] if shares else []
   return [*remat, *parts, *shares, *(both if full else []), *every]
-
-
-def with_settings(config: Config, settings: dict[str, object]) -> Config:
-  """The config with {'model.remat': 'full', 'seed': 1, …} changed."""
-  for name, value in settings.items():
-    group, _, field = name.rpartition('.')
-    part = dataclasses.replace(getattr(config, group), **{field: value}) if group else value
-    config = dataclasses.replace(config, **{group or field: part})
-  return config
 
 
 def data_facts(config: Config) -> tuple[int, int, int]:

@@ -16,7 +16,8 @@ import jax
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.checkpoint.run_directory import check_same_run, read_run_labels
-from vit_jax.config import UNLABELLED_DEFAULTS, Config, validate
+from vit_jax.config import UNLABELLED_DEFAULTS, Config
+from vit_jax.config_checks import validate
 from vit_jax.data.pseudo import check_same_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
