@@ -1,4 +1,4 @@
-"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the pulse.
+"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the check for preemption.
 
     python benchmarks/safety.py [--rounds 30] [--steps 5] [SHAPE …]
 
@@ -25,7 +25,6 @@ from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.optim.optimizer import make_optimizer
-from vit_jax.pulse import StepMonitor
 from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.step import abstract_params, init_state, train_step
@@ -107,8 +106,9 @@ def safe(name: str, workdir: Path):
     why_bad=lambda i: '',
   )
   ids, done, watchdog = np.arange(len(batch['mask'])), 0, Watchdog()
-  watchdog.start(alone=True)
-  pulse = StepMonitor(Preemption(), watchdog, quick=600, slow=1800)
+  watchdog.start(single_process=True)
+  watchdog.set_timeouts(step=600, slow=1800)
+  preemption = Preemption()
 
   def run(steps: int) -> np.ndarray:
     nonlocal state, done
@@ -117,7 +117,8 @@ def safe(name: str, workdir: Path):
       state, values = step(state, batch)
       done += 1
       ledger.add(done, values, ids)
-      pulse.asked(values)
+      watchdog.step_done(values)
+      preemption.should_stop()
       if done % LOG_EVERY == 0:
         ledger.settle()
         ledger.record()

@@ -84,7 +84,7 @@ def stepper(model, size: tuple[int, int], b: int, parts: int):
     loss=softmax_loss,
     lr=lambda step: 1e-3,
     seed=0,
-    accumulate=parts,
+    grad_accum_steps=parts,
   )
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 

@@ -104,7 +104,7 @@ def assert_a_step_traces(config: Config, *, classes: int, steps: int):
     lr=lr,
     seed=0,
     mixup_alpha=config.mixup,
-    accumulate=config.optim.grad_accum_steps,
+    grad_accum_steps=config.optim.grad_accum_steps,
     ema=config.optim.ema,
   )
   new, metrics = jax.eval_shape(step, state, batch)

@@ -79,7 +79,7 @@ def test_a_batch_in_parts_is_the_whole_batch(parts):
   state, batch = nonzero_head(fresh()), batch_of(16)
   batch['mask'][[1, 6, 7]] = False
   whole, whole_metrics = jax.jit(stepper())(state, batch)
-  split, split_metrics = jax.jit(stepper(accumulate=parts))(state, batch)
+  split, split_metrics = jax.jit(stepper(grad_accum_steps=parts))(state, batch)
   assert_close(whole.params, split.params)
   assert_close(whole_metrics, split_metrics)
 
@@ -155,8 +155,8 @@ def test_the_average_follows_the_parameters():
   state, batch = nonzero_head(fresh(ema=True)), batch_of(16)
   new, _ = jax.jit(stepper(ema=0.9))(state, batch)
   assert_close(new.ema, jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params))
-  assert new.best is new.ema
-  assert fresh().best is not None and fresh().ema is None
+  assert new.eval_params is new.ema
+  assert fresh().eval_params is not None and fresh().ema is None
 
 
 BAD = {

@@ -28,7 +28,7 @@ class TrainState:
   ema: dict | None  # A moving average of the parameters, where one is asked for.
 
   @property
-  def best(self) -> dict:
+  def eval_params(self) -> dict:
     """The parameters to evaluate and to hand on."""
     return self.params if self.ema is None else self.ema
 
@@ -64,7 +64,7 @@ def train_step(
   lr: optax.Schedule,
   seed: int | jax.Array,
   mixup_alpha: float = 0.0,
-  accumulate: int = 1,
+  grad_accum_steps: int = 1,
   ema: float = 0.0,
   skip_spikes: float = 0.0,
   mesh: Mesh | None = None,
@@ -82,7 +82,7 @@ def train_step(
     images, targets = mixup(jax.random.fold_in(key, 0), images, targets, mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
 
-  gradient = functools.partial(accumulate_gradient, model=model, loss=loss, parts=accumulate)
+  gradient = functools.partial(accumulate_gradient, model=model, loss=loss, parts=grad_accum_steps)
   if mesh is not None:
     specs = state_specs(state.params, mesh)
     gradient = functools.partial(gradient, specs=specs, grad_dtype=grad_dtype)

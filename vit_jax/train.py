@@ -31,7 +31,6 @@ from vit_jax.metrics.writer import (
   steps_of_records,
 )
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
-from vit_jax.pulse import StepMonitor
 from vit_jax.runtime.crash_log import CrashLog
 from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
@@ -74,7 +73,12 @@ def train(
   began = time.monotonic()
   config = validate(config)
   stopping, watchdog = stopping or Preemption(), watchdog or Watchdog()
-  pulse = StepMonitor(stopping, watchdog, quick=config.step_timeout, slow=config.first_step_timeout)
+  watchdog.set_timeouts(step=config.step_timeout, slow=config.first_step_timeout)
+
+  def should_stop(result) -> bool:
+    watchdog.step_done(result)
+    return stopping.should_stop()
+
   task = make_task(config)
   train_source, eval_source = open_sources(config)
   judge = open_all(
@@ -96,14 +100,14 @@ def train(
   tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
   mesh = make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config))
   failures = CrashLog(workdir, host=jax.process_index())
-  watchdog.record = failures.record
-  with failures.recorded():
+  watchdog.on_hang = failures.write_crash
+  with failures.record_errors():
     checkpoints = CheckpointManager(
       workdir, keep=config.max_to_keep, keep_every=every['keep_every']
     )
     state, notes = restore_or_init_state(config, checkpoints, model=model, tx=tx, mesh=mesh)
     first = int(state.step)
-    failures.begin(first)
+    failures.register_start(first)
     done = {'eval_every': evaluation_records(workdir), 'probe_every': probe_records(workdir)}
     owed = [
       name
@@ -114,7 +118,7 @@ def train(
       'restored'
     )  # Before anybody writes: all of them have to go on from the same checkpoint.
     write_run_description(workdir, config, train_source.label_names, facts)
-    checkpoints.open()
+    checkpoints.acquire_directory()
     metrics = MetricsWriter(workdir, step=first, steps=steps, write=jax.process_index() == 0)
     metrics.say(
       f'{workdir}: {format_run_summary(config, model, state)}, {describe_mesh(mesh)}, steps {first} to {steps}'
@@ -132,12 +136,12 @@ def train(
     )
     update = functools.partial(update, seed=np.int32(config.seed))
     shapes = abstract_params(model, config.data.size)
-    alive = {'asked': pulse.asked, 'progress': lambda images: pulse.pause()}
+    alive = {'asked': should_stop, 'progress': lambda images: watchdog.arm_slow()}
     subject = Subject(
       model=task.judged(train_source.classes), shapes=shapes, mesh=mesh, data=config.data, **alive
     )
     metrics.say(f'  ready to step after {time.monotonic() - began:.0f} s')
-    stopping.begin(make_any_host(mesh))
+    stopping.start_saving(make_any_host(mesh))
     state, stopped = train_loop(
       state,
       batches,
@@ -147,7 +151,7 @@ def train(
       update=update,
       evaluate={
         'eval_every': make_evaluator(
-          config, eval_source, model=model, mesh=mesh, state=state, asked=pulse.asked
+          config, eval_source, model=model, mesh=mesh, state=state, asked=should_stop
         ),
         'probe_every': examiner(judge, subject),
       },
@@ -155,9 +159,10 @@ def train(
       checkpoints=checkpoints,
       ledger=ledger,
       metrics=metrics,
-      pulse=pulse,
+      watchdog=watchdog,
+      should_stop=should_stop,
     )
-    pulse.pause()
+    watchdog.arm_slow()
     ledger.settle()
     checkpoints.finish(state, int(state.step))
     if stopped:
@@ -169,7 +174,7 @@ def train(
       raise DivergedError(ledger.hopeless)
   if stopped:
     raise SystemExit(stopping.exit_code)
-  stopping.end()
+  stopping.stop_saving()
   return finish_run(workdir, metrics, seconds=time.monotonic() - began)
 
 
@@ -186,15 +191,16 @@ def train_loop(
   checkpoints: CheckpointManager,
   ledger: StepLog,
   metrics: MetricsWriter,
-  pulse: StepMonitor,
+  watchdog: Watchdog,
+  should_stop: Callable[[dict], bool],
 ) -> tuple[TrainState, bool]:
   """Takes the steps; the last state, and whether it was told to stop. `owed`: clocks of evaluations that were left out."""
   watch, last = Stopwatch(), steps.stop - 1
 
   def evaluated(name: str, step: int) -> bool:
-    pulse.pause()
+    watchdog.arm_slow()
     with watch.paused(state):
-      result = evaluate[name](state.best)
+      result = evaluate[name](state.eval_params)
     if result:
       metrics.record(step, result)
       metrics.say(f'step {step}/{last}  ' + format_metrics(result))
@@ -203,10 +209,10 @@ def train_loop(
   if not all(evaluated(name, steps.start - 1) for name in owed):
     return state, True
   for step, (ids, batch) in zip(steps, batches, strict=False):
-    checkpoints.check()
+    checkpoints.check_for_errors()
     state, values = update(state, batch)
     ledger.add(step, values, ids)
-    stop = pulse.asked(values)
+    stop = should_stop(values)
     if due(step, every['log_every'], step if stop else last):
       ledger.settle()
       values = speed(watch.lap() / ledger.steps)
@@ -216,7 +222,7 @@ def train_loop(
     for name in evaluate:
       stop = stop or (due(step, every[name], last) and not evaluated(name, step))
     if due(step, every['save_every'], last) and not stop:
-      pulse.pause()
+      watchdog.arm_slow()
       with watch.paused(state):
         ledger.settle()
         checkpoints.save(state, step)

@@ -157,7 +157,9 @@ def test_the_cost_beside_a_plain_vit_is_that_of_figure_13(patch):
   assert ratio == pytest.approx(theirs[f'AxialViT-B/{patch}'] / theirs[f'ViT-B/{patch}'], rel=3e-3)
 
 
-def trained(fields: dict, *, fsdp: int, devices: list, accumulate: int = 1) -> tuple[dict, dict]:
+def trained(
+  fields: dict, *, fsdp: int, devices: list, grad_accum_steps: int = 1
+) -> tuple[dict, dict]:
   """(what a step adds to the parameters, its metrics)."""
   model, lr = (
     build_model(ModelConfig(**SMALL | {'width': 32, 'mlp': 1024} | fields), CLASSES),
@@ -193,7 +195,7 @@ def trained(fields: dict, *, fsdp: int, devices: list, accumulate: int = 1) -> t
     lr=lr,
     seed=0,
     mesh=mesh,
-    accumulate=accumulate,
+    grad_accum_steps=grad_accum_steps,
   )
   state = jit(begin, out_shardings=shardings)()
   new, metrics = jit(step, out_shardings=(shardings, replicated(mesh)))(
@@ -204,17 +206,17 @@ def trained(fields: dict, *, fsdp: int, devices: list, accumulate: int = 1) -> t
 
 
 @pytest.mark.parametrize(
-  ('fields', 'accumulate'),
+  ('fields', 'grad_accum_steps'),
   [
     ({'drop_path': 0.3, 'dropout': 0.1}, 1),
     pytest.param({'remat': 'vit'}, 2, marks=pytest.mark.slow),
   ],
   ids=str,
 )
-def test_eight_devices_equal_one(fields, accumulate):
+def test_eight_devices_equal_one(fields, grad_accum_steps):
   """Over 'data' and 'fsdp', where a block is made whole when its turn comes; the draws are the same, too."""
   one, metrics = trained({**fields, 'remat': 'none'}, fsdp=1, devices=jax.devices()[:1])
-  eight, same = trained(fields, fsdp=4, devices=jax.devices(), accumulate=accumulate)
+  eight, same = trained(fields, fsdp=4, devices=jax.devices(), grad_accum_steps=grad_accum_steps)
   assert np.isfinite(metrics['grad_norm']) and metrics['grad_norm'] > 0.1
   assert same['loss'] == pytest.approx(metrics['loss'], rel=1e-5)
   for name, change in one['Transformer']['encoderblock'].items():  # Along rows, and along columns.

@@ -37,7 +37,7 @@ def batches() -> list[dict]:
   return [{'image': image(), 'label': label(), 'mask': np.arange(16) != k} for k in range(STEPS)]
 
 
-def trained(devices: int, fsdp: int = 1, accumulate: int = 1, **fields):
+def trained(devices: int, fsdp: int = 1, grad_accum_steps: int = 1, **fields):
   """(the parameters after each step, the gradients' norms)."""
   model, lr = Small(), optax.constant_schedule(0.1)
   config = OptimConfig(**{'name': 'sgd', 'norm_momentum': MOMENTUM} | fields)
@@ -54,7 +54,7 @@ def trained(devices: int, fsdp: int = 1, accumulate: int = 1, **fields):
     lr=lr,
     seed=0,
     mesh=mesh,
-    accumulate=accumulate,
+    grad_accum_steps=grad_accum_steps,
   )
   update, history, norms = jax.jit(step, out_shardings=(shardings, replicated(mesh))), [], []
   for batch in batches():
@@ -94,7 +94,7 @@ def test_eight_devices_equal_one(fsdp):
 
 def test_a_batch_in_parts_moves_the_statistics_as_far_as_one_in_a_piece():
   """By the mean of the parts' statistics, each for the examples that count in it."""
-  params = trained(1, accumulate=2)[0][0]['norm']
+  params = trained(1, grad_accum_steps=2)[0][0]['norm']
   batch = batches()[0]
   parts = [batch['image'][i::2].astype(np.float64) / 100 for i in range(2)]
   shares = [batch['mask'][i::2].sum() / batch['mask'].sum() for i in range(2)]

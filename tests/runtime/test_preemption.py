@@ -60,14 +60,14 @@ def test_before_the_first_step_a_run_ends_at_once(tmp_path):
 LISTEN = """
 import sys, time
 sys.path.insert(0, {root!r})
-from vit_jax.runtime.preemption import Stopping
-stopping = Stopping()
-stopping.listen()
-stopping.begin()
+from vit_jax.runtime.preemption import Preemption
+preemption = Preemption()
+preemption.install_handlers()
+preemption.start_saving()
 print('listening', flush=True)
 {then}
 """
-WAIT = 'while not stopping.asked(): time.sleep(0.01)\nstopping.end(); time.sleep(1); sys.exit(stopping.exit_code)'
+WAIT = 'while not preemption.should_stop(): time.sleep(0.01)\npreemption.stop_saving(); time.sleep(1); sys.exit(preemption.exit_code)'
 HANG = (
   'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Python's handlers never run.
 )
@@ -97,7 +97,10 @@ def test_the_exit_code_says_which_signal_it_was(then, signals, code):
   assert err.startswith(f'{signals[0].name}: saving and stopping\n')
 
 
-BETWEEN = 'stopping.more = True; stopping.end(); print("between", flush=True); ' + HANG
+BETWEEN = (
+  'preemption.has_next_stage = True; preemption.stop_saving(); print("between", flush=True); '
+  + HANG
+)
 
 
 def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process():
@@ -115,16 +118,18 @@ def test_hosts_stop_at_one_question_whichever_of_them_was_told():
   """Two of them, in step; a vote is what either said."""
   told = [False, True]
   ours, theirs = Preemption(), Preemption()
-  for stopping in (ours, theirs):
-    stopping.begin(lambda said: any(told))
-  assert [ours.asked(), theirs.asked(), ours.asked(), theirs.asked()] == [False] * 4
-  assert [ours.asked(), theirs.asked()] == [True, True]
+  for preemption in (ours, theirs):
+    preemption.start_saving(lambda said: any(told))
+  assert [ours.should_stop(), theirs.should_stop(), ours.should_stop(), theirs.should_stop()] == [
+    False
+  ] * 4
+  assert [ours.should_stop(), theirs.should_stop()] == [True, True]
   assert ours.exit_code == 75
 
 
 def test_one_that_does_not_listen_is_never_told():
-  stopping = Preemption()
-  stopping.begin()
-  assert not stopping.asked()
-  stopping.end()
+  preemption = Preemption()
+  preemption.start_saving()
+  assert not preemption.should_stop()
+  preemption.stop_saving()
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -16,8 +16,8 @@ from vit_jax.runtime import run_lock as module
 from vit_jax.runtime.run_lock import RunLock
 
 HOLD = (
-  'import sys, time; from pathlib import Path; from vit_jax.runtime.run_lock import Lock; '
-  'Lock(Path(sys.argv[1])); print(1, flush=True)'
+  'import sys, time; from pathlib import Path; from vit_jax.runtime.run_lock import RunLock; '
+  'RunLock(Path(sys.argv[1])); print(1, flush=True)'
 )
 
 
@@ -77,11 +77,11 @@ def test_a_trainer_on_another_machine_that_shows_none_is_gone(tmp_path, monkeypa
 def test_who_stood_still_for_long_learns_that_another_has_taken_over(tmp_path, monkeypatch):
   monkeypatch.setattr(module, 'HEARTBEAT_PERIOD', 0.05)
   lock = RunLock(tmp_path)
-  lock.check()
+  lock.check_held()
   write(tmp_path)
   with pytest.raises(UserError, match='process 7 on far.* It took this one to be gone'):
     while True:
-      lock.check()
+      lock.check_held()
   lock.release()
   assert (
     json.loads((tmp_path / 'trainer.json').read_text())['pid'] == 7

@@ -67,7 +67,7 @@ def save_forever(workdir: Path, log: int, mib: float):
   while True:
     step += 1
     checkpoints.save(make_state(step, mib), step)
-    checkpoints.check()
+    checkpoints.check_for_errors()
     os.write(
       log, f'committed {max(list_saved_steps(workdir / "checkpoints"), default=0)}\n'.encode()
     )

@@ -68,7 +68,7 @@ def test_a_stuck_loader_is_found_by_the_watchdog(tmp_path, host):
     codes, seconds = wait_for_exit(run)
     print(f'stuck loader on host {host}: {codes} after {seconds:.1f} s')
     assert 76 in codes and set(codes) <= {75, 76, 134}
-    assert 'no sign of life for 20 s' in run.text(0) + run.text(1)
+    assert 'no progress for 20 s' in run.text(0) + run.text(1)
     assert list((tmp_path / 'run' / 'failures').iterdir())
     assert seconds < STUCK + 15
 

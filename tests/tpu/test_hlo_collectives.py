@@ -82,7 +82,7 @@ def small_run(
   heads=4,
   unroll=1,
   fsdp=1,
-  accumulate=1,
+  grad_accum_steps=1,
   grad_dtype='float32',
   **model,
 ):
@@ -93,7 +93,7 @@ def small_run(
       model=ModelConfig(
         variant='mu/4', depth=3, width=width, mlp=mlp, heads=heads, unroll=unroll, **model
       ),
-      optim=OptimConfig(name='sgd', grad_accum_steps=accumulate, grad_dtype=grad_dtype),
+      optim=OptimConfig(name='sgd', grad_accum_steps=grad_accum_steps, grad_dtype=grad_dtype),
       mesh=MeshConfig(fsdp=fsdp),
       steps=10,
     )
@@ -142,9 +142,9 @@ SCALARS = 4 + 4 + 4  # The loss, and the batch's examples and skipped examples.
 
 
 @pytest.mark.parametrize('unroll', [0, 1])
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_data_parallel_is_one_all_reduce_of_the_gradients(unroll, accumulate):
-  hlo, params = compiled_text(unroll=unroll, accumulate=accumulate)
+@pytest.mark.parametrize('grad_accum_steps', [1, 2])
+def test_data_parallel_is_one_all_reduce_of_the_gradients(unroll, grad_accum_steps):
+  hlo, params = compiled_text(unroll=unroll, grad_accum_steps=grad_accum_steps)
   assert collective_bytes(hlo) == {'all-reduce': 4 * parts(params)[0] + SCALARS}
 
 

@@ -97,7 +97,7 @@ def test_eight_devices_equal_one():
     loss=task.loss,
     lr=lambda step: 0.1,
     seed=3,
-    accumulate=2,
+    grad_accum_steps=2,
   )
   begin = functools.partial(init_state, 0, model=task.build(10), tx=tx, size=(8, 8), ema=False)
 

@@ -57,9 +57,9 @@ class CheckpointManager:
     )  # A step; saves in a row that did, and how the last did.
     self._writer = CheckpointWriter()
     if broadcast_first('there' if workdir.exists() else ''):
-      self.open()
+      self.acquire_directory()
 
-  def open(self):
+  def acquire_directory(self):
     """Takes the directory for this process, and makes it if need be: at the latest the first save does so."""
     if self._opened:
       return
@@ -131,8 +131,8 @@ class CheckpointManager:
     ValueError for an older step. StorageError where too many saves in a row have failed, or one does not end; UserError where
     one was of numbers that are not finite.
     """
-    self.open()
-    self.check()
+    self.acquire_directory()
+    self.check_for_errors()
     self._settle()
     if step < self._newest:
       raise ValueError(f'step {step} is to be saved, and {self._newest} is saved')
@@ -152,13 +152,13 @@ class CheckpointManager:
       saving.end(error)
     self._saving = saving
 
-  def check(self):
+  def check_for_errors(self):
     """Says at once what went wrong in the background, if anything did. To be called at every step: it costs nothing.
 
     UserError where numbers to save were not finite, or another trainer has taken the directory over.
     """
     if self._lock:
-      self._lock.check()
+      self._lock.check_held()
     if self._saving:
       self._saving.tell()
 

@@ -59,9 +59,9 @@ def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]
   `join_cluster` does. Gives {'stopping': …, 'watchdog': …}, as `train` takes them."""
   faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
   stopping, watchdog = Preemption(), Watchdog()
-  stopping.listen()
+  stopping.install_handlers()
   processes = join_cluster(**hosts)
-  watchdog.start(alone=processes == 1)
+  watchdog.start(single_process=processes == 1)
   if processes > 1 and not workdir:
     raise UserError('several hosts need one --workdir: their clocks would name several')
   logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
@@ -95,7 +95,7 @@ def join_cluster(**said) -> int:
   """Meets the other hosts, if there are any, as `distributed.initialize` does; how many there are with this one."""
   import jax
 
-  # That service, too, would answer SIGTERM, and Orbax asks it with numbers of its own; stopping.py does both itself.
+  # That service, too, would answer SIGTERM, and Orbax asks it with numbers of its own; runtime/preemption.py does both itself.
   jax.config.update('jax_enable_preemption_service', False)
   initialize_cluster(**said)
   return jax.process_count()

@@ -1,8 +1,9 @@
-"""Starts of a run that ended in an error, a file for each host that had one: a run that can't get on is not tried for ever.
+"""Record the starts of a run that crashed, so that a run that cannot progress is not restarted forever.
 
-    WORKDIR/failures/STEP-START-hostI.txt    The checkpoint that it went on from, which start from there it was; the traceback.
+    WORKDIR/failures/STEP-START-hostI.txt
 
-A kill, a preemption, another host's end and what the person can mend leave none. Nothing here goes by a clock.
+STEP is the checkpoint that the start resumed from and START counts the starts from it. The file holds the
+traceback. Kills, preemptions, crashes of other hosts and user errors leave no file. No clock is involved.
 """
 
 import contextlib
@@ -13,42 +14,45 @@ from pathlib import Path
 from vit_jax.errors import CrashLoopError, DivergedError, UserError
 from vit_jax.runtime.cluster import is_lost_host_error
 
-MAX_FAILED_STARTS = 3  # Starts from one checkpoint.
+MAX_FAILED_STARTS = 3  # Crashed starts from one checkpoint before the next start is refused.
 
 
 class CrashLog:
-  """Those of the run in `workdir`. Until `begin` this is the start of who knows what."""
+  """The crashes of one host of the run in `workdir`; before `register_start` the step is unknown."""
 
   def __init__(self, workdir: Path, *, host: int):
-    self._folder, self._host, self._start = workdir / 'failures', host, 'start'
+    self._folder, self._host, self._start_name = workdir / 'failures', host, 'start'
 
-  def begin(self, step: int):
-    """From `step`. CrashLoopError where the last starts from there all failed. On all hosts before any of them goes on."""
+  def register_start(self, step: int):
+    """Name this start, which resumes from `step`. Every host calls it before any of them trains.
+
+    Raises CrashLoopError if 3 starts from `step` have crashed.
+    """
     starts = {path.name.split('-')[1] for path in self._folder.glob(f'{step}-*.txt')}
     if len(starts) >= MAX_FAILED_STARTS:
       raise CrashLoopError(
-        f'{len(starts)} starts from step {step} ended in an error without a new checkpoint, as {self._folder} tells; '
-        'mend the cause, then remove that folder and start again'
+        f'{len(starts)} starts from step {step} crashed before the next checkpoint; their tracebacks are '
+        f'in {self._folder}. Fix the cause, remove that folder, and start again'
       )
-    self._start = f'{step}-{len(starts) + 1}'
+    self._start_name = f'{step}-{len(starts) + 1}'
 
-  def record(self, text: str):
-    """Keeps how this start ended, where the file system lets it."""
+  def write_crash(self, text: str):
+    """Write why this start failed; a file system error is ignored."""
     with contextlib.suppress(OSError):
       self._folder.mkdir(parents=True, exist_ok=True)
-      (self._folder / f'{self._start}-host{self._host}.txt').write_text(text)
+      (self._folder / f'{self._start_name}-host{self._host}.txt').write_text(text)
 
   @contextlib.contextmanager
-  def recorded(self) -> Iterator[None]:
-    """Keeps what goes wrong inside."""
+  def record_errors(self) -> Iterator[None]:
+    """Write any crash inside the context, and raise it again."""
     try:
       yield
     except DivergedError as error:
-      self.record(f'{error}\n')
+      self.write_crash(f'{error}\n')
       raise
     except UserError:
       raise
     except Exception as error:
       if not is_lost_host_error(error):
-        self.record(traceback.format_exc())
+        self.write_crash(traceback.format_exc())
       raise

@@ -1,8 +1,9 @@
-"""Stopping when told to: SIGTERM, with which platforms announce that a machine is taken away, and SIGINT, which is Ctrl-C.
+"""Save and exit on SIGTERM, which platforms send before they take a machine away, and on SIGINT (Ctrl-C).
 
-Before the first step there is nothing to save, and the process ends at once. After it all hosts save after the same step,
-whichever of them was told. SIGTERM twice is SIGTERM once; Ctrl-C twice ends the process now. A thread answers: Python's own
-handlers would wait until the main thread is done with compiling.
+Before the first step there is nothing to save, and the process exits immediately. Afterwards all hosts save
+after the same step, whichever of them got the signal. A second SIGTERM has no effect; a second Ctrl-C ends
+the process immediately. A thread handles the signals, because Python runs its own handlers in the main
+thread, which may be busy compiling.
 """
 
 import collections
@@ -16,79 +17,95 @@ from collections.abc import Callable
 from vit_jax.errors import EXIT_INTERRUPTED, EXIT_RESTART
 
 _SIGNAL_EXIT_CODES = {signal.SIGTERM: EXIT_RESTART, signal.SIGINT: EXIT_INTERRUPTED}
-_VOTE_LAG = (
-  2  # Questions to the other hosts that are on their way before the first answer is waited for.
-)
+_VOTE_LAG = 2  # Votes that are in flight before the result of the oldest one is read.
 
 
 class Preemption:
-  """Whether this run has been told to stop. One that does not listen is never told."""
+  """Signals that ask this run to stop; none is noticed before `install_handlers`.
+
+  Attributes:
+    has_next_stage: True if another run follows in this process when the current one is complete.
+  """
 
   def __init__(self):
-    self._told, self._vote, self._votes = None, None, collections.deque()
-    self._listens = self._begun = False
-    self.more = False  # Whether another run follows when this one is complete.
+    self._signal, self._any_host, self._pending_votes = None, None, collections.deque()
+    self._installed = self._can_save = False
+    self.has_next_stage = False
 
-  def listen(self):
-    """Takes the place of what the signals usually do, for as long as the process lives. In the main thread, before others.
+  def install_handlers(self):
+    """Handle SIGTERM and SIGINT in a thread for the rest of the process.
 
-    All threads and processes that are started from here on leave them to the one that answers.
+    Call it in the main thread before other threads and processes are started: they inherit the blocked
+    signals and leave them to the thread.
     """
-    self._listens = True
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
+    self._installed = True
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     for number in _SIGNAL_EXIT_CODES:
       signal.signal(number, lambda *_: None)
       signal.siginterrupt(number, False)
-    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=self._answer, args=(ours, theirs), name='signals', daemon=True).start()
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(
+      target=self._handle_signals, args=(reader, writer), name='signals', daemon=True
+    ).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNAL_EXIT_CODES)
 
-  def begin(self, vote: Callable[[bool], object] | None = None):
-    """From here on there is something to save. On several hosts `vote` says whether any of them was told."""
-    self._begun, self._vote = True, vote
+  def start_saving(self, any_host: Callable[[bool], object] | None = None):
+    """Declare that there is state to save from now on.
 
-  def asked(self) -> bool:
-    """Whether to stop here: the same on all hosts, all of which ask equally often. They agree `_VOTE_LAG` questions later."""
-    told = self._told is not None
-    if self._vote is None:
-      return told
-    self._votes.append(self._vote(told))
-    return len(self._votes) > _VOTE_LAG and bool(self._votes.popleft())
+    With several hosts, `any_host(flag)` starts a vote and returns a lazy boolean: True if the flag of any
+    host is True.
+    """
+    self._can_save, self._any_host = True, any_host
 
-  def end(self):
-    """The run is complete: there is nothing to save until the next begins, or a SIGTERM comes too late to matter."""
-    if self.more:
-      self._begun, self._vote = False, None
-      self._votes.clear()
-    elif self._listens:
+  def should_stop(self) -> bool:
+    """Return True if the run should save and stop here, the same on all hosts.
+
+    All hosts have to call it equally often. With several hosts the answer lags by 2 calls, so that no
+    step waits for a vote.
+    """
+    signalled = self._signal is not None
+    if self._any_host is None:
+      return signalled
+    self._pending_votes.append(self._any_host(signalled))
+    return len(self._pending_votes) > _VOTE_LAG and bool(self._pending_votes.popleft())
+
+  def stop_saving(self):
+    """Declare that the run is complete.
+
+    If another stage follows, a signal exits immediately until its `start_saving`. Otherwise SIGTERM is
+    ignored: it comes too late to matter.
+    """
+    if self.has_next_stage:
+      self._can_save, self._any_host = False, None
+      self._pending_votes.clear()
+    elif self._installed:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   @property
   def exit_code(self) -> int:
-    """Of a run that has stopped."""
-    return _SIGNAL_EXIT_CODES.get(self._told, EXIT_RESTART)
+    """The exit code of a run that has stopped: 130 after Ctrl-C, else 75."""
+    return _SIGNAL_EXIT_CODES.get(self._signal, EXIT_RESTART)
 
-  def _answer(self, ours: socket.socket, theirs: socket.socket):
-    """Reads the numbers of signals as they come; `theirs` is held so that it stays open."""
-    del theirs
+  def _handle_signals(self, reader: socket.socket, writer: socket.socket):
+    """Read signal numbers from `reader` forever; `writer` is a parameter so that it stays open."""
+    del writer
     interrupts = 0
-    while number := ours.recv(1)[0]:
+    while number := reader.recv(1)[0]:
       if number not in _SIGNAL_EXIT_CODES:
         continue
       interrupts += number == signal.SIGINT
       name = signal.Signals(number).name
-      if not self._begun or interrupts > 1:
-        _write_stderr_unbuffered(
-          f'{name}: {"stopping now" if self._begun else "there is nothing to save yet"}'
-        )
+      if not self._can_save or interrupts > 1:
+        outcome = 'stopping now' if self._can_save else 'there is nothing to save yet'
+        _write_stderr_unbuffered(f'{name}: {outcome}')
         os._exit(_SIGNAL_EXIT_CODES[number])
-      if self._told is None:
-        self._told = number
+      if self._signal is None:
+        self._signal = number
         _write_stderr_unbuffered(f'{name}: saving and stopping')
 
 
 def _write_stderr_unbuffered(text: str):
-  """A line for the person, past Python's buffer, which another thread may hold."""
+  """Write a line to stderr past Python's buffer, whose lock another thread may hold."""
   with contextlib.suppress(OSError):
     os.write(2, f'{text}\n'.encode())

@@ -49,7 +49,7 @@ class RunLock:
       target=_run_heartbeat, args=(weakref.ref(self), self._ended), name='lock', daemon=True
     ).start()
 
-  def check(self):
+  def check_held(self):
     """UserError where another trainer has taken the directory over, as it may when this process stood still for long."""
     if self._lost:
       raise UserError(self._lost)

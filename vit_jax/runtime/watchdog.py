@@ -1,8 +1,10 @@
-"""What ends a process that is stuck: a thread that waits for signs of life, and shows where all the other threads are.
+"""End a process that hangs: a thread waits for signs of progress and prints the stacks of all threads.
 
-It runs while the main thread waits inside a collective, for data or for a file system: none of these holds Python's lock.
+The thread runs while the main thread waits in a collective, for data or for a file system, because none of
+these holds Python's global interpreter lock.
 """
 
+import collections
 import faulthandler
 import os
 import sys
@@ -13,59 +15,96 @@ from collections.abc import Callable
 
 from vit_jax.errors import EXIT_HANG
 
-_POLL_PERIOD = 0.5  # Seconds between two looks.
-_DUMP_TIMEOUT = (
-  10  # Seconds to show the stacks and to keep them: the screen or the disk may be what is stuck.
-)
+_POLL_PERIOD = 0.5  # Seconds between two checks.
+_DUMP_TIMEOUT = 10  # Seconds for printing and storing the stacks; the screen or disk may hang too.
+_MAX_STEPS_IN_FLIGHT = 3  # Dispatched steps before the loop waits for the oldest one.
 
 
 class Watchdog:
-  """Ends the process where `within` is not called again in time. One that was not started never does."""
+  """End the process with `EXIT_HANG` if it is not armed again in time; inactive until `start`.
+
+  `on_hang(text)` is called with the stacks of all threads before the process ends.
+  """
 
   def __init__(self):
-    self.record: Callable[[str], None] = lambda text: (
-      None
-    )  # Where the stacks go, besides the screen.
-    self._said = [0.0]
+    self.on_hang: Callable[[str], None] = lambda text: None
+    self._armed = [0.0]  # Time limit in seconds. A new list each time, so that identity tells.
+    self._step_timeout = self._slow_timeout = 0.0
+    self._in_flight = collections.deque()
 
-  def start(self, *, alone: bool):
-    """With `alone` False, native code that holds Python's lock is ended too; a process that was suspended, then, as well."""
-    threading.Thread(target=self._watch, args=(alone,), name='watchdog', daemon=True).start()
+  def start(self, *, single_process: bool):
+    """Start the thread.
 
-  def within(self, seconds: float):
-    """A sign of life; the next one is to come within so many seconds. 0: whenever."""
-    self._said = [seconds]
+    With `single_process=False`, native code that holds the interpreter lock is ended too. A process that
+    was suspended for longer than the limit is then ended as well.
+    """
+    threading.Thread(
+      target=self._watch, args=(single_process,), name='watchdog', daemon=True
+    ).start()
 
-  def _watch(self, alone: bool):
-    """Counts the seconds in which this thread ran: those in which the whole process was suspended are nobody's fault."""
-    said, waited, before = None, 0.0, time.monotonic()
+  def arm(self, seconds: float):
+    """Report progress and allow `seconds` until the next report; 0 disables the limit."""
+    self._armed = [seconds]
+
+  def set_timeouts(self, *, step: float, slow: float):
+    """Set the limits of one run, in seconds, and arm the slow one; 0 disables a limit.
+
+    `step` limits a training step or one batch of an evaluation. `slow` limits all other work, such as
+    compilation, restoring and saving.
+    """
+    self._step_timeout, self._slow_timeout = step, slow
+    self._in_flight.clear()
+    self.arm_slow()
+
+  def arm_slow(self):
+    """Report that work other than a step begins, and allow the slow limit for it."""
+    self.arm(self._slow_timeout)
+
+  def step_done(self, result):
+    """Report that the step that computes `result` was dispatched, and arm the step limit.
+
+    Waits for the result of 3 calls ago. The host therefore notices a hanging device, and never runs so far
+    ahead of the devices that stopping takes long.
+    """
+    import jax  # Slow to import, and not needed for --help.
+
+    self._in_flight.append(result)
+    if len(self._in_flight) > _MAX_STEPS_IN_FLIGHT:
+      jax.block_until_ready(self._in_flight.popleft())
+    self.arm(self._step_timeout)
+
+  def _watch(self, single_process: bool):
+    """Check the time limit forever.
+
+    Only time in which this thread runs is counted. A suspended process is not hanging.
+    """
+    armed, waited, before = None, 0.0, time.monotonic()
     while True:
       time.sleep(_POLL_PERIOD)
       now = time.monotonic()
-      said, waited = (
-        (said, waited + min(now - before, 2 * _POLL_PERIOD))
-        if said is self._said
-        else (self._said, 0.0)
-      )
+      if armed is self._armed:
+        waited += min(now - before, 2 * _POLL_PERIOD)
+      else:
+        armed, waited = self._armed, 0.0
       before = now
-      limit = said[0]
-      if limit and not alone:
+      limit = armed[0]
+      if limit and not single_process:
         faulthandler.dump_traceback_later(limit + _DUMP_TIMEOUT, exit=True)
       if limit and waited > limit:
-        self._end(limit)
+        self._dump_and_exit(limit)
 
-  def _end(self, limit: float):
-    last = threading.Timer(_DUMP_TIMEOUT, os._exit, [EXIT_HANG])
-    last.daemon = True
-    last.start()
-    text = f'no sign of life for {limit:g} s; every thread was here:\n{_format_stacks()}'
+  def _dump_and_exit(self, limit: float):
+    exit_timer = threading.Timer(_DUMP_TIMEOUT, os._exit, [EXIT_HANG])
+    exit_timer.daemon = True
+    exit_timer.start()
+    text = f'no progress for {limit:g} s; stacks of all threads:\n{_format_stacks()}'
     print(text, file=sys.stderr, flush=True)
-    self.record(text)
+    self.on_hang(text)
     os._exit(EXIT_HANG)
 
 
 def _format_stacks() -> str:
-  """Of all threads, by name."""
+  """Return the stack of every thread under the thread's name."""
   names = {thread.ident: thread.name for thread in threading.enumerate()}
   frames = sys._current_frames().items()
   return '\n'.join(

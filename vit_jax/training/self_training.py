@@ -76,7 +76,7 @@ class LabelStage:
   def fill(self, stopping: Preemption, watchdog: Watchdog) -> dict[str, int]:
     """Labels what is not labelled yet; how many images there are."""
     data, alive = self.config.data, self.config.first_step_timeout
-    watchdog.within(alive)
+    watchdog.arm(alive)
     stage = self.where.parent / self.teacher
     source = open_unlabelled(data.unlabelled, data.unlabelled_split, dir=data.dir)
     label(
@@ -85,7 +85,7 @@ class LabelStage:
       self.where,
       classes=open_source(data.train, data.split, dir=data.dir).label_names,
       asked=self.asked,
-      progress=lambda images: watchdog.within(alive),
+      progress=lambda images: watchdog.arm(alive),
       batch=data.eval_batch or data.batch,
       **{name: getattr(data, name) for name in ('workers', 'threads', 'bad_images', 'max_pixels')},
     )
@@ -112,7 +112,7 @@ def self_train(
   results = {}
   for i, stage in enumerate(stages):
     name, done = stage.where.name, stage.where / STAGE_RESULT_FILE
-    stopping.more = i < len(stages) - 1
+    stopping.has_next_stage = i < len(stages) - 1
     if not done.is_file():
       check_no_later_stages(stage.where, [later.where for later in stages[i + 1 :]])
       result = stage.fill(stopping, watchdog)

@@ -159,7 +159,7 @@ def compile_train_step(
     lr=lr,
     loss=make_task(config).loss,
     mixup_alpha=config.mixup,
-    accumulate=config.optim.grad_accum_steps,
+    grad_accum_steps=config.optim.grad_accum_steps,
     ema=config.optim.ema,
     skip_spikes=config.optim.skip_spikes,
     mesh=mesh,
