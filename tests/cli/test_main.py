@@ -185,7 +185,7 @@ def test_the_published_accuracy_stands_beside_ours_on_imagenets_validation_split
   from types import SimpleNamespace
 
   from vit_jax.cli.evaluate import in_words, summary
-  from vit_jax.pretrained.labels import synsets
+  from vit_jax.data.imagenet import synsets
 
   class Source:
     split, classes, most_labels, label_names = 'validation', 1000, 1, synsets('imagenet1k')

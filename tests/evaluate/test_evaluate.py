@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.evaluate.conftest import NAMES
+from vit_jax.data.class_names import match_classes
 from vit_jax.data.sources import open_source
 from vit_jax.evaluate.classify import evaluate
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.report import confusion, per_class
 from vit_jax.optim.losses import LOSSES
-from vit_jax.pretrained.class_names import match_classes
 from vit_jax.step import predict_logits
 
 

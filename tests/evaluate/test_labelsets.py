@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.data.imagenet import class_names, real_labels, subset, synsets
 from vit_jax.errors import UserError
 from vit_jax.evaluate.labelsets import count, imagenet_numbers, open_label_sets
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.protocols import open_label_sets as open_protocol
 from vit_jax.evaluate.subject import alone
-from vit_jax.pretrained.labels import class_names, real_labels, subset, synsets
 
 SYNSETS = synsets('imagenet1k')
 

@@ -13,9 +13,9 @@ import pytest
 import vit_jax
 from tests.pretrained.released_layout import draw, google_file
 from vit_jax.config import ModelConfig
+from vit_jax.data.imagenet import class_names
 from vit_jax.errors import UserError
 from vit_jax.pretrained.catalogue import Row
-from vit_jax.pretrained.labels import class_names
 from vit_jax.pretrained.npz import to_google
 from vit_jax.pretrained.resample import pi_resize, resample_grid
 

@@ -177,7 +177,7 @@ def overrides(args: argparse.Namespace) -> dict:
 
 def label_names(text: str) -> tuple[str, ...]:
   """The names that --labels means."""
-  from vit_jax.pretrained.labels import class_names
+  from vit_jax.data.imagenet import class_names
 
   if text in ('imagenet1k', 'imagenet21k'):
     return class_names(text)

@@ -35,8 +35,8 @@ def classify(args):
   source = open_source(args.data, args.split, dir=args.dir)
   if args.confusion:
     refuse_picture(args, source)
+  from vit_jax.data.class_names import match_classes
   from vit_jax.evaluate.predict import refuse_unfit
-  from vit_jax.pretrained.class_names import match_classes
 
   model = load_model(args)
   refuse_unfit(model)
@@ -140,7 +140,7 @@ def run(args, model, source, columns):
 
 def summary(model, args, source, result) -> dict:
   """What is said of the whole split, for JSON and for the screen."""
-  from vit_jax.pretrained.class_names import is_imagenet_validation
+  from vit_jax.data.class_names import is_imagenet_validation
 
   facts = {
     'model': model.source,

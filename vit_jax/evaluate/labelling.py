@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.checkpoint.checksum import leaves_by_path
+from vit_jax.data.class_names import match_classes
 from vit_jax.data.pseudo import (
   PART_EXAMPLES,
   describe_pseudo_labels,
@@ -21,7 +22,6 @@ from vit_jax.data.pseudo import (
 from vit_jax.data.sources import Source
 from vit_jax.evaluate.predict import PROBABILITIES, data_config, refuse_unfit
 from vit_jax.evaluate.subject import alone
-from vit_jax.pretrained.class_names import match_classes
 
 
 def label(

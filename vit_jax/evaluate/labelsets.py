@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.class_names import match_classes
+from vit_jax.data.imagenet import class_names, real_labels, subset, synsets
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.objectnet import BORDER, objectnet_classes
 from vit_jax.evaluate.subject import Subject
-from vit_jax.pretrained.class_names import match_classes
-from vit_jax.pretrained.labels import class_names, real_labels, subset, synsets
 
 CLASSES = 1000
 

@@ -17,6 +17,7 @@ from vit_jax.checkpoint.run_directory import (
 )
 from vit_jax.config import Config
 from vit_jax.config_checks import validate
+from vit_jax.data.imagenet import class_names
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING, PATCH, POSITION, resample_positions
@@ -26,7 +27,6 @@ from vit_jax.pretrained.catalogue import Row, find, near, row_of_file
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.efficientnet_names import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
-from vit_jax.pretrained.labels import class_names
 from vit_jax.pretrained.model import Pretrained
 from vit_jax.pretrained.npz import place, read_google
 from vit_jax.pretrained.resample import METHODS, pi_resize

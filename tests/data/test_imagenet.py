@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.pretrained.labels import class_names, synsets
+from vit_jax.data.imagenet import class_names, synsets
 
 
 @pytest.mark.parametrize(('which', 'classes'), [('imagenet1k', 1000), ('imagenet21k', 21843)])

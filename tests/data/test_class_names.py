@@ -2,9 +2,9 @@
 
 import pytest
 
+from vit_jax.data.class_names import is_imagenet_validation, match_classes
+from vit_jax.data.imagenet import class_names, synsets
 from vit_jax.errors import UserError
-from vit_jax.pretrained.class_names import is_imagenet_validation, match_classes
-from vit_jax.pretrained.labels import class_names, synsets
 
 NAMES = ('cat', 'cow', 'dog', 'hen')
 

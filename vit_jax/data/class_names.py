@@ -4,8 +4,8 @@ import collections
 
 import numpy as np
 
+from vit_jax.data.imagenet import class_names, synsets
 from vit_jax.errors import UserError
-from vit_jax.pretrained.labels import class_names, synsets
 
 IMAGENETS = ('imagenet1k', 'imagenet21k')
 VALIDATION = 50_000  # Images of ImageNet-1k's validation split.
