@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from vit_jax.cli.plan import QUIET
-from vit_jax.cli.results import working
+from vit_jax.cli.results import report_elapsed_time
 
 ROOT = Path(__file__).parents[1]
 SLICES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
@@ -70,7 +70,7 @@ def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str
       for name, value in (changed | {'data.batch': images * place.chips}).items()
     ]
     config = parse_config_flags([f'--config={ROOT / "configs" / "bench.py"}:{variant}', *settings])
-    with working(f'compiling {case} for {where}, {images} images a chip'):
+    with report_elapsed_time(f'compiling {case} for {where}, {images} images a chip'):
       found, _ = plan(config, place)
     if found.fits or images == 1:
       break

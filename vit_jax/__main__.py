@@ -20,7 +20,7 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 
-def parser() -> Parser:
+def build_parser() -> Parser:
   """The commands and their arguments."""
   top = Parser(
     prog='vit-jax',
@@ -44,9 +44,9 @@ def parser() -> Parser:
   return top
 
 
-def command_line():
+def run_command():
   """Does what it says."""
-  top = parser()
+  top = build_parser()
   args, args.settings = (
     top.parse_known_args()
   )  # Those of a run's config have a parser of their own.
@@ -58,7 +58,7 @@ def command_line():
 def main():
   """The command line; an error that the user can mend is one line and exit code 2."""
   try:
-    run_and_report_errors(command_line)
+    run_and_report_errors(run_command)
     sys.stdout.flush()
   except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

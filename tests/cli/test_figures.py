@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.pretrained.released_layout import google_file
-from vit_jax.cli.figures import images
+from vit_jax.cli.figures import open_figure_images
 from vit_jax.config import ModelConfig
 
 
@@ -50,6 +50,6 @@ def test_without_images_it_says_what_is_missing(command, tmp_path):
 def test_of_many_images_as_many_as_the_paper_took(tmp_path):
   for i in range(300):
     (tmp_path / f'{i:03}.png').touch()
-  files = images([str(tmp_path)], None)
+  files = open_figure_images([str(tmp_path)], None)
   assert (len(files), files.paths[0][-7:], files.paths[-1][-7:]) == (128, '000.png', '297.png')
-  assert len(images(['builtin:digits'], None)) == 128
+  assert len(open_figure_images(['builtin:digits'], None)) == 128

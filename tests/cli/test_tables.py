@@ -7,8 +7,8 @@ import pytest
 
 from tests.pretrained.released_layout import google_file
 from vit_jax.config import ModelConfig
-from vit_jax.paper.mini import EXPERIMENTS
-from vit_jax.paper.runner import read_records
+from vit_jax.paper.mini import MINI_EXPERIMENTS
+from vit_jax.paper.runner import read_records_csv
 
 pytestmark = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
@@ -85,8 +85,8 @@ def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_p
   )
   assert code == 0, err
   page = (tmp_path / 'results' / 'README.md').read_text()
-  for name in EXPERIMENTS:
-    (row, *_) = read_records(tmp_path / 'results' / f'mini_{name}.csv')
+  for name in MINI_EXPERIMENTS:
+    (row, *_) = read_records_csv(tmp_path / 'results' / f'mini_{name}.csv')
     assert 0 <= float(row['value']) <= 1 and (tmp_path / 'runs' / row['digest']).is_dir()
     assert f'mini_{name}.png' in page and (tmp_path / 'results' / f'mini_{name}.png').is_file()
   assert 'not run' in page
@@ -101,7 +101,7 @@ def test_a_released_checkpoint_is_fine_tuned_and_stands_beside_the_published_num
   code, out, err = command('tables', '5', *said, '--out=results')
   assert code == 0, err
   assert re.search(r'\| B/16, CIFAR-10 \| 98.95 \| 99.02 \| \d+\.\d ± \d+\.\d \|', out)
-  assert {row['seed'] for row in read_records(Path('results') / '5_from_released.csv')} == {
+  assert {row['seed'] for row in read_records_csv(Path('results') / '5_from_released.csv')} == {
     '0',
     '1',
   }

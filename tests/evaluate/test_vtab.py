@@ -7,7 +7,7 @@ from vit_jax.config_checks import validate
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.evaluate.vtab import means, recipe, refuse_missing
-from vit_jax.paper.published import published
+from vit_jax.paper.published import read_published_table
 
 MODEL = ModelConfig(variant='mu/4')
 
@@ -42,7 +42,7 @@ def test_the_recipe_is_table_4s_and_the_same_for_all_tasks_but_for_what_would_ch
 
 @pytest.mark.parametrize('model', ['ViT-H/14 (JFT)', 'ViT-L/16 (JFT)', 'ViT-L/16 (I21k)'])
 def test_the_means_of_the_papers_table_9_are_the_papers(model):
-  rows = {row['Task']: float(row[model]) for row in published('table9')}
+  rows = {row['Task']: float(row[model]) for row in read_published_table('table9')}
   found = means({task: rows[facts.title] for task, facts in VTAB_TASKS.items()})
   assert found['all'] == pytest.approx(rows['Mean'], abs=0.06)
   groups = {

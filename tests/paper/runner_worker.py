@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from vit_jax.paper.runner import execute, write_records
-from vit_jax.paper.runs import Run
+from vit_jax.paper.runner import execute_runs, write_records_csv
+from vit_jax.paper.runs import ExperimentRun
 
 TINY = {
   'model.width': 16,
@@ -21,10 +21,10 @@ SHORT = {
   'data.eval_split': 'test[:200]',
   'probes': (),
 }
-FIRST = Run(
+FIRST = ExperimentRun(
   row='first', column='digits', config='configs/mini.py:ViT-M,digits', settings=TINY | SHORT
 )
-SECOND = Run(
+SECOND = ExperimentRun(
   row='second',
   column='digits',
   config=FIRST.config,
@@ -33,4 +33,4 @@ SECOND = Run(
 )
 
 if __name__ == '__main__':
-  write_records(execute([FIRST, SECOND], Path(sys.argv[1])), Path(sys.argv[2]))
+  write_records_csv(execute_runs([FIRST, SECOND], Path(sys.argv[1])), Path(sys.argv[2]))

@@ -11,7 +11,7 @@ from tests.pretrained.released_layout import google_file
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Files, find_images
-from vit_jax.paper import distance, figures, rollout
+from vit_jax.paper import attention_distance, attention_rollout, figures
 
 
 @pytest.fixture(scope='module')
@@ -36,23 +36,27 @@ def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(
   model = made(tmp_path, **fields)
   images = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
   attention, first = np.asarray(model.attention(images)), int(not fields)
-  monkeypatch.setattr(figures, 'MEMORY', 1)  # One image at a time.
-  seen = figures.see(model, photos)
+  monkeypatch.setattr(figures, 'MAX_ATTENTION_BYTES', 1)  # One image at a time.
+  seen = figures.analyze_model(model, photos)
   np.testing.assert_array_equal(seen.images, images)
   np.testing.assert_allclose(
     seen.pixels,
-    distance.attention_distance(attention, (4, 4), (8, 8), first=first).mean(axis=0),
+    attention_distance.mean_attention_distance(attention, (4, 4), (8, 8), first=first).mean(axis=0),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    seen.masks, rollout.mask(rollout.rollout(attention), (4, 4), token=not fields), rtol=1e-5
+    seen.masks,
+    attention_rollout.rollout_mask(
+      attention_rollout.attention_rollout(attention), (4, 4), token=not fields
+    ),
+    rtol=1e-5,
   )
-  assert seen.uniform == pytest.approx(distance.distances((4, 4), (8, 8)).mean())
+  assert seen.uniform == pytest.approx(attention_distance.patch_distances((4, 4), (8, 8)).mean())
 
 
 def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
-  seen = figures.see(made(tmp_path), photos)
-  written = figures.save(seen, tmp_path / 'out', title='mu/8', blur=8)
+  seen = figures.analyze_model(made(tmp_path), photos)
+  written = figures.save_figures(seen, tmp_path / 'out', title='mu/8', blur=8)
   names = [
     'filters.png',
     'filters.npz',
@@ -76,9 +80,9 @@ def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
 
 
 def test_without_images_there_is_nothing_of_attention(tmp_path):
-  seen = figures.see(made(tmp_path))
+  seen = figures.analyze_model(made(tmp_path))
   assert (seen.pixels, seen.masks) == (None, None)
-  assert [path.name for path in figures.save(seen, tmp_path, title='', blur=8)][::2] == [
+  assert [path.name for path in figures.save_figures(seen, tmp_path, title='', blur=8)][::2] == [
     'filters.png',
     'positions.png',
   ]
@@ -88,20 +92,22 @@ def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_str
   tmp_path, photos
 ):
   model = made(tmp_path, 'R1.1+mu/8', stem_width=32)
-  seen = figures.see(model, photos)
+  seen = figures.analyze_model(model, photos)
   assert seen.components is None
-  assert seen.uniform == pytest.approx(distance.distances((4, 4), (8, 8)).mean())
-  assert 'filters: slow waves' not in figures.numbers(seen)
+  assert seen.uniform == pytest.approx(attention_distance.patch_distances((4, 4), (8, 8)).mean())
+  assert 'filters: slow waves' not in figures.summarize_analysis(seen)
 
 
 def test_an_untrained_model_attends_everywhere_alike_and_its_positions_are_unlike(tmp_path, photos):
-  numbers = figures.numbers(figures.see(figures.untrained(made(tmp_path)), photos))
+  numbers = figures.summarize_analysis(
+    figures.analyze_model(figures.reinitialize_model(made(tmp_path)), photos)
+  )
   assert numbers['distance: last layer, mean'] == pytest.approx(1, abs=0.05)
   assert abs(numbers['positions: cosine, neither']) < 0.1
 
 
 def test_the_papers_numbers_stand_beside():
-  columns = figures.papers()
+  columns = figures.published_summaries()
   assert columns['ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(8.0, abs=0.05)
   assert columns['R50x1+ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(
     36.5, abs=0.05
@@ -115,4 +121,6 @@ def test_the_papers_numbers_stand_beside():
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match=r'file.* cannot be written'):
-    figures.save(figures.see(made(tmp_path)), tmp_path / 'file' / 'out', title='', blur=8)
+    figures.save_figures(
+      figures.analyze_model(made(tmp_path)), tmp_path / 'file' / 'out', title='', blur=8
+    )

@@ -13,8 +13,21 @@ import pytest
 
 from tests.paper.runner_worker import FIRST, SECOND
 from vit_jax.errors import UserError
-from vit_jax.paper.runner import COLUMNS, best, execute, final, read_records, values
-from vit_jax.paper.runs import command, digest, sweep, ways, workdir
+from vit_jax.paper.runner import (
+  RECORD_COLUMNS,
+  execute_runs,
+  final_value,
+  measure_values,
+  read_records_csv,
+  select_best_candidate,
+)
+from vit_jax.paper.runs import (
+  format_run_command,
+  run_candidates,
+  run_digest,
+  run_workdir,
+  sweep_candidates,
+)
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name('runner_worker.py')
@@ -34,18 +47,19 @@ def start(root: Path, out: Path) -> subprocess.Popen:
 def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
   root, whole, killed = tmp_path / 'runs', tmp_path / 'whole.csv', tmp_path / 'killed.csv'
   process = start(root, killed)
-  saved = workdir(FIRST, root) / 'checkpoints' / '12'  # Half of its steps.
+  saved = run_workdir(FIRST, root) / 'checkpoints' / '12'  # Half of its steps.
   while not saved.is_dir() and process.poll() is None:
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert not killed.exists() and not (workdir(SECOND, root) / 'result.json').exists()
+  assert not killed.exists() and not (run_workdir(SECOND, root) / 'result.json').exists()
   for place, out in ((root, killed), (tmp_path / 'other', whole)):
     process = start(place, out)
     said = process.communicate()[1]
     assert process.returncode == 0, said
   numbers = lambda path: [
-    {name: row[name] for name in COLUMNS if name != 'hours'} for row in read_records(path)
+    {name: row[name] for name in RECORD_COLUMNS if name != 'hours'}
+    for row in read_records_csv(path)
   ]
   assert numbers(killed) == numbers(whole)
 
@@ -54,7 +68,7 @@ def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
 def records(tmp_path_factory):
   """(where they are, what the two runs gave)."""
   root = tmp_path_factory.mktemp('runs')
-  return root, execute([FIRST, SECOND], root)
+  return root, execute_runs([FIRST, SECOND], root)
 
 
 def test_a_number_says_what_it_was_made_with(records):
@@ -65,7 +79,7 @@ def test_a_number_says_what_it_was_made_with(records):
     24,
     0,
   )
-  assert first['digest'] == digest(FIRST) != second['digest']
+  assert first['digest'] == run_digest(FIRST) != second['digest']
   assert (
     'configs/mini.py:ViT-M,digits model.width=16' in first['config']
     and 'optim.lr=0.0001' in second['config']
@@ -76,15 +90,15 @@ def test_a_number_says_what_it_was_made_with(records):
 
 def test_what_is_done_is_not_done_again(records):
   root, before = records
-  written = (workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns
-  assert execute([SECOND], root) == before[1:]
-  assert (workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns == written
+  written = (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns
+  assert execute_runs([SECOND], root) == before[1:]
+  assert (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns == written
 
 
 def test_a_measure_that_was_not_taken_is_an_error_that_names_those_that_were(records):
   root, _ = records
   with pytest.raises(UserError, match="recorded no 'imagenet_5shot', but .*test_accuracy"):
-    execute([dataclasses.replace(FIRST, measures=('imagenet_5shot',))], root)
+    execute_runs([dataclasses.replace(FIRST, measures=('imagenet_5shot',))], root)
 
 
 def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
@@ -94,8 +108,8 @@ def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
     rates=(1e-5, 1e-2),
     held_out='80%',
   )
-  chosen = best(run, tmp_path)
-  tried = [final(result_of(each, tmp_path), 'accuracy') for each in sweep(run)]
+  chosen = select_best_candidate(run, tmp_path)
+  tried = [final_value(result_of(each, tmp_path), 'accuracy') for each in sweep_candidates(run)]
   assert chosen.settings['optim.lr'] == run.rates[tried.index(max(tried))]
   assert chosen.rates == ()
 
@@ -109,12 +123,12 @@ def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
     held_out='80%',
     otherwise='configs/bit_finetune.py:R50x1,cifar10',
   )
-  *rates, rule = ways(run)
+  *rates, rule = run_candidates(run)
   assert [(way.config, way.settings) for way in rates] == [
     (FIRST.config, settings | {'optim.lr': rate}) for rate in run.rates
   ]
   assert (rule.config, rule.settings, rule.built().optim.lr) == (run.otherwise, settings, 0.003)
-  held_out = sweep(run)[-1].built().data
+  held_out = sweep_candidates(run)[-1].built().data
   assert (held_out.train, held_out.split, held_out.eval_split) == (
     'tfds:cifar10',
     'train[:80%]',
@@ -125,14 +139,14 @@ def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
 def result_of(run, root: Path) -> dict:
   import json
 
-  return json.loads((workdir(run, root) / 'result.json').read_text())
+  return json.loads((run_workdir(run, root) / 'result.json').read_text())
 
 
 def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
   run = dataclasses.replace(
     FIRST, settings=FIRST.settings | {'data.split': 'train+test'}, rates=(0.1, 0.2), held_out='90%'
   )
-  for each, rate in zip(sweep(run), run.rates, strict=True):
+  for each, rate in zip(sweep_candidates(run), run.rates, strict=True):
     data = each.built().data
     assert (data.split, data.eval_split, data.eval) == (
       'train[:90%]+test[:90%]',
@@ -141,28 +155,28 @@ def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
     )
     assert each.built().optim.lr == rate
   with pytest.raises(UserError, match='cut already'):
-    sweep(dataclasses.replace(FIRST, rates=(0.1,), held_out='90%'))
+    sweep_candidates(dataclasses.replace(FIRST, rates=(0.1,), held_out='90%'))
 
 
 def test_the_digest_is_of_what_a_number_depends_on():
-  changed = lambda **settings: digest(
+  changed = lambda **settings: run_digest(
     dataclasses.replace(FIRST, settings=FIRST.settings | settings)
   )
-  assert changed(log_every='7') == changed(save_every='1') == digest(FIRST)
-  assert len({digest(FIRST), changed(seed=1), changed(eval_every='4'), digest(SECOND)}) == 4
+  assert changed(log_every='7') == changed(save_every='1') == run_digest(FIRST)
+  assert len({run_digest(FIRST), changed(seed=1), changed(eval_every='4'), run_digest(SECOND)}) == 4
   other = dataclasses.replace(
     SECOND, init=dataclasses.replace(FIRST, settings=FIRST.settings | {'seed': 1})
   )
-  assert digest(other) != digest(SECOND)  # It starts from something else.
+  assert run_digest(other) != run_digest(SECOND)  # It starts from something else.
 
 
 def test_the_command_of_a_run_starts_from_the_directory_of_the_one_before():
-  line = command(SECOND, Path('runs/tables'))
+  line = format_run_command(SECOND, Path('runs/tables'))
   assert line.startswith(
     'python run_finetune.py --config=configs/mini.py:ViT-M,digits --config.model.width=16'
   )
-  assert f'--config.init=runs/tables/{digest(FIRST)}' in line and line.endswith(
-    f'--workdir=runs/tables/{digest(SECOND)}'
+  assert f'--config.init=runs/tables/{run_digest(FIRST)}' in line and line.endswith(
+    f'--workdir=runs/tables/{run_digest(SECOND)}'
   )
   assert "'--config.data.split=train[:400]'" in line
 
@@ -176,4 +190,6 @@ def test_values_are_found_by_the_end_of_their_names():
       {'step': 2, 'fewshot/digits_5shot': 0.3},
     ],
   }
-  assert values(result, 'accuracy') == [(1, 0.1)] and values(result, 'digits_5shot') == [(2, 0.3)]
+  assert measure_values(result, 'accuracy') == [(1, 0.1)] and measure_values(
+    result, 'digits_5shot'
+  ) == [(2, 0.3)]

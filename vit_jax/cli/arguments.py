@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from vit_jax.cli.results import say
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 
 class Parser(argparse.ArgumentParser):
@@ -206,5 +206,5 @@ def load_model(args: argparse.Namespace):
       '--short_side goes with --crop center: this model takes the whole image, resized'
     )
   for note in model.notes:
-    say(f'{model.source}: {note}')
+    print_stderr(f'{model.source}: {note}')
   return model

@@ -14,16 +14,17 @@ from vit_jax.cli.arguments import (
   whole,
 )
 from vit_jax.cli.protocols import add_protocol, examine, refuse_misplaced
-from vit_jax.cli.results import STDOUT, as_csv, as_table, refuse_places, say, write
+from vit_jax.cli.results import STDOUT, check_output_paths, format_csv, format_table, write_output
 from vit_jax.cli.vtab import add_vtab, vtab
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 COLUMNS = ('class', 'examples', 'correct', 'accuracy')
 
 
 def evaluate(args):
   """Exact accuracy and loss over a whole split: every example once, on all devices. Or what --protocol says."""
-  refuse_places(per_class=args.per_class, confusion=args.confusion, json=args.json)
+  check_output_paths(per_class=args.per_class, confusion=args.confusion, json=args.json)
   refuse_misplaced(args)
   {'classify': classify, 'vtab': vtab}.get(args.protocol[0], examine)(args)
 
@@ -45,12 +46,12 @@ def classify(args):
   )
   notes += other_preprocessing(args, model)
   for note in notes:
-    say(note)
+    print_stderr(note)
   result = run(args, model, source, columns)
   facts = summary(model, args, source, result) | {'notes': [*model.notes, *notes]}
   if args.json != STDOUT:
     print(in_words(facts), end='')
-  write(json.dumps(facts, indent=1) + '\n', args.json)
+  write_output(json.dumps(facts, indent=1) + '\n', args.json)
   report(
     args,
     source,
@@ -190,8 +191,8 @@ def report(args, source, result, *, title: str):
       (name, n, right, right / n if n else None)
       for name, n, right in zip(names, *counts, strict=True)
     ]
-    write(
-      table(rows) if args.per_class == STDOUT else as_csv([COLUMNS, *map(blank, rows)]),
+    write_output(
+      table(rows) if args.per_class == STDOUT else format_csv([COLUMNS, *map(blank, rows)]),
       args.per_class,
     )
   if args.confusion:
@@ -214,7 +215,7 @@ def table(rows: list[tuple]) -> str:
     (name, f'{n:,}', f'{right:,}', '-' if share is None else f'{share:.2%}')
     for name, n, right, share in worst_first
   ]
-  return as_table([COLUMNS, *cells])
+  return format_table([COLUMNS, *cells])
 
 
 def add(commands):

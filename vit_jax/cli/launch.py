@@ -11,7 +11,6 @@ from pathlib import Path
 
 from vit_jax.cli.arguments import Parser, positive, whole
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
-from vit_jax.cli.results import say
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.launch.job import Job, forget, recall
@@ -19,6 +18,7 @@ from vit_jax.launch.logs import Followed
 from vit_jax.launch.script import machine_script
 from vit_jax.launch.states import GONE, trouble
 from vit_jax.launch.watch import BACKENDS, Babysitter, Pace, call, explain
+from vit_jax.runtime.cluster import print_stderr
 
 DEFAULTS = {
   'run_pretrain.py': 'configs/quickstart.py',
@@ -94,7 +94,7 @@ def there(args, command: list[str], env: dict[str, str]) -> int:
   root = toplevel(Path.cwd())
   revision, left_out = commit(root, allow_dirty=args.allow_dirty)
   if left_out:
-    say(f'not launched, as it is not in commit {revision}: {left_out}')
+    print_stderr(f'not launched, as it is not in commit {revision}: {left_out}')
   job = described(args, command, env, revision)
   refuse_names(job)
   check(args, job, command)
@@ -122,7 +122,9 @@ def interruptible(babysitter, *, create: bool) -> int:
     return babysitter.watch(create=create)
   except KeyboardInterrupt:
     name = babysitter.job.name
-    say(f'{name} goes on without anybody watching: `launch watch {name}`, `launch delete {name}`')
+    print_stderr(
+      f'{name} goes on without anybody watching: `launch watch {name}`, `launch delete {name}`'
+    )
     return 130
 
 
@@ -165,7 +167,7 @@ def check(args, job, command: list[str]):
   """UserError where the run does not go onto the slices; says what it is told to leave unchecked."""
   from vit_jax.launch.memory_check import refuse_unfit
 
-  say(f'LIBTPU_INIT_ARGS={job.env["LIBTPU_INIT_ARGS"]}')
+  print_stderr(f'LIBTPU_INIT_ARGS={job.env["LIBTPU_INIT_ARGS"]}')
   if not trains(command):
     return
   slices = job.accelerator
@@ -174,7 +176,7 @@ def check(args, job, command: list[str]):
     config_of(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts
   )
   if args.no_plan:
-    say('NOT PLANNED: nobody knows whether this fits, or how long it takes (--no_plan)')
+    print_stderr('NOT PLANNED: nobody knows whether this fits, or how long it takes (--no_plan)')
   elif not args.dry_run:
     refuse_unfit(
       config_of(command), settings_of(command), slices, libtpu_args=job.env['LIBTPU_INIT_ARGS']
@@ -399,7 +401,7 @@ def watch(job: Job, _) -> int:
 def stop(job: Job, _) -> int:
   """The machines stay, and are paid for."""
   each(job, BACKENDS[job.backend].stop(job))
-  say(
+  print_stderr(
     f'{job.name} is stopped; its machines are still there, and paid for: `launch delete {job.name}` removes them'
   )
   return 0
@@ -416,11 +418,11 @@ def delete(job: Job, args) -> int:
       .lower()
       != 'y'
     ):
-      say('nothing was removed')
+      print_stderr('nothing was removed')
       return 1
   each(job, BACKENDS[job.backend].delete(job))
   forget(job)
-  say(f'{job.name} is removed; {job.workdir} stays')
+  print_stderr(f'{job.name} is removed; {job.workdir} stays')
   return 0
 
 

@@ -6,7 +6,14 @@ import os
 
 from vit_jax.cli.arguments import positive
 from vit_jax.cli.jobs import parse_config_flags
-from vit_jax.cli.results import STDOUT, as_table, refuse_places, say, working, write
+from vit_jax.cli.results import (
+  STDOUT,
+  check_output_paths,
+  format_table,
+  report_elapsed_time,
+  write_output,
+)
+from vit_jax.runtime.cluster import print_stderr
 
 # No TPU is here, no metadata server to ask for one, and libtpu need not say so at length.
 QUIET = {
@@ -17,7 +24,7 @@ QUIET = {
 
 def plan(args):
   """Compiles a run's train step for a TPU slice that is not here: does it fit, and how long would it take? Exit code 1: no."""
-  refuse_places(json=args.json, hlo=args.hlo)
+  check_output_paths(json=args.json, hlo=args.hlo)
   os.environ |= QUIET  # Before jax is imported.
   from vit_jax.config import with_settings
   from vit_jax.tpu.plan import describe, side_by_side
@@ -28,11 +35,11 @@ def plan(args):
   found, hlo = compiled(config, where)
   if args.json != STDOUT:
     print('\n'.join(describe(config, found)))
-  write(as_json(found), args.json)
-  write(hlo, args.hlo)
+  write_output(as_json(found), args.json)
+  write_output(hlo, args.hlo)
   if others:
     plans = {args.topology: found} | {what: compiled(*pair)[0] for what, pair in others.items()}
-    print(as_table(side_by_side(plans)), end='')
+    print(format_table(side_by_side(plans)), end='')
   if not found.fits and (remedy := first_that_fits(config, where)):
     settings, made = remedy
     print(
@@ -48,7 +55,9 @@ def compiled(config, where):
   """The plan and the program, with a line while the compiler works."""
   from vit_jax.tpu.plan import plan
 
-  with working(f'compiling {config.model.variant} for {where.chips} chips of {where.name}'):
+  with report_elapsed_time(
+    f'compiling {config.model.variant} for {where.chips} chips of {where.name}'
+  ):
     return plan(config, where)
 
 
@@ -58,7 +67,7 @@ def first_that_fits(config, where):
   from vit_jax.tpu.plan import remedies
 
   for settings in remedies(config, where):
-    say(f'it does not fit; trying {settings}')
+    print_stderr(f'it does not fit; trying {settings}')
     found, _ = compiled(with_settings(config, settings), where)
     if found.fits:
       return settings, found

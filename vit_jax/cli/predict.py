@@ -4,8 +4,9 @@ import json
 import sys
 
 from vit_jax.cli.arguments import add_batch, add_model, batch_size, load_model, positive
-from vit_jax.cli.results import STDOUT, as_csv, refuse_places, say, write
+from vit_jax.cli.results import STDOUT, check_output_paths, format_csv, write_output
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 LONG = 100  # Images from which on a bar shows how far it is.
 
@@ -14,7 +15,7 @@ def predict(args):
   """The most probable classes of images: files, folders and patterns such as 'photos/**/*.jpg'."""
   from vit_jax.evaluate.predict import find_images, predictions, refuse_unfit
 
-  refuse_places(json=args.json, csv=args.csv)
+  check_output_paths(json=args.json, csv=args.csv)
   paths = find_images(args.images)
   model = load_model(args)
   refuse_unfit(model)
@@ -22,9 +23,9 @@ def predict(args):
     raise UserError(f'--top {args.top}: {model.source} has {model.classes} classes')
   made = predictions(model, paths, top=args.top or 5, batch=batch_size(args))
   done = shown(made, paths, table=STDOUT not in (args.json, args.csv))
-  write(json.dumps([as_object(each) for each in done], indent=1) + '\n', args.json)
-  write(
-    as_csv(
+  write_output(json.dumps([as_object(each) for each in done], indent=1) + '\n', args.json)
+  write_output(
+    format_csv(
       [
         ('path', 'rank', 'label', 'probability', 'error'),
         *(row for each in done for row in as_rows(each)),
@@ -33,7 +34,7 @@ def predict(args):
     args.csv,
   )
   if unread := sum(bool(each.error) for each in done):
-    say(f'{unread} of {len(done)} images could not be read')
+    print_stderr(f'{unread} of {len(done)} images could not be read')
     sys.exit(1)
 
 

@@ -4,9 +4,10 @@ import json
 import sys
 
 from vit_jax.cli.arguments import above_zero, batch_size, load_model, positive, whole
-from vit_jax.cli.results import STDOUT, as_table, say, write
+from vit_jax.cli.results import STDOUT, format_table, write_output
 from vit_jax.cli.vtab import FLAGS
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 FROZEN = ('fewshot', 'knn', 'linear')
 LABEL_SETS = ('real', 'v2', 'a', 'r', 'objectnet')
@@ -38,7 +39,7 @@ def examine(args):
   facts |= {'results': [as_object(each) for each in outcomes]}
   if args.json != STDOUT:
     print(f'{model.source}\n{table(outcomes)}', end='')
-  write(json.dumps(facts, indent=1) + '\n', args.json)
+  write_output(json.dumps(facts, indent=1) + '\n', args.json)
 
 
 def refuse_misplaced(args):
@@ -113,7 +114,9 @@ def judge_or_say(judge, subject, params) -> list:
     ) from None
   for each in outcomes:
     if each.skipped:
-      say(f'{each.protocol}: {each.skipped:,} images are left out: no class is right for them')
+      print_stderr(
+        f'{each.protocol}: {each.skipped:,} images are left out: no class is right for them'
+      )
   return outcomes
 
 
@@ -146,7 +149,7 @@ def table(outcomes: list) -> str:
     for each in outcomes
     for name, figure in each.figures.items()
   ]
-  return as_table([COLUMNS, *rows])
+  return format_table([COLUMNS, *rows])
 
 
 def add_protocol(command):

@@ -10,25 +10,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 STDOUT = '-'
 
 
-def say(text: str):
-  """A line for the person."""
-  print(text, file=sys.stderr)
-
-
 @contextlib.contextmanager
-def working(text: str, every: float = 20):
+def report_elapsed_time(text: str, every: float = 20):
   """Says what is being done, and every so many seconds for how long already, until it is."""
   done, began = threading.Event(), time.monotonic()
 
   def remind():
     while not done.wait(every):
-      say(f'{text} … {time.monotonic() - began:.0f} s')
+      print_stderr(f'{text} … {time.monotonic() - began:.0f} s')
 
-  say(f'{text} …')
+  print_stderr(f'{text} …')
   thread = threading.Thread(target=remind, daemon=True)
   thread.start()
   try:
@@ -38,7 +34,7 @@ def working(text: str, every: float = 20):
     thread.join()
 
 
-def refuse_places(**places: str | None):
+def check_output_paths(**places: str | None):
   """UserError where a file could not be written (before the work that would be lost), or two results go to stdout."""
   asked = {f'--{name}': place for name, place in places.items() if place is not None}
   if len(both := [flag for flag, place in asked.items() if place == STDOUT]) > 1:
@@ -50,7 +46,7 @@ def refuse_places(**places: str | None):
       raise UserError(f'{flag} {place}: there is no folder {Path(place).parent}')
 
 
-def write(text: str, place: str | None):
+def write_output(text: str, place: str | None):
   """The text into a file, to stdout, or nowhere. UserError where it cannot be written."""
   if place == STDOUT:
     sys.stdout.write(text)
@@ -62,14 +58,14 @@ def write(text: str, place: str | None):
       raise UserError(f'{place} cannot be written: {error.strerror or error}') from None
 
 
-def as_csv(rows: Iterable[Iterable]) -> str:
+def format_csv(rows: Iterable[Iterable]) -> str:
   """Comma-separated lines."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(rows)
   return text.getvalue()
 
 
-def as_table(rows: list[tuple[str, ...]]) -> str:
+def format_table(rows: list[tuple[str, ...]]) -> str:
   """Aligned columns: the first to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]

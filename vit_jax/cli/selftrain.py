@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vit_jax.cli.arguments import add_hosts, hosts_of
-from vit_jax.cli.results import as_table
+from vit_jax.cli.results import format_table
 from vit_jax.errors import UserError
 
 
@@ -23,10 +23,10 @@ def self_train(args):
 
     results = self_train(teacher, students, Path(args.workdir), **alive)
     if jax.process_index() == 0:
-      print(table(results), end='')
+      print(format_stage_table(results), end='')
 
 
-def table(results: dict[str, dict]) -> str:
+def format_stage_table(results: dict[str, dict]) -> str:
   """The last evaluation of each run."""
   measure = lambda result: next(
     ((name, value) for name, value in result.items() if name.endswith('_accuracy')), None
@@ -38,7 +38,7 @@ def table(results: dict[str, dict]) -> str:
   ]
   if not rows:
     raise UserError('none of the stages has an accuracy')
-  return as_table(rows)
+  return format_table(rows)
 
 
 def add(commands):

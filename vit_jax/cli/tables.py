@@ -5,47 +5,49 @@ import functools
 from pathlib import Path
 
 from vit_jax.cli.arguments import positive, whole
-from vit_jax.cli.results import say
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 
 def tables(args):
   """Lists every table and figure of the paper with what makes it; or makes one, in miniature (`mini`: all) or at full scale."""
   name = args.name or 'list'
   if name == 'list' or args.list:
-    listed()
+    print_reproductions()
   elif args.from_released:
-    from_released(args, name)
+    run_from_released(args, name)
   elif name == 'mini':
-    miniature(args)
+    run_miniatures(args)
   elif args.scale == 'mini':
-    miniature(args, only=name)
+    run_miniatures(args, only=name)
   elif args.dry_run:
-    dry(args, name)
+    print_dry_run(args, name)
   elif name in ('fig12', 'figure12'):
-    speeds(args)
+    print_speeds(args)
   else:
-    at_full_scale(args, name)
+    run_full_scale(args, name)
 
 
-def listed():
+def print_reproductions():
   """One paragraph each: the rows of a table would be too wide for any screen."""
-  from vit_jax.paper.tables import listing
+  from vit_jax.paper.reproductions import list_reproductions
 
-  for what, title, command, needs, status in listing():
+  for what, title, command, needs, status in list_reproductions():
     print(f'{what:9} {title}\n{"":9} {command}\n{"":9} needs {needs}\n{"":9} {status}')
 
 
-def dry(args, name: str):
+def print_dry_run(args, name: str):
   """What would be done."""
-  from vit_jax.paper.tables import dry_run
+  from vit_jax.paper.reproductions import format_dry_run
 
-  mfu = share_of_peak(args)
-  for line in dry_run(name, root=Path(args.root), standin=args.standin, chip=args.chip, mfu=mfu):
+  mfu = read_mfu(args)
+  for line in format_dry_run(
+    name, root=Path(args.root), standin=args.standin, chip=args.chip, mfu=mfu
+  ):
     print(line)
 
 
-def share_of_peak(args) -> float:
+def read_mfu(args) -> float:
   """What --mfu says, or the plan of --plan found."""
   import json
 
@@ -61,94 +63,108 @@ def share_of_peak(args) -> float:
     ) from None
 
 
-def at_full_scale(args, name: str):
+def run_full_scale(args, name: str):
   """Does the runs here, one after another."""
   from vit_jax.cli.jobs import enable_compilation_cache
-  from vit_jax.paper.full import standin
-  from vit_jax.paper.page import side_by_side
-  from vit_jax.paper.runner import execute, write_records
-  from vit_jax.paper.tables import item, paper_cells, title
+  from vit_jax.paper.full_scale import replace_jft
+  from vit_jax.paper.reproductions import (
+    find_reproduction,
+    format_reproduction_title,
+    reproduction_paper_cells,
+  )
+  from vit_jax.paper.results_page import format_paper_comparison
+  from vit_jax.paper.runner import execute_runs, write_records_csv
 
-  each = item(name)
+  each = find_reproduction(name)
   if not each.runs:
-    raise UserError(f'{title(name)} is made by {each.command}')
+    raise UserError(f'{format_reproduction_title(name)} is made by {each.command}')
   enable_compilation_cache()
-  runs = [standin(run) if args.standin else run for run in each.runs()]
-  records = execute(runs, Path(args.root))
-  write_records(records, Path(args.out) / f'{name}.csv')
-  print(side_by_side(records, paper_cells(name)))
+  runs = [replace_jft(run) if args.standin else run for run in each.runs()]
+  records = execute_runs(runs, Path(args.root))
+  write_records_csv(records, Path(args.out) / f'{name}.csv')
+  print(format_paper_comparison(records, reproduction_paper_cells(name)))
 
 
-def miniature(args, only: str = ''):
+def run_miniatures(args, only: str = ''):
   """All experiments of mini.py, or the one that a table has, and the page about them."""
   from absl import logging
 
   from vit_jax.cli.jobs import enable_compilation_cache
-  from vit_jax.paper.mini import EXPERIMENTS, Effort, chosen, refuse_photos
-  from vit_jax.paper.page import write_page
-  from vit_jax.paper.runner import execute, write_records
-  from vit_jax.paper.tables import item, title
+  from vit_jax.paper.mini import MINI_EXPERIMENTS, MiniEffort, check_photos, select_mini_runs
+  from vit_jax.paper.reproductions import find_reproduction, format_reproduction_title
+  from vit_jax.paper.results_page import write_results_page
+  from vit_jax.paper.runner import execute_runs, write_records_csv
 
-  effort = Effort(
+  effort = MiniEffort(
     steps=args.effort, runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos
   )
-  refuse_photos(effort)
-  if only and not item(only).mini:
+  check_photos(effort)
+  if only and not find_reproduction(only).mini:
     raise UserError(
-      f'{title(only)} has no miniature; it is made by {item(only).command or f"tables {only} --scale=full"}'
+      f'{format_reproduction_title(only)} has no miniature; it is made by {find_reproduction(only).command or f"tables {only} --scale=full"}'
     )
-  wanted = [item(only).mini] if only else [*EXPERIMENTS]
+  wanted = [find_reproduction(only).mini] if only else [*MINI_EXPERIMENTS]
   logging.set_verbosity(logging.WARNING)
   enable_compilation_cache()
   for name in wanted:
-    say(f'{name}: {(EXPERIMENTS[name].__doc__ or "").splitlines()[0]}')
-    write_records(
-      execute(chosen(name, effort), Path(args.root)), Path(args.out) / f'mini_{name}.csv'
+    print_stderr(f'{name}: {(MINI_EXPERIMENTS[name].__doc__ or "").splitlines()[0]}')
+    write_records_csv(
+      execute_runs(select_mini_runs(name, effort), Path(args.root)),
+      Path(args.out) / f'mini_{name}.csv',
     )
-    say(f'see {write_page(Path(args.out), effort)}')
+    print_stderr(f'see {write_results_page(Path(args.out), effort)}')
 
 
-def from_released(args, name: str):
+def run_from_released(args, name: str):
   """Released checkpoints fine-tuned on data that is here: the paper's numbers, those of its authors' code, and ours."""
   from vit_jax.cli.jobs import enable_compilation_cache
-  from vit_jax.paper.released import compared, finetunings
-  from vit_jax.paper.runner import execute, write_records
-  from vit_jax.paper.runs import command
+  from vit_jax.paper.released_finetuning import format_released_comparison, released_finetune_runs
+  from vit_jax.paper.runner import execute_runs, write_records_csv
+  from vit_jax.paper.runs import format_run_command
 
   if name not in ('5', 'table5'):
     raise UserError(
       f'tables {name} --from_released: Table 5 alone is about checkpoints that were released'
     )
-  runs = finetunings(args.only, functools.partial(changed, args.settings), tuple(range(args.seeds)))
+  runs = released_finetune_runs(
+    args.only, functools.partial(read_changed_settings, args.settings), tuple(range(args.seeds))
+  )
   if args.dry_run:
-    print('\n'.join(command(run, Path(args.root)) for run in runs))
+    print('\n'.join(format_run_command(run, Path(args.root)) for run in runs))
     return
   enable_compilation_cache()
-  records = execute(runs, Path(args.root))
-  write_records(records, Path(args.out) / '5_from_released.csv')
-  print(compared(records))
+  records = execute_runs(runs, Path(args.root))
+  write_records_csv(records, Path(args.out) / '5_from_released.csv')
+  print(format_released_comparison(records))
 
 
-def changed(settings: list[str], config: str) -> dict[str, object]:
+def read_changed_settings(settings: list[str], config: str) -> dict[str, object]:
   """What --config.FIELD=VALUE flags make different from FILE:ARGUMENT."""
   from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.config import flatten_config
-  from vit_jax.paper.runs import ROOT
+  from vit_jax.paper.runs import CHECKOUT_ROOT
 
   plain, said = (
-    flatten_config(parse_config_flags([f'--config={ROOT}/{config}', *more]))
+    flatten_config(parse_config_flags([f'--config={CHECKOUT_ROOT}/{config}', *more]))
     for more in ([], settings)
   )
   return {name: value for name, value in said.items() if value != plain[name]}
 
 
-def speeds(args):
+def print_speeds(args):
   """Figure 12, on the devices that are here."""
-  from vit_jax.paper.speed import LARGEST, describe, measure, models
+  from vit_jax.paper.inference_speed import (
+    MAX_BATCH_PER_DEVICE,
+    figure_12_models,
+    format_speeds,
+    measure_speeds,
+  )
 
-  chosen = args.only or models()
-  for line in describe(
-    measure(chosen, args.sizes, dtype=args.dtype, largest=args.largest or LARGEST)
+  chosen = args.only or figure_12_models()
+  for line in format_speeds(
+    measure_speeds(
+      chosen, args.sizes, dtype=args.dtype, largest=args.largest or MAX_BATCH_PER_DEVICE
+    )
   ):
     print(line, flush=True)
 
@@ -197,7 +213,10 @@ def add(commands):
   )
   command.add_argument('--plan', metavar='FILE', help='take it from what `plan --json FILE` wrote')
   command.add_argument(
-    '--effort', type=share, default=1.0, help='miniatures: a factor on all steps; by default 1'
+    '--effort',
+    type=parse_effort,
+    default=1.0,
+    help='miniatures: a factor on all steps; by default 1',
   )
   command.add_argument(
     '--runs',
@@ -220,7 +239,7 @@ def add(commands):
   )
 
 
-def share(text: str) -> float:
+def parse_effort(text: str) -> float:
   """A number above 0 and up to 10."""
   try:
     value = float(text)

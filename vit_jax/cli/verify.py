@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vit_jax.cli.results import say
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 
 def verify(args):
@@ -33,9 +33,9 @@ def verify(args):
   ]
   for path in sorted(place.iterdir()) if place.is_dir() else []:
     if LEFTOVER_NAME.fullmatch(path.name):
-      say(f'checkpoints/{path.name} was interrupted: the run removes it when it goes on')
+      print_stderr(f'checkpoints/{path.name} was interrupted: the run removes it when it goes on')
   if not saved:
-    say(f'{workdir} holds no checkpoint')
+    print_stderr(f'{workdir} holds no checkpoint')
   raise SystemExit(0 if all(good) and saved else 1)
 
 

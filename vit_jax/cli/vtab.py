@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from vit_jax.cli.arguments import above_zero, batch_size, load_model, positive
-from vit_jax.cli.results import STDOUT, as_table, say, write
+from vit_jax.cli.results import STDOUT, format_table, write_output
 from vit_jax.errors import UserError
+from vit_jax.runtime.cluster import print_stderr
 
 COLUMNS = ('task', 'group', 'accuracy', 'examples')
 FLAGS = ('tasks', 'workdir', 'steps', 'train_batch', 'lr')  # That go with nothing else.
@@ -38,7 +39,7 @@ def vtab(args):
     config = recipe(task, model=model.config, size=model.size, **said, **reading)
     config.init = args.init
     results[task] = train(config, Path(args.workdir or 'runs/vtab') / task)
-    say(f'{task}: {results[task]["test_accuracy"]:.2%}')
+    print_stderr(f'{task}: {results[task]["test_accuracy"]:.2%}')
   averages = means({task: result['test_accuracy'] for task, result in results.items()})
   if args.json != STDOUT:
     print(
@@ -48,7 +49,7 @@ def vtab(args):
     task: {name: result[f'test_{name}'] for name in ('accuracy', 'examples')}
     for task, result in results.items()
   }
-  write(
+  write_output(
     json.dumps({'model': model.source, 'tasks': accuracies, 'means': averages}, indent=1) + '\n',
     args.json,
   )
@@ -67,7 +68,7 @@ def table(results: dict[str, dict], averages: dict[str, float]) -> str:
     )
     for task, result in results.items()
   ]
-  return as_table(
+  return format_table(
     [
       COLUMNS,
       *rows,

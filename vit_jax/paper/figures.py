@@ -14,15 +14,20 @@ import numpy as np
 from vit_jax.data.loader import eval_batches
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import data_config
-from vit_jax.paper import distance, filters, positions, rollout
-from vit_jax.paper.published import position_similarities, published
+from vit_jax.paper import (
+  attention_distance,
+  attention_rollout,
+  embedding_filters,
+  position_similarity,
+)
+from vit_jax.paper.published import read_position_similarities, read_published_table
 
-MOST_IMAGES = 128  # The paper's.
-MEMORY = 2**28  # Bytes of attention weights that are held at a time.
+MAX_FIGURE_IMAGES = 128  # The paper's.
+MAX_ATTENTION_BYTES = 2**28  # Bytes of attention weights that are held at a time.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class ModelAnalysis:
   """All that the figures show of a model; None where it has no such thing."""
 
   grid: tuple[int, int]
@@ -35,29 +40,31 @@ class Seen:
   masks: np.ndarray | None  # [b, height, width]
 
 
-def see(model, source=None) -> Seen:
+def analyze_model(model, source=None) -> ModelAnalysis:
   """Of a Pretrained, and of what it makes of the images of `source`, if that is given. UserError where it has no attention."""
-  grid, first = grid_of(model), int(model.config.pool == 'token')
+  grid, first = _transformer_grid(model), int(model.config.pool == 'token')
   kernel = model.params.get('embedding', {}).get('kernel')
   coloured = kernel is not None and kernel.ndim == 4 and kernel.shape[2] == 3
-  components, variance = filters.components(kernel) if coloured else (None, None)
+  components, variance = (
+    embedding_filters.compute_filter_components(kernel) if coloured else (None, None)
+  )
   stride = tuple(side // places for side, places in zip(model.size, grid, strict=True))
   pixels = images = masks = None
   if source is not None:
-    images, pixels, masks = attended(model, source, grid, stride, first)
-  return Seen(
+    images, pixels, masks = _analyze_attention(model, source, grid, stride, first)
+  return ModelAnalysis(
     grid=grid,
     components=components,
     variance=variance,
-    cosines=cosines(model.params, grid, first),
+    cosines=_position_cosines(model.params, grid, first),
     pixels=pixels,
-    uniform=float(distance.distances(grid, stride).mean()),
+    uniform=float(attention_distance.patch_distances(grid, stride).mean()),
     images=images,
     masks=masks,
   )
 
 
-def grid_of(model) -> tuple[int, int]:
+def _transformer_grid(model) -> tuple[int, int]:
   """Patches (height, width). UserError where the model is no Transformer."""
   if 'Transformer' not in model.params:
     raise UserError(
@@ -66,31 +73,37 @@ def grid_of(model) -> tuple[int, int]:
   return model.grid
 
 
-def cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
+def _position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
   """Of the learned position embeddings; None where there are none."""
   table = params['Transformer'].get('posembed_input', {}).get('pos_embedding')
   if table is None or table.shape[1] not in (first + grid[0] * grid[1], grid[0] * grid[1]):
     return None
-  return positions.similarity(table[0, -grid[0] * grid[1] :])
+  return position_similarity.position_similarity(table[0, -grid[0] * grid[1] :])
 
 
-def attended(model, source, grid, stride, first) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _analyze_attention(
+  model, source, grid, stride, first
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(images, the mean attention distance [l, h], rollout's masks [b, height, width]), a few images at a time."""
   tokens = grid[0] * grid[1] + first + model.config.registers
   shape = model.model.shape
-  batch = max(1, MEMORY // (4 * shape.depth * shape.heads * tokens**2))
+  batch = max(1, MAX_ATTENTION_BYTES // (4 * shape.depth * shape.heads * tokens**2))
   images, pixels, masks = [], [], []
   for part in eval_batches(
     source, data_config(model, batch=min(batch, len(source)), bad_images='error'), host=0, hosts=1
   ):
     weights = np.asarray(model.attention(part['image']))[part['mask']]
     images.append(part['image'][part['mask']])
-    pixels.append(distance.attention_distance(weights, grid, stride, first=first))
-    masks.append(rollout.mask(rollout.rollout(weights), grid, token=first == 1))
+    pixels.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
+    masks.append(
+      attention_rollout.rollout_mask(
+        attention_rollout.attention_rollout(weights), grid, token=first == 1
+      )
+    )
   return np.concatenate(images), np.concatenate(pixels).mean(axis=0), np.concatenate(masks)
 
 
-def untrained(model, seed: int = 0):
+def reinitialize_model(model, seed: int = 0):
   """The same model as it is before training."""
   shape = jax.ShapeDtypeStruct((1, *model.size, 3), np.uint8)
   init = jax.jit(
@@ -99,16 +112,18 @@ def untrained(model, seed: int = 0):
   return dataclasses.replace(model, params=jax.device_get(init()), source='untrained')
 
 
-def numbers(seen: Seen) -> dict[str, float]:
+def summarize_analysis(seen: ModelAnalysis) -> dict[str, float]:
   """What tells a trained model from an untrained one, by name."""
   out = {}
   if seen.components is not None:
     out['filters: variance in 28 components'] = float(seen.variance.sum())
-    out['filters: slow waves'] = float(filters.low_frequencies(seen.components).mean())
+    out['filters: slow waves'] = float(
+      embedding_filters.low_frequency_energy(seen.components).mean()
+    )
   if seen.cosines is not None:
     out |= {
       f'positions: cosine, {name}': value
-      for name, value in positions.means(seen.cosines, seen.grid).items()
+      for name, value in position_similarity.mean_similarities(seen.cosines, seen.grid).items()
     }
   if seen.pixels is not None:
     share = seen.pixels / seen.uniform
@@ -118,17 +133,19 @@ def numbers(seen: Seen) -> dict[str, float]:
       for what in (np.min, np.mean, np.max)
     }
     out['distance: last layer, mean'] = float(last.mean())
-    out['rollout: largest tenth over mean'] = float(rollout.concentration(seen.masks).mean())
+    out['rollout: largest tenth over mean'] = float(
+      attention_rollout.mask_concentration(seen.masks).mean()
+    )
   return out
 
 
-def papers() -> dict[str, dict[str, float]]:
+def published_summaries() -> dict[str, dict[str, float]]:
   """The paper's numbers likewise: of ViT-L/16 in 14 epochs of JFT-300M, and of R50+ViT-L/16 where it shows that."""
   rows = [
     (row['model'], int(row['layer']), float(row['mean_attention_distance_px']))
-    for row in published('fig11')
+    for row in read_published_table('fig11')
   ]
-  uniform = distance.distances((14, 14), (16, 16)).mean()
+  uniform = attention_distance.patch_distances((14, 14), (16, 16)).mean()
   out = {}
   for name in dict.fromkeys(model for model, *_ in rows):
     layers = {
@@ -141,33 +158,39 @@ def papers() -> dict[str, dict[str, float]]:
       for what in (np.min, np.mean, np.max)
     }
     out[name]['distance: last layer, mean'] = float(last.mean())
-  for name, matrix in position_similarities().items():
+  for name, matrix in read_position_similarities().items():
     side = round(len(matrix) ** 0.5)
     out[name] = {
       f'positions: cosine, {what}': value
-      for what, value in positions.means(matrix, (side, side)).items()
+      for what, value in position_similarity.mean_similarities(matrix, (side, side)).items()
     }
   return out
 
 
-def save(seen: Seen, out: Path, *, title: str, blur: int) -> list[Path]:
+def save_figures(seen: ModelAnalysis, out: Path, *, title: str, blur: int) -> list[Path]:
   """Writes every figure that there is as PNG into `out`, and its numbers beside it; the files. UserError where that fails."""
   figures = {
-    'filters': (seen.components, (6, 4.4), lambda figure: filters.draw(figure, seen.components)),
+    'filters': (
+      seen.components,
+      (6, 4.4),
+      lambda figure: embedding_filters.plot_filters(figure, seen.components),
+    ),
     'positions': (
       seen.cosines,
       (7, 6),
-      lambda figure: positions.draw(figure, seen.cosines, seen.grid),
+      lambda figure: position_similarity.plot_position_similarity(figure, seen.cosines, seen.grid),
     ),
     'distance': (
       seen.pixels,
       (4.5, 3.6),
-      lambda figure: distance.draw(figure.subplots(), seen.pixels, title=title),
+      lambda figure: attention_distance.plot_attention_distance(
+        figure.subplots(), seen.pixels, title=title
+      ),
     ),
     'rollout': (
       seen.masks,
-      rollout.size(seen.images),
-      lambda figure: rollout.draw(figure, shaded(seen, blur)),
+      attention_rollout.rollout_figure_size(seen.images),
+      lambda figure: attention_rollout.plot_rollout(figure, _shade_images(seen, blur)),
     ),
   }
   written = []
@@ -175,8 +198,8 @@ def save(seen: Seen, out: Path, *, title: str, blur: int) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     for name, (present, size, draw) in figures.items():
       if present is not None:
-        picture(out / f'{name}.png', size, draw)
-        written += [out / f'{name}.png', DATA[name](out, seen)]
+        _save_png(out / f'{name}.png', size, draw)
+        written += [out / f'{name}.png', _FIGURE_DATA_WRITERS[name](out, seen)]
   except OSError as error:
     raise UserError(
       f'{error.filename or out} cannot be written: {error.strerror or error}'
@@ -184,15 +207,15 @@ def save(seen: Seen, out: Path, *, title: str, blur: int) -> list[Path]:
   return written
 
 
-def shaded(seen: Seen, blur: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _shade_images(seen: ModelAnalysis, blur: int) -> list[tuple[np.ndarray, np.ndarray]]:
   """Pairs of an image and the same darkened where nothing is looked at."""
   return [
-    (image, rollout.shade(image, mask, blur=blur))
+    (image, attention_rollout.shade_image(image, mask, blur=blur))
     for image, mask in zip(seen.images, seen.masks, strict=True)
   ]
 
 
-def picture(path: Path, size: tuple[float, float], draw: Callable):
+def _save_png(path: Path, size: tuple[float, float], draw: Callable):
   """A PNG of so many inches."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import.
   from matplotlib.figure import Figure
@@ -203,13 +226,13 @@ def picture(path: Path, size: tuple[float, float], draw: Callable):
   figure.savefig(path, format='png')
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
+def _save_npz(path: Path, **arrays: np.ndarray) -> Path:
   """An .npz in single precision."""
   np.savez_compressed(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
   return path
 
 
-def save_distances(path: Path, pixels: np.ndarray) -> Path:
+def _save_distance_csv(path: Path, pixels: np.ndarray) -> Path:
   """The columns of the paper's Figure 11 in published.py."""
   lines = [f'{layer},{head},{value:.2f}' for (layer, head), value in np.ndenumerate(pixels)]
   path.write_text(
@@ -218,11 +241,11 @@ def save_distances(path: Path, pixels: np.ndarray) -> Path:
   return path
 
 
-DATA: dict[str, Callable[[Path, Seen], Path]] = {
-  'filters': lambda out, seen: save_arrays(
+_FIGURE_DATA_WRITERS: dict[str, Callable[[Path, ModelAnalysis], Path]] = {
+  'filters': lambda out, seen: _save_npz(
     out / 'filters.npz', components=seen.components, variance=seen.variance
   ),
-  'positions': lambda out, seen: save_arrays(out / 'positions.npz', cosines=seen.cosines),
-  'distance': lambda out, seen: save_distances(out / 'distance.csv', seen.pixels),
-  'rollout': lambda out, seen: save_arrays(out / 'rollout.npz', masks=seen.masks),
+  'positions': lambda out, seen: _save_npz(out / 'positions.npz', cosines=seen.cosines),
+  'distance': lambda out, seen: _save_distance_csv(out / 'distance.csv', seen.pixels),
+  'rollout': lambda out, seen: _save_npz(out / 'rollout.npz', masks=seen.masks),
 }

@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.models.families import build_model
-from vit_jax.paper.mini import FEWSHOT, IMAGES, SHARES
-from vit_jax.paper.published import published
-from vit_jax.paper.runs import read
+from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC, MINI_TRAIN_IMAGES
+from vit_jax.paper.published import read_published_table
+from vit_jax.paper.runs import load_config_file
 
-COLORS = {
+_FAMILY_COLORS = {
   'ViT': 'tab:blue',
   'R+': 'tab:green',
   'R': 'tab:red',
 }  # By how a name starts, the first that fits.
 
 
-def draw(plot: Callable, records: list[dict], path: Path):
+def save_mini_plot(plot: Callable, records: list[dict], path: Path):
   """A PNG with ours in the left panels and the paper's in the last."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -32,12 +32,14 @@ def draw(plot: Callable, records: list[dict], path: Path):
   figure.savefig(path, dpi=100)
 
 
-def color(name: str) -> str:
+def _family_color(name: str) -> str:
   """Of a family."""
-  return next((value for start, value in COLORS.items() if name.startswith(start)), 'tab:gray')
+  return next(
+    (value for start, value in _FAMILY_COLORS.items() if name.startswith(start)), 'tab:gray'
+  )
 
 
-def points(
+def _mean_and_std_by_key(
   records: list[dict], metric: str, key: Callable[[dict], object]
 ) -> dict[object, tuple[float, float]]:
   """{key: (mean, deviation)} in per cent, over the seeds."""
@@ -49,33 +51,36 @@ def points(
   return {name: (statistics.mean(values), deviation(values)) for name, values in grouped.items()}
 
 
-def line(axes, xs: list, pairs: list[tuple[float, float]], **style):
+def _plot_errorbars(axes, xs: list, pairs: list[tuple[float, float]], **style):
   """With error bars."""
   means, deviations = zip(*pairs, strict=True)
   axes.errorbar(xs, means, yerr=deviations, marker='o', capsize=3, **style)
 
 
-def data_size(panels, records: list[dict]):
+def _plot_data_size(panels, records: list[dict]):
   """Accuracy and few-shot against the images learned from; Figure 4."""
   styles = {'ViT-L': '--'}
   for axes, metric, title in zip(
-    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+    panels,
+    ('accuracy', MINI_FEWSHOT_METRIC),
+    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
+    strict=False,
   ):
-    found = points(records, metric, lambda r: (r['row'], r['column']))
+    found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], r['column']))
     for model in dict.fromkeys(row for row, _ in found):
-      shares = [share for share in SHARES if (model, share) in found]
-      xs = [IMAGES // SHARES[share] for share in shares]
-      line(
+      shares = [share for share in MINI_DATA_FRACTIONS if (model, share) in found]
+      xs = [MINI_TRAIN_IMAGES // MINI_DATA_FRACTIONS[share] for share in shares]
+      _plot_errorbars(
         axes,
         xs,
         [found[model, share] for share in shares],
         label=model,
-        color=color(model),
+        color=_family_color(model),
         ls=styles.get(model, '-'),
       )
     axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
-  for model in dict.fromkeys(row['model'] for row in published('fig4')):
-    rows = [row for row in published('fig4') if row['model'] == model]
+  for model in dict.fromkeys(row['model'] for row in read_published_table('fig4')):
+    rows = [row for row in read_published_table('fig4') if row['model'] == model]
     xs, ys = (
       [float(row[name]) for row in rows] for name in ('n_jft_millions', 'imagenet_5shot_pct')
     )
@@ -84,56 +89,62 @@ def data_size(panels, records: list[dict]):
       ys,
       marker='.',
       label=model,
-      color=color(model),
+      color=_family_color(model),
       ls='-' if '/16' in model or 'R152' in model else '--',
     )
   panels[2].set(title='Figure 4: ImageNet 5-shot, %', xlabel='JFT images, millions', xscale='log')
 
 
-def megaflops(record: dict) -> float:
+def _forward_megaflops(record: dict) -> float:
   """Of a forward pass of the model of a record, at its own resolution."""
-  config = read(record['config'].split()[0])
+  config = load_config_file(record['config'].split()[0])
   return build_model(config.model, 10).shape.flops(config.data.size) / 1e6
 
 
-def scaling(panels, records: list[dict]):
+def _plot_scaling(panels, records: list[dict]):
   """Accuracy and few-shot against compute; Table 6's average of five."""
-  compute = {record['row']: megaflops(record) for record in records}
+  compute = {record['row']: _forward_megaflops(record) for record in records}
   families = {'ViT': 'ViT-', 'hybrid': 'R+', 'ResNet': 'R-'}
   for axes, metric, title in zip(
-    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+    panels,
+    ('accuracy', MINI_FEWSHOT_METRIC),
+    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
+    strict=False,
   ):
-    found = points(records, metric, lambda r: r['row'])
+    found = _mean_and_std_by_key(records, metric, lambda r: r['row'])
     for label, start in families.items():
       names = sorted((name for name in found if name.startswith(start)), key=compute.get)
       if names:
-        line(
+        _plot_errorbars(
           axes,
           [compute[name] for name in names],
           [found[name] for name in names],
           label=label,
-          color=color(start),
+          color=_family_color(start),
         )
     axes.set(title=f'ours: {title}', xlabel='MFLOPs of a forward pass', xscale='log')
   for label, start in {'ViT': 'ViT', 'hybrid': 'R50x1+', 'ResNet': 'ResNet'}.items():
-    rows = [row for row in published('table6') if row['Model'].startswith(start)]
-    pairs = sorted((float(row['exaFLOPs']), average(row)) for row in rows)
+    rows = [row for row in read_published_table('table6') if row['Model'].startswith(start)]
+    pairs = sorted((float(row['exaFLOPs']), _figure_5_average(row)) for row in rows)
     panels[2].plot(
-      *zip(*pairs, strict=True), 'o', label=label, color=color('R+' if '+' in start else start)
+      *zip(*pairs, strict=True),
+      'o',
+      label=label,
+      color=_family_color('R+' if '+' in start else start),
     )
   panels[2].set(
     title='Table 6: average of five, %', xlabel='exaFLOPs of pre-training', xscale='log'
   )
 
 
-def average(row: dict[str, str]) -> float:
+def _figure_5_average(row: dict[str, str]) -> float:
   """Of Figure 5's five data sets."""
   return statistics.mean(
     float(row[name]) for name in ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')
   )
 
 
-def bars(axes, pairs: dict[str, tuple[float, float]], title: str):
+def _plot_bars(axes, pairs: dict[str, tuple[float, float]], title: str):
   """From a little below the lowest."""
   means, deviations = zip(*pairs.values(), strict=True)
   axes.bar(range(len(means)), means, yerr=deviations, capsize=3, color='tab:blue', alpha=0.7)
@@ -142,57 +153,62 @@ def bars(axes, pairs: dict[str, tuple[float, float]], title: str):
   axes.set(title=title, ylim=(min(means) - room, max(means) + room / 2))
 
 
-def compared(name: Callable[[dict], str], theirs: Callable[[], dict], caption: str) -> Callable:
+def _make_bar_plot(
+  name: Callable[[dict], str], theirs: Callable[[], dict], caption: str
+) -> Callable:
   """Bars of both measures, and the paper's."""
 
   def plot(panels, records: list[dict]):
-    bars(panels[0], points(records, 'accuracy', name), 'ours: accuracy, %')
-    if few := points(records, FEWSHOT, name):
-      bars(panels[1], few, 'ours: digits 5-shot, %')
-    bars(panels[2], theirs(), caption)
+    _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', name), 'ours: accuracy, %')
+    if few := _mean_and_std_by_key(records, MINI_FEWSHOT_METRIC, name):
+      _plot_bars(panels[1], few, 'ours: digits 5-shot, %')
+    _plot_bars(panels[2], theirs(), caption)
 
   return plot
 
 
-def by_row(record: dict) -> str:
+def _record_row(record: dict) -> str:
   return record['row']
 
 
-def table_7() -> dict[str, tuple[float, float]]:
-  average = next(row for row in published('table7') if row['Dataset'] == 'Average')
+def _table_7_bars() -> dict[str, tuple[float, float]]:
+  average = next(row for row in read_published_table('table7') if row['Dataset'] == 'Average')
   return {name: (float(value), 0.0) for name, value in average.items() if name != 'Dataset'}
 
 
-def table_8() -> dict[str, tuple[float, float]]:
+def _table_8_bars() -> dict[str, tuple[float, float]]:
   cells = {
     (row['Position embedding'], place): cell
-    for row in published('table8')
+    for row in read_published_table('table8')
     for place, cell in row.items()
   }
   return {
-    named(*key): (100 * float(cell), 0.0)
+    _format_position_label(*key): (100 * float(cell), 0.0)
     for key, cell in cells.items()
     if cell and key[1] != 'Position embedding'
   }
 
 
-def named(kind: str, place: str) -> str:
+def _format_position_label(kind: str, place: str) -> str:
   """Short enough for a tick."""
   return kind if place == 'Stem only' else f'{kind}, {place.lower()}'
 
 
-def pooling(panels, records: list[dict]):
+def _plot_pooling(panels, records: list[dict]):
   """Both measures along the run; Figure 9."""
   for axes, metric, title in zip(
-    panels, ('accuracy', FEWSHOT), ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'), strict=False
+    panels,
+    ('accuracy', MINI_FEWSHOT_METRIC),
+    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
+    strict=False,
   ):
-    found = points(records, metric, lambda r: (r['row'], int(r['steps'])))
+    found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], int(r['steps'])))
     for row in dict.fromkeys(row for row, _ in found):
       steps = sorted(step for name, step in found if name == row)
-      line(axes, steps, [found[row, step] for step in steps], label=row)
+      _plot_errorbars(axes, steps, [found[row, step] for step in steps], label=row)
     axes.set(title=f'ours: {title}', xlabel='step')
-  for series in dict.fromkeys(row['series'] for row in published('fig9')):
-    rows = [row for row in published('fig9') if row['series'] == series]
+  for series in dict.fromkeys(row['series'] for row in read_published_table('fig9')):
+    rows = [row for row in read_published_table('fig9') if row['series'] == series]
     panels[2].plot(
       [float(row['epoch']) for row in rows],
       [float(row['imagenet_5shot_pct']) for row in rows],
@@ -201,19 +217,21 @@ def pooling(panels, records: list[dict]):
   panels[2].set(title='Figure 9: ImageNet 5-shot, %', xlabel='epoch')
 
 
-def transfer(panels, records: list[dict]):
+def _plot_transfer(panels, records: list[dict]):
   """By the part that was learned from, for two of the transfers; Table 5's ViT-L/16."""
-  found = points(records, 'accuracy', lambda r: (r['row'], r['column']))
+  found = _mean_and_std_by_key(records, 'accuracy', lambda r: (r['row'], r['column']))
   columns = [name for name in dict.fromkeys(column for _, column in found) if '64 px' in name][:2]
   for axes, column in zip(panels, columns, strict=False):
     for model in dict.fromkeys(row.split(' from ')[0] for row, _ in found):
-      shares = [share for share in SHARES if (f'{model} from {share}', column) in found]
+      shares = [
+        share for share in MINI_DATA_FRACTIONS if (f'{model} from {share}', column) in found
+      ]
       if shares:
         pairs = [found[f'{model} from {share}', column] for share in shares]
-        line(axes, shares, pairs, label=model, color=color(model))
+        _plot_errorbars(axes, shares, pairs, label=model, color=_family_color(model))
     axes.set(title=f'ours: {column}, %', xlabel='part of Fashion-MNIST pre-trained on')
   for target in ('ImageNet', 'CIFAR-100', 'Oxford-IIIT-Pets'):
-    rows = [row for row in published('table5') if row['Transfer to'] == target]
+    rows = [row for row in read_published_table('table5') if row['Transfer to'] == target]
     panels[2].plot(
       [row['Pre-train'] for row in rows],
       [float(row['ViT-L/16']) for row in rows],
@@ -223,33 +241,35 @@ def transfer(panels, records: list[dict]):
   panels[2].set(title='Table 5: ViT-L/16, %')
 
 
-def masked_patches(panels, records: list[dict]):
+def _plot_masked_patches(panels, records: list[dict]):
   """With masked patches first and without; §4.6's."""
-  bars(panels[0], points(records, 'accuracy', by_row), 'ours: accuracy, %')
+  _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', _record_row), 'ours: accuracy, %')
   for seed in sorted({r['seed'] for r in records}):
     of_seed = {
       name: mean
-      for name, (mean, _) in points(
-        [r for r in records if r['seed'] == seed], 'accuracy', by_row
+      for name, (mean, _) in _mean_and_std_by_key(
+        [r for r in records if r['seed'] == seed], 'accuracy', _record_row
       ).items()
     }
     panels[1].plot(list(of_seed), list(of_seed.values()), marker='o', label=f'seed {seed}')
   panels[1].set(title='ours, seed by seed, %')
   theirs = {
     row['Pre-training'].split(':')[0].split(' on ')[0]: (float(row['ImageNet']), 0.0)
-    for row in published('selfsupervision')
+    for row in read_published_table('selfsupervision')
   }
-  bars(panels[2], theirs, '§4.6: ImageNet, %, after pre-training')
+  _plot_bars(panels[2], theirs, '§4.6: ImageNet, %, after pre-training')
 
 
-PLOTS: dict[str, Callable] = {
-  'data_size': data_size,
-  'scaling': scaling,
-  'optimizers': compared(lambda r: r['column'], table_7, 'Table 7: average of five, %'),
-  'positions': compared(
-    lambda r: named(r['row'], r['column']), table_8, 'Table 8: ImageNet 5-shot, %'
+MINI_PLOTS: dict[str, Callable] = {
+  'data_size': _plot_data_size,
+  'scaling': _plot_scaling,
+  'optimizers': _make_bar_plot(lambda r: r['column'], _table_7_bars, 'Table 7: average of five, %'),
+  'positions': _make_bar_plot(
+    lambda r: _format_position_label(r['row'], r['column']),
+    _table_8_bars,
+    'Table 8: ImageNet 5-shot, %',
   ),
-  'pooling': pooling,
-  'transfer': transfer,
-  'masked_patches': masked_patches,
+  'pooling': _plot_pooling,
+  'transfer': _plot_transfer,
+  'masked_patches': _plot_masked_patches,
 }

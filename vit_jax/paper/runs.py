@@ -14,12 +14,12 @@ from vit_jax.config import Config, flatten_config, with_settings
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
 
-ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
-SEEDS = (0, 1, 2)
+CHECKOUT_ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
+_RUN_SEEDS = (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Run:
+class ExperimentRun:
   """One training run. Its number stands in a table at `row` and `column`; those of several seeds stand there together."""
 
   row: str
@@ -28,7 +28,7 @@ class Run:
   settings: dict[str, object] = dataclasses.field(
     default_factory=dict
   )  # {'optim.lr': 0.03}, over the config's own.
-  init: 'Run | str' = (
+  init: 'ExperimentRun | str' = (
     ''  # The run that it starts from, or whatever `vit_jax.load` takes; '' means from scratch.
   )
   measures: tuple[str, ...] = ('accuracy',)  # Of its records: the end of their names.
@@ -46,20 +46,20 @@ class Run:
   def built(self, init: str = '') -> Config:
     """The config with the settings, starting from `init`. UserError for what is wrong with it."""
     settings = self.settings | ({'init': init} if init else {})
-    return validate(with_settings(read(self.config), settings))
+    return validate(with_settings(load_config_file(self.config), settings))
 
 
-def read(config: str) -> Config:
+def load_config_file(config: str) -> Config:
   """The config that FILE:ARGUMENT names. UserError where there is no such file."""
   file, _, argument = config.partition(':')
-  get_config = module(file).get_config
+  get_config = import_config_file(file).get_config
   return get_config(argument) if argument else get_config()
 
 
 @functools.cache
-def module(file: str) -> types.ModuleType:
+def import_config_file(file: str) -> types.ModuleType:
   """A config file of this project."""
-  path = ROOT / file
+  path = CHECKOUT_ROOT / file
   if not path.is_file():
     raise UserError(
       f'{path} is not there: tables are made from a checkout of the project, which has configs/'
@@ -70,9 +70,9 @@ def module(file: str) -> types.ModuleType:
 
 
 @functools.cache
-def digest(run: Run) -> str:
+def run_digest(run: ExperimentRun) -> str:
   """Names the run's directory: a hash of all settings that a number depends on, and of the run that it starts from."""
-  start = digest(run.init) if isinstance(run.init, Run) else run.init
+  start = run_digest(run.init) if isinstance(run.init, ExperimentRun) else run.init
   free = MUTABLE_ON_RESUME - {'eval_every'}  # It says which numbers there are.
   config = {
     name: value for name, value in flatten_config(run.built(start)).items() if name not in free
@@ -80,14 +80,14 @@ def digest(run: Run) -> str:
   return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def chain(run: Run) -> Iterator[Run]:
+def init_chain(run: ExperimentRun) -> Iterator[ExperimentRun]:
   """The runs that this one starts from, the first of them first, and itself."""
-  if isinstance(run.init, Run):
-    yield from chain(run.init)
+  if isinstance(run.init, ExperimentRun):
+    yield from init_chain(run.init)
   yield run
 
 
-def ways(run: Run) -> list[Run]:
+def run_candidates(run: ExperimentRun) -> list[ExperimentRun]:
   """The run at each of its learning rates, and by the other recipe if there is one."""
   plain = dataclasses.replace(run, rates=(), otherwise='')
   rates = [
@@ -96,12 +96,12 @@ def ways(run: Run) -> list[Run]:
   return rates + ([dataclasses.replace(plain, config=run.otherwise)] if run.otherwise else [])
 
 
-def sweep(run: Run) -> list[Run]:
+def sweep_candidates(run: ExperimentRun) -> list[ExperimentRun]:
   """Its ways, on the training split without the examples that are held out, evaluated on those."""
-  return [without_the_held_out(way) for way in ways(run)]
+  return [_hold_out_examples(way) for way in run_candidates(run)]
 
 
-def without_the_held_out(run: Run) -> Run:
+def _hold_out_examples(run: ExperimentRun) -> ExperimentRun:
   """The run of a sweep. UserError where its split is cut already."""
   data = run.built('-' if run.init else '').data
   if '[' in data.split:
@@ -122,7 +122,9 @@ def without_the_held_out(run: Run) -> Run:
   )
 
 
-def with_seeds(runs: list[Run], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
+def repeat_over_seeds(
+  runs: list[ExperimentRun], seeds: tuple[int, ...] = _RUN_SEEDS
+) -> list[ExperimentRun]:
   """Each run once for each seed."""
   return [
     dataclasses.replace(run, settings=run.settings | {'seed': seed})
@@ -131,33 +133,33 @@ def with_seeds(runs: list[Run], seeds: tuple[int, ...] = SEEDS) -> list[Run]:
   ]
 
 
-def workdir(run: Run, root: Path) -> Path:
+def run_workdir(run: ExperimentRun, root: Path) -> Path:
   """Where it goes, and is taken up again."""
-  return root / digest(run)
+  return root / run_digest(run)
 
 
-def command(run: Run, root: Path) -> str:
+def format_run_command(run: ExperimentRun, root: Path) -> str:
   """What does the run by hand."""
-  init = workdir(run.init, root) if isinstance(run.init, Run) else run.init
+  init = run_workdir(run.init, root) if isinstance(run.init, ExperimentRun) else run.init
   settings = run.settings | ({'init': init} if init else {})
-  flags = [f'--config.{name}={spelled(value)}' for name, value in settings.items()]
+  flags = [f'--config.{name}={format_flag_value(value)}' for name, value in settings.items()]
   script = 'run_finetune.py' if init else 'run_pretrain.py'
   return ' '.join(
     [
       'python',
       script,
       f'--config={run.config}',
-      *map(quoted, flags),
-      f'--workdir={workdir(run, root)}',
+      *map(_quote_flag, flags),
+      f'--workdir={run_workdir(run, root)}',
     ]
   )
 
 
-def spelled(value: object) -> str:
+def format_flag_value(value: object) -> str:
   """As a flag takes it."""
   return ','.join(map(str, value)) or '()' if isinstance(value, tuple) else str(value)
 
 
-def quoted(flag: str) -> str:
+def _quote_flag(flag: str) -> str:
   """For a shell, which has its own idea of brackets."""
   return f"'{flag}'" if set(flag) & set('[]*() ') else flag

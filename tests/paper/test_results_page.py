@@ -5,20 +5,26 @@ import math
 
 import pytest
 
-from vit_jax.paper.findings import FINDINGS, verdict
-from vit_jax.paper.mini import EXPERIMENTS, FEWSHOT, Effort
-from vit_jax.paper.page import SECTIONS, markdown, ours, spread, write_page
-from vit_jax.paper.plots import PLOTS
-from vit_jax.paper.runner import write_records
-from vit_jax.paper.runs import digest
+from vit_jax.paper.findings import MINI_FINDINGS, assess_claim
+from vit_jax.paper.mini import MINI_EXPERIMENTS, MINI_FEWSHOT_METRIC, MiniEffort
+from vit_jax.paper.plots import MINI_PLOTS
+from vit_jax.paper.results_page import (
+  PAGE_SECTIONS,
+  format_markdown_cells,
+  format_mean_and_std,
+  summarize_records,
+  write_results_page,
+)
+from vit_jax.paper.runner import write_records_csv
+from vit_jax.paper.runs import run_digest
 
-EFFORT = Effort(photos='folder:photos')
+EFFORT = MiniEffort(photos='folder:photos')
 
 
 def made_up(name: str, value) -> list[dict]:
   """Records of an experiment as if it had been run, with the accuracy that `value(row, column, seed)` gives."""
   records = []
-  for run in EXPERIMENTS[name](EFFORT):
+  for run in MINI_EXPERIMENTS[name](EFFORT):
     seed = run.settings['seed']
     steps = (100, 200) if name == 'pooling' else (200,)
     for metric, step in itertools.product(run.measures, steps):
@@ -28,7 +34,7 @@ def made_up(name: str, value) -> list[dict]:
         'device': 'a device',
         'commit': 'abc',
         'config': run.config,
-        'digest': digest(run),
+        'digest': run_digest(run),
       }
       number = value(run.row, run.column, seed) * step / 200
       records.append(
@@ -45,20 +51,20 @@ def made_up(name: str, value) -> list[dict]:
 
 
 def test_every_experiment_has_a_section_a_plot_and_findings():
-  assert [*EXPERIMENTS] == [*SECTIONS] == [*PLOTS] == [*FINDINGS]
+  assert [*MINI_EXPERIMENTS] == [*PAGE_SECTIONS] == [*MINI_PLOTS] == [*MINI_FINDINGS]
 
 
 def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
-  for name in EXPERIMENTS:
-    write_records(
+  for name in MINI_EXPERIMENTS:
+    write_records_csv(
       made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv'
     )
   (tmp_path / 'fewshot_flowers.md').write_text('# What it knows\n')
-  text = write_page(tmp_path, EFFORT).read_text()
+  text = write_results_page(tmp_path, EFFORT).read_text()
   assert '- [What it knows](fewshot_flowers.md)' in text
-  for name in EXPERIMENTS:
+  for name in MINI_EXPERIMENTS:
     assert (tmp_path / f'mini_{name}.png').stat().st_size > 10_000
-    assert f'![{SECTIONS[name].title}](mini_{name}.png)' in text
+    assert f'![{PAGE_SECTIONS[name].title}](mini_{name}.png)' in text
   assert '50.1 ± 0.1' in text  # Ours: 50.0, 50.1 and 50.2.
   for theirs in (
     '| ViT-L/16 | 41.90 | 57.84 | 70.03 | 71.56 |',
@@ -70,8 +76,8 @@ def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
 
 
 def test_a_page_of_a_part_says_what_was_not_run(tmp_path):
-  write_records(made_up('data_size', lambda *_: 0.5)[:2], tmp_path / 'mini_data_size.csv')
-  text = write_page(tmp_path, EFFORT).read_text()
+  write_records_csv(made_up('data_size', lambda *_: 0.5)[:2], tmp_path / 'mini_data_size.csv')
+  text = write_results_page(tmp_path, EFFORT).read_text()
   assert 'not run' in text and 'Experiment 3' not in text
 
 
@@ -85,15 +91,17 @@ def test_a_finding_is_told_from_its_numbers():
   records = made_up(
     'data_size', lambda row, column, seed: grows[row](share[column]) + 0.001 * math.sin(7 * seed)
   )
-  assert [verdict for _, verdict, _ in FINDINGS['data_size'](records)] == [
+  assert [verdict for _, verdict, _ in MINI_FINDINGS['data_size'](records)] == [
     'yes',
     'yes',
     'yes',
     'yes',
   ]
-  assert '16.0' in FINDINGS['data_size'](records)[0][2]  # Points by which 0.71 is ahead of 0.55.
+  assert (
+    '16.0' in MINI_FINDINGS['data_size'](records)[0][2]
+  )  # Points by which 0.71 is ahead of 0.55.
   flat = made_up('positions', lambda row, column, seed: 0.6 + 0.05 * (row != 'none') + 0.001 * seed)
-  assert [verdict for _, verdict, _ in FINDINGS['positions'](flat)] == ['yes', 'yes']
+  assert [verdict for _, verdict, _ in MINI_FINDINGS['positions'](flat)] == ['yes', 'yes']
 
 
 @pytest.mark.parametrize(
@@ -110,25 +118,25 @@ def test_a_finding_is_told_from_its_numbers():
   ],
 )
 def test_a_verdict_is_beyond_twice_the_standard_error_or_a_point(differences, small, said):
-  assert verdict(differences, small=small) == said
+  assert assess_claim(differences, small=small) == said
 
 
 def test_cells_are_means_over_seeds_at_the_last_step():
   record = lambda seed, value, steps=200: {
     'row': 'a',
     'column': 'b',
-    'metric': FEWSHOT,
+    'metric': MINI_FEWSHOT_METRIC,
     'seed': seed,
     'steps': steps,
     'value': value,
   }
-  assert ours([record(0, 0.5), record(1, 0.6)]) == {('a', 'b'): '55.0 ± 7.1'}
-  assert ours([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {
+  assert summarize_records([record(0, 0.5), record(1, 0.6)]) == {('a', 'b'): '55.0 ± 7.1'}
+  assert summarize_records([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {
     ('a', '50 %'): '10.0',
     ('a', '100 %'): '20.0',
   }
-  assert spread([84.16]) == '84.2'
+  assert format_mean_and_std([84.16]) == '84.2'
   assert (
-    markdown({('a', 'x'): '1', ('b', 'y'): '2'})
+    format_markdown_cells({('a', 'x'): '1', ('b', 'y'): '2'})
     == '|  | x | y |\n| --- | ---: | ---: |\n| a | 1 |  |\n| b |  | 2 |'
   )

@@ -6,13 +6,13 @@ Beside ours stand the paper's numbers, and those of its authors' released code a
 from collections.abc import Callable
 
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.paper.full import FINETUNE, TARGETS, variant
-from vit_jax.paper.page import Cells, markdown, ours
-from vit_jax.paper.published import published
-from vit_jax.paper.runs import Run, with_seeds
+from vit_jax.paper.full_scale import FINETUNE_CONFIG, TRANSFER_DATASETS, parse_paper_variant
+from vit_jax.paper.published import read_published_table
+from vit_jax.paper.results_page import TableCells, format_markdown_cells, summarize_records
+from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
 
-DATA = {argument: name for name, (argument, _) in TARGETS.items()}
-MODELS = {
+_DATASET_OF_ARGUMENT = {argument: name for name, (argument, _) in TRANSFER_DATASETS.items()}
+_RELEASED_MODELS = {
   'B/16': 'imagenet21k/ViT-B_16',
   'B/32': 'imagenet21k/ViT-B_32',
   'L/16': 'imagenet21k/ViT-L_16',
@@ -22,39 +22,47 @@ MODELS = {
 }
 
 
-def finetunings(
+def released_finetune_runs(
   wanted: list[str], changed: Callable[[str], dict[str, object]], seeds: tuple[int, ...]
-) -> list[Run]:
+) -> list[ExperimentRun]:
   """For each 'VARIANT,DATA' (all of them where none is wanted) the released model of that variant, fine-tuned.
 
   `changed` gives what the person sets otherwise than FILE:ARGUMENT. UserError for a variant or data that Table 5 lacks.
   """
   runs = []
-  for pair in wanted or [f'{model},{data}' for model in MODELS for data in DATA]:
+  for pair in wanted or [
+    f'{model},{data}' for model in _RELEASED_MODELS for data in _DATASET_OF_ARGUMENT
+  ]:
     model, _, data = pair.partition(',')
-    for name, known in ((model, MODELS), (data, DATA)):
+    for name, known in ((model, _RELEASED_MODELS), (data, _DATASET_OF_ARGUMENT)):
       if name not in known:
         raise UserError(
           f'--only {pair}: expected VARIANT,DATA, and there is no {name!r}.{did_you_mean(name, known)}'
         )
-    config = f'{FINETUNE}:{pair}'
+    config = f'{FINETUNE_CONFIG}:{pair}'
     settings = changed(config)
-    init = settings.pop('init', '') or MODELS[model]
-    runs.append(Run(row=model, column=DATA[data], config=config, settings=settings, init=init))
-  return with_seeds(runs, seeds)
+    init = settings.pop('init', '') or _RELEASED_MODELS[model]
+    runs.append(
+      ExperimentRun(
+        row=model, column=_DATASET_OF_ARGUMENT[data], config=config, settings=settings, init=init
+      )
+    )
+  return repeat_over_seeds(runs, seeds)
 
 
-def compared(records: list[dict]) -> str:
+def format_released_comparison(records: list[dict]) -> str:
   """A table: the paper, its authors' code, ours."""
-  mine = ours(records)
+  mine = summarize_records(records)
   paper = {
-    (variant(model), row['Transfer to']): row[model]
-    for row in published('table5')
+    (parse_paper_variant(model), row['Transfer to']): row[model]
+    for row in read_published_table('table5')
     for model in row
     if row['Pre-train'] == 'ImageNet-21k'
   }
-  code = {(row['Model'], row['Dataset']): row['dropout 0.0'] for row in published('readme')}
-  cells: Cells = {}
+  code = {
+    (row['Model'], row['Dataset']): row['dropout 0.0'] for row in read_published_table('readme')
+  }
+  cells: TableCells = {}
   for model, data in mine:
     row = f'{model}, {data}'
     cells |= {
@@ -62,4 +70,4 @@ def compared(records: list[dict]) -> str:
       (row, 'released code'): code.get((model, data), ''),
     }
     cells[row, 'ours'] = mine[model, data]
-  return markdown(cells)
+  return format_markdown_cells(cells)

@@ -2,11 +2,13 @@
 
 import numpy as np
 
-COUNT = 28
-COLUMNS = 7
+_PRINCIPAL_COMPONENTS = 28
+_FILTER_COLUMNS = 7
 
 
-def components(kernel: np.ndarray, count: int = COUNT) -> tuple[np.ndarray, np.ndarray]:
+def compute_filter_components(
+  kernel: np.ndarray, count: int = _PRINCIPAL_COMPONENTS
+) -> tuple[np.ndarray, np.ndarray]:
   """The filters [h, w, 3, d] of a patch embedding -> (the first principal components [count, h, w, 3] of length 1, the share
   [count] of the variance that each explains).
 
@@ -20,12 +22,12 @@ def components(kernel: np.ndarray, count: int = COUNT) -> tuple[np.ndarray, np.n
   return (axes * np.sign(largest)).reshape(-1, h, w, c), singular[:count] / singular.sum()
 
 
-def tiles(components: np.ndarray) -> np.ndarray:
+def components_to_rgb(components: np.ndarray) -> np.ndarray:
   """Components [k, h, w, 3] -> colours in [0, 1], each by its own largest number: grey is 0."""
   return components / (2 * np.abs(components).max(axis=(1, 2, 3), keepdims=True)) + 0.5
 
 
-def low_frequencies(components: np.ndarray) -> np.ndarray:
+def low_frequency_energy(components: np.ndarray) -> np.ndarray:
   """The share [k] of each component's energy in waves at least as long as the patch, in height and in width.
 
   Of noise it is the share that such waves have of all, 9 of h·w; of a trained model far more, or far less.
@@ -36,12 +38,12 @@ def low_frequencies(components: np.ndarray) -> np.ndarray:
   return power[:, slow].sum(axis=(1, 2)) / power.sum(axis=(1, 2, 3))
 
 
-def draw(figure, components: np.ndarray):
+def plot_filters(figure, components: np.ndarray):
   """Four rows of seven, as in the paper."""
-  rows = -(-len(components) // COLUMNS)
+  rows = -(-len(components) // _FILTER_COLUMNS)
   figure.suptitle('RGB embedding filters\n(first 28 principal components)')
-  axes = figure.subplots(rows, COLUMNS, squeeze=False)
+  axes = figure.subplots(rows, _FILTER_COLUMNS, squeeze=False)
   for each in axes.flat:
     each.axis('off')
-  for each, tile in zip(axes.flat, tiles(components), strict=False):
+  for each, tile in zip(axes.flat, components_to_rgb(components), strict=False):
     each.imshow(tile, interpolation='nearest')

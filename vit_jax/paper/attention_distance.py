@@ -11,30 +11,34 @@ Shapes: b images, l layers, h heads, n patches of a grid (height, width), t toke
 import numpy as np
 
 
-def distances(grid: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def patch_distances(grid: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
   """Pixels [n, n] between the patches of a grid, `stride` (height, width) pixels apart."""
   y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   gap = lambda places, step: np.subtract.outer(places, places) * step
   return np.hypot(gap(y, stride[0]), gap(x, stride[1]))
 
 
-def between_patches(attention: np.ndarray, patches: int, first: int) -> np.ndarray:
+def _renormalize_patch_attention(attention: np.ndarray, patches: int, first: int) -> np.ndarray:
   """Attention [..., t, t] -> that of the patches among each other [..., n, n], rows of sum 1; token `first` is the first."""
   chosen = slice(first, first + patches)
   weights = np.asarray(attention[..., chosen, chosen], np.float64)
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention_distance(
+def mean_attention_distance(
   attention: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], *, first: int
 ) -> np.ndarray:
   """Attention [b, l, h, t, t] -> pixels [b, l, h]. `first`: 1 where a class token comes before the patches, else 0."""
   n = grid[0] * grid[1]
-  each = np.einsum('...qk,qk->...', between_patches(attention, n, first), distances(grid, stride))
+  each = np.einsum(
+    '...qk,qk->...',
+    _renormalize_patch_attention(attention, n, first),
+    patch_distances(grid, stride),
+  )
   return each / n
 
 
-def draw(axes, pixels: np.ndarray, *, title: str):
+def plot_attention_distance(axes, pixels: np.ndarray, *, title: str):
   """A dot for every head [l, h], over the depth."""
   depth, heads = pixels.shape
   for head in range(heads):

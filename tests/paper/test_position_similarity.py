@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from vit_jax.paper.positions import means, mosaic, similarity
-from vit_jax.paper.published import position_similarities
+from vit_jax.paper.position_similarity import (
+  mean_similarities,
+  position_similarity,
+  tile_similarity_maps,
+)
+from vit_jax.paper.published import read_position_similarities
 
 # paper.md §6.2's; computed apart from this code from the same pixels.
 #                                same row  column  neither neighbours
@@ -18,9 +22,9 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('panel', PUBLISHED)
 def test_the_published_matrices_give_the_published_means(panel):
-  matrix = position_similarities()[panel]
+  matrix = read_position_similarities()[panel]
   side = round(len(matrix) ** 0.5)
-  found = means(matrix, (side, side))
+  found = mean_similarities(matrix, (side, side))
   assert tuple(found) == ('same row', 'same column', 'neither', 'neighbours')
   assert tuple(found.values()) == pytest.approx(PUBLISHED[panel], abs=6e-4)
 
@@ -28,7 +32,7 @@ def test_the_published_matrices_give_the_published_means(panel):
 def test_cosines_and_means_are_those_of_plain_loops():
   h, w = 3, 4
   x = np.random.default_rng(0).normal(size=(h * w, 7)).astype(np.float32)
-  cosines = similarity(x)
+  cosines = position_similarity(x)
   groups = {'same row': [], 'same column': [], 'neither': [], 'neighbours': []}
   for i in range(h * w):
     for j in range(h * w):
@@ -40,7 +44,7 @@ def test_cosines_and_means_are_those_of_plain_loops():
         groups['same row' if r == s else 'same column' if c == d else 'neither'].append(cosine)
       if abs(r - s) + abs(c - d) == 1:
         groups['neighbours'].append(cosine)
-  assert means(cosines, (h, w)) == {
+  assert mean_similarities(cosines, (h, w)) == {
     name: pytest.approx(np.mean(values)) for name, values in groups.items()
   }
 
@@ -48,7 +52,7 @@ def test_cosines_and_means_are_those_of_plain_loops():
 def test_each_patch_has_its_map_at_its_place():
   h, w = 2, 3
   cosines = np.random.default_rng(0).normal(size=(h * w, h * w))
-  picture = mosaic(cosines, (h, w))
+  picture = tile_similarity_maps(cosines, (h, w))
   assert picture.shape == (h * (h + 1), w * (w + 1))
   for i in range(h * w):
     y, x = (i // w) * (h + 1), (i % w) * (w + 1)

@@ -8,29 +8,37 @@ from pathlib import Path
 import pytest
 
 from tests.test_configs import assert_a_step_traces
-from vit_jax.__main__ import parser
+from vit_jax.__main__ import build_parser
 from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.config import Config, total_steps
 from vit_jax.config_checks import validate
 from vit_jax.data.known import DATASET_SIZES
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
-from vit_jax.paper.full import rests_on_jft, standin
-from vit_jax.paper.published import number
-from vit_jax.paper.runs import digest
-from vit_jax.paper.tables import ITEMS, cost, dry_run, every, item, listing, paper_cells
+from vit_jax.paper.full_scale import replace_jft, uses_jft
+from vit_jax.paper.published import parse_first_number
+from vit_jax.paper.reproductions import (
+  REPRODUCTIONS,
+  expand_runs,
+  find_reproduction,
+  format_dry_run,
+  list_reproductions,
+  reproduction_paper_cells,
+  run_exaflops,
+)
+from vit_jax.paper.runs import run_digest
 
 pytestmark = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
 )  # Of the flag parser.
-WITH_RUNS = [name for name, each in ITEMS.items() if each.runs]
+WITH_RUNS = [name for name, each in REPRODUCTIONS.items() if each.runs]
 QUICK = ('8', 'fig9', 'fig10')  # Whose steps trace in a second or two each.
 
 
 def commands(name: str) -> list[list[str]]:
   """The printed ones, of those that differ in a learning rate, a seed or a directory the first."""
   found = {}
-  for line in dry_run(name, root=Path('runs/tables'), standin=False):
+  for line in format_dry_run(name, root=Path('runs/tables'), standin=False):
     if line.startswith('python'):
       found.setdefault(
         re.sub(r'(optim.lr|seed|init|workdir)=\S+|--init \S+', '', line), shlex.split(line)
@@ -46,13 +54,13 @@ def configs(name: str) -> list[Config]:
 
 
 def test_every_table_and_figure_of_the_paper_is_listed():
-  listed = {row[0] for row in listing()[1:]}
+  listed = {row[0] for row in list_reproductions()[1:]}
   assert listed == {f'Table {i}' for i in range(2, 10)} | {f'Figure {i}' for i in range(2, 15)} | {
     '§4.6'
   }
 
 
-@pytest.mark.parametrize('row', listing()[1:], ids=lambda row: row[0])
+@pytest.mark.parametrize('row', list_reproductions()[1:], ids=lambda row: row[0])
 def test_a_listed_item_says_what_makes_it_what_it_needs_and_whether_it_can_be_had(row):
   assert all(row)
   assert ('not reproducible outside Google' in row[-1]) == ('folder:jft' in row[3])
@@ -64,7 +72,7 @@ def test_printed_commands_are_valid_and_their_configs_build(name):
   for words in commands(name):
     assert words[0] == 'python' and (Path(words[1]).is_file() or words[1:3] == ['-m', 'vit_jax'])
     if words[1] == '-m':
-      parser().parse_args(words[3:])
+      build_parser().parse_args(words[3:])
   for config in configs(name):
     config = validate(config)
     examples, classes, _ = DATASET_SIZES[config.data.train]
@@ -96,43 +104,50 @@ def test_a_step_of_every_printed_config_traces(name):
 
 
 def test_a_stand_in_takes_the_place_of_jft_and_of_nothing_else():
-  runs = ITEMS['5'].runs()
-  assert rests_on_jft(runs) and not rests_on_jft([standin(run) for run in runs])
+  runs = REPRODUCTIONS['5'].runs()
+  assert uses_jft(runs) and not uses_jft([replace_jft(run) for run in runs])
   of_imagenet = [run for run in runs if 'JFT' not in run.row]
-  assert [digest(standin(run)) for run in of_imagenet] == [digest(run) for run in of_imagenet]
+  assert [run_digest(replace_jft(run)) for run in of_imagenet] == [
+    run_digest(run) for run in of_imagenet
+  ]
 
 
 def test_runs_that_share_what_they_start_from_name_it_once():
   """Table 5 pre-trains 14 models, and fine-tunes each on five data sets: four rates, then three seeds."""
-  runs = [*every(ITEMS['5'].runs())]
+  runs = [*expand_runs(REPRODUCTIONS['5'].runs())]
   assert len(runs) == 14 + 14 * 5 * (4 + 3)
-  assert len({digest(run) for run in runs}) == len(runs)
+  assert len({run_digest(run) for run in runs}) == len(runs)
 
 
 def test_the_cost_of_pre_training_is_table_6s():
   start = next(
-    run for run in every(ITEMS['6'].runs()) if run.config == 'configs/pretrain.py:B/16,jft,7'
+    run
+    for run in expand_runs(REPRODUCTIONS['6'].runs())
+    if run.config == 'configs/pretrain.py:B/16,jft,7'
   )
-  assert cost(start) == pytest.approx(224, rel=0.01)
+  assert run_exaflops(start) == pytest.approx(224, rel=0.01)
 
 
 def test_the_cost_of_the_axial_models_is_figure_13s():
   """To 0.5 %; ResNet50, of which Table 6 has 50 exaFLOPs and Figure 13 51.0, to 2 %. AxialResNet50 is 7 % below."""
-  theirs = paper_cells('fig13')
-  costs = {run.row: cost(run) / float(theirs[run.row, 'exaFLOPs']) for run in ITEMS['fig13'].runs()}
+  theirs = reproduction_paper_cells('fig13')
+  costs = {
+    run.row: run_exaflops(run) / float(theirs[run.row, 'exaFLOPs'])
+    for run in REPRODUCTIONS['fig13'].runs()
+  }
   assert costs.pop('ResNet50') == pytest.approx(1, rel=2e-2)
   assert costs.pop('AxialResNet50') == pytest.approx(0.927, abs=0.005)
   assert len(costs) == 4 and list(costs.values()) == pytest.approx([1] * 4, rel=5e-3)
 
 
 def test_a_dry_run_has_the_papers_numbers_beside_its_own():
-  lines = [*dry_run('fig13', root=Path('runs'), standin=False)]
+  lines = [*format_dry_run('fig13', root=Path('runs'), standin=False)]
   assert '# AxialViT-B/16, ImageNet 5-shot (the paper: 65.79)' in lines
   assert any(line.startswith('#   426 exaFLOPs (the paper: 426.8), ') for line in lines)
 
 
 def test_hours_are_what_exaflops_leave_of_the_peak():
-  lines = [*dry_run('fig10', root=Path('runs'), standin=False, chip='v5p', mfu=0.5)]
+  lines = [*format_dry_run('fig10', root=Path('runs'), standin=False, chip='v5p', mfu=0.5)]
   exa, hours = (
     float(re.search(rf'([\d,]+) {what}', lines[-1])[1].replace(',', ''))
     for what in ('exaFLOPs', 'chip-hours')
@@ -144,12 +159,16 @@ def test_hours_are_what_exaflops_leave_of_the_peak():
   'name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision']
 )
 def test_where_a_run_puts_its_number_the_paper_has_one(name):
-  theirs = paper_cells(name)
-  places = {(run.row, run.column) for run in ITEMS[name].runs()}
-  assert places and not [place for place in places if number(theirs.get(place, '')) is None]
+  theirs = reproduction_paper_cells(name)
+  places = {(run.row, run.column) for run in REPRODUCTIONS[name].runs()}
+  assert places and not [
+    place for place in places if parse_first_number(theirs.get(place, '')) is None
+  ]
 
 
 def test_names_are_taken_as_people_write_them():
-  assert item('Table5') is item('5') and item('figure4') is item('fig4')
+  assert find_reproduction('Table5') is find_reproduction('5') and find_reproduction(
+    'figure4'
+  ) is find_reproduction('fig4')
   with pytest.raises(UserError, match='no such table or figure here'):
-    item('fig99')
+    find_reproduction('fig99')

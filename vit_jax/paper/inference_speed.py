@@ -13,17 +13,17 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.models.families import build_model
-from vit_jax.paper.published import published
+from vit_jax.paper.published import read_published_table
 from vit_jax.sharding.mesh import batch_sharding, describe_mesh, make_mesh, replicated
 from vit_jax.step import predict_logits
 
-LARGEST = 1024  # Images for each device.
-CLASSES = 1000
-SECONDS = 0.5  # Of measuring each batch, at least.
+MAX_BATCH_PER_DEVICE = 1024  # Images for each device.
+_SPEED_CLASSES = 1000
+_MIN_TIMING_SECONDS = 0.5  # Of measuring each batch, at least.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Speed:
+class SpeedResult:
   """Of one model at one size: images a second of a device, and the largest batch for one; 0 where none fits."""
 
   model: str
@@ -32,19 +32,19 @@ class Speed:
   largest: int
 
 
-def measure(
-  models: list[str], sizes: list[int], *, dtype: str, largest: int = LARGEST
-) -> Iterator[Speed]:
+def measure_speeds(
+  models: list[str], sizes: list[int], *, dtype: str, largest: int = MAX_BATCH_PER_DEVICE
+) -> Iterator[SpeedResult]:
   """One after another, each as soon as it is known."""
   mesh = make_mesh(1, batches={})
   for model in models:
     for pixels in sizes:
-      yield fastest(model, pixels, mesh=mesh, dtype=dtype, largest=largest)
+      yield _measure_speed(model, pixels, mesh=mesh, dtype=dtype, largest=largest)
 
 
-def fastest(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> Speed:
+def _measure_speed(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> SpeedResult:
   """Over batches that double until one does not fit, or takes so long that the next would tell nothing new."""
-  built = build_model(ModelConfig(variant=model, dtype=dtype), CLASSES)
+  built = build_model(ModelConfig(variant=model, dtype=dtype), _SPEED_CLASSES)
   stride = built.shape.stride[0]
   side = round(pixels / stride) * stride  # 70 for patches of 14, as the paper has it.
   init = jax.jit(
@@ -60,7 +60,7 @@ def fastest(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> Speed
   best, most, batch = 0.0, 0, 1
   while batch <= largest:
     try:
-      seconds = timed(
+      seconds = _time_forward(
         run,
         params,
         jax.device_put(
@@ -72,23 +72,23 @@ def fastest(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> Speed
         raise
       break
     best, most, batch = max(best, batch / seconds), batch, batch * 2
-  return Speed(model, side, best, most)
+  return SpeedResult(model, side, best, most)
 
 
-def timed(run, params, images: jax.Array) -> float:
+def _time_forward(run, params, images: jax.Array) -> float:
   """Seconds of one call, over as many as half a second takes, after one that compiles."""
   jax.block_until_ready(run(params, images))
   calls, began = 0, time.monotonic()
-  while (passed := time.monotonic() - began) < SECONDS:
+  while (passed := time.monotonic() - began) < _MIN_TIMING_SECONDS:
     jax.block_until_ready(run(params, images))
     calls += 1
   return passed / calls
 
 
-def theirs() -> dict[tuple[str, int], tuple[float, int]]:
+def _read_paper_speeds() -> dict[tuple[str, int], tuple[float, int]]:
   """{(model, pixels): (images a second of a TPUv3 core, its largest batch)}."""
   found = {}
-  for row in published('fig12'):
+  for row in read_published_table('fig12'):
     key = row['model'].replace('ViT-', ''), int(row['input_px'])
     found.setdefault(key, {})[row['metric']] = float(row['value'])
   return {
@@ -97,14 +97,14 @@ def theirs() -> dict[tuple[str, int], tuple[float, int]]:
   }
 
 
-def models() -> list[str]:
+def figure_12_models() -> list[str]:
   """Of the figure."""
-  return list(dict.fromkeys(model for model, _ in theirs()))
+  return list(dict.fromkeys(model for model, _ in _read_paper_speeds()))
 
 
-def describe(speeds: Iterator[Speed]) -> Iterator[str]:
+def format_speeds(speeds: Iterator[SpeedResult]) -> Iterator[str]:
   """A line for each, with the paper's TPUv3 core beside."""
-  paper = theirs()
+  paper = _read_paper_speeds()
   yield f'{describe_mesh(make_mesh(1, batches={}))}; images a second and largest batch of one; the paper: of a TPUv3 core'
   for each in speeds:
     speed, largest = paper.get((each.model, each.pixels), (None, None))

@@ -3,14 +3,14 @@
 import numpy as np
 
 
-def similarity(embeddings: np.ndarray) -> np.ndarray:
+def position_similarity(embeddings: np.ndarray) -> np.ndarray:
   """Position embeddings of the patches [n, d], without the class token's -> their cosines [n, n]."""
   x = np.asarray(embeddings, np.float64)
   x = x / np.linalg.norm(x, axis=1, keepdims=True)
   return x @ x.T
 
 
-def means(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
+def mean_similarities(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
   """Mean cosine [n, n] over the pairs of patches of a grid (height, width): in one row, in one column, in neither, and of
   neighbours (up, down, left, right). No pair of a patch with itself."""
   y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
@@ -24,7 +24,7 @@ def means(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
   return {name: float(cosines[chosen].mean()) for name, chosen in pairs.items()}
 
 
-def mosaic(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def tile_similarity_maps(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """Similarities [n, n] -> one picture [h·(h + 1), w·(w + 1)]: at each patch's place the map of all others, and gaps of NaN."""
   h, w = grid
   maps = np.pad(
@@ -33,12 +33,16 @@ def mosaic(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   return maps.transpose(0, 2, 1, 3).reshape(h * (h + 1), w * (w + 1))
 
 
-def draw(figure, cosines: np.ndarray, grid: tuple[int, int]):
+def plot_position_similarity(figure, cosines: np.ndarray, grid: tuple[int, int]):
   """A map for each patch, at its place: how alike all positions are to that one."""
   h, w = grid
   axes = figure.subplots()
   picture = axes.imshow(
-    mosaic(cosines, grid)[:-1, :-1], vmin=-1, vmax=1, cmap='viridis', interpolation='nearest'
+    tile_similarity_maps(cosines, grid)[:-1, :-1],
+    vmin=-1,
+    vmax=1,
+    cmap='viridis',
+    interpolation='nearest',
   )
   axes.set(
     title='Position embedding similarity', xlabel='Input patch column', ylabel='Input patch row'

@@ -1,6 +1,6 @@
 """The paper's experiments at full scale: which runs, by Tables 3 and 4 and what the text adds (arXiv 2010.11929).
 
-JFT-300M is not public: `standin` puts ImageNet-21k in its place, with the recipe as it is.
+JFT-300M is not public: `replace_jft` puts ImageNet-21k in its place, with the recipe as it is.
 """
 
 import dataclasses
@@ -8,149 +8,156 @@ from collections.abc import Callable, Iterable
 
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.models.families import family_name
-from vit_jax.paper.published import published
-from vit_jax.paper.runs import Run, module, with_seeds
+from vit_jax.paper.published import read_published_table
+from vit_jax.paper.runs import ExperimentRun, import_config_file, repeat_over_seeds
 
-JFT, IMAGENET_21K, IMAGENET = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
-PRETRAIN, FINETUNE, HYPERRULE = (
+JFT, IMAGENET_21K, IMAGENET_1K = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
+_PRETRAIN_CONFIG, FINETUNE_CONFIG, _HYPERRULE_CONFIG = (
   'configs/pretrain.py',
   'configs/finetune.py',
   'configs/bit_finetune.py',
 )
-ARGUMENT = {JFT: 'jft', IMAGENET_21K: 'imagenet21k', IMAGENET: 'imagenet'}
-STANDIN = {
+_DATASET_ARGUMENTS = {JFT: 'jft', IMAGENET_21K: 'imagenet21k', IMAGENET_1K: 'imagenet'}
+_STANDIN_SETTINGS = {
   'data.train': 'folder:imagenet21k',
   'data.split': 'train[51200:]',
   'data.eval_split': 'train[:25600]',
 }
 
 # Table 4, App. B.1.1. Data set: configs/finetune.py's argument, and from where on the training split is held out in the sweep.
-TARGETS = {
+TRANSFER_DATASETS = {
   'CIFAR-10': ('cifar10', '98%'),
   'CIFAR-100': ('cifar100', '98%'),
   'ImageNet': ('imagenet', '99%'),
   'Oxford Flowers-102': ('flowers', '90%'),
   'Oxford-IIIT-Pets': ('pets', '90%'),
 }
-FEWSHOT = (
+_FEWSHOT_EVALS = (
   'fewshot:tfds:imagenet2012',
 )  # What Figures 4, 8, 9 and 13 and Table 8 have: ImageNet, five images a class.
-SHOT5 = ('imagenet2012_5shot',)
+_FEWSHOT_MEASURES = ('imagenet2012_5shot',)
 
 
-def pretrained(
+def _pretrain_run(
   model: str, data: str, epochs: int = 0, /, *, row: str = '', column: str = '', **settings
-) -> Run:
+) -> ExperimentRun:
   """A row of Table 3 with settings (__ for a dot) of its own; H/14 on ImageNet-21k, which has none, by L/16's."""
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   if (model, data) == ('H/14', IMAGENET_21K):
     model, settings = 'L/16', {'model.variant': 'H/14'} | settings
-  argument = ','.join([model, ARGUMENT[data], *([str(epochs)] if epochs else [])])
-  return Run(
-    row=row or model, column=column or data, config=f'{PRETRAIN}:{argument}', settings=settings
+  argument = ','.join([model, _DATASET_ARGUMENTS[data], *([str(epochs)] if epochs else [])])
+  return ExperimentRun(
+    row=row or model,
+    column=column or data,
+    config=f'{_PRETRAIN_CONFIG}:{argument}',
+    settings=settings,
   )
 
 
-def finetuned(
-  start: Run | str, model: str, target: str, *, row: str, column: str, **settings
-) -> list[Run]:
+def _finetune_runs(
+  start: ExperimentRun | str, model: str, target: str, *, row: str, column: str, **settings
+) -> list[ExperimentRun]:
   """Table 4's recipe at the best learning rate of a sweep, or for ResNets the BiT-HyperRule where that is better; then three
   seeds on the whole training set. The paper does not say on which images the rule was better; here it is on those held out."""
-  data, held_out = TARGETS[target]
+  data, held_out = TRANSFER_DATASETS[target]
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
-  real = {'probes': ('real',)} if target == IMAGENET else {}
-  run = Run(
+  real = {'probes': ('real',)} if target == IMAGENET_1K else {}
+  run = ExperimentRun(
     row=row,
     column=column,
-    config=f'{FINETUNE}:{model},{data}',
+    config=f'{FINETUNE_CONFIG}:{model},{data}',
     settings=real | settings,
     init=start,
     measures=('accuracy', 'real/imagenet2012_top1') if real else ('accuracy',),
-    rates=module(FINETUNE).RECIPES[data][-1],
+    rates=import_config_file(FINETUNE_CONFIG).RECIPES[data][-1],
     held_out=held_out,
-    otherwise=f'{HYPERRULE}:{model},{data}' if family_name(model) == 'BiT ResNet' else '',
+    otherwise=f'{_HYPERRULE_CONFIG}:{model},{data}' if family_name(model) == 'BiT ResNet' else '',
   )
-  return with_seeds([run])
+  return repeat_over_seeds([run])
 
 
-def few_shot(
+def _fewshot_run(
   model: str, data: str, epochs: int = 0, /, *, row: str, column: str, **settings
-) -> Run:
+) -> ExperimentRun:
   """A pre-training run that is judged by ImageNet 5-shot."""
   return dataclasses.replace(
-    pretrained(model, data, epochs, row=row, column=column, probes=FEWSHOT, **settings),
-    measures=SHOT5,
+    _pretrain_run(model, data, epochs, row=row, column=column, probes=_FEWSHOT_EVALS, **settings),
+    measures=_FEWSHOT_MEASURES,
   )
 
 
-def table_2_models() -> dict[str, Run]:
+def _table_2_pretrain_runs() -> dict[str, ExperimentRun]:
   """By the columns that Tables 2 and 9 have them in."""
   return {
-    'ViT-H/14 (JFT)': pretrained('H/14', JFT),
-    'ViT-L/16 (JFT)': pretrained('L/16', JFT, 14),
-    'ViT-L/16 (I21k)': pretrained('L/16', IMAGENET_21K),
+    'ViT-H/14 (JFT)': _pretrain_run('H/14', JFT),
+    'ViT-L/16 (JFT)': _pretrain_run('L/16', JFT, 14),
+    'ViT-L/16 (I21k)': _pretrain_run('L/16', IMAGENET_21K),
   }
 
 
-def table_2() -> list[Run]:
+def table_2_runs() -> list[ExperimentRun]:
   """Fine-tuned on ImageNet at 512 px (L/16) and 518 (H/14), and averaged with a decay of 0.9999; and Table 9."""
   runs = []
-  for column, start in table_2_models().items():
+  for column, start in _table_2_pretrain_runs().items():
     model, side = ('H/14', 518) if 'H/14' in column else ('L/16', 512)
-    for target in TARGETS:
-      more = {'data__size': (side, side), 'optim__ema': 0.9999} if target == IMAGENET else {}
-      runs += finetuned(start, model, target, row=target, column=column, **more)
-  return runs + table_9()
+    for target in TRANSFER_DATASETS:
+      more = {'data__size': (side, side), 'optim__ema': 0.9999} if target == IMAGENET_1K else {}
+      runs += _finetune_runs(start, model, target, row=target, column=column, **more)
+  return runs + table_9_runs()
 
 
-def table_5(sets: Iterable[str] = (IMAGENET, IMAGENET_21K, JFT)) -> list[Run]:
+def table_5_runs(sets: Iterable[str] = (IMAGENET_1K, IMAGENET_21K, JFT)) -> list[ExperimentRun]:
   """Every model of Table 1 pre-trained on every set, fine-tuned at 384 px."""
   runs = []
   for data in sets:
     for model in ('B/16', 'B/32', 'L/16', 'L/32', 'H/14'):
-      if (model, data) != ('H/14', IMAGENET):
-        start = pretrained(model, data, 14 if (model, data) == ('L/16', JFT) else 0)
+      if (model, data) != ('H/14', IMAGENET_1K):
+        start = _pretrain_run(model, data, 14 if (model, data) == ('L/16', JFT) else 0)
         runs += [
           run
-          for target in TARGETS
-          for run in finetuned(start, model, target, row=f'{data}, {target}', column=f'ViT-{model}')
+          for target in TRANSFER_DATASETS
+          for run in _finetune_runs(
+            start, model, target, row=f'{data}, {target}', column=f'ViT-{model}'
+          )
         ]
   return runs
 
 
-def table_6() -> list[Run]:
+def table_6_runs() -> list[ExperimentRun]:
   """The scaling study: every model on JFT-300M, fine-tuned."""
   runs = []
-  for row in published('table6'):
-    model, name = variant(row['Model']), f'{row["Model"]}, {row["Epochs"]} epochs'
-    start = pretrained(model, JFT, int(row['Epochs']))
+  for row in read_published_table('table6'):
+    model, name = parse_paper_variant(row['Model']), f'{row["Model"]}, {row["Epochs"]} epochs'
+    start = _pretrain_run(model, JFT, int(row['Epochs']))
     runs += [
-      run for target in TARGETS for run in finetuned(start, model, target, row=name, column=target)
+      run
+      for target in TRANSFER_DATASETS
+      for run in _finetune_runs(start, model, target, row=name, column=target)
     ]
   return runs
 
 
-def variant(model: str) -> str:
+def parse_paper_variant(model: str) -> str:
   """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialViT-B/16' -> itself, 'AxialResNet50x1' -> 'AxialR50x1'."""
   plain = model.replace('ResNet', 'R').replace('R50x1+', 'R50+')
   return plain if plain.startswith('Axial') else plain.replace('ViT-', '')
 
 
-def table_7() -> list[Run]:
+def table_7_runs() -> list[ExperimentRun]:
   """ResNets by Adam, and by SGD with BiT's settings."""
   runs = []
   for model, title in (('R50x1', 'R50'), ('R152x2', 'R152x2')):
-    sgd = Run(row=model, column=JFT, config=f'configs/bit_pretrain.py:{model},jft,7')
-    for kind, start in {'Adam': pretrained(model, JFT, 7), 'SGD': sgd}.items():
+    sgd = ExperimentRun(row=model, column=JFT, config=f'configs/bit_pretrain.py:{model},jft,7')
+    for kind, start in {'Adam': _pretrain_run(model, JFT, 7), 'SGD': sgd}.items():
       runs += [
         run
-        for target in TARGETS
-        for run in finetuned(start, model, target, row=target, column=f'{title} {kind}')
+        for target in TRANSFER_DATASETS
+        for run in _finetune_runs(start, model, target, row=target, column=f'{title} {kind}')
       ]
   return runs
 
 
-def table_8() -> list[Run]:
+def table_8_runs() -> list[ExperimentRun]:
   """Position embeddings of ViT-B/16."""
   kinds = {
     'none': 'none',
@@ -160,14 +167,16 @@ def table_8() -> list[Run]:
   }
   places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
   return [
-    few_shot('B/16', JFT, row=row, column=column, model__position=kind, model__position_at=place)
+    _fewshot_run(
+      'B/16', JFT, row=row, column=column, model__position=kind, model__position_at=place
+    )
     for row, kind in kinds.items()
     for column, place in places.items()
     if place == 'stem' or kind.startswith('learned')
   ]
 
 
-def figure_4() -> list[Run]:
+def figure_4_runs() -> list[ExperimentRun]:
   """Parts of JFT-300M, with the same settings and as many steps for all; the paper takes the best step on held-out images."""
   models = {
     'ViT-L/16': 'L/16',
@@ -191,11 +200,11 @@ def figure_4() -> list[Run]:
         'steps': 518_000,
       }
       images |= {'probe_every': '5%', **(halved if row == 'ViT-b/32' else {})}
-      runs.append(few_shot(model, JFT, 7, row=row, column=f'{millions}M', **images))
+      runs.append(_fewshot_run(model, JFT, 7, row=row, column=f'{millions}M', **images))
   return runs
 
 
-def figure_8() -> list[Run]:
+def figure_8_runs() -> list[ExperimentRun]:
   """Eight layers, width 1,024, MLP 2,048, patches of 32; one of them scaled, to the compute that the plot shows."""
   base = {'model__depth': 8, 'model__width': 1024, 'model__mlp': 2048, 'model__heads': 16}
   scaled = {
@@ -215,13 +224,13 @@ def figure_8() -> list[Run]:
     ' '.join(f'{name.partition("__")[2]} {value}' for name, value in settings.items()) or 'base'
   )
   return [
-    few_shot('B/32', JFT, row=row, column=named(settings), **base | settings)
+    _fewshot_run('B/32', JFT, row=row, column=named(settings), **base | settings)
     for row, choices in scaled.items()
     for settings in choices
   ]
 
 
-def figure_9() -> list[Run]:
+def figure_9_runs() -> list[ExperimentRun]:
   """A class token and the mean of the patches; ViT-B/32, as the level and the learning rate suggest."""
   kinds = {
     'CLS lr=8e-4': ('token', 8e-4),
@@ -229,18 +238,18 @@ def figure_9() -> list[Run]:
     'GAP lr=3e-4': ('gap', 3e-4),
   }
   return [
-    few_shot(
+    _fewshot_run(
       'B/32', JFT, row=name, column='7 epochs', model__pool=pool, optim__lr=lr, probe_every='5%'
     )
     for name, (pool, lr) in kinds.items()
   ]
 
 
-def figure_10() -> list[Run]:
+def figure_10_runs() -> list[ExperimentRun]:
   """Three ViT-L/16, whose position embeddings `figures` compares."""
   rows = ((7, 2e-4, 0.01), (7, 4e-4, 0.1), (14, 4e-4, 0.1))
   return [
-    pretrained(
+    _pretrain_run(
       'L/16',
       JFT,
       epochs,
@@ -252,19 +261,19 @@ def figure_10() -> list[Run]:
   ]
 
 
-def table_9() -> list[Run]:
+def table_9_runs() -> list[ExperimentRun]:
   """VTAB-1k: the models of Table 2, each on the 1,000 images of each task, three times."""
   runs = []
-  for column, start in table_2_models().items():
-    config = f'{FINETUNE}:{"H/14" if "H/14" in column else "L/16"},vtab/'
+  for column, start in _table_2_pretrain_runs().items():
+    config = f'{FINETUNE_CONFIG}:{"H/14" if "H/14" in column else "L/16"},vtab/'
     runs += [
-      Run(row=task.title, column=column, config=config + name, init=start)
+      ExperimentRun(row=task.title, column=column, config=config + name, init=start)
       for name, task in VTAB_TASKS.items()
     ]
-  return with_seeds(runs)
+  return repeat_over_seeds(runs)
 
 
-def figure_13() -> list[Run]:
+def figure_13_runs() -> list[ExperimentRun]:
   """Axial models beside plain ones, at seven epochs."""
   models = (
     'AxialViT-B/16',
@@ -275,44 +284,48 @@ def figure_13() -> list[Run]:
     'AxialResNet50x1',
   )
   return [
-    few_shot(variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot')
+    _fewshot_run(
+      parse_paper_variant(model), JFT, 7, row=model.removesuffix('x1'), column='ImageNet 5-shot'
+    )
     for model in models
   ]
 
 
-def self_supervision() -> list[Run]:
+def self_supervision_runs() -> list[ExperimentRun]:
   """§4.6: ViT-B/16 from masked patches, from scratch and from labels, each fine-tuned on ImageNet."""
   starts = {
-    'masked patch prediction on JFT-300M (1M steps)': Run(
+    'masked patch prediction on JFT-300M (1M steps)': ExperimentRun(
       row='B/16', column=JFT, config='configs/self_supervised.py:B/16,jft'
     ),
-    'none: ImageNet from scratch': pretrained('B/16', IMAGENET),
-    'supervised on ImageNet-21k': pretrained('B/16', IMAGENET_21K),
+    'none: ImageNet from scratch': _pretrain_run('B/16', IMAGENET_1K),
+    'supervised on ImageNet-21k': _pretrain_run('B/16', IMAGENET_21K),
   }
   return [
     run
     for row, start in starts.items()
-    for run in finetuned(start, 'B/16', IMAGENET, row=row, column=IMAGENET)
+    for run in _finetune_runs(start, 'B/16', IMAGENET_1K, row=row, column=IMAGENET_1K)
   ]
 
 
-def only_target(target: str) -> Callable[[Callable[[], list[Run]]], Callable[[], list[Run]]]:
+def make_dataset_filter(
+  target: str,
+) -> Callable[[Callable[[], list[ExperimentRun]]], Callable[[], list[ExperimentRun]]]:
   """Of a table's runs those that end in one data set."""
-  data = TARGETS[target][0]
+  data = TRANSFER_DATASETS[target][0]
   return lambda runs: lambda: [run for run in runs() if run.config.endswith(f',{data}')]
 
 
-def standin(run: Run) -> Run:
+def replace_jft(run: ExperimentRun) -> ExperimentRun:
   """The same run with ImageNet-21k in the place of JFT-300M, wherever it is pre-trained on that."""
-  start = standin(run.init) if isinstance(run.init, Run) else run.init
+  start = replace_jft(run.init) if isinstance(run.init, ExperimentRun) else run.init
   on_jft = ',jft' in run.config
-  settings = run.settings | (STANDIN if on_jft else {})
+  settings = run.settings | (_STANDIN_SETTINGS if on_jft else {})
   return dataclasses.replace(run, init=start, settings=settings)
 
 
-def rests_on_jft(runs: Iterable[Run]) -> bool:
+def uses_jft(runs: Iterable[ExperimentRun]) -> bool:
   """Whether one of them, or one that they start from, is pre-trained on JFT-300M itself."""
-  start = lambda run: start(run.init) if isinstance(run.init, Run) else run
+  start = lambda run: start(run.init) if isinstance(run.init, ExperimentRun) else run
   return any(
     ',jft' in start(run).config and 'data.train' not in start(run).settings for run in runs
   )
