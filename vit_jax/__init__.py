@@ -6,7 +6,7 @@ __all__ = ['load']
 def __getattr__(name: str):
   """`vit_jax.load`, imported when it is asked for: it needs jax, and `import vit_jax` should not."""
   if name == 'load':
-    from vit_jax.pretrained.released import load
+    from vit_jax.pretrained.loading import load
 
     return load
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -185,10 +185,10 @@ def test_the_published_accuracy_stands_beside_ours_on_imagenets_validation_split
   from types import SimpleNamespace
 
   from vit_jax.cli.evaluate import in_words, summary
-  from vit_jax.data.imagenet import synsets
+  from vit_jax.data.imagenet import imagenet_synsets
 
   class Source:
-    split, classes, most_labels, label_names = 'validation', 1000, 1, synsets('imagenet1k')
+    split, classes, most_labels, label_names = 'validation', 1000, 1, imagenet_synsets('imagenet1k')
 
     def __len__(self):
       return 50_000

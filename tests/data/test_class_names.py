@@ -3,7 +3,7 @@
 import pytest
 
 from vit_jax.data.class_names import is_imagenet_validation, match_classes
-from vit_jax.data.imagenet import class_names, synsets
+from vit_jax.data.imagenet import imagenet_class_names, imagenet_synsets
 from vit_jax.errors import UserError
 
 NAMES = ('cat', 'cow', 'dog', 'hen')
@@ -42,7 +42,7 @@ def test_a_model_without_names_takes_the_data_in_its_order():
 
 @pytest.mark.parametrize('which', ['imagenet1k', 'imagenet21k'])
 def test_imagenets_synsets_are_its_classes(which):
-  words, numbers = class_names(which), synsets(which)
+  words, numbers = imagenet_class_names(which), imagenet_synsets(which)
   assert match(numbers, words) == (list(range(len(words))), [])
   columns, notes = match(numbers[::250], words)
   assert columns == list(range(0, len(words), 250))
@@ -65,7 +65,7 @@ def test_a_name_that_means_two_classes_is_refused():
 
 
 def test_only_the_whole_validation_split_is_what_published_numbers_speak_of():
-  words, numbers = class_names('imagenet1k'), synsets('imagenet1k')
+  words, numbers = imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k')
   for names in (words, numbers):
     assert is_imagenet_validation(names, examples=50_000, most_labels=1)
   assert not is_imagenet_validation(words, examples=10_000, most_labels=1)  # ImageNet-V2.

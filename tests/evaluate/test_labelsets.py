@@ -7,20 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.imagenet import class_names, real_labels, subset, synsets
+from vit_jax.data.imagenet import (
+  imagenet_class_names,
+  imagenet_real_labels,
+  imagenet_subset_classes,
+  imagenet_synsets,
+)
 from vit_jax.errors import UserError
 from vit_jax.evaluate.labelsets import count, imagenet_numbers, open_label_sets
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.protocols import open_label_sets as open_protocol
 from vit_jax.evaluate.subject import alone
 
-SYNSETS = synsets('imagenet1k')
+SYNSETS = imagenet_synsets('imagenet1k')
 
 
 @pytest.fixture
 def model(make_model):
   """Of ImageNet's 1,000 classes."""
-  return make_model(class_names('imagenet1k'))
+  return make_model(imagenet_class_names('imagenet1k'))
 
 
 def write_images(root: Path, names: list[str], border: int = 0) -> np.ndarray:
@@ -74,18 +79,18 @@ def test_counts_are_those_of_sets_in_plain_python():
 
 def test_the_labels_that_ship():
   """46,837 of the 50,000 have a label (arXiv 2006.07159); A and R have 200 classes each."""
-  sets = real_labels()
+  sets = imagenet_real_labels()
   assert (len(sets), sum(map(bool, sets))) == (50_000, 46_837)
   assert sets[:4] == ((), (970, 795), (230, 231), (809,))
-  assert {len(set(subset(which))) for which in 'ar'} == {200}
-  assert [SYNSETS[i] for i in subset('a')[:2]] == ['n01498041', 'n01531178']
+  assert {len(set(imagenet_subset_classes(which))) for which in 'ar'} == {200}
+  assert [SYNSETS[i] for i in imagenet_subset_classes('a')[:2]] == ['n01498041', 'n01531178']
 
 
 def test_real_takes_any_label_of_the_set_and_leaves_out_empty_ones(model, tmp_path):
   numbers = list(range(1, 41))
   names = [f'{SYNSETS[n % 3]}/ILSVRC2012_val_{n:08}.png' for n in numbers]
   images = write_images(tmp_path / 'val', names)
-  sets = [set(real_labels()[n - 1]) for n in numbers]
+  sets = [set(imagenet_real_labels()[n - 1]) for n in numbers]
   assert not all(sets) and max(map(len, sets)) > 1  # Some are empty, and some have several.
   logits = np.asarray(model.logits(images))
   agree(outcome(model, 'real', f'folder:{tmp_path}'), *by_hand(logits, sets, set(range(1000))))
@@ -93,7 +98,7 @@ def test_real_takes_any_label_of_the_set_and_leaves_out_empty_ones(model, tmp_pa
 
 @pytest.mark.parametrize('which', ['a', 'r'])
 def test_predictions_are_among_the_200_classes(model, tmp_path, which):
-  among = subset(which)
+  among = imagenet_subset_classes(which)
   names = [f'{SYNSETS[among[i % 7]]}/{i}.png' for i in range(30)]
   images = write_images(tmp_path, names)
   sets = [{among[i % 7]} for i in range(30)]
@@ -112,7 +117,7 @@ def test_v2_is_among_all_classes_and_its_folders_may_be_numbers(model, tmp_path)
   )
   assert imagenet_numbers(('10', '7'), '') == [10, 7]
   assert imagenet_numbers(SYNSETS[5:7], '') == [5, 6]
-  assert imagenet_numbers(class_names('imagenet1k')[5:7], '') == [5, 6]
+  assert imagenet_numbers(imagenet_class_names('imagenet1k')[5:7], '') == [5, 6]
 
 
 @pytest.fixture

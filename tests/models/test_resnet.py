@@ -16,7 +16,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
 from vit_jax.models.variants import conv_taps, resnet_shape
-from vit_jax.pretrained.resnet_names import to_bit
+from vit_jax.pretrained.npz import to_bit
 from vit_jax.sharding.mesh import make_mesh
 from vit_jax.step import abstract_params
 
@@ -177,11 +177,11 @@ def test_a_file_with_numbered_convolutions_is_the_same(tmp_path):
 
 @pytest.mark.parametrize('variant', ['BiT-R1.2x1', 'R2.1x1'])
 def test_export_to_npz_is_read_again(tmp_path, variant):
-  """`export` itself compares the logits."""
-  from vit_jax.pretrained.export import export
+  """`export_model` itself compares the logits."""
+  from vit_jax.pretrained.export import export_model
 
   bit_file(tmp_path / 'bit.npz', variant, 5)
-  export(vit_jax.load(str(tmp_path / 'bit.npz'), size=32), tmp_path / 'again.npz', 'npz')
+  export_model(vit_jax.load(str(tmp_path / 'bit.npz'), size=32), tmp_path / 'again.npz', 'npz')
   assert vit_jax.load(str(tmp_path / 'again.npz')).config.variant == variant
 
 

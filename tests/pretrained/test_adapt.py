@@ -9,8 +9,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.vit import build_vit
-from vit_jax.pretrained.adapt import PATCH, POSITION, Change, adapt, resample_positions, table
-from vit_jax.pretrained.resample import METHODS, pi_resize, resample_grid
+from vit_jax.pretrained.adapt import (
+  PATCH_KERNEL,
+  POSITION_EMBEDDING,
+  ArrayChange,
+  adapt_params,
+  format_changes,
+)
+from vit_jax.pretrained.resample import (
+  RESAMPLE_METHODS,
+  pi_resize,
+  resample_grid,
+  resample_positions,
+)
 from vit_jax.step import abstract_params
 
 RNG = np.random.default_rng(0)
@@ -94,7 +105,7 @@ def flat(tree: dict) -> dict:
 def test_a_new_task_at_the_same_size_gets_a_new_head_and_all_else_as_it_was():
   old = params_of(size=(8, 8), classes=7, seed=0, hidden_head=True)
   new = params_of(size=(8, 8), classes=3, seed=1)
-  out, changes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt_params(old, new, grid=(2, 2))
   assert flat(out).keys() == flat(new).keys()
   for path, array in flat(out).items():
     source = new if path.startswith('head/') else old
@@ -108,7 +119,7 @@ def test_a_new_task_at_the_same_size_gets_a_new_head_and_all_else_as_it_was():
   assert {change.name for change in changes} == flat(old).keys() | flat(
     new
   ).keys()  # Every array has its line.
-  assert table(changes) == [
+  assert format_changes(changes) == [
     'head/bias          new      [7] -> [3]',
     'head/kernel        new      [8, 7] -> [8, 3]',
     'pre_logits/bias    dropped  [8]',
@@ -119,15 +130,15 @@ def test_a_new_task_at_the_same_size_gets_a_new_head_and_all_else_as_it_was():
 
 def test_the_hidden_layer_of_the_head_is_new_even_where_the_file_has_one():
   old, new = (params_of(size=(8, 8), classes=7, seed=seed, hidden_head=True) for seed in (0, 1))
-  out, changes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt_params(old, new, grid=(2, 2))
   for path in ('head/kernel', 'head/bias', 'pre_logits/kernel', 'pre_logits/bias'):
     assert flat(out)[path] is flat(new)[path]
-    assert Change(path, 'new', flat(old)[path].shape, flat(new)[path].shape) in changes
+    assert ArrayChange(path, 'new', flat(old)[path].shape, flat(new)[path].shape) in changes
 
 
 def test_a_head_is_kept_where_that_is_asked_for():
   old, new = (params_of(size=(8, 8), classes=7, seed=seed, hidden_head=True) for seed in (0, 1))
-  out, changes = adapt(old, new, grid=(2, 2), keep_head=True)
+  out, changes = adapt_params(old, new, grid=(2, 2), keep_head=True)
   assert all(flat(out)[path] is array for path, array in flat(old).items())
   assert {change.what for change in changes} == {'kept'}
 
@@ -135,7 +146,7 @@ def test_a_head_is_kept_where_that_is_asked_for():
 def test_a_head_of_other_classes_can_not_be_kept():
   old, new = (params_of(size=(8, 8), classes=classes, seed=0) for classes in (1200, 3))
   with pytest.raises(UserError, match='the head of config.init has 1,200 classes and this task 3'):
-    adapt(old, new, grid=(2, 2), keep_head=True)
+    adapt_params(old, new, grid=(2, 2), keep_head=True)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +162,17 @@ def test_a_head_is_kept_with_its_hidden_layer_or_not_at_all(old_hidden, new_hidd
     for hidden in (old_hidden, new_hidden)
   )
   with pytest.raises(UserError, match=message):
-    adapt(old, new, grid=(2, 2), keep_head=True)
+    adapt_params(old, new, grid=(2, 2), keep_head=True)
 
 
 def test_a_head_that_the_file_does_not_have_can_not_be_kept():
   old, new = (params_of(size=(8, 8), classes=3, seed=seed) for seed in (0, 1))
   del old['head']
   with pytest.raises(UserError, match='head/kernel is not in the file'):
-    adapt(old, new, grid=(2, 2), keep_head=True)
+    adapt_params(old, new, grid=(2, 2), keep_head=True)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', RESAMPLE_METHODS)
 def test_positions_are_resampled_by_the_method_that_is_named(method):
   positions = RNG.normal(size=(1, 1 + 9, 4)).astype(np.float32)
   out = resample_positions(positions, 1 + 30, (5, 6), method=method)
@@ -173,16 +184,18 @@ def test_positions_are_resampled_by_the_method_that_is_named(method):
 def test_patches_of_another_size_are_resized_by_the_pseudo_inverse_and_registers_left_alone():
   old = params_of(size=(8, 8), classes=3, seed=0, registers=2)
   new = params_of(size=(12, 12), classes=3, seed=1, registers=2, patch=6)  # The same grid of 2x2.
-  out, changes = adapt(old, new, grid=(2, 2))
-  np.testing.assert_array_equal(flat(out)[PATCH], pi_resize(flat(old)[PATCH], (6, 6)))
-  assert all(flat(out)[name] is flat(old)[name] for name in ('registers', 'cls', POSITION))
-  assert Change(PATCH, 'PI-resized', (4, 4, 3, 8), (6, 6, 3, 8)) in changes
+  out, changes = adapt_params(old, new, grid=(2, 2))
+  np.testing.assert_array_equal(flat(out)[PATCH_KERNEL], pi_resize(flat(old)[PATCH_KERNEL], (6, 6)))
+  assert all(
+    flat(out)[name] is flat(old)[name] for name in ('registers', 'cls', POSITION_EMBEDDING)
+  )
+  assert ArrayChange(PATCH_KERNEL, 'PI-resized', (4, 4, 3, 8), (6, 6, 3, 8)) in changes
 
 
 def test_a_file_without_a_head_fits():
   old, new = (params_of(size=(8, 8), classes=3, seed=seed) for seed in (0, 1))
   del old['head']
-  out, changes = adapt(old, new, grid=(2, 2))
+  out, changes = adapt_params(old, new, grid=(2, 2))
   assert out['head'] == new['head']
   assert {
     change.name: (change.what, change.old) for change in changes if change.what != 'kept'
@@ -198,14 +211,16 @@ def test_a_file_without_a_head_fits():
 )
 def test_another_size_resamples_the_positions_and_says_so(old_size, old_grid, size, grid):
   old, new = (params_of(size=s, classes=3, seed=0) for s in (old_size, size))
-  out, changes = adapt(old, new, grid=grid, old_grid=old_grid)
-  now, then = flat(out)[POSITION], flat(old)[POSITION]
+  out, changes = adapt_params(old, new, grid=grid, old_grid=old_grid)
+  now, then = flat(out)[POSITION_EMBEDDING], flat(old)[POSITION_EMBEDDING]
   rows, columns = old_grid or (2, 2)
   expected = zoom(then[0, 1:].reshape(rows, columns, 8), grid).reshape(-1, 8)
   np.testing.assert_allclose(now[0, 1:], expected, rtol=0, atol=1e-6)
   np.testing.assert_array_equal(now[:, 0], then[:, 0])
-  assert Change(POSITION, 'resampled', then.shape, now.shape) in changes
-  others = {path for path in flat(new) if path != POSITION and not path.startswith('head/')}
+  assert ArrayChange(POSITION_EMBEDDING, 'resampled', then.shape, now.shape) in changes
+  others = {
+    path for path in flat(new) if path != POSITION_EMBEDDING and not path.startswith('head/')
+  }
   assert all(flat(out)[path] is flat(old)[path] for path in others)
 
 
@@ -232,14 +247,17 @@ MISFITS = [
   ),
   (without('registers'), ['registers is not in the file']),
   (
-    without(POSITION),
-    [f'{POSITION} is not in the file'],
+    without(POSITION_EMBEDDING),
+    [f'{POSITION_EMBEDDING} is not in the file'],
   ),  # Of a model with sinusoidal positions, or none.
   (
-    lambda tree: tree | {PATCH: np.zeros((1, 1, 64, 8))},
-    [f'{PATCH} is [1, 1, 64, 8] in the file'],
+    lambda tree: tree | {PATCH_KERNEL: np.zeros((1, 1, 64, 8))},
+    [f'{PATCH_KERNEL} is [1, 1, 64, 8] in the file'],
   ),  # A hybrid's.
-  (lambda tree: tree | {POSITION: tree[POSITION][..., :6]}, [POSITION, '[1, 5, 6]', '[1, 5, 8]']),
+  (
+    lambda tree: tree | {POSITION_EMBEDDING: tree[POSITION_EMBEDDING][..., :6]},
+    [POSITION_EMBEDDING, '[1, 5, 6]', '[1, 5, 8]'],
+  ),
   (
     lambda tree: tree | {f'more_{i}': np.zeros(1) for i in range(8)},
     ['more_0', 'more_4', 'and 3 more'],
@@ -252,7 +270,7 @@ def test_what_does_not_fit_is_an_error_that_lists_it(change, messages):
   params = params_of(size=(8, 8), classes=3, seed=0, registers=2)
   loaded = unflatten_dict(change(flat(params)), sep='/')
   with pytest.raises(UserError) as error:
-    adapt(loaded, params, grid=(2, 2))
+    adapt_params(loaded, params, grid=(2, 2))
   assert all(
     message in str(error.value) for message in ('config.init does not fit config.model', *messages)
   )
@@ -261,5 +279,5 @@ def test_what_does_not_fit_is_an_error_that_lists_it(change, messages):
 def test_neither_tree_is_changed():
   old, new = params_of(size=(8, 8), classes=7, seed=0), params_of(size=(12, 12), classes=3, seed=1)
   before = jax.tree.map(np.copy, (old, new))
-  adapt(old, new, grid=(3, 3))
+  adapt_params(old, new, grid=(3, 3))
   jax.tree.map(np.testing.assert_array_equal, (old, new), before)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.arrays import empty, open_arrays
+from vit_jax.pretrained.arrays import allocate_aligned, open_arrays
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -117,10 +117,10 @@ def test_several_safetensors_of_a_directory_are_one(tmp_path):
 
 def test_memory_for_arrays_begins_where_jax_takes_it_as_it_is():
   for shape in ((), (3,), (5, 7), (300, 300, 3)):
-    array = empty(shape)
+    array = allocate_aligned(shape)
     assert array.shape == shape
     assert array.ctypes.data % 64 == 0
-  assert empty((0, 4)).shape == (0, 4)
+  assert allocate_aligned((0, 4)).shape == (0, 4)
 
 
 # Hostile files.

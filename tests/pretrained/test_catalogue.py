@@ -11,8 +11,13 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.vit import build_vit
 from vit_jax.pretrained import catalogue
-from vit_jax.pretrained.catalogue import find, names, near, row_of_file
-from vit_jax.pretrained.download import UNITS, fits
+from vit_jax.pretrained.catalogue import (
+  find_checkpoint,
+  find_checkpoint_of_file,
+  released_names,
+  suggest_names,
+)
+from vit_jax.pretrained.download import SIZE_UNITS, matches_published_size
 from vit_jax.step import abstract_params
 
 # The shape that each name stands for.
@@ -22,12 +27,12 @@ VARIANTS = {
   'Ti_16': 'Ti/16', 'S_16': 'S/16', 'S_32': 'S/32', 'B_16': 'B/16', 'B_32': 'B/32', 'L_16': 'L/16', 'R_Ti_16': 'R+Ti/16',
   'R26_S_32': 'R26+S/32', 'R50_L_32': 'R50+L/32',
 }  # fmt: skip
-SIZED = [name for name in names() if find(name).size]
+SIZED = [name for name in released_names() if find_checkpoint(name).size]
 
 
 @pytest.mark.parametrize('name', SIZED)
 def test_a_published_size_is_that_of_our_model_of_that_name(name):
-  row = find(name)
+  row = find_checkpoint(name)
   variant = VARIANTS[name.rpartition('/')[2].removesuffix('-224').partition('-i21k')[0]]
   model = build_vit(
     ModelConfig(variant=variant, hidden_head=name.startswith('imagenet21k/')), row.classes
@@ -37,15 +42,15 @@ def test_a_published_size_is_that_of_our_model_of_that_name(name):
   count = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   count *= 3 if name == 'sam/ViT-S_16' else 1  # Adam's two moments beside the parameters.
   number, unit = row.size.split()
-  rounded = 0.5 * 10 ** -len(number.partition('.')[2]) * UNITS[unit]
+  rounded = 0.5 * 10 ** -len(number.partition('.')[2]) * SIZE_UNITS[unit]
   slack = 0.25 * 2**20 + rounded  # A zip's own headers, and what is not printed.
-  assert abs(float(number) * UNITS[unit] - count) <= slack
+  assert abs(float(number) * SIZE_UNITS[unit] - count) <= slack
 
 
 def test_every_row_is_whole():
-  assert len(names()) == len(set(names())) == 108
-  for name in names():
-    row = find(name)
+  assert len(released_names()) == len(set(released_names())) == 108
+  for name in released_names():
+    row = find_checkpoint(name)
     assert row.name == name
     assert row.url.startswith('https://storage.googleapis.com/')
     assert row.url.endswith('.npz')
@@ -56,32 +61,32 @@ def test_every_row_is_whole():
 
 
 def test_every_published_file_is_listed_once():
-  folders = collections.Counter(name.rpartition('/')[0] for name in names())
+  folders = collections.Counter(name.rpartition('/')[0] for name in released_names())
   assert folders == {
     'imagenet21k': 9, 'imagenet21k+imagenet2012': 8, 'sam': 5, 'augreg': 2 * 10, 'big_vision': 3, 'big_vision/flexivit': 17,
     'big_vision/siglip': 9, 'big_vision/siglip2': 15, 'bit_models': 18, 'bit_models/distill': 4,
   }  # fmt: skip
   assert len(SIZED) == 9 + 8 + 5 + 9
-  for name in names():
-    assert find(name).url.replace('%2B', '+').endswith(f'{name}.npz')
+  for name in released_names():
+    assert find_checkpoint(name).url.replace('%2B', '+').endswith(f'{name}.npz')
 
 
 def test_each_recommended_augreg_file_is_there_as_pre_trained_and_as_fine_tuned():
-  tuned = [name for name in names() if '--imagenet2012' in name]
+  tuned = [name for name in released_names() if '--imagenet2012' in name]
   assert len(tuned) == 10
   for name in tuned:
     before, _, after = name.partition('--imagenet2012-steps_20k-lr_')
-    assert find(before).labels == 'imagenet21k'
+    assert find_checkpoint(before).labels == 'imagenet21k'
     assert float(after.split('-res_')[0]) in (0.01, 0.03)
-    assert find(name).pixels == int(after.split('-res_')[1])
-    assert find(name).accuracy
+    assert find_checkpoint(name).pixels == int(after.split('-res_')[1])
+    assert find_checkpoint(name).accuracy
 
 
 def test_a_name_that_is_not_there_is_none_and_near_ones_are_told():
-  assert find('imagenet21k/ViT-B16') is None
-  assert 'imagenet21k/ViT-B_16' in near('ViT-B16')
-  assert near('sam/ViT-B_61').startswith(" Did you mean 'sam/ViT-B_16'")
-  assert near('resnet50') == ''
+  assert find_checkpoint('imagenet21k/ViT-B16') is None
+  assert 'imagenet21k/ViT-B_16' in suggest_names('ViT-B16')
+  assert suggest_names('sam/ViT-B_61').startswith(" Did you mean 'sam/ViT-B_16'")
+  assert suggest_names('resnet50') == ''
 
 
 COLUMNS = (
@@ -162,7 +167,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['augreg/B_16', 'augreg/B/16'])
 def test_a_models_name_is_its_best_imagenet21k_checkpoint_by_validation_accuracy(index, name):
-  row = find(name)
+  row = find_checkpoint(name)
   assert row.name == 'augreg/B_16-i21k-two'
   assert row.url == 'https://storage.googleapis.com/vit_models/augreg/B_16-i21k-two.npz'
   assert (row.labels, row.accuracy) == ('imagenet21k', None)
@@ -172,34 +177,34 @@ def test_a_models_name_is_its_best_imagenet21k_checkpoint_by_validation_accuracy
 def test_a_best_checkpoint_that_the_catalogue_has_is_the_catalogues_row(index):
   name = 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
   index[0].write_text(index[0].read_text() + f'S/16,i21k,0.5,{name},,,,\n')
-  assert find('augreg/S_16') is find(f'augreg/{name}')
-  assert find('augreg/S_16').size == '115 MiB'
+  assert find_checkpoint('augreg/S_16') is find_checkpoint(f'augreg/{name}')
+  assert find_checkpoint('augreg/S_16').size == '115 MiB'
 
 
 def test_a_hybrid_is_found_as_the_list_and_as_the_files_write_it(index):
-  assert find('augreg/R26+S/32') == find('augreg/R26_S_32')
-  assert find('augreg/R26_S_32').name == 'augreg/R26_S_32-i21k-four'
+  assert find_checkpoint('augreg/R26+S/32') == find_checkpoint('augreg/R26_S_32')
+  assert find_checkpoint('augreg/R26_S_32').name == 'augreg/R26_S_32-i21k-four'
 
 
 def test_any_file_of_augregs_list_is_found(index):
-  row = find('augreg/B_16-i21k-one--imagenet2012-res_224')
+  row = find_checkpoint('augreg/B_16-i21k-one--imagenet2012-res_224')
   assert (row.pixels, row.labels, row.accuracy, row.accuracy_from) == (
     224,
     'imagenet1k',
     84.0,
     "augreg's index.csv",
   )
-  row = find('augreg/B_16-i21k-two--cifar100-res_384.npz')
+  row = find_checkpoint('augreg/B_16-i21k-two--cifar100-res_384.npz')
   assert (row.pixels, row.labels, row.accuracy) == (384, '', None)
-  assert find('augreg/B_16-i1k-three').labels == 'imagenet1k'
-  row = find('augreg/B_16-i21k-lost--imagenet2012-res_224')
+  assert find_checkpoint('augreg/B_16-i1k-three').labels == 'imagenet1k'
+  row = find_checkpoint('augreg/B_16-i21k-lost--imagenet2012-res_224')
   assert (row.pixels, row.accuracy, row.accuracy_from) == (224, None, '')
-  assert find('augreg/nothing') is None
+  assert find_checkpoint('augreg/nothing') is None
 
 
 def test_only_augregs_list_is_fetched_for_a_name(index):
-  find('imagenet21k/ViT-B_16')
-  find('nonsense')
+  find_checkpoint('imagenet21k/ViT-B_16')
+  find_checkpoint('nonsense')
   assert index[1] == []
 
 
@@ -209,7 +214,7 @@ def test_a_list_that_has_changed_is_an_error(index, column):
     index[0].read_text().replace(f'{column},', 'other,', 1).replace(f',{column}\n', ',other\n', 1)
   )
   with pytest.raises(UserError, match='has no column'):
-    find('augreg/B_16')
+    find_checkpoint('augreg/B_16')
 
 
 def test_a_file_that_somebody_fetched_is_known_by_its_name_and_size(tmp_path):
@@ -220,8 +225,8 @@ def test_a_file_that_somebody_fetched_is_known_by_its_name_and_size(tmp_path):
   ):
     with path.open('wb') as file:
       file.truncate(round(float(size.split()[0]) * 2**20))  # Without a block on the disk.
-    assert fits(path.stat().st_size, size)
-    assert row_of_file(path).name == name
+    assert matches_published_size(path.stat().st_size, size)
+    assert find_checkpoint_of_file(path).name == name
   path.write_bytes(b'')
-  assert row_of_file(path) is None
-  assert row_of_file(tmp_path / 'mine.npz') is None
+  assert find_checkpoint_of_file(path) is None
+  assert find_checkpoint_of_file(tmp_path / 'mine.npz') is None

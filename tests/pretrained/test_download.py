@@ -18,7 +18,7 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.pretrained import download
-from vit_jax.pretrained.download import fetch, fits, place
+from vit_jax.pretrained.download import cache_path, fetch, matches_published_size
 
 DATA = b'PK\x03\x04' + np.random.default_rng(0).bytes(3_000_000)
 OTHER = b'PK\x03\x04' + bytes(len(DATA) - 4)
@@ -118,7 +118,7 @@ class Bucket(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket(monkeypatch):
-  monkeypatch.setattr(download, 'WAIT', 0.001)
+  monkeypatch.setattr(download, 'FIRST_RETRY_WAIT', 0.001)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Bucket)
   server.asked, server.url = [], f'http://127.0.0.1:{server.server_port}'
   threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -148,7 +148,7 @@ def test_what_has_come_is_not_asked_for_again(bucket, tmp_path):
 
 
 def test_a_later_process_goes_on_where_an_interrupted_one_stopped(bucket, tmp_path):
-  path = place(f'{bucket.url}/fine/file.npz', tmp_path)
+  path = cache_path(f'{bucket.url}/fine/file.npz', tmp_path)
   path.parent.mkdir(parents=True)
   path.with_name('file.npz.part').write_bytes(DATA[:1_000_000])
   path.with_name('file.npz.etag').write_text('"one"')
@@ -237,7 +237,7 @@ def test_a_404_is_not_tried_again(bucket, tmp_path):
 
 
 def test_offline_the_error_says_which_file_to_put_where(monkeypatch, tmp_path):
-  monkeypatch.setattr(download, 'WAIT', 0.001)
+  monkeypatch.setattr(download, 'FIRST_RETRY_WAIT', 0.001)
   with socket.socket() as unused:
     unused.bind(('127.0.0.1', 0))
     url = f'http://127.0.0.1:{unused.getsockname()[1]}/models/file.npz'
@@ -257,7 +257,7 @@ def test_offline_the_error_says_which_file_to_put_where(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('tag', [b'W/"one"', b'\xff\n\r: ', b''])
 def test_what_came_of_an_unknown_version_is_not_gone_on_with(bucket, tmp_path, tag):
-  path = place(f'{bucket.url}/fine/file.npz', tmp_path)
+  path = cache_path(f'{bucket.url}/fine/file.npz', tmp_path)
   path.parent.mkdir(parents=True)
   path.with_name('file.npz.part').write_bytes(OTHER[:1_000_000])
   path.with_name('file.npz.etag').write_bytes(tag)
@@ -328,12 +328,12 @@ def test_a_file_url_is_the_file_itself(tmp_path):
 )
 def test_no_url_leads_out_of_the_cache(tmp_path, url):
   with pytest.raises(UserError, match='names no file'):
-    place(url, tmp_path)
+    cache_path(url, tmp_path)
 
 
 def test_two_files_of_one_name_have_two_places(tmp_path):
   one, two = (
-    place(f'https://host/vit_models/{folder}/ViT-B_16.npz', tmp_path)
+    cache_path(f'https://host/vit_models/{folder}/ViT-B_16.npz', tmp_path)
     for folder in ('sam', 'imagenet21k%2Bimagenet2012')
   )
   assert one == tmp_path / 'host' / 'vit_models' / 'sam' / 'ViT-B_16.npz'
@@ -345,8 +345,8 @@ def test_what_tells_two_files_apart_is_in_their_places():
     'https://host/m.npz', 'https://host:8080/m.npz', 'https://host/m.npz?file=a', 'https://host/m.npz?file=b', 'gs://host/m.npz',
     's3://host/m.npz',
   )  # fmt: skip
-  assert len({place(url, Path('cache')) for url in urls}) == len(urls)
-  assert place('https://me:secret@host/m.npz', Path('cache')) == Path('cache/host/m.npz')
+  assert len({cache_path(url, Path('cache')) for url in urls}) == len(urls)
+  assert cache_path('https://me:secret@host/m.npz', Path('cache')) == Path('cache/host/m.npz')
 
 
 def test_what_is_no_url_is_one_line_at_once(bucket, tmp_path):
@@ -373,8 +373,8 @@ def test_a_cache_that_can_not_be_written_is_one_line(bucket, tmp_path):
 
 
 def test_a_size_fits_to_the_precision_that_is_printed():
-  assert fits(round(393.69 * 2**20), '393.69 MiB')
-  assert not fits(round(393.60 * 2**20), '393.69 MiB')
-  assert fits(round(1.224 * 2**30), '1.22 GiB')
-  assert fits(391 * 2**20 + 400_000, '391 MiB')
-  assert not fits(393 * 2**20, '391 MiB')
+  assert matches_published_size(round(393.69 * 2**20), '393.69 MiB')
+  assert not matches_published_size(round(393.60 * 2**20), '393.69 MiB')
+  assert matches_published_size(round(1.224 * 2**30), '1.22 GiB')
+  assert matches_published_size(391 * 2**20 + 400_000, '391 MiB')
+  assert not matches_published_size(393 * 2**20, '391 MiB')

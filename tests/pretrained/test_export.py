@@ -18,8 +18,8 @@ from tests.pretrained.released_layout import draw, google_file
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.pretrained import export as module
-from vit_jax.pretrained.export import export
-from vit_jax.pretrained.model import Pretrained
+from vit_jax.pretrained.export import export_model
+from vit_jax.pretrained.model import PretrainedModel
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
 STATISTICS = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375)}
@@ -27,11 +27,11 @@ STATISTICS = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375
 
 def model(
   *, variant: str = 'mu/8', classes: int = 5, size: tuple[int, int] = (32, 32), **fields
-) -> Pretrained:
+) -> PretrainedModel:
   """With every array drawn, ImageNet's statistics and a center crop, so that what is lost on the way shows."""
   fields = {'depth': 2, 'heads': 4, **STATISTICS} | fields
   config = ModelConfig(variant=variant, **fields)
-  return Pretrained(
+  return PretrainedModel(
     source='drawn',
     params=flax.traverse_util.unflatten_dict(draw(config, classes, size), sep='/'),
     config=config,
@@ -83,16 +83,16 @@ NAMES = {'npz': 'model.npz', 'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx
 @pytest.mark.parametrize('kind', MODELS)
 @pytest.mark.parametrize('format', NOT)
 def test_a_format_gives_the_model_back_or_says_why_not(tmp_path, format, kind):
-  for package in module.NEEDS.get(format, ()):
+  for package in module.REQUIRED_PACKAGES.get(format, ()):
     pytest.importorskip(package)
   ours, to = model(**MODELS[kind]), tmp_path / 'below' / NAMES.get(format, 'directory')
   if kind in NOT[format]:
     with pytest.raises(UserError) as error:
-      export(ours, to, format)
+      export_model(ours, to, format)
     assert '\n' not in str(error.value)
     assert list(to.parent.iterdir()) == []
     return
-  (line,) = export(ours, to, format)
+  (line,) = export_model(ours, to, format)
   assert str(to) in line
   assert 'read again, it differs by' in line
   assert {path.name for path in to.parent.iterdir()} == {to.name} | (
@@ -111,11 +111,11 @@ def test_positions_that_only_a_program_knows_go_into_a_program_alone(tmp_path, f
     with pytest.raises(
       UserError, match='knows no position embeddings that are .* at .*; --format stablehlo does'
     ):
-      export(model(**fields), tmp_path / NAMES.get(format, 'directory'), format)
+      export_model(model(**fields), tmp_path / NAMES.get(format, 'directory'), format)
   assert list(tmp_path.iterdir()) == []
 
 
-def assert_the_same(again: Pretrained, ours: Pretrained):
+def assert_the_same(again: PretrainedModel, ours: PretrainedModel):
   """To the bit, and in what is known of it."""
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
   same = ('gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers')
@@ -133,7 +133,7 @@ def test_timm_gives_our_numbers(tmp_path, kind, timm):
   import torch
 
   ours = model(**MODELS[kind])
-  export(ours, tmp_path / 'timm', 'timm')
+  export_model(ours, tmp_path / 'timm', 'timm')
   theirs = timm.create_model(f'local-dir:{tmp_path / "timm"}', pretrained=True).eval()
   images = IMAGES[:, : ours.size[0], : ours.size[1]]
   with torch.no_grad():
@@ -152,7 +152,7 @@ def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
   import torch
 
   ours = model(**MODELS[kind])
-  export(ours, tmp_path / 'hub', 'huggingface')
+  export_model(ours, tmp_path / 'hub', 'huggingface')
   auto = transformers.AutoModelForImageClassification if ours.classes else transformers.AutoModel
   theirs, info = auto.from_pretrained(tmp_path / 'hub', output_loading_info=True)
   assert not info['unexpected_keys']
@@ -176,7 +176,7 @@ def test_hugging_face_gives_our_numbers(tmp_path, kind, transformers):
 def test_stablehlo_runs_in_a_process_that_knows_nothing_of_us_at_any_batch_size(tmp_path, kind):
   pytest.importorskip('flatbuffers')
   ours = model(**MODELS[kind])
-  export(ours, tmp_path / 'model.stablehlo', 'stablehlo')
+  export_model(ours, tmp_path / 'model.stablehlo', 'stablehlo')
   np.save(tmp_path / 'images.npy', IMAGES)
   code = (
     'import sys, numpy as np, jax, jax.export; '
@@ -196,7 +196,7 @@ def test_onnx_runs_at_any_batch_size(tmp_path, kind):
   import onnx
 
   ours = model(**MODELS[kind])
-  export(ours, tmp_path / 'model.onnx', 'onnx')
+  export_model(ours, tmp_path / 'model.onnx', 'onnx')
   onnx.checker.check_model(onnx.load(tmp_path / 'model.onnx'), full_check=True)
   session = onnxruntime.InferenceSession(
     tmp_path / 'model.onnx', providers=['CPUExecutionProvider']
@@ -213,7 +213,7 @@ def test_onnx_runs_at_any_batch_size(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['class token', 'mean', 'MAP', 'sincos', 'no positions'])
 def test_timm_reads_our_npz(tmp_path, kind, timm):
   ours = model(**MODELS[kind])
-  export(ours, tmp_path / 'model.npz', 'npz')
+  export_model(ours, tmp_path / 'model.npz', 'npz')
   pool = {} if ours.config.pool == 'token' else POOLS[ours.config.pool]
   theirs = timm_model(timm, ours.config, ours.classes, ours.size, **pool)
   theirs.load_pretrained(str(tmp_path / 'model.npz'))
@@ -227,7 +227,7 @@ def test_a_released_file_comes_back_to_the_bit(tmp_path, kind):
     **{'variant': 'mu/8', 'depth': 11} | MODELS[kind]
   )  # More than ten: an order of names would show.
   google_file(tmp_path / 'released.npz', config, classes=5, size=(32, 32))
-  export(vit_jax.load(str(tmp_path / 'released.npz')), tmp_path / 'again.npz', 'npz')
+  export_model(vit_jax.load(str(tmp_path / 'released.npz')), tmp_path / 'again.npz', 'npz')
   with np.load(tmp_path / 'released.npz') as old, np.load(tmp_path / 'again.npz') as new:
     described = lambda file: {
       name: (file[name].shape, file[name].dtype, file[name].tobytes()) for name in file
@@ -241,18 +241,18 @@ def test_a_file_that_gives_other_numbers_is_not_left_behind(tmp_path, monkeypatc
   """And what was there before is still there."""
   if format == 'onnx':
     pytest.importorskip('onnxruntime')
-  write, read = module.FORMATS[format]
+  write, read = module.EXPORT_FORMATS[format]
 
-  def corrupting(ours: Pretrained, to: Path):
+  def corrupting(ours: PretrainedModel, to: Path):
     head = {'kernel': ours.params['head']['kernel'] * 1.001, 'bias': ours.params['head']['bias']}
     write(dataclasses.replace(ours, params=ours.params | {'head': head}), to)
 
   to = tmp_path / NAMES.get(format, 'directory')
-  export(model(), to, format)
+  export_model(model(), to, format)
   before = contents(tmp_path)
-  monkeypatch.setitem(module.FORMATS, format, (corrupting, read))
+  monkeypatch.setitem(module.EXPORT_FORMATS, format, (corrupting, read))
   with pytest.raises(UserError, match=r'read again, it differs by .* 1e-04 is the most'):
-    export(model(), to, format)
+    export_model(model(), to, format)
   assert contents(tmp_path) == before
 
 
@@ -277,14 +277,14 @@ def test_a_full_disk_is_one_line_and_nothing_left_behind(tmp_path, monkeypatch, 
   name, error = FULL[format]
   monkeypatch.setattr(f'{module.__name__}.{name}', full)
   with pytest.raises(UserError, match=r'^can not write .*: .*No space left on device$'):
-    export(model(), tmp_path / NAMES.get(format, 'directory'), format)
+    export_model(model(), tmp_path / NAMES.get(format, 'directory'), format)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_exporting_again_replaces_ours_and_nothing_else(tmp_path):
   for format in ('huggingface', 'timm', 'timm'):
-    export(model(), tmp_path / 'directory', format)
-    export(model(), tmp_path / 'model.npz', 'npz')
+    export_model(model(), tmp_path / 'directory', format)
+    export_model(model(), tmp_path / 'model.npz', 'npz')
   assert {path.name for path in (tmp_path / 'directory').iterdir()} == {
     'model.safetensors',
     'config.json',
@@ -306,14 +306,14 @@ def test_exporting_again_replaces_ours_and_nothing_else(tmp_path):
   }
   for message, (name, format) in refused.items():
     with pytest.raises(UserError, match=message):
-      export(model(), tmp_path / name, format)
+      export_model(model(), tmp_path / name, format)
   assert contents(tmp_path) == before
 
 
 def test_the_directory_one_stands_in_can_be_filled(tmp_path, monkeypatch):
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
-  export(model(), Path(), 'timm')
+  export_model(model(), Path(), 'timm')
   assert_the_same(vit_jax.load('.'), model())
 
 
@@ -321,8 +321,8 @@ def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_i
   tmp_path, monkeypatch
 ):
   onnxruntime = pytest.importorskip('onnxruntime')
-  monkeypatch.setattr(module, 'PROTOBUF', 0)  # As if it were.
-  export(model(), tmp_path / 'here' / 'model.onnx', 'onnx')
+  monkeypatch.setattr(module, 'MAX_ONNX_BYTES', 0)  # As if it were.
+  export_model(model(), tmp_path / 'here' / 'model.onnx', 'onnx')
   assert {path.name for path in (tmp_path / 'here').iterdir()} == {'model.onnx', 'model.onnx.data'}
   (tmp_path / 'here').rename(tmp_path / 'there')
   session = onnxruntime.InferenceSession(
@@ -334,9 +334,9 @@ def test_an_onnx_file_beyond_2_gib_has_its_arrays_in_a_file_that_may_move_with_i
 
 def test_stablehlo_beyond_2_gib_is_refused_before_it_is_tried(tmp_path, monkeypatch):
   pytest.importorskip('flatbuffers')
-  monkeypatch.setattr(module, 'FLATBUFFER', 0)
+  monkeypatch.setattr(module, 'MAX_STABLEHLO_BYTES', 0)
   with pytest.raises(UserError, match='StableHLO files end at 2 GiB, and the parameters have'):
-    export(model(), tmp_path / 'model.stablehlo', 'stablehlo')
+    export_model(model(), tmp_path / 'model.stablehlo', 'stablehlo')
   assert list(tmp_path.iterdir()) == []
 
 
@@ -350,13 +350,13 @@ def test_a_format_without_its_package_names_the_extra_in_one_line(
     'importlib.util.find_spec', lambda name: None if name == package else 'installed'
   )
   with pytest.raises(UserError) as error:
-    export(model(), tmp_path / NAMES[format], format)
+    export_model(model(), tmp_path / NAMES[format], format)
   assert str(error.value) == f"--format={format} needs {package}: pip install 'vit-jax[export]'"
   assert list(tmp_path.iterdir()) == []
 
 
 def test_formats_that_do_not_know_the_sigmoid_loss_say_so(tmp_path):
   ours = dataclasses.replace(model(), loss='sigmoid')
-  assert len(export(ours, tmp_path / 'model.npz', 'npz')) == 1
+  assert len(export_model(ours, tmp_path / 'model.npz', 'npz')) == 1
   assert vit_jax.load(str(tmp_path / 'model.npz')).loss == 'sigmoid'
-  assert 'of a sigmoid for each class' in export(ours, tmp_path / 'timm', 'timm')[1]
+  assert 'of a sigmoid for each class' in export_model(ours, tmp_path / 'timm', 'timm')[1]

@@ -9,7 +9,7 @@ from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.vit import build_vit
-from vit_jax.pretrained.adapt import adapt
+from vit_jax.pretrained.adapt import adapt_params
 from vit_jax.pretrained.arrays import open_arrays
 from vit_jax.pretrained.npz import read_google, to_google
 from vit_jax.step import abstract_params
@@ -191,7 +191,7 @@ def test_a_real_released_file_fits_its_model(shared):
   params = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(s14, (224, 224))
   )
-  out, changes = adapt(loaded, params, grid=(16, 16))
+  out, changes = adapt_params(loaded, params, grid=(16, 16))
   assert {change.name for change in changes if change.what != 'kept'} == {
     'head/bias',
     'head/kernel',

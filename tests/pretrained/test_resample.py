@@ -6,10 +6,10 @@ import pytest
 import scipy.ndimage
 
 from vit_jax.pretrained.resample import (
-  METHODS,
-  bicubic,
-  corner,
-  half_pixel,
+  RESAMPLE_METHODS,
+  bicubic_matrix,
+  corner_aligned_matrix,
+  half_pixel_matrix,
   pi_resize,
   resample_grid,
 )
@@ -26,7 +26,7 @@ def test_corner_aligned_resampling_is_scipys_zoom_for_every_pair_of_sides_up_to_
   for old in SIDES:
     table = 2 + RNG.random((old, 3))
     for new in SIDES:
-      ours, zoom = corner(old, new) @ table, (new / old, 1)
+      ours, zoom = corner_aligned_matrix(old, new) @ table, (new / old, 1)
       np.testing.assert_allclose(
         ours, scipy.ndimage.zoom(table, zoom, order=1, mode='nearest'), rtol=0, atol=1e-6
       )
@@ -50,21 +50,25 @@ def test_a_grid_is_resampled_along_both_axes_as_scipy_does(high, wide):
   np.testing.assert_allclose(out, zoomed, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', RESAMPLE_METHODS)
 def test_the_same_side_is_the_identity_bit_for_bit_and_the_same_grid_the_very_table(method):
   for side in SIDES:
-    np.testing.assert_array_equal(METHODS[method](side, side), np.eye(side))
+    np.testing.assert_array_equal(RESAMPLE_METHODS[method](side, side), np.eye(side))
   table = RNG.normal(size=(5, 3, 2))
   assert resample_grid(table, (5, 3), method) is table
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', RESAMPLE_METHODS)
 def test_a_constant_stays_what_it_is(method):
   for old, new in PAIRS:
-    np.testing.assert_allclose(METHODS[method](old, new).sum(axis=1), 1, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+      RESAMPLE_METHODS[method](old, new).sum(axis=1), 1, rtol=0, atol=1e-12
+    )
 
 
-@pytest.mark.parametrize(('matrix', 'mode'), [(half_pixel, 'bilinear'), (bicubic, 'bicubic')])
+@pytest.mark.parametrize(
+  ('matrix', 'mode'), [(half_pixel_matrix, 'bilinear'), (bicubic_matrix, 'bicubic')]
+)
 @pytest.mark.parametrize(('old', 'new'), PAIRS)
 def test_half_pixel_methods_are_pytorchs(matrix, mode, old, new):
   torch = pytest.importorskip('torch')

@@ -177,10 +177,10 @@ def overrides(args: argparse.Namespace) -> dict:
 
 def label_names(text: str) -> tuple[str, ...]:
   """The names that --labels means."""
-  from vit_jax.data.imagenet import class_names
+  from vit_jax.data.imagenet import imagenet_class_names
 
   if text in ('imagenet1k', 'imagenet21k'):
-    return class_names(text)
+    return imagenet_class_names(text)
   try:
     return tuple(Path(text).read_text(encoding='utf-8').splitlines())
   except (OSError, UnicodeDecodeError) as error:
@@ -195,7 +195,7 @@ def load_model(args: argparse.Namespace):
   from absl import logging
 
   from vit_jax.cli.jobs import enable_compilation_cache
-  from vit_jax.pretrained.released import load
+  from vit_jax.pretrained.loading import load
 
   logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
   enable_compilation_cache()

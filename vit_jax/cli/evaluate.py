@@ -78,7 +78,7 @@ def refuse_picture(args, source):
 
 def other_preprocessing(args, model) -> list[str]:
   """A warning for each thing that was asked for and is not what the model itself has."""
-  from vit_jax.pretrained.released import load
+  from vit_jax.pretrained.loading import load
 
   asked = overrides(args)
   if not asked.keys() & set(PREPROCESSING):

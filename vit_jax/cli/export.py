@@ -13,7 +13,7 @@ def export(args):
   """Writes a model in another format, reads it back and says how far its logits are from what they were."""
   format = format_of(Path(args.to), args.format)
   model = load_model(args)
-  from vit_jax.pretrained.export import export as write_model
+  from vit_jax.pretrained.export import export_model as write_model
 
   for line in write_model(model, Path(args.to), format):
     print(line)

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from vit_jax.data.imagenet import class_names, synsets
+from vit_jax.data.imagenet import imagenet_class_names, imagenet_synsets
 from vit_jax.errors import UserError
 
 IMAGENETS = ('imagenet1k', 'imagenet21k')
@@ -51,7 +51,10 @@ def match_classes(
 
 def namings(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
   """The model's own names of its classes, and, where they are ImageNet's, the synsets, which is what TFDS calls them."""
-  return [ours, *(synsets(which) for which in IMAGENETS if ours == class_names(which))]
+  return [
+    ours,
+    *(imagenet_synsets(which) for which in IMAGENETS if ours == imagenet_class_names(which)),
+  ]
 
 
 def differing(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> str:
@@ -70,6 +73,7 @@ def differing(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> st
 def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, most_labels: int) -> bool:
   """Whether published accuracies speak of this split: its size and its classes tell it from ImageNet's others."""
   named = any(
-    set(theirs) == set(names) for names in (class_names('imagenet1k'), synsets('imagenet1k'))
+    set(theirs) == set(names)
+    for names in (imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k'))
   )
   return named and examples == VALIDATION and most_labels == 1

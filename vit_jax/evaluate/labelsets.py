@@ -15,7 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.class_names import match_classes
-from vit_jax.data.imagenet import class_names, real_labels, subset, synsets
+from vit_jax.data.imagenet import (
+  imagenet_class_names,
+  imagenet_real_labels,
+  imagenet_subset_classes,
+  imagenet_synsets,
+)
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.objectnet import BORDER, objectnet_classes
@@ -96,7 +101,7 @@ class LabelSets:
 
   def columns(self, labels: tuple[str, ...], *, classes: int, source: str) -> np.ndarray:
     """Which logits of a model the chosen classes are. `labels`: of its `classes` logits, or (). UserError if one lacks."""
-    every = synsets('imagenet1k')
+    every = imagenet_synsets('imagenet1k')
     if not labels and classes != CLASSES:
       raise UserError(
         f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {CLASSES:,}"
@@ -126,7 +131,7 @@ def open_label_sets(
   """
   source = open_images(protocol, data, split=split, dir=dir)
   if protocol == 'real':
-    sets = real_labels()
+    sets = imagenet_real_labels()
     return LabelSets(Relabelled(source, ByName(sets), max(map(len, sets))), tuple(range(CLASSES)))
   if protocol == 'objectnet':
     sets = objectnet_classes(source.label_names, mapping_directory(mapping, data))
@@ -135,7 +140,7 @@ def open_label_sets(
   sets = tuple(
     (number,) for number in imagenet_numbers(source.label_names, data or DEFAULTS[protocol][0])
   )
-  chosen = subset(protocol) if protocol in ('a', 'r') else tuple(range(CLASSES))
+  chosen = imagenet_subset_classes(protocol) if protocol in ('a', 'r') else tuple(range(CLASSES))
   return LabelSets(relabelled(source, sets, chosen), chosen)
 
 
@@ -168,11 +173,11 @@ def mapping_directory(mapping: str, data: str) -> Path:
 def imagenet_numbers(names: tuple[str, ...], data: str) -> list[int]:
   """The number among ImageNet-1k's classes of each name: a synset, the class in words, or that number itself."""
   numbers = tuple(map(str, range(CLASSES)))
-  for known in (synsets('imagenet1k'), class_names('imagenet1k'), numbers):
+  for known in (imagenet_synsets('imagenet1k'), imagenet_class_names('imagenet1k'), numbers):
     place = {name: i for i, name in enumerate(known)}
     if set(names) <= place.keys():
       return [place[name] for name in names]
-  odd = next(name for name in names if name not in synsets('imagenet1k'))
+  odd = next(name for name in names if name not in imagenet_synsets('imagenet1k'))
   raise UserError(
     f"{data} has a class {odd!r}, which is none of ImageNet's: expected synsets such as n01440764, names or numbers"
   )

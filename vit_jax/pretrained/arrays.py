@@ -6,7 +6,7 @@ No pickle, no code, nothing written. A file that lies about its sizes, is cut sh
 import dataclasses
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -15,13 +15,13 @@ from safetensors import safe_open
 
 from vit_jax.errors import UserError
 
-EXPANSION = (
+MAX_ZIP_EXPANSION = (
   100  # A zip that grows more than this is a bomb: weights hardly compress. Below SMALL it may.
 )
-SMALL = 1 << 20  # Bytes.
-CHUNK = 1 << 22  # Bytes read at a time, straight into the array.
+ZIP_SIZE_ALLOWANCE = 1 << 20  # Bytes.
+READ_CHUNK = 1 << 22  # Bytes read at a time, straight into the array.
 BFLOAT16 = np.dtype('V2')  # NumPy has none, and big_vision stores the two raw bytes.
-FLOATS = {
+SAFETENSORS_FLOATS = {
   'F64': np.dtype('f8'),
   'F32': np.dtype('f4'),
   'F16': np.dtype('f2'),
@@ -30,7 +30,7 @@ FLOATS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Header:
+class ArrayHeader:
   """What a file says of one of its arrays. `read` gives it as it is on disk."""
 
   shape: tuple[int, ...]
@@ -38,10 +38,10 @@ class Header:
   read: Callable[[], np.ndarray]
 
 
-class Arrays(Mapping):
+class LazyArrays(Mapping):
   """The arrays of a file by name, read when asked for, as float32. UserError for one that is not all finite numbers."""
 
-  def __init__(self, source: str, headers: dict[str, Header]):
+  def __init__(self, source: str, headers: dict[str, ArrayHeader]):
     self.source, self._headers = source, headers
 
   def __iter__(self) -> Iterator[str]:
@@ -57,13 +57,13 @@ class Arrays(Mapping):
     """Of an array, without reading it."""
     return self._headers[name].shape
 
-  def header(self, name: str) -> Header:
+  def header(self, name: str) -> ArrayHeader:
     """What the file says of an array, for a view of the file under other names."""
     return self._headers[name]
 
-  def within(self, prefix: str) -> 'Arrays':
+  def within(self, prefix: str) -> 'LazyArrays':
     """Those whose name starts with `prefix`, without it."""
-    return Arrays(
+    return LazyArrays(
       self.source,
       {
         n.removeprefix(prefix): header
@@ -79,7 +79,7 @@ class Arrays(Mapping):
     except (
       Exception
     ) as error:  # Of a zip, of NumPy, of safetensors, of the disk: they raise what they like.
-      raise unreadable(self.source, f'{name}: {reason(error)}') from None
+      raise unreadable_error(self.source, f'{name}: {reason(error)}') from None
     if header.dtype == BFLOAT16:
       array = np.ascontiguousarray(array).view(ml_dtypes.bfloat16)
     elif header.dtype.kind != 'f':
@@ -90,7 +90,7 @@ class Arrays(Mapping):
     return array
 
 
-def empty(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np.ndarray:
+def allocate_aligned(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np.ndarray:
   """As np.empty, at a multiple of 64 bytes: JAX then takes the array on a CPU as it is, where it would copy another."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   memory = np.empty(size + 64, np.uint8)
@@ -98,7 +98,7 @@ def empty(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np.ndarray:
   return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def open_arrays(path: Path) -> Arrays:
+def open_arrays(path: Path) -> LazyArrays:
   """The arrays of an .npz, a .safetensors file, or all *.safetensors of a directory. UserError for anything else."""
   files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
   if not files:
@@ -106,23 +106,23 @@ def open_arrays(path: Path) -> Arrays:
   headers = {}
   for file in files:
     try:
-      piece = headers_of(file)
+      piece = read_headers(file)
     except Exception as error:
-      raise unreadable(str(file), reason(error)) from None
+      raise unreadable_error(str(file), reason(error)) from None
     if twice := headers.keys() & piece.keys():
       raise UserError(f'{path} holds {min(twice)} twice')
     headers |= piece
-  return Arrays(str(path), headers)
+  return LazyArrays(str(path), headers)
 
 
-def headers_of(path: Path) -> dict[str, Header]:
+def read_headers(path: Path) -> dict[str, ArrayHeader]:
   """By the kind of file that its first bytes say it is."""
   with path.open('rb') as file:
     is_zip = file.read(2) == b'PK'  # An empty one too.
-  return npz_headers(path) if is_zip else safetensors_headers(path)
+  return read_npz_headers(path) if is_zip else read_safetensors_headers(path)
 
 
-def unreadable(source: str, why: str) -> UserError:
+def unreadable_error(source: str, why: str) -> UserError:
   """In one line."""
   return UserError(f'{source} is not a readable file of arrays: {why}')
 
@@ -132,24 +132,24 @@ def reason(error: Exception) -> str:
   return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def npz_headers(path: Path) -> dict[str, Header]:
+def read_npz_headers(path: Path) -> dict[str, ArrayHeader]:
   """Of each member of a zip of .npy files."""
   size, headers = path.stat().st_size, {}
   with zipfile.ZipFile(path) as file:
     members = file.infolist()
     total = sum(member.file_size for member in members)
-    if total > SMALL + EXPANSION * size:
+    if total > ZIP_SIZE_ALLOWANCE + MAX_ZIP_EXPANSION * size:
       raise ValueError(f'{size:,} bytes claim to hold {total:,}')
     for member in members:
       name = member.filename.removesuffix('.npy')
       if name in headers:
         raise ValueError(f'it holds {name} twice')
       with file.open(member) as stream:
-        headers[name] = npy_header(path, member, stream)
+        headers[name] = read_npy_header(path, member, stream)
   return headers
 
 
-def npy_header(path: Path, member: zipfile.ZipInfo, stream) -> Header:
+def read_npy_header(path: Path, member: zipfile.ZipInfo, stream) -> ArrayHeader:
   """Of one member, whose size must be that of the header and of the array it speaks of."""
   version = np.lib.format.read_magic(stream)
   read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -169,13 +169,13 @@ def npy_header(path: Path, member: zipfile.ZipInfo, stream) -> Header:
     )
 
   def read_member() -> np.ndarray:
-    out = empty((count,), dtype)
+    out = allocate_aligned((count,), dtype)
     view = memoryview(out.view(np.uint8)) if out.size else memoryview(b'')
     with zipfile.ZipFile(path) as file, file.open(member) as stream:
       stream.read(start)
       done = 0
       while done < len(view):
-        piece = stream.read(min(CHUNK, len(view) - done))
+        piece = stream.read(min(READ_CHUNK, len(view) - done))
         if not piece:
           raise EOFError(f'{member.filename} is cut short')
         view[done : done + len(piece)] = piece
@@ -184,24 +184,24 @@ def npy_header(path: Path, member: zipfile.ZipInfo, stream) -> Header:
         raise ValueError(f'{member.filename} is longer than it says')
     return out.reshape(shape, order='F' if fortran else 'C')
 
-  return Header(tuple(shape), dtype, read_member)
+  return ArrayHeader(tuple(shape), dtype, read_member)
 
 
-def safetensors_headers(path: Path) -> dict[str, Header]:
+def read_safetensors_headers(path: Path) -> dict[str, ArrayHeader]:
   """Of each tensor. The library checks the header against the file."""
   with safe_open(path, 'numpy') as file:
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict.
     return {
-      name: Header(
+      name: ArrayHeader(
         tuple(tensor.get_shape()),
-        FLOATS.get(tensor.get_dtype(), np.dtype('V1')),
-        tensor_reader(path, name),
+        SAFETENSORS_FLOATS.get(tensor.get_dtype(), np.dtype('V1')),
+        make_tensor_reader(path, name),
       )
       for name, tensor in slices.items()
     }
 
 
-def tensor_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
+def make_tensor_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
   """Reads one tensor of a file that is not kept open."""
 
   def read() -> np.ndarray:
@@ -209,3 +209,47 @@ def tensor_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
       return file.get_tensor(name)
 
   return read
+
+
+BLOCK_PREFIX = 'Transformer/encoderblock/'
+
+
+def stack_blocks(
+  arrays: Iterable[tuple[str, int | None, np.ndarray]], *, depth: int, source: str
+) -> dict[str, np.ndarray]:
+  """A stream of (name in our tree, block or None, array) -> the flat tree; `depth` is the number of different blocks.
+
+  Each array is copied to its place as it comes, so that a file is in memory once. UserError where a block lacks an array
+  that another has, or the blocks differ in a shape.
+  """
+  flat, seen = {}, {}
+  for name, block, array in arrays:
+    if block is None:
+      flat[name] = array
+      continue
+    if block >= depth:  # Before anything is allocated for so many.
+      raise UserError(f'{source}: there is a block {block}, and only {depth} blocks')
+    if name not in flat:
+      flat[name] = allocate_aligned((depth, *array.shape))
+    out = flat[name]
+    if out.shape[1:] != array.shape:
+      raise UserError(
+        f'{source}: {name} is {list(array.shape)} in block {block}, and {list(out.shape[1:])} in others'
+      )
+    out[block] = array
+    seen.setdefault(name, set()).add(block)
+  for name, blocks in seen.items():
+    if missing := set(range(depth)) - blocks:
+      raise UserError(
+        f'{source}: block {min(missing)} of {depth} has no {name.removeprefix(BLOCK_PREFIX)}'
+      )
+  return flat
+
+
+def unstack_blocks(flat: dict[str, np.ndarray]) -> Iterator[tuple[str, int | None, np.ndarray]]:
+  """The inverse of `stack_blocks`."""
+  for name, array in flat.items():
+    if name.startswith(BLOCK_PREFIX):
+      yield from ((name, block, array[block]) for block in range(array.shape[0]))
+    else:
+      yield name, None, array

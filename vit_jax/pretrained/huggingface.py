@@ -5,52 +5,52 @@ import numpy as np
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import vit_shape
-from vit_jax.pretrained.arrays import Arrays
-from vit_jax.pretrained.torch_names import (
-  ATTENTION,
-  NUMERIC,
-  POSITION,
-  Layout,
-  count,
-  heads_of,
-  patch_of,
-  patches_of,
-  place_positions,
-  told,
-  told_shares,
-  told_sides,
+from vit_jax.pretrained.arrays import LazyArrays
+from vit_jax.pretrained.torch_layout import (
+  ATTENTION_MODULE,
+  NUMBER_TYPES,
+  POSITION_EMBEDDING,
+  TorchLayout,
+  index_count,
+  infer_heads,
+  normalize_position_rows,
+  patch_count,
+  patch_kernel_size,
+  read_field,
+  read_image_size,
+  read_pixel_statistics,
 )
 
-KEY = 'embeddings.patch_embeddings.projection.weight'
-PREFIXES = (
+HF_PATCH_WEIGHT = 'embeddings.patch_embeddings.projection.weight'
+HF_BACKBONE_PREFIXES = (
   '',
   'vit.',
   'dinov2.',
   'dinov2_with_registers.',
 )  # Of the backbone in a model with a head.
 
-TABLES = {
+HF_TABLES = {
   'embeddings.cls_token': 'cls',
-  'embeddings.position_embeddings': POSITION,
+  'embeddings.position_embeddings': POSITION_EMBEDDING,
   'embeddings.register_tokens': 'registers',
 }
-TOP = {
+HF_TOP_NAMES = {
   'embeddings.patch_embeddings.projection': ('embedding', 'conv'),
   'layernorm': ('Transformer/encoder_norm', 'norm'),
   'pooler.dense': ('pre_logits', 'dense'),
   'classifier': ('head', 'dense'),
 }
-ATTEND = {
-  'attention.attention.query': (f'{ATTENTION}/query', 'in'),
-  'attention.attention.key': (f'{ATTENTION}/key', 'in'),
-  'attention.attention.value': (f'{ATTENTION}/value', 'in'),
-  'attention.output.dense': (f'{ATTENTION}/out', 'out'),
+HF_ATTENTION_NAMES = {
+  'attention.attention.query': (f'{ATTENTION_MODULE}/query', 'in'),
+  'attention.attention.key': (f'{ATTENTION_MODULE}/key', 'in'),
+  'attention.attention.value': (f'{ATTENTION_MODULE}/value', 'in'),
+  'attention.output.dense': (f'{ATTENTION_MODULE}/out', 'out'),
 }
-VIT = Layout(
-  TABLES,
-  TOP,
+HF_VIT_LAYOUT = TorchLayout(
+  HF_TABLES,
+  HF_TOP_NAMES,
   'encoder.layer.{}.',
-  ATTEND
+  HF_ATTENTION_NAMES
   | {
     'layernorm_before': ('LayerNorm_0', 'norm'),
     'layernorm_after': ('LayerNorm_2', 'norm'),
@@ -59,65 +59,70 @@ VIT = Layout(
   },
   {},
 )
-DINOV2 = Layout(
-  TABLES,
-  TOP,
+HF_DINOV2_LAYOUT = TorchLayout(
+  HF_TABLES,
+  HF_TOP_NAMES,
   'encoder.layer.{}.',
-  ATTEND
+  HF_ATTENTION_NAMES
   | {
     'norm1': ('LayerNorm_0', 'norm'),
     'norm2': ('LayerNorm_2', 'norm'),
     'mlp.fc1': ('MlpBlock_3/Dense_0', 'dense'),
     'mlp.fc2': ('MlpBlock_3/Dense_1', 'dense'),
   },
-  {'layer_scale1.lambda1': f'{ATTENTION}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
+  {'layer_scale1.lambda1': f'{ATTENTION_MODULE}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
 )
-GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
-NORM_EPS = {
+HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
+HF_DEFAULT_NORM_EPS = {
   'dinov2': 1e-6,
   'dinov2_with_registers': 1e-6,
 }  # Where config.json does not say; ViT's is 1e-12.
-BILINEAR = 2  # Pillow's number of it.
-PREPROCESSOR = 'preprocessor_config.json'
-STATISTICS = {'mean': 'mean', 'scale': 'std'}  # Ours, theirs.
+PIL_BILINEAR = 2  # Pillow's number of it.
+PREPROCESSOR_FILE = 'preprocessor_config.json'
+PIXEL_STATISTICS = {'mean': 'mean', 'scale': 'std'}  # Ours, theirs.
 
 
-def is_huggingface(arrays: Arrays) -> bool:
+def is_huggingface(arrays: LazyArrays) -> bool:
   """Whether the names are those of Hugging Face's transformers."""
-  return any(prefix + KEY in arrays for prefix in PREFIXES)
+  return any(prefix + HF_PATCH_WEIGHT in arrays for prefix in HF_BACKBONE_PREFIXES)
 
 
 def read_huggingface(
-  arrays: Arrays, config: dict | None, preprocessor: dict | None, *, heads: int
+  arrays: LazyArrays, config: dict | None, preprocessor: dict | None, *, heads: int
 ) -> tuple[dict[str, np.ndarray], dict]:
   """(the flat tree, what is known besides) of the arrays, config.json and preprocessor_config.json."""
   config = config or {}
-  prefix = next(prefix for prefix in PREFIXES if prefix + KEY in arrays)
-  width, patch = patch_of(arrays, prefix + KEY)
+  prefix = next(prefix for prefix in HF_BACKBONE_PREFIXES if prefix + HF_PATCH_WEIGHT in arrays)
+  width, patch = patch_kernel_size(arrays, prefix + HF_PATCH_WEIGHT)
   dino = any('.layer_scale1.' in name for name in arrays)
   if dino and 'classifier.weight' in arrays:
     raise UserError(
       f"{arrays.source} holds DINOv2's classifier, which reads the class token and the mean of the patches side by side: "
       'no head here does. Save its backbone alone (model.dinov2.save_pretrained), and fine-tune that'
     )
-  inside, notes = backbone(arrays, prefix)
-  if 'pooler.dense.weight' in inside and told(config, 'pooler_act', str) not in (None, 'tanh'):
+  inside, notes = select_backbone(arrays, prefix)
+  if 'pooler.dense.weight' in inside and read_field(config, 'pooler_act', str) not in (
+    None,
+    'tanh',
+  ):
     raise UserError(
       f'{arrays.source}: pooler_act is {config["pooler_act"]!r}, and only tanh is known here'
     )
-  heads = heads_of(
-    heads or told(config, 'num_attention_heads', int),
+  heads = infer_heads(
+    heads or read_field(config, 'num_attention_heads', int),
     width,
-    count(inside, 'encoder.layer.'),
+    index_count(inside, 'encoder.layer.'),
     arrays.source,
   )
-  facts = facts_of(config, dino)
-  flat = (DINOV2 if dino else VIT).read(inside, heads)
-  flat = place_positions(flat, patches_of(facts.get('size'), patch), arrays.source)
-  return flat, facts | preprocessing_of(preprocessor or {}, facts.get('size')) | {'notes': notes}
+  facts = read_hf_config(config, dino)
+  flat = (HF_DINOV2_LAYOUT if dino else HF_VIT_LAYOUT).read(inside, heads)
+  flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
+  return flat, facts | read_hf_preprocessor(preprocessor or {}, facts.get('size')) | {
+    'notes': notes
+  }
 
 
-def backbone(arrays: Arrays, prefix: str) -> tuple[Arrays, tuple[str, ...]]:
+def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[str, ...]]:
   """(the arrays by their names in the backbone, a line for each that is left out). UserError where two have one name."""
   notes, kept = [], {}
   for name in arrays:
@@ -130,26 +135,26 @@ def backbone(arrays: Arrays, prefix: str) -> tuple[Arrays, tuple[str, ...]]:
       raise UserError(f'{arrays.source} holds {inside} with and without {prefix} before it')
     else:
       kept[inside] = arrays.header(name)
-  return Arrays(arrays.source, kept), tuple(notes)
+  return LazyArrays(arrays.source, kept), tuple(notes)
 
 
-def facts_of(config: dict, dino: bool) -> dict:
+def read_hf_config(config: dict, dino: bool) -> dict:
   """What config.json says that arrays don't."""
-  activation = told(config, 'hidden_act', str) or 'gelu'
-  if activation not in GELU:
-    raise UserError(f'the activation {activation!r} is not among those here: {", ".join(GELU)}')
-  eps = told(config, 'layer_norm_eps', NUMERIC)
-  usual = NORM_EPS.get(told(config, 'model_type', str), 1e-6 if dino else 1e-12)
-  facts = {'gelu': GELU[activation], 'norm_eps': usual if eps is None else eps}
+  activation = read_field(config, 'hidden_act', str) or 'gelu'
+  if activation not in HF_GELU:
+    raise UserError(f'the activation {activation!r} is not among those here: {", ".join(HF_GELU)}')
+  eps = read_field(config, 'layer_norm_eps', NUMBER_TYPES)
+  usual = HF_DEFAULT_NORM_EPS.get(read_field(config, 'model_type', str), 1e-6 if dino else 1e-12)
+  facts = {'gelu': HF_GELU[activation], 'norm_eps': usual if eps is None else eps}
   facts['positions'] = 'bicubic'  # As transformers' own interpolation does.
   facts['assumed'] = () if config else ('gelu', 'norm_eps')
-  if size := told_sides(config.get('image_size'), 'image_size'):
+  if size := read_image_size(config.get('image_size'), 'image_size'):
     facts['size'] = size
-  labels = labels_of(told(config, 'id2label', dict) or {})
-  return facts | ({'labels': labels} if labels and labels != unnamed(len(labels)) else {})
+  labels = read_id2label(read_field(config, 'id2label', dict) or {})
+  return facts | ({'labels': labels} if labels and labels != default_hf_labels(len(labels)) else {})
 
 
-def labels_of(names: dict[str, str]) -> tuple[str, ...]:
+def read_id2label(names: dict[str, str]) -> tuple[str, ...]:
   """In the order of the logits. UserError where they are not numbered from 0."""
   if names.keys() != {str(i) for i in range(len(names))}:
     raise UserError(
@@ -158,33 +163,35 @@ def labels_of(names: dict[str, str]) -> tuple[str, ...]:
   return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
-def unnamed(classes: int) -> tuple[str, ...]:
+def default_hf_labels(classes: int) -> tuple[str, ...]:
   """What transformers calls classes that nobody named."""
   return tuple(f'LABEL_{i}' for i in range(classes))
 
 
-def preprocessing_of(preprocessor: dict, native: tuple[int, int] | None) -> dict:
+def read_hf_preprocessor(preprocessor: dict, native: tuple[int, int] | None) -> dict:
   """What preprocessor_config.json says, for a model whose positions are for images of `native`.
 
   A short side is said for images of the size that is cropped, and told in proportion to `native`. UserError for a step that
   we don't have.
   """
-  says = lambda name, kind: told(preprocessor, name, kind, PREPROCESSOR)
-  sides = lambda name: told_sides(preprocessor.get(name), name, PREPROCESSOR)
-  factor = says('rescale_factor', NUMERIC)
+  says = lambda name, kind: read_field(preprocessor, name, kind, PREPROCESSOR_FILE)
+  sides = lambda name: read_image_size(preprocessor.get(name), name, PREPROCESSOR_FILE)
+  factor = says('rescale_factor', NUMBER_TYPES)
   if says('do_rescale', bool) is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
     got = 'do_rescale=false' if factor is None else f'rescale_factor={factor}'
-    raise UserError(f'{PREPROCESSOR}: {got}, and only pixels times 1/255 are known here')
+    raise UserError(f'{PREPROCESSOR_FILE}: {got}, and only pixels times 1/255 are known here')
   if says('do_normalize', bool) is False:
     facts = {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
   else:
     shares = {
-      ours: told_shares(preprocessor, f'image_{theirs}', PREPROCESSOR)
-      for ours, theirs in STATISTICS.items()
+      ours: read_pixel_statistics(preprocessor, f'image_{theirs}', PREPROCESSOR_FILE)
+      for ours, theirs in PIXEL_STATISTICS.items()
     }
     facts = {name: values for name, values in shares.items() if values}
   size = preprocessor.get('size') or None
-  edge = told(size, 'shortest_edge', int, PREPROCESSOR) if isinstance(size, dict) else None
+  edge = (
+    read_field(size, 'shortest_edge', int, PREPROCESSOR_FILE) if isinstance(size, dict) else None
+  )
   if not says('do_center_crop', bool) or not preprocessor.get('crop_size'):
     return facts | ({'crop': 'resize', 'wanted': sides('size')} if size and not edge else {})
   wanted = sides('crop_size')
@@ -206,7 +213,7 @@ def to_huggingface(
     f'pooling by {config.pool!r}': config.pool != 'token',
     'a ResNet stem': s.stem is not None,
     'norms around the patches': config.patch_norm,
-    'fixed position embeddings': POSITION not in flat,
+    'fixed position embeddings': POSITION_EMBEDDING not in flat,
     'a hidden layer before a head': config.hidden_head and head,
     'registers and a head or hidden layer': config.registers > 0 and (head or config.hidden_head),
     'patches that are no squares': s.patch[0] != s.patch[1],
@@ -214,7 +221,7 @@ def to_huggingface(
   }
   if found := [what for what, is_so in wrong.items() if is_so]:
     raise UserError(f'no model of Hugging Face has {found[0]}')
-  arrays = (DINOV2 if config.registers else VIT).write(flat)
+  arrays = (HF_DINOV2_LAYOUT if config.registers else HF_VIT_LAYOUT).write(flat)
   if config.registers:
     ones = np.ones(s.width, np.float32)
     arrays |= {
@@ -228,17 +235,17 @@ def to_huggingface(
     }
   return (
     arrays,
-    config_json(config, s, preprocessing, labels, flat),
-    preprocessor_json(config, preprocessing),
+    hf_config_json(config, s, preprocessing, labels, flat),
+    hf_preprocessor_json(config, preprocessing),
   )
 
 
-def config_json(
+def hf_config_json(
   config: ModelConfig, s, preprocessing: dict, labels: tuple[str, ...], flat: dict[str, np.ndarray]
 ) -> dict:
   """What `from_pretrained` builds the model from."""
   classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
-  names = labels or unnamed(classes)
+  names = labels or default_hf_labels(classes)
   made = {
     'architectures': [
       'Dinov2WithRegistersModel'
@@ -278,7 +285,7 @@ def config_json(
   return made
 
 
-def preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
+def hf_preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
   """What an image goes through before it."""
   high, wide = preprocessing['size']
   center = preprocessing['crop'] == 'center'
@@ -288,7 +295,7 @@ def preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
     'size': {'shortest_edge': preprocessing['short_side']}
     if center
     else {'height': high, 'width': wide},
-    'resample': BILINEAR,
+    'resample': PIL_BILINEAR,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,

@@ -17,7 +17,7 @@ from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_glob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Pretrained:
+class PretrainedModel:
   """What `vit_jax.load` returns. Images are uint8 [b, h, w, 3] of `size` (or float32 with the same range).
 
   They go to all devices together: a batch is filled up to a multiple of their number, and the result cut back.

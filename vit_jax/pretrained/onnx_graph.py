@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.models.resnet import RESNET_V1
 from vit_jax.models.variants import NORM_GROUPS
-from vit_jax.pretrained.model import Pretrained
+from vit_jax.pretrained.model import PretrainedModel
 
-OPSET = 20  # The first with Gelu.
-ATTENTION = 'MultiHeadDotProductAttention_1'
+ONNX_OPSET = 20  # The first with Gelu.
+ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
 
 
-class Graph:
+class OnnxGraph:
   """Nodes and constants as they are added; a value is known by its name."""
 
   def __init__(self):
@@ -60,16 +60,16 @@ class Graph:
     return self.op('LayerNormalization', x, scale, bias, axis=-1, epsilon=eps)
 
 
-def to_onnx(model: Pretrained) -> onnx.ModelProto:
+def to_onnx(model: PretrainedModel) -> onnx.ModelProto:
   """'images' uint8 [b, h, w, 3] -> 'logits' [b, k], or 'features' [b, d] of a model without a head; b is free."""
-  g, config, params = Graph(), model.config, model.params
+  g, config, params = OnnxGraph(), model.config, model.params
   x = g.op('Cast', 'images', to=TensorProto.FLOAT)
   x = g.op('Sub', x, g.constant(np.array(config.mean, np.float32)))
   x = g.op('Div', x, g.constant(np.array(config.scale, np.float32)))
   if model.model.shape.stem:
-    x = stem(g, x, params, model.model.shape.stem.blocks)
-  x = encoder(g, patches(g, x, model), model)
-  x = pool(g, x, model)
+    x = add_resnet_stem(g, x, params, model.model.shape.stem.blocks)
+  x = add_encoder(g, add_patch_embedding(g, x, model), model)
+  x = add_pooling(g, x, model)
   if config.hidden_head:
     x = g.op('Tanh', g.dense(x, **params['pre_logits']))
   out = 'logits' if model.classes else 'features'
@@ -80,13 +80,13 @@ def to_onnx(model: Pretrained) -> onnx.ModelProto:
   result = helper.make_tensor_value_info(out, TensorProto.FLOAT, ['b', width])
   graph = helper.make_graph(g.nodes, 'vision_transformer', [images], [result], g.constants)
   made = helper.make_model(
-    graph, opset_imports=[helper.make_opsetid('', OPSET)], producer_name='vit_jax'
+    graph, opset_imports=[helper.make_opsetid('', ONNX_OPSET)], producer_name='vit_jax'
   )
   made.ir_version = 10  # Of that opset; the package's newest is ahead of runtimes.
   return made
 
 
-def stem(g: Graph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
+def add_resnet_stem(g: OnnxGraph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
   """The ResNet of a hybrid, [b, h, w, c] -> [b, h, w, c]; channels come second in between."""
 
   def conv(x: str, kernel: np.ndarray, stride: int) -> str:
@@ -133,7 +133,7 @@ def stem(g: Graph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
   return g.op('Transpose', x, perm=[0, 2, 3, 1])
 
 
-def patches(g: Graph, x: str, model: Pretrained) -> str:
+def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """[b, H, W, c] -> tokens [b, n, d] with their positions, and the class token first."""
   params, config, (h, w) = model.params['embedding'], model.config, model.grid
   p, q, c, d = params['kernel'].shape
@@ -145,30 +145,34 @@ def patches(g: Graph, x: str, model: Pretrained) -> str:
   if config.position == 'sincos2d':
     x = g.op('Add', x, g.constant(np.asarray(sincos2d_embedding(model.grid, d))))
   if config.pool == 'token':
-    x = g.op('Concat', repeated(g, x, model.params['cls']), x, axis=1)
+    x = g.op('Concat', repeat_tokens(g, x, model.params['cls']), x, axis=1)
   if config.position == 'learned':
     x = g.op('Add', x, g.constant(model.params['Transformer']['posembed_input']['pos_embedding']))
   return (
-    g.op('Concat', x, repeated(g, x, model.params['registers']), axis=1) if config.registers else x
+    g.op('Concat', x, repeat_tokens(g, x, model.params['registers']), axis=1)
+    if config.registers
+    else x
   )
 
 
-def repeated(g: Graph, x: str, tokens: np.ndarray) -> str:
+def repeat_tokens(g: OnnxGraph, x: str, tokens: np.ndarray) -> str:
   """Tokens [1, n, d] for each of the b images that `x` has."""
   b = g.op('Shape', x, start=0, end=1)
   return g.op('Expand', g.constant(tokens), g.op('Concat', b, g.constant(tokens.shape[1:]), axis=0))
 
 
-def encoder(g: Graph, x: str, model: Pretrained) -> str:
+def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """The blocks and the last norm, and no registers any more."""
   config, shape = model.config, model.model.shape
   stacked = flax.traverse_util.flatten_dict(model.params['Transformer']['encoderblock'])
   for i in range(shape.depth):
     p = flax.traverse_util.unflatten_dict({name: array[i] for name, array in stacked.items()})
     y = g.norm(x, p['LayerNorm_0'], config.norm_eps)
-    x = g.op('Add', x, attention(g, y, y, p[ATTENTION]))
+    x = g.op('Add', x, add_attention(g, y, y, p[ATTENTION_MODULE]))
     x = g.op(
-      'Add', x, mlp(g, g.norm(x, p['LayerNorm_2'], config.norm_eps), p['MlpBlock_3'], config.gelu)
+      'Add',
+      x,
+      add_mlp(g, g.norm(x, p['LayerNorm_2'], config.norm_eps), p['MlpBlock_3'], config.gelu),
     )
   x = g.norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
   if config.registers:
@@ -176,7 +180,7 @@ def encoder(g: Graph, x: str, model: Pretrained) -> str:
   return x
 
 
-def attention(g: Graph, x: str, context: str, params: dict) -> str:
+def add_attention(g: OnnxGraph, x: str, context: str, params: dict) -> str:
   """Of x [b, n, d] over context [b, m, d]."""
   d, heads, channels = params['query']['kernel'].shape
 
@@ -191,7 +195,7 @@ def attention(g: Graph, x: str, context: str, params: dict) -> str:
   return g.dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias'])
 
 
-def mlp(g: Graph, x: str, params: dict, gelu: str) -> str:
+def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
   """[b, n, d] -> [b, n, d]."""
   x = g.op(
     'Gelu', g.dense(x, **params['Dense_0']), approximate={'tanh': 'tanh', 'erf': 'none'}[gelu]
@@ -199,14 +203,14 @@ def mlp(g: Graph, x: str, params: dict, gelu: str) -> str:
   return g.dense(x, **params['Dense_1'])
 
 
-def pool(g: Graph, x: str, model: Pretrained) -> str:
+def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """[b, n, d] -> [b, d]."""
   if model.config.pool == 'token':
     return g.op('Gather', x, g.constant(0), axis=1)
   if model.config.pool == 'gap':
     return g.op('ReduceMean', x, g.constant([1]), keepdims=0)
   p = model.params['MAPHead_0']
-  x = attention(g, repeated(g, x, p['probe']), x, p['MultiHeadDotProductAttention_0'])
+  x = add_attention(g, repeat_tokens(g, x, p['probe']), x, p['MultiHeadDotProductAttention_0'])
   y = g.norm(x, p['LayerNorm_0'], model.config.norm_eps)
-  x = g.op('Add', x, mlp(g, y, p['MlpBlock_0'], model.config.gelu))
+  x = g.op('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config.gelu))
   return g.op('Squeeze', x, g.constant([1]))

@@ -24,7 +24,7 @@ from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.evaluate.labelling import label
 from vit_jax.metrics.writer import format_metrics
-from vit_jax.pretrained.released import load
+from vit_jax.pretrained.loading import load
 from vit_jax.runtime.cluster import print_stderr
 from vit_jax.runtime.files import read_json_object, write_atomically
 from vit_jax.runtime.preemption import Preemption

@@ -15,9 +15,9 @@ from vit_jax.config import Config
 from vit_jax.data.mixture import MixtureSource, open_mixture
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
-from vit_jax.pretrained.adapt import adapt, table
-from vit_jax.pretrained.model import Pretrained
-from vit_jax.pretrained.released import load
+from vit_jax.pretrained.adapt import adapt_params, format_changes
+from vit_jax.pretrained.loading import load
+from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import (
   Mesh,
@@ -70,7 +70,7 @@ def restore_or_init_state(
   released = load(config.init)
   taken = check_init_model(config, released)
   grid = model.shape.grid(config.data.size)
-  params, changes = adapt(
+  params, changes = adapt_params(
     released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions
   )
   params = shard_from_host(params, shardings.params)
@@ -79,7 +79,7 @@ def restore_or_init_state(
     f'starts from {released.source}',
     *released.notes,
     *taken,
-    *table(changes),
+    *format_changes(changes),
   ]
 
 
@@ -101,7 +101,7 @@ def abstract_state(
   return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
 
 
-def check_init_model(config: Config, released: Pretrained) -> list[str]:
+def check_init_model(config: Config, released: PretrainedModel) -> list[str]:
   """UserError with the flags to add, where the loaded model is known to compute something else with the same arrays.
 
   Where that is only assumed of its format, config.model is believed, and the lines say so.

@@ -13,9 +13,9 @@ import pytest
 import vit_jax
 from tests.pretrained.released_layout import draw, google_file
 from vit_jax.config import ModelConfig
-from vit_jax.data.imagenet import class_names
+from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.errors import UserError
-from vit_jax.pretrained.catalogue import Row
+from vit_jax.pretrained.catalogue import ReleasedCheckpoint
 from vit_jax.pretrained.npz import to_google
 from vit_jax.pretrained.resample import pi_resize, resample_grid
 
@@ -110,7 +110,7 @@ def test_another_patch_resizes_the_kernels_and_says_so(file):
 def test_imagenets_numbers_of_classes_are_taken_for_it_and_that_is_said(tmp_path, classes, which):
   google_file(tmp_path / 'model.npz', CONFIG, classes=classes, size=SIZE)
   found = vit_jax.load(str(tmp_path / 'model.npz'))
-  assert found.labels == class_names(which)
+  assert found.labels == imagenet_class_names(which)
   assert found.notes == (f"{classes:,} classes are taken for {which}'s",)
 
 
@@ -132,10 +132,12 @@ def test_a_file_beside_that_says_other_things_is_somebody_elses(file):
 
 def test_what_is_not_as_the_catalogue_says_is_told(tmp_path, monkeypatch):
   google_file(tmp_path / 'model.npz', CONFIG, classes=5, size=SIZE)
-  from vit_jax.pretrained import released
+  from vit_jax.pretrained import loading
 
-  row = Row(name='sam/x', url='https://host/x.npz', pixels=224, classes=7, note='for fine-tuning')
-  monkeypatch.setattr(released, 'row_of_file', lambda path: row)
+  row = ReleasedCheckpoint(
+    name='sam/x', url='https://host/x.npz', pixels=224, classes=7, note='for fine-tuning'
+  )
+  monkeypatch.setattr(loading, 'find_checkpoint_of_file', lambda path: row)
   assert vit_jax.load(str(tmp_path / 'model.npz')).notes == (
     'for fine-tuning',
     'the catalogue says 7 classes, and there are 5',
@@ -175,9 +177,9 @@ def test_a_url_is_fetched_once_and_kept(tmp_path, monkeypatch, file):
 
 def test_a_name_of_the_catalogue_is_fetched_and_has_its_accuracy(tmp_path, monkeypatch):
   google_file(tmp_path / 'model.npz', CONFIG, classes=1000, size=SIZE)
-  from vit_jax.pretrained import released
+  from vit_jax.pretrained import loading
 
-  row = Row(
+  row = ReleasedCheckpoint(
     name='sam/x',
     url='https://host/x.npz',
     pixels=32,
@@ -186,11 +188,11 @@ def test_a_name_of_the_catalogue_is_fetched_and_has_its_accuracy(tmp_path, monke
     accuracy=81.2,
     accuracy_from='somebody',
   )
-  monkeypatch.setattr(released, 'find', {'sam/x': row}.get)
-  monkeypatch.setattr(released, 'fetch', lambda url, *, size: tmp_path / 'model.npz')
+  monkeypatch.setattr(loading, 'find_checkpoint', {'sam/x': row}.get)
+  monkeypatch.setattr(loading, 'fetch', lambda url, *, size: tmp_path / 'model.npz')
   found = vit_jax.load('sam/x')
   assert (found.source, found.accuracy, found.accuracy_from) == ('sam/x', 81.2, 'somebody')
-  assert found.labels == class_names('imagenet1k')
+  assert found.labels == imagenet_class_names('imagenet1k')
   assert found.notes == ()  # Nothing was assumed.
 
 

@@ -15,8 +15,8 @@ import vit_jax
 from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.test_export import model
 from vit_jax.errors import UserError
-from vit_jax.pretrained.export import export
-from vit_jax.pretrained.timm_names import crop_share, to_timm
+from vit_jax.pretrained.export import export_model
+from vit_jax.pretrained.timm_vit import timm_crop_pct, to_timm
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def hub(tmp_path):
   """Writes one of our models in a format, changes its arrays and its config.json, and loads it."""
 
   def load(format: str, change=lambda arrays: None, said=None, **fields):
-    export(model(**fields), tmp_path / 'hub', format)
+    export_model(model(**fields), tmp_path / 'hub', format)
     arrays = load_file(tmp_path / 'hub' / 'model.safetensors')
     change(arrays)
     save_file(arrays, tmp_path / 'hub' / 'model.safetensors')
@@ -211,7 +211,7 @@ def preprocessed(tmp_path):
   """Writes one of our models for Hugging Face, changes its preprocessor_config.json, and loads it."""
 
   def load(said: dict, **overrides):
-    export(model(), tmp_path / 'hub', 'huggingface')
+    export_model(model(), tmp_path / 'hub', 'huggingface')
     path = tmp_path / 'hub' / 'preprocessor_config.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | said))
     return vit_jax.load(str(tmp_path / 'hub'), **overrides).preprocessing
@@ -281,7 +281,7 @@ def test_an_activation_that_is_said_wins_over_that_of_the_architecture(hub):
 
 def test_every_short_side_is_the_same_after_timm_has_rounded_it_down():
   sides = [(side, short) for side in range(16, 520, 8) for short in range(side, 2 * side)]
-  assert all(math.floor(side / crop_share(side, short)) == short for side, short in sides)
+  assert all(math.floor(side / timm_crop_pct(side, short)) == short for side, short in sides)
 
 
 @pytest.mark.parametrize('size', [(32, 32), (32, 48)])
@@ -290,7 +290,7 @@ def test_every_short_side_is_the_same_after_timm_has_rounded_it_down():
 )
 def test_positions_come_back_from_timm_whatever_rows_are_before_them(tmp_path, size, fields):
   ours = model(size=size, **fields)
-  export(ours, tmp_path / 'hub', 'timm')
+  export_model(ours, tmp_path / 'hub', 'timm')
   again = vit_jax.load(str(tmp_path / 'hub'))
   assert again.size == size
   before, after = (flax.traverse_util.flatten_dict(m.params, sep='/') for m in (ours, again))
@@ -304,7 +304,7 @@ def test_hybrids_come_back_from_timm_to_the_bit(tmp_path, variant, timm):
   import torch
 
   ours = model(variant=variant, width=48, depth=1, mlp=96, heads=3, size=(64, 64))
-  export(ours, tmp_path / 'hub', 'timm')
+  export_model(ours, tmp_path / 'hub', 'timm')
   again = vit_jax.load(str(tmp_path / 'hub'))
   before, after = (flax.traverse_util.flatten_dict(m.params, sep='/') for m in (ours, again))
   assert before.keys() == after.keys()

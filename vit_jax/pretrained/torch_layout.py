@@ -13,16 +13,17 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.variants import VIT_VARIANTS
-from vit_jax.pretrained.arrays import Arrays
-from vit_jax.pretrained.blocks import STACKED, stack, unstack
+from vit_jax.pretrained.arrays import BLOCK_PREFIX, LazyArrays, stack_blocks, unstack_blocks
 
-POSITION = 'Transformer/posembed_input/pos_embedding'
-ATTENTION = 'MultiHeadDotProductAttention_1'
-NUMBER = re.compile('0|[1-9][0-9]*')  # Of a block, as these libraries write it: none has two names.
+POSITION_EMBEDDING = 'Transformer/posembed_input/pos_embedding'
+ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
+BLOCK_NUMBER_PATTERN = re.compile(
+  '0|[1-9][0-9]*'
+)  # Of a block, as these libraries write it: none has two names.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kind:
+class LayerConversion:
   """A kind of layer: our name of its weight, and how its weight and its bias come here and go there."""
 
   weight: str
@@ -31,26 +32,26 @@ class Kind:
   bias_here: Callable[[np.ndarray, int], np.ndarray] = lambda b, heads: b
 
 
-flatten = lambda x: x.reshape(-1)
-KINDS = {
-  'norm': Kind('scale'),
-  'dense': Kind('kernel', lambda w, heads: w.T, lambda w: w.T),  # [o, i] there.
-  'conv': Kind(
+flatten_array = lambda x: x.reshape(-1)
+LAYER_CONVERSIONS = {
+  'norm': LayerConversion('scale'),
+  'dense': LayerConversion('kernel', lambda w, heads: w.T, lambda w: w.T),  # [o, i] there.
+  'conv': LayerConversion(
     'kernel', lambda w, heads: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
   ),  # [o, i, p, q] there.
-  'in': Kind(  # [h·c, d] there, [d, h, c] here; its bias [h·c] there, [h, c] here.
+  'in': LayerConversion(  # [h·c, d] there, [d, h, c] here; its bias [h·c] there, [h, c] here.
     'kernel',
     lambda w, heads: w.T.reshape(w.shape[1], heads, -1),
     lambda w: w.reshape(w.shape[0], -1).T,
     lambda b, heads: b.reshape(heads, -1),
   ),
-  'out': Kind(
+  'out': LayerConversion(
     'kernel',
     lambda w, heads: w.T.reshape(heads, -1, w.shape[0]),
     lambda w: w.reshape(-1, w.shape[-1]).T,
   ),
 }
-AXES = {
+WEIGHT_RANKS = {
   'table': 3,
   'scale': 1,
   'norm': 1,
@@ -59,29 +60,29 @@ AXES = {
   'in': 2,
   'out': 2,
 }  # Of a weight, or of an array by itself.
-HEADS = {
+HEAD_AXES = {
   ('in', 'weight'): 0,
   ('in', 'bias'): 0,
   ('out', 'weight'): 1,
 }  # The axis that is h·c there.
 
 # Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
-Names = dict[str, tuple[str, str]]
+LayerNames = dict[str, tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
+class TorchLayout:
   """The names of one of these libraries. `block` is what stands before a layer of block {}."""
 
   tables: dict[str, str]
-  top: Names
+  top: LayerNames
   block: str
-  layers: Names
+  layers: LayerNames
   scales: dict[
     str, str
   ]  # LayerScale: their array of a block -> the layer of ours that it is folded into.
 
-  def read(self, arrays: Arrays, heads: int) -> dict[str, np.ndarray]:
+  def read(self, arrays: LazyArrays, heads: int) -> dict[str, np.ndarray]:
     """The flat tree. UserError that lists the arrays which have no place in it."""
     found = {name: self.find(name) for name in arrays}
     if unknown := [name for name, place in found.items() if place is None]:
@@ -92,22 +93,22 @@ class Layout:
     depth = len({block for _, block, _, _ in found.values() if block is not None})
 
     for name, (_, _, kind, part) in found.items():
-      if wrong := misfit(arrays.shape(name), kind, part, heads):
+      if wrong := describe_shape_mismatch(arrays.shape(name), kind, part, heads):
         raise UserError(f'{arrays.source}: {name} is {list(arrays.shape(name))}: {wrong}')
 
     def stream() -> Iterator[tuple[str, int | None, np.ndarray]]:
       for name, (ours, block, kind, part) in found.items():
         array = arrays[name]
-        if kind in KINDS:
+        if kind in LAYER_CONVERSIONS:
           array = (
-            KINDS[kind].here(array, heads)
+            LAYER_CONVERSIONS[kind].here(array, heads)
             if part == 'weight'
-            else KINDS[kind].bias_here(array, heads)
+            else LAYER_CONVERSIONS[kind].bias_here(array, heads)
           )
         yield ours, block, array
 
-    return fold_scales(
-      stack(stream(), depth=depth, source=arrays.source), self.scales, arrays.source
+    return fold_layer_scale(
+      stack_blocks(stream(), depth=depth, source=arrays.source), self.scales, arrays.source
     )
 
   def find(self, name: str) -> tuple[str, int | None, str, str] | None:
@@ -116,15 +117,17 @@ class Layout:
       return self.tables[name], None, 'table', ''
     before, _, after = self.block.partition('{}')
     number, _, rest = name.removeprefix(before).partition(after)
-    block = int(number) if name.startswith(before) and NUMBER.fullmatch(number) else None
+    block = (
+      int(number) if name.startswith(before) and BLOCK_NUMBER_PATTERN.fullmatch(number) else None
+    )
     if block is not None and rest in self.scales:
-      return STACKED + rest, block, 'scale', ''
+      return BLOCK_PREFIX + rest, block, 'scale', ''
     module, _, part = (name if block is None else rest).rpartition('.')
     ours, kind = (self.top if block is None else self.layers).get(module, ('', ''))
     if not ours or part not in ('weight', 'bias'):
       return None
-    leaf = KINDS[kind].weight if part == 'weight' else 'bias'
-    return f'{"" if block is None else STACKED}{ours}/{leaf}', block, kind, part
+    leaf = LAYER_CONVERSIONS[kind].weight if part == 'weight' else 'bias'
+    return f'{"" if block is None else BLOCK_PREFIX}{ours}/{leaf}', block, kind, part
 
   def write(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Their arrays. UserError for an array of ours that they have no name for."""
@@ -132,34 +135,34 @@ class Layout:
     layers = {ours: (theirs, kind) for theirs, (ours, kind) in self.layers.items()}
     tables = {ours: theirs for theirs, ours in self.tables.items()}
     out = {}
-    for name, block, array in unstack(flat):
+    for name, block, array in unstack_blocks(flat):
       if name in tables:
         out[tables[name]] = np.ascontiguousarray(array)
         continue
-      module, _, part = name.removeprefix(STACKED).rpartition('/')
+      module, _, part = name.removeprefix(BLOCK_PREFIX).rpartition('/')
       theirs, kind = (modules if block is None else layers).get(module, ('', ''))
       if not theirs:
         raise UserError(f'there is no name for {name} in that layout')
       before = '' if block is None else self.block.format(block)
-      array = flatten(array) if part == 'bias' else KINDS[kind].there(array)
+      array = flatten_array(array) if part == 'bias' else LAYER_CONVERSIONS[kind].there(array)
       out[f'{before}{theirs}.{"bias" if part == "bias" else "weight"}'] = np.ascontiguousarray(
         array
       )
     return out
 
 
-def misfit(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
+def describe_shape_mismatch(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
   """What is wrong with the shape of an array of theirs; '' where it can come here."""
-  axes = 1 if part == 'bias' else AXES[kind]
+  axes = 1 if part == 'bias' else WEIGHT_RANKS[kind]
   if len(shape) != axes:
     return f'{axes} axes are expected'
-  axis = HEADS.get((kind, part))
+  axis = HEAD_AXES.get((kind, part))
   return (
     f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
   )
 
 
-def patch_of(arrays: Arrays, name: str) -> tuple[int, tuple[int, int]]:
+def patch_kernel_size(arrays: LazyArrays, name: str) -> tuple[int, tuple[int, int]]:
   """(width, height and width of a patch) by the kernel of the patches. UserError where it is none."""
   shape = arrays.shape(name)
   if len(shape) != 4 or not all(shape):
@@ -169,16 +172,16 @@ def patch_of(arrays: Arrays, name: str) -> tuple[int, tuple[int, int]]:
   return shape[0], shape[2:]
 
 
-def fold_scales(
+def fold_layer_scale(
   flat: dict[str, np.ndarray], scales: dict[str, str], source: str
 ) -> dict[str, np.ndarray]:
   """LayerScale's vectors [depth, d] multiplied into the layers whose results they scale: the same function without them."""
   flat = dict(flat)
   for scale, layer in scales.items():
-    if STACKED + scale not in flat:
+    if BLOCK_PREFIX + scale not in flat:
       continue
-    gamma = flat.pop(STACKED + scale)
-    for name in (f'{STACKED}{layer}/kernel', f'{STACKED}{layer}/bias'):
+    gamma = flat.pop(BLOCK_PREFIX + scale)
+    for name in (f'{BLOCK_PREFIX}{layer}/kernel', f'{BLOCK_PREFIX}{layer}/bias'):
       if name not in flat or flat[name].shape[-1:] != gamma.shape[1:]:
         raise UserError(
           f'{source}: {scale} is {list(gamma.shape[1:])}, and there is no {name} of as many outputs'
@@ -187,7 +190,7 @@ def fold_scales(
   return flat
 
 
-def place_positions(
+def normalize_position_rows(
   flat: dict[str, np.ndarray], patches: int, source: str
 ) -> dict[str, np.ndarray]:
   """Position embeddings with a row for the class token and none for registers, whichever rows the file has.
@@ -196,11 +199,11 @@ def place_positions(
   registers, which are added to them: they are always at the same place. What is left are rows for `patches`, or as many as
   make a square where that is not known (0). UserError where there is no table: places are then told in a way unknown here.
   """
-  if POSITION not in flat:
+  if POSITION_EMBEDDING not in flat:
     raise UserError(
       f'{source} has no position embeddings: rotary or relative ones are not among those here'
     )
-  table, registers = flat[POSITION], flat.get('registers')
+  table, registers = flat[POSITION_EMBEDDING], flat.get('registers')
   cls, rows = int('cls' in flat), table.shape[1]
   square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
   layouts = (
@@ -212,7 +215,7 @@ def place_positions(
     (n for n in layouts if rows - n == patches), next((n for n in layouts if square(rows - n)), cls)
   )
   if before < cls:
-    return flat | {POSITION: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
+    return flat | {POSITION_EMBEDDING: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
   if before == cls:
     return flat
   theirs = table[:, cls:before]
@@ -221,15 +224,15 @@ def place_positions(
       f'{source}: registers are {list(registers.shape)}, and their position embeddings {list(theirs.shape)}'
     )
   kept = np.concatenate([table[:, :cls], table[:, before:]], axis=1)
-  return flat | {POSITION: kept, 'registers': registers + theirs}
+  return flat | {POSITION_EMBEDDING: kept, 'registers': registers + theirs}
 
 
-def patches_of(size: tuple[int, int] | None, stride: tuple[int, int]) -> int:
+def patch_count(size: tuple[int, int] | None, stride: tuple[int, int]) -> int:
   """In an image of `size`, one for each `stride` (both height, width in pixels); 0 where the size is not known."""
   return (size[0] // stride[0]) * (size[1] // stride[1]) if size else 0
 
 
-def heads_of(said: int | None, width: int, depth: int, source: str) -> int:
+def infer_heads(said: int | None, width: int, depth: int, source: str) -> int:
   """As said; else what the variant of that width and depth has, else one for each 64 channels: flat kernels can't tell."""
   if said:
     if said < 1:
@@ -245,42 +248,42 @@ def heads_of(said: int | None, width: int, depth: int, source: str) -> int:
   return width // 64
 
 
-def count(names: Iterable[str], before: str) -> int:
+def index_count(names: Iterable[str], before: str) -> int:
   """Different numbers that follow `before` in names."""
   return len(
     {name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)}
   )
 
 
-NUMERIC = (int, float)
-NOUNS = {
-  int: 'a whole number', NUMERIC: 'a number', str: 'a text', bool: 'true or false', list: 'a list', dict: 'an object',
+NUMBER_TYPES = (int, float)
+TYPE_DESCRIPTIONS = {
+  int: 'a whole number', NUMBER_TYPES: 'a number', str: 'a text', bool: 'true or false', list: 'a list', dict: 'an object',
 }  # fmt: skip
 
 
-def told(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
+def read_field(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
   """What a JSON object says by `name`; None where it does not, or says null. UserError where that is of another kind."""
   value = config.get(name)
   if value is not None and (
     not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
   ):
-    raise UserError(f'{file}: {name} is {value!r}: expected {NOUNS[kind]}')
+    raise UserError(f'{file}: {name} is {value!r}: expected {TYPE_DESCRIPTIONS[kind]}')
   return value
 
 
-def told_shares(
+def read_pixel_statistics(
   config: dict, name: str, file: str = 'config.json'
 ) -> tuple[float, float, float] | None:
   """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them; None where there are none."""
-  values = told(config, name, list, file)
+  values = read_field(config, name, list, file)
   if values is None:
     return None
-  if len(values) != 3 or not all(isinstance(value, NUMERIC) for value in values):
+  if len(values) != 3 or not all(isinstance(value, NUMBER_TYPES) for value in values):
     raise UserError(f'{file}: {name} is {values}: expected three numbers')
   return tuple(round(255 * value, 6) for value in values)
 
 
-def told_sides(value, name: str, file: str = 'config.json') -> tuple[int, int] | None:
+def read_image_size(value, name: str, file: str = 'config.json') -> tuple[int, int] | None:
   """(height, width) in pixels, of one number, a list or an object of the two; None for null."""
   if value is None:
     return None

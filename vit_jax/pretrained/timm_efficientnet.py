@@ -5,11 +5,11 @@ import re
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.arrays import Arrays
-from vit_jax.pretrained.timm_names import image_facts
+from vit_jax.pretrained.arrays import LazyArrays
+from vit_jax.pretrained.timm_vit import read_timm_preprocessing
 
-KEY, OURS = 'conv_stem.weight', 'stem_conv/kernel'
-TOP = {
+TIMM_STEM_WEIGHT, EFFICIENTNET_STEM_KERNEL = 'conv_stem.weight', 'stem_conv/kernel'
+EFFICIENTNET_TOP_NAMES = {
   'conv_stem': 'stem_conv',
   'bn1': 'stem_norm',
   'conv_head': 'top_conv',
@@ -17,7 +17,7 @@ TOP = {
   'classifier': 'head',
 }
 # Of a block. The first stage's, which do not expand, have other names for what others have.
-BLOCK = {
+EFFICIENTNET_BLOCK_NAMES = {
   'conv_pw': 'expand',
   'bn1': 'expand_norm',
   'conv_dw': 'depthwise',
@@ -27,49 +27,69 @@ BLOCK = {
   'conv_pwl': 'project',
   'bn3': 'project_norm',
 }
-FIRST = BLOCK | {'bn1': 'depthwise_norm', 'conv_pw': 'project', 'bn2': 'project_norm'}
-NORM = {
+EFFICIENTNET_FIRST_STAGE_NAMES = EFFICIENTNET_BLOCK_NAMES | {
+  'bn1': 'depthwise_norm',
+  'conv_pw': 'project',
+  'bn2': 'project_norm',
+}
+BATCH_NORM_NAMES = {
   'weight': 'scale',
   'bias': 'bias',
   'running_mean': 'running_mean',
   'running_var': 'running_var',
 }
-IMAGENET = {'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375), 'crop': 'center'}
+IMAGENET_PREPROCESSING = {
+  'mean': (123.675, 116.28, 103.53),
+  'scale': (58.395, 57.12, 57.375),
+  'crop': 'center',
+}
 
 
-def is_efficientnet(arrays: Arrays) -> bool:
+def is_efficientnet(arrays: LazyArrays) -> bool:
   """Whether the names are those of an EfficientNet, timm's or ours."""
-  return KEY in arrays or OURS in arrays
+  return TIMM_STEM_WEIGHT in arrays or EFFICIENTNET_STEM_KERNEL in arrays
 
 
-def read_efficientnet(arrays: Arrays, config: dict | None) -> tuple[dict[str, np.ndarray], dict]:
+def read_efficientnet(
+  arrays: LazyArrays, config: dict | None
+) -> tuple[dict[str, np.ndarray], dict]:
   """(the flat tree, what is known besides) of the arrays and of timm's config.json.
 
   UserError for a name that no EfficientNet has.
   """
-  if OURS in arrays:
+  if EFFICIENTNET_STEM_KERNEL in arrays:
     return {name: arrays[name] for name in arrays}, {'assumed': ()}
   names = [name for name in arrays if not name.endswith('num_batches_tracked')]
-  flat = {our_name(name, arrays.source): ours(name, arrays[name]) for name in names}
-  facts = IMAGENET | image_facts(config or {}, {})
-  return flat, facts | {'assumed': () if config else tuple(IMAGENET)}
+  flat = {
+    from_timm_efficientnet_name(name, arrays.source): transpose_timm_kernel(name, arrays[name])
+    for name in names
+  }
+  facts = IMAGENET_PREPROCESSING | read_timm_preprocessing(config or {}, {})
+  return flat, facts | {'assumed': () if config else tuple(IMAGENET_PREPROCESSING)}
 
 
-def our_name(name: str, source: str) -> str:
+def from_timm_efficientnet_name(name: str, source: str) -> str:
   """Of one of timm's arrays."""
   module, _, leaf = name.rpartition('.')
-  place, table = '', TOP
+  place, table = '', EFFICIENTNET_TOP_NAMES
   if match := re.match(r'blocks\.(\d+)\.(\d+)\.', name):
     place = f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}/'
-    module, table = module.removeprefix(match[0]), BLOCK if int(match[1]) else FIRST
+    module, table = (
+      module.removeprefix(match[0]),
+      EFFICIENTNET_BLOCK_NAMES if int(match[1]) else EFFICIENTNET_FIRST_STAGE_NAMES,
+    )
   if module not in table:
     raise UserError(f'{source}: {name} is in no EfficientNet that is known here')
   layer = table[module]
-  inside = NORM.get(leaf, leaf) if layer.endswith('norm') else {'weight': 'kernel'}.get(leaf, leaf)
+  inside = (
+    BATCH_NORM_NAMES.get(leaf, leaf)
+    if layer.endswith('norm')
+    else {'weight': 'kernel'}.get(leaf, leaf)
+  )
   return f'{place}{layer}/{inside}'
 
 
-def ours(name: str, array: np.ndarray) -> np.ndarray:
+def transpose_timm_kernel(name: str, array: np.ndarray) -> np.ndarray:
   """Kernels with their outputs last."""
   return (
     array.transpose(2, 3, 1, 0)
