@@ -10,6 +10,7 @@ MFU counts 3 times the FLOPs that `Shape.flops` says. --write adds the table to 
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -56,15 +57,16 @@ def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list
 def ours(variant: str, args) -> dict:
   """Seconds, device and version. UserError where JAX has no GPU."""
   import jax
-  import optax
 
-  from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-  from vit_jax.models.vit import build_vit
-  from vit_jax.optim.optimizer import make_optimizer
-  from vit_jax.sharding.fsdp import state_shardings
-  from vit_jax.sharding.mesh import make_mesh, peak_flops, to_global
-  from vit_jax.step import abstract_params
-  from vit_jax.training.setup import compile_train_step, make_init_fn
+  from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, validate
+  from vit_jax.sharding.mesh import peak_flops, to_global
+  from vit_jax.training.program import (
+    abstract_state,
+    compile_train_step,
+    make_init_fn,
+    make_program,
+  )
+  from vit_jax.training.task import make_task
 
   if jax.default_backend() != 'gpu' and not args.smoke:
     raise UserError(
@@ -74,14 +76,20 @@ def ours(variant: str, args) -> dict:
   config = Config(
     data=DataConfig(batch=args.batch, size=size),
     model=ModelConfig(variant=variant, dtype='bfloat16', unroll=0),
-    optim=OptimConfig(name='adamw', lr=RATE, weight_decay=DECAY, grad_clip_norm=CLIP),
+    optim=OptimConfig(
+      name='adamw', lr=RATE, schedule='constant', weight_decay=DECAY, grad_clip_norm=CLIP
+    ),
+    steps=10**6,
   )
-  device, lr = jax.devices()[0], optax.constant_schedule(RATE)
-  model, mesh = build_vit(config.model, CLASSES), make_mesh(1, batches={}, devices=[device])
-  tx = make_optimizer(config.optim, lr, abstract_params(model, size))
-  init = make_init_fn(config, model=model, tx=tx)
-  state = jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init), mesh))()
-  update = compile_train_step(config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=1)
+  device = jax.devices()[0]
+  config = validate(config)
+  program = make_program(
+    config, make_task(config), examples=1_281_167, classes=CLASSES, label_slots=1, devices=[device]
+  )
+  model, mesh = program.model, program.mesh
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program))
+  state = jax.jit(make_init_fn(program), out_shardings=shardings)(config.seed)
+  update = functools.partial(compile_train_step(program), seed=np.int32(config.seed))
   images, labels = arrays(args.batch, args.size)
   batch = {
     'image': images,

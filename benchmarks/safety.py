@@ -1,4 +1,4 @@
-"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the check for preemption.
+"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the pulse.
 
     python benchmarks/safety.py [--rounds 30] [--steps 5] [SHAPE …]
 
@@ -96,14 +96,15 @@ def safe(name: str, workdir: Path):
   """The same with all of it."""
   state, step, batch = compiled(name, guarded=True)
   metrics = MetricsWriter(workdir, step=0, steps=10**6)
-  ledger = StepLog(
-    workdir,
+  log = StepLog(
     metrics,
-    step=0,
-    log_ids=True,
+    throughput=lambda seconds: {'images_per_second': 0.0, 'seconds_per_step': seconds},
+    ids_path=workdir / 'ids.jsonl',
     max_bad_steps=10,
     max_bad_images=lambda step: 0,
-    why_bad=lambda i: '',
+    describe_bad_example=lambda i: '',
+    step=0,
+    counters={},
   )
   ids, done, watchdog = np.arange(len(batch['mask'])), 0, Watchdog()
   watchdog.start(single_process=True)
@@ -116,12 +117,11 @@ def safe(name: str, workdir: Path):
     for _ in range(steps):
       state, values = step(state, batch)
       done += 1
-      ledger.add(done, values, ids)
+      log.append(done, values, ids)
       watchdog.step_done(values)
       preemption.should_stop()
       if done % LOG_EVERY == 0:
-        ledger.settle()
-        ledger.record()
+        log.write_summary(done)
     jax.block_until_ready(state)
     return clocks() - began
 

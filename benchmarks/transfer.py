@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[1]
 

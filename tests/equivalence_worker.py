@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from vit_jax.config_checks import validate
 from vit_jax.data.loader import train_batches
+from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
 from vit_jax.data.sources import open_source
 from vit_jax.optim.losses import LOSSES, softmax_loss
 from vit_jax.sharding.mesh import make_mesh
 from vit_jax.train import train
-from vit_jax.training.setup import host_kwargs, prefetch_to_device
 
 # Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'. SGD: Adam's first step is the
 # sign of the gradient, which makes rounding visible.

@@ -82,7 +82,7 @@ def config_of(name: str, argument: str | None):
 def assert_a_step_traces(config: Config, *, classes: int, steps: int):
   """What a step gives is what the next takes."""
   task = make_task(config)
-  model = task.build(classes)
+  model = task.build_model(classes)
   lr = make_lr_schedule(config.optim, steps=steps, epoch=1000)
   tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
   state = jax.eval_shape(

@@ -19,7 +19,7 @@ import pytest
 
 from tests.equivalence_worker import CONFIG
 from vit_jax.checkpoint.manager import load_newest_params
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[1]
 QUICK = '--xla_backend_optimization_level=0'  # To compile, which is most of the work here.

@@ -14,11 +14,11 @@ import simplejpeg
 
 import vit_jax
 from vit_jax.checkpoint.manager import load_newest_params
-from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, due
 from vit_jax.data.order import shuffled_example
 from vit_jax.errors import DivergedError, UserError
-from vit_jax.metrics.writer import read_metrics
-from vit_jax.train import due, train
+from vit_jax.metrics.records import read_metrics
+from vit_jax.train import train
 
 # Everything that draws at random is on: a step that was done again or left out would show.
 CONFIG = Config(
@@ -82,6 +82,37 @@ def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tm
   assert bits(tmp_path / 'run') == bits(whole)
   assert losses(tmp_path / 'run') == losses(whole)
   assert (tmp_path / 'run' / 'ids.jsonl').read_text() == (whole / 'ids.jsonl').read_text()
+
+
+DAMAGED_LOGS = {
+  'deleted': lambda text: None,
+  'emptied': lambda text: '',
+  'cut short': lambda text: text[: len(text) // 2],
+  'garbage in the middle': lambda text: text[:200] + '\0garbage\n{"step": 4\n' + text[200:],
+  "another run's": lambda text: text.replace('"step": 5', '"step": 6').replace('not_finite', 'x'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGED_LOGS)
+def test_a_run_resumes_in_the_same_way_whatever_happened_to_its_logs(
+  uninterrupted, tmp_path, damage
+):
+  whole, result, _ = uninterrupted
+  later = shutil.ignore_patterns(*map(str, range(6, 13)))
+  shutil.copytree(whole, tmp_path / 'run', ignore=later)
+  for name in ('metrics.jsonl', 'ids.jsonl'):
+    path = tmp_path / 'run' / name
+    text = DAMAGED_LOGS[damage](path.read_text())
+    path.unlink() if text is None else path.write_text(text)
+  assert train(CONFIG, tmp_path / 'run') == result
+  assert bits(tmp_path / 'run') == bits(whole)
+  assert losses(tmp_path / 'run')[-7:] == losses(whole)[-7:]
+
+
+def test_a_complete_run_without_its_logs_returns_its_last_evaluation(uninterrupted, tmp_path):
+  whole, result, _ = uninterrupted
+  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns('*.jsonl'))
+  assert train(CONFIG, tmp_path / 'run') == result
 
 
 def test_the_examples_of_each_step_are_those_of_the_stream(uninterrupted):
@@ -159,7 +190,7 @@ def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, 
 
 REFUSED = {
   'pixels normalised otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, 'add --config.model.mean=127.5,127.5,127.5'),
-  'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'trained in another way.*: add --config.model.gelu=tanh$'),
+  'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'add --config.model.gelu=tanh$'),
   'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
   'nothing to start from': ({'init': 'RUN/nothing-*'}, 'is no file or directory, and no name of the catalogue'),
   'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 does not divide over 8'),
@@ -272,9 +303,7 @@ def test_unreadable_images_are_skipped_by_config_counted_and_named(photos, tmp_p
   records = read_metrics(tmp_path / 'run')
   assert sum(record['skipped'] for record in records if 'loss' in record) == 2  # Two epochs of 64.
   assert [record['unreadable'] for record in records if 'unreadable' in record] == [[2], [2]]
-  assert re.search(
-    r'step \d goes without example 2: .*cats/05.jpg: .*remature end', capsys.readouterr().err
-  )
+  assert re.search(r'step \d .*example 2: .*cats/05.jpg: .*remature end', capsys.readouterr().err)
 
 
 def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
@@ -289,7 +318,7 @@ def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
   )
   with pytest.raises(
     UserError,
-    match=r'by step [34] 3 images could not be read, and config.data.max_bad_fraction allows 2; the last is .*jpg',
+    match=r'3 images .*step [34].*config.data.max_bad_fraction allows 2.*jpg',
   ):
     train(config, tmp_path / 'run')
 
@@ -321,16 +350,14 @@ def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(t
     optim__grad_clip_norm=0.0,
     optim__max_bad_steps=3,
   )
-  with pytest.raises(
-    DivergedError, match='steps 2 to 4 were left out, config.optim.max_bad_steps=3 in a row'
-  ) as error:
+  with pytest.raises(DivergedError, match='steps 2 to 4 .*config.optim.max_bad_steps=3') as error:
     train(config, tmp_path)
   assert error.value.exit_code == 78
   saved = saved_states(tmp_path)
   assert list(saved) == [1, 2, 3, 4]
   assert saved[1] == saved[2] == saved[3] == saved[4]
   with pytest.raises(
-    DivergedError, match='steps 5 to 7 were left out'
+    DivergedError, match='steps 5 to 7'
   ):  # Started again, it has gone on in the data.
     train(config, tmp_path)
   assert list(saved_states(tmp_path)) == list(range(1, 8))

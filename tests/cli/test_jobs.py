@@ -64,4 +64,4 @@ def test_both_jobs_run_from_another_directory(tmp_path):
     said.append(done.stderr)
   assert 'starts from runs/quickstart-1 at step 2' in said[1]
   assert 'test_examples 33' in said[1]
-  assert 'going on after step 2' in said[2]
+  assert 'resumes after step 2' in said[2]

@@ -13,7 +13,7 @@ from vit_jax.evaluate import frozen, protocols
 from vit_jax.evaluate.fewshot import classify, draw
 from vit_jax.evaluate.predict import data_config
 from vit_jax.evaluate.subject import alone
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 from vit_jax.train import train
 
 ENTRIES = ('fewshot:builtin:digits', 'knn:builtin:digits')

@@ -11,7 +11,7 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.launch.local import run_hosts
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,29 +1,34 @@
-"""The account of steps: exact however late it is read, and the same after an interruption."""
+"""The log of steps is exact however late it is read, and after an interruption."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.metrics.records import read_metrics
 from vit_jax.metrics.step_log import StepLog
-from vit_jax.metrics.writer import MetricsWriter, read_metrics
+from vit_jax.metrics.writer import MetricsWriter
 
 
-def open_ledger(workdir, *, step: int = 0, log_ids: bool = True) -> StepLog:
+def open_log(
+  workdir, *, step: int = 0, log_ids: bool = True, counters: dict | None = None
+) -> StepLog:
   return StepLog(
-    workdir,
     MetricsWriter(workdir, step=step, steps=99),
-    step=step,
-    log_ids=log_ids,
+    throughput=lambda seconds: {'images_per_second': 1.0, 'seconds_per_step': seconds},
+    ids_path=workdir / 'ids.jsonl' if log_ids else None,
     max_bad_steps=3,
     max_bad_images=lambda step: 2 * -(-step // 10),  # Two in each ten steps.
-    why_bad=lambda i: f'{i}.jpg: cut short',
+    describe_bad_example=lambda i: f'{i}.jpg: cut short',
+    step=step,
+    counters=counters or {},
   )
 
 
 def add(
-  ledger: StepLog,
+  log: StepLog,
   step: int,
   *,
   loss=None,
@@ -40,7 +45,7 @@ def add(
     'spikes': np.bool_(spikes),
     'skipped': np.int32(len(unreadable)),
   }
-  ledger.add(step, values, ids)
+  log.append(step, values, ids)
 
 
 def lines(workdir) -> list[dict]:
@@ -48,10 +53,10 @@ def lines(workdir) -> list[dict]:
 
 
 def test_each_step_is_a_line_with_its_examples_and_its_loss_to_the_bit(tmp_path):
-  ledger = open_ledger(tmp_path)
+  log = open_log(tmp_path)
   for step in (1, 2, 3):
-    add(ledger, step)
-  ledger.settle()
+    add(log, step)
+  log.flush()
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
   assert [float.fromhex(line['loss']) for line in lines(tmp_path)] == [
     float(np.float32(step / 3)) for step in (1, 2, 3)
@@ -59,99 +64,88 @@ def test_each_step_is_a_line_with_its_examples_and_its_loss_to_the_bit(tmp_path)
   assert lines(tmp_path)[1]['ids'] == list(range(200, 212))
 
 
-def test_going_on_takes_out_the_lines_of_steps_that_are_made_again(tmp_path):
-  ledger = open_ledger(tmp_path)
+def test_resuming_removes_the_lines_of_steps_that_are_taken_again(tmp_path):
+  log = open_log(tmp_path)
   for step in range(1, 7):
-    add(ledger, step)
-  ledger.settle()
+    add(log, step)
+  log.flush()
   with (tmp_path / 'ids.jsonl').open('a') as file:
     file.write('{"step": 7, "ids": [1')  # Cut short by a crash.
-  again = open_ledger(tmp_path, step=4)
+  again = open_log(tmp_path, step=4)
   add(again, 5)
-  again.settle()
+  again.flush()
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_step_that_was_left_out_is_named_with_its_examples_and_counts_in_no_mean(
-  tmp_path, capsys
-):
-  ledger = open_ledger(tmp_path)
-  add(ledger, 1, loss=1.0)
-  add(ledger, 2, loss=np.nan, not_finite=True)
-  add(ledger, 3, loss=100.0, spikes=True)
-  add(ledger, 4, loss=2.0, unreadable=(3, 5))
-  assert ledger.steps == 4
-  ledger.settle()
-  assert ledger.record() == {
-    'loss': 1.5,
-    'grad_norm': 3.0,
-    'lr': 4.0,
-    'skipped': 2,
-    'not_finite': 1,
-    'spikes': 1,
-  }
-  assert ledger.steps == 0
-  notes = [
-    (record['step'], record['left_out'], record['ids']) for record in read_metrics(tmp_path)[:2]
-  ]
+def test_a_bad_step_is_recorded_with_its_examples_and_left_out_of_the_means(tmp_path, capsys):
+  log = open_log(tmp_path)
+  add(log, 1, loss=1.0)
+  add(log, 2, loss=np.nan, not_finite=True)
+  add(log, 3, loss=100.0, spikes=True)
+  add(log, 4, loss=2.0, unreadable=(3, 5))
+  log.write_summary(4)
+  (summary,) = read_metrics(tmp_path, 'train')
+  assert summary.pop('seconds_per_step') > 0
+  expected = {'loss': 1.5, 'grad_norm': 3.0, 'lr': 4.0, 'skipped': 2, 'not_finite': 1, 'spikes': 1}
+  assert summary == {'step': 4, 'kind': 'train', 'images_per_second': 1.0} | expected
+  bad_steps = read_metrics(tmp_path, 'bad_step')
+  notes = [(record['step'], record['left_out'], record['ids']) for record in bad_steps]
   assert notes == [(2, 'not_finite', list(range(200, 212))), (3, 'spikes', list(range(300, 312)))]
   said = capsys.readouterr().err
-  assert 'step 2 changes nothing: its loss or gradients are not finite; examples 200, 201,' in said
-  assert 'step 3 changes nothing: its loss or gradient norm is a spike; examples 300, 301,' in said
+  assert re.search('step 2 .*not finite.* 200, 201,', said)
+  assert re.search('step 3 .*spike.* 300, 301,', said)
 
 
 @pytest.mark.parametrize('every', [1, 2, 7, 20])
-def test_so_many_in_a_row_are_counted_however_late_they_are_read(tmp_path, every):
-  ledger, bad = open_ledger(tmp_path), {3, 4, 6, 7, 9, 10, 11, 13}
+def test_bad_steps_in_a_row_are_counted_however_late_the_log_is_read(tmp_path, every):
+  log, bad = open_log(tmp_path), {3, 4, 6, 7, 9, 10, 11, 13}
   for step in range(1, 21):
-    add(ledger, step, not_finite=step in bad, spikes=False)
+    add(log, step, not_finite=step in bad, spikes=False)
     if step % every == 0:
-      ledger.settle()
-      assert bool(ledger.hopeless) == (step >= 11)
-  ledger.settle()
-  assert 'steps 9 to 11 were left out, config.optim.max_bad_steps=3 in a row' in ledger.hopeless
+      log.flush()
+      assert bool(log.abort_reason) == (step >= 11)
+  log.flush()
+  assert re.search('steps 9 to 11 .*config.optim.max_bad_steps=3', log.abort_reason)
 
 
 @pytest.mark.parametrize(('stop', 'ends'), [(9, 11), (10, 11), (11, 14), (8, None)])
-def test_a_row_that_an_interruption_divides_is_one_and_a_run_that_gave_up_begins_anew(
-  tmp_path, stop, ends
-):
-  first = open_ledger(tmp_path)
+def test_bad_steps_are_counted_across_an_interruption_and_anew_after_an_abort(tmp_path, stop, ends):
+  first = open_log(tmp_path)
   for step in range(1, stop + 1):
     add(first, step, not_finite=step >= 9)
-  first.settle()
-  again = open_ledger(tmp_path, step=stop)
+  first.flush()
+  again = open_log(tmp_path, step=stop, counters=first.counters)
   for step in range(stop + 1, 16):
     add(again, step, not_finite=ends is not None)
-    again.settle()
-    if again.hopeless:
+    again.flush()
+    if again.abort_reason:
       break
-  assert (step if again.hopeless else None) == ends
+  assert (step if again.abort_reason else None) == ends
 
 
-def test_images_that_can_not_be_read_are_named_and_counted_over_an_interruption(tmp_path, capsys):
-  ledger = open_ledger(tmp_path)
-  add(ledger, 1)
-  add(ledger, 2, unreadable=(0, 11))
-  ledger.settle()
-  assert read_metrics(tmp_path) == [{'step': 2, 'unreadable': [200, 211]}]
+def test_unreadable_images_are_recorded_and_counted_across_an_interruption(tmp_path, capsys):
+  log = open_log(tmp_path)
+  add(log, 1)
+  add(log, 2, unreadable=(0, 11))
+  log.flush()
+  assert read_metrics(tmp_path) == [{'step': 2, 'kind': 'unreadable', 'unreadable': [200, 211]}]
   assert lines(tmp_path)[1]['ids'] == list(range(200, 212))
-  assert 'step 2 goes without example 211: 211.jpg: cut short' in capsys.readouterr().err
-  again = open_ledger(tmp_path, step=2)
+  assert re.search('step 2 .*example 211: 211.jpg', capsys.readouterr().err)
+  again = open_log(tmp_path, step=2, counters=log.counters)
   add(again, 9, unreadable=(4,))
   with pytest.raises(
     UserError,
-    match='by step 9 3 images could not be read, and config.data.max_bad_fraction allows 2; the last is 904',
+    match='3 images .* step 9, .*config.data.max_bad_fraction allows 2. .*904.jpg',
   ):
-    again.settle()
-  once_more = open_ledger(tmp_path, step=1)  # From before any of them.
+    again.flush()
+  once_more = open_log(tmp_path, step=1)  # From before any of them.
   add(once_more, 2, unreadable=(0, 11))
   add(once_more, 11, unreadable=(7, 8))  # The next ten steps have begun.
-  once_more.settle()
+  once_more.flush()
 
 
-def test_nothing_is_written_without_being_asked_for(tmp_path):
-  ledger = open_ledger(tmp_path, log_ids=False)
-  add(ledger, 1)
-  ledger.settle()
+def test_without_log_ids_no_file_of_ids_is_written(tmp_path):
+  log = open_log(tmp_path, log_ids=False)
+  add(log, 1)
+  log.flush()
   assert not (tmp_path / 'ids.jsonl').exists() and not read_metrics(tmp_path)

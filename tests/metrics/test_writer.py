@@ -1,4 +1,4 @@
-"""What a run says: whole records, once each, also after an interruption."""
+"""Every record is written once, also after an interruption."""
 
 import json
 import time
@@ -9,20 +9,22 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from vit_jax.errors import UserError
-from vit_jax.metrics.writer import MetricsWriter, Stopwatch, plot_curves, read_metrics
+from vit_jax.metrics.curves import plot_curves
+from vit_jax.metrics.records import read_metrics
+from vit_jax.metrics.writer import MetricsWriter, Stopwatch
 
 TRAIN = {'loss': 1.0, 'lr': 0.1, 'images_per_second': 1234.5, 'seconds_per_step': 0.5}
 
 
-def test_going_on_takes_out_the_records_that_are_made_again(tmp_path):
+def test_resuming_removes_the_records_of_steps_that_are_taken_again(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
   for step in (2, 4, 6):
-    metrics.record(step, TRAIN)
+    metrics.write(step, TRAIN, kind='train')
   metrics.close()
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 7, "lo')  # Cut short by a crash.
   again = MetricsWriter(tmp_path, step=4, steps=9)
-  again.record(6, TRAIN)
+  again.write(6, TRAIN, kind='train')
   again.close()
   assert [record['step'] for record in read_metrics(tmp_path)] == [2, 4, 6]
 
@@ -31,15 +33,35 @@ def test_going_on_takes_out_the_records_that_are_made_again(tmp_path):
   'line',
   ['{"step": 2, "loss"', '[]', '{}', '3', '{"step": "2"}', '{"step": 1.5}', '\0\0', '\ufffd'],
 )
-def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path, line):
-  (tmp_path / 'metrics.jsonl').write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-  with pytest.raises(UserError, match=r'metrics.jsonl, line 2 is no record of a step'):
-    MetricsWriter(tmp_path, step=3, steps=9)
+def test_resuming_removes_lines_that_are_not_records_and_says_how_many(tmp_path, line, capsys):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(f'{{"step": 1, "kind": "train"}}\n{line}\n{{"step": 3, "kind": "train"}}\n')
+  with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):
+    read_metrics(tmp_path)
+  MetricsWriter(tmp_path, step=3, steps=9).close()
+  assert [record['step'] for record in read_metrics(tmp_path)] == [1, 3]
+  assert 'line 2' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('record', 'kind'),
+  [
+    ({'loss': 1.0, 'lr': 0.1}, 'train'),
+    ({'test_accuracy': 0.5, 'test_loss': 1.0}, 'eval'),
+    ({'fewshot/digits_5shot': 0.5}, 'probe'),
+    ({'left_out': 'spikes', 'ids': [1]}, 'bad_step'),
+    ({'unreadable': [7]}, 'unreadable'),
+  ],
+)
+def test_records_written_before_they_had_a_kind_get_one(tmp_path, record, kind):
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 2} | record) + '\n')
+  assert read_metrics(tmp_path) == [{'step': 2, 'kind': kind} | record]
+  assert read_metrics(tmp_path, kind) and not read_metrics(tmp_path, 'other')
 
 
 def test_tensorboard_gets_every_value(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
-  metrics.record(3, TRAIN)
+  metrics.write(3, TRAIN, kind='train')
   metrics.close()
   (file,) = (tmp_path / 'tensorboard').iterdir()
   values = {
@@ -62,7 +84,7 @@ def events(file):
 
 def test_a_line_without_a_terminal_says_all(tmp_path, capsys):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
-  metrics.progress(5, TRAIN | {'mfu': 0.42})
+  metrics.show_progress(5, TRAIN | {'mfu': 0.42})
   metrics.close()
   assert (
     capsys.readouterr().err
@@ -72,15 +94,15 @@ def test_a_line_without_a_terminal_says_all(tmp_path, capsys):
 
 def test_a_loss_that_is_no_number_is_still_json(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
-  metrics.record(1, TRAIN | {'loss': float('nan')})
+  metrics.write(1, TRAIN | {'loss': float('nan')}, kind='train')
   metrics.close()
   assert json.loads((tmp_path / 'metrics.jsonl').read_text())['loss'] == 'nan'
 
 
 def test_other_hosts_write_nothing(tmp_path, capsys):
   metrics = MetricsWriter(tmp_path, step=0, steps=9, write=False)
-  metrics.record(1, TRAIN)
-  metrics.say('nothing')
+  metrics.write(1, TRAIN, kind='train')
+  metrics.print_line('nothing')
   metrics.close()
   assert not list(tmp_path.iterdir()) and capsys.readouterr().err == ''
 
@@ -95,7 +117,7 @@ def test_pauses_are_not_counted():
 
 def test_curves_are_a_picture(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
-  metrics.record(1, TRAIN)
-  metrics.record(1, {'test_accuracy': 0.5, 'test_loss': 1.1})
+  metrics.write(1, TRAIN, kind='train')
+  metrics.write(1, {'test_accuracy': 0.5, 'test_loss': 1.1}, kind='eval')
   metrics.close()
   assert plot_curves(tmp_path).read_bytes().startswith(b'\x89PNG')

@@ -35,7 +35,7 @@ def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the
     assert run.codes() == [75, 75], run.text() + run.text(1)
     second = stopped_at(run.text())
     assert second >= first + 3
-    assert f'going on after step {first}' in run.text()
+    assert f'resumes after step {first}' in run.text()
   with Run(workdir, start=2) as run:
     run.until('step 40/60  loss')
     run.send(signal.SIGINT)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.equivalence_worker import CONFIG
 from tests.test_equivalence import LAYOUTS, assert_same, start
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 
 
 @pytest.mark.slow

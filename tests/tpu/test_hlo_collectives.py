@@ -1,20 +1,17 @@
 """Bytes over the network: by hand on a text, and against closed forms on the compiled train step."""
 
 import jax
-import optax
 import pytest
 
 from vit_jax.cli.plan import QUIET
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
-from vit_jax.models.vit import build_vit
-from vit_jax.optim.optimizer import BLOCK_PATH_PREFIX, make_optimizer, param_path
-from vit_jax.sharding.mesh import make_mesh
-from vit_jax.step import abstract_params
+from vit_jax.optim.optimizer import BLOCK_PATH_PREFIX, param_path
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.topologies import topology_devices
-from vit_jax.training.setup import abstract_state, compile_train_step
+from vit_jax.training.program import abstract_state, compile_train_step, make_program
+from vit_jax.training.task import make_task
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 
@@ -86,7 +83,7 @@ def small_run(
   grad_dtype='float32',
   **model,
 ):
-  """The arguments of `compile_train_step` for a small run over `devices`, or the eight that are here."""
+  """Return the program of a small run over `devices`, by default the eight simulated ones."""
   config = validate(
     Config(
       data=DataConfig(batch=32, size=(8, 8)),
@@ -98,25 +95,15 @@ def small_run(
       steps=10,
     )
   )
-  model, lr = build_vit(config.model, 10), optax.constant_schedule(0.1)
-  tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
-  mesh = make_mesh(fsdp, batches={}, devices=devices)
-  state = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  return {
-    'config': config,
-    'model': model,
-    'tx': tx,
-    'lr': lr,
-    'mesh': mesh,
-    'state': state,
-    'labels': 1,
-  }
+  return make_program(
+    config, make_task(config), examples=320, classes=10, label_slots=1, devices=devices
+  )
 
 
 def compiled_text(**kwargs):
   """(the compiled train step of a small run, its parameters)."""
-  run = small_run(**kwargs)
-  return compile_train_step(**run).as_text(), run['state'].params
+  program = small_run(**kwargs)
+  return compile_train_step(program).as_text(), abstract_state(program).params
 
 
 def parts(params) -> tuple[int, int, int]:

@@ -5,14 +5,14 @@ import functools
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
-from vit_jax.models.families import build_model
-from vit_jax.sharding.mesh import make_mesh
-from vit_jax.training.setup import abstract_state, open_sources, restore_or_init_state
+from vit_jax.training.initial_state import restore_or_init_state
+from vit_jax.training.program import abstract_state, make_program
+from vit_jax.training.setup import open_sources
+from vit_jax.training.task import make_task
 
 # Wide enough that some parameters are split over 'fsdp'.
 CONFIG = Config(
@@ -26,15 +26,20 @@ CONFIG = Config(
 def start(workdir, devices: int, fsdp: int, save: bool = False):
   """The first state on a mesh of so many devices."""
   config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=fsdp))
-  mesh = make_mesh(fsdp, batches={}, devices=jax.devices()[:devices])
-  model, checkpoints = build_model(config.model, 10), CheckpointManager(workdir)
-  state, notes = restore_or_init_state(
-    config, checkpoints, model=model, tx=optax.adamw(1e-3), mesh=mesh
+  program = make_program(
+    config,
+    make_task(config),
+    examples=1297,
+    classes=10,
+    label_slots=1,
+    devices=jax.devices()[:devices],
   )
+  checkpoints = CheckpointManager(workdir)
+  state, _, notes = restore_or_init_state(program, checkpoints)
   if save:
     checkpoints.save(state.replace(step=state.step + 7), 7)
   checkpoints.close()
-  shapes = abstract_state(config, model=model, tx=optax.adamw(1e-3), mesh=mesh)
+  shapes = abstract_state(program)
   assert jax.tree.all(
     jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), state, shapes)
   )
@@ -54,7 +59,7 @@ def saved(tmp_path_factory):
 def test_what_eight_devices_saved_is_restored_on_any_mesh_to_the_bit(saved, devices, fsdp):
   workdir, expected = saved
   state, notes = start(workdir, devices, fsdp)
-  assert notes == ['going on after step 7'] and int(state.step) == 7
+  assert notes == ['resumes after step 7'] and int(state.step) == 7
   same = functools.partial(
     jax.tree.map, lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes()
   )

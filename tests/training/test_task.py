@@ -17,15 +17,15 @@ from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.patches import count_patches, patch_means
-from vit_jax.metrics.writer import read_metrics
-from vit_jax.models.families import build_model
+from vit_jax.metrics.records import read_metrics
 from vit_jax.models.masked import build_masked_vit
 from vit_jax.optim.losses import color_loss, pixel_loss
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import init_state, train_step
 from vit_jax.train import train
-from vit_jax.training.setup import restore_or_init_state
+from vit_jax.training.initial_state import restore_or_init_state
+from vit_jax.training.program import make_program
 from vit_jax.training.task import make_task
 
 # Everything that draws at random is on.
@@ -92,14 +92,16 @@ def test_eight_devices_equal_one():
   task, tx, batch = make_task(config), optax.sgd(1e-1), next(digits())
   step = functools.partial(
     train_step,
-    model=task.build(10),
+    model=task.build_model(10),
     tx=tx,
     loss=task.loss,
     lr=lambda step: 0.1,
     seed=3,
     grad_accum_steps=2,
   )
-  begin = functools.partial(init_state, 0, model=task.build(10), tx=tx, size=(8, 8), ema=False)
+  begin = functools.partial(
+    init_state, 0, model=task.build_model(10), tx=tx, size=(8, 8), ema=False
+  )
 
   def run(fsdp, devices):
     mesh, losses = make_mesh(fsdp, batches={}, devices=devices), []
@@ -187,10 +189,8 @@ def test_fine_tuning_takes_all_but_the_head_and_what_masking_needs(run, tmp_path
   assert model.classes == 0 and model.labels == () and 'it has no head' in model.notes[0]
   config = dataclasses.replace(CONFIG, mask=MaskConfig(), init=str(run[0]))
   checkpoints = CheckpointManager(tmp_path)
-  mesh = make_mesh(1, batches={})
-  state, notes = restore_or_init_state(
-    config, checkpoints, model=build_model(config.model, 10), tx=optax.sgd(0.1), mesh=mesh
-  )
+  program = make_program(config, make_task(config), examples=1297, classes=10, label_slots=1)
+  state, _, notes = restore_or_init_state(program, checkpoints)
   checkpoints.close()
   new, old = flax.traverse_util.flatten_dict(jax.device_get(state.params), sep='/'), flat(run[0])
   assert old.keys() - new.keys() == {'mask', 'patch_head/kernel', 'patch_head/bias'}
@@ -205,7 +205,7 @@ def test_fine_tuning_takes_all_but_the_head_and_what_masking_needs(run, tmp_path
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'probes': ('real',)}, "'real' asks for classes"),
+    ({'probes': ('real',)}, "config.probes: 'real'"),
     ({'mixup': 0.1}, r'config\.mixup=0\.1'),
     ({'loss': 'sigmoid'}, r"config\.loss='sigmoid'"),
     ({'mask': MaskConfig(rate=0.2)}, r'config\.mask\.rate=0\.2'),

@@ -56,7 +56,7 @@ def run_train_job(default_config: Path):
 @contextlib.contextmanager
 def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]]:
   """This process as one that trains: it answers signals, is ended where it is stuck, and has met the other hosts, as
-  `join_cluster` does. Gives {'stopping': …, 'watchdog': …}, as `train` takes them."""
+  `join_cluster` does. Gives {'preemption': …, 'watchdog': …}, as `train` takes them."""
   faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
   stopping, watchdog = Preemption(), Watchdog()
   stopping.install_handlers()
@@ -67,7 +67,7 @@ def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]
   logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
   enable_compilation_cache()
   with exit_on_error(processes):
-    yield {'stopping': stopping, 'watchdog': watchdog}
+    yield {'preemption': stopping, 'watchdog': watchdog}
 
 
 def define_cluster_flags() -> dict[str, flags.FlagHolder]:

@@ -186,7 +186,7 @@ def check(args, job, command: list[str]):
 def refuse_undivided(config, **where: int):
   """UserError where the run's mesh or batches do not divide over these devices."""
   from vit_jax.sharding.mesh import check_mesh_divides
-  from vit_jax.training.setup import sharded_batch_sizes
+  from vit_jax.training.program import sharded_batch_sizes
 
   config = validate(config)
   check_mesh_divides(config.mesh.fsdp, batches=sharded_batch_sizes(config), **where)

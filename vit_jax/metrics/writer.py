@@ -1,13 +1,8 @@
-"""What a run says: metrics.jsonl, TensorBoard, the progress line and, at its end, curves.png.
-
-One record a line: {"step", "loss", "lr", "images_per_second", …} while training, and after an evaluation
-{"step", "test_accuracy", "test_accuracy_top5", "test_loss", "test_examples"} with the split's name first.
-"""
+"""Where a run writes what it measures: metrics.jsonl, TensorBoard and the screen. `records.py` describes the records."""
 
 import contextlib
 import json
 import math
-import operator
 import sys
 import time
 from pathlib import Path
@@ -16,45 +11,47 @@ import jax
 import tensorboardX
 import tqdm
 
-from vit_jax.errors import UserError
+from vit_jax.metrics.records import parse_record
+from vit_jax.runtime.files import write_atomically
 
 
 class MetricsWriter:
-  """The records of one run. Only the first host makes one that writes."""
+  """Writes the records of one run. On hosts other than the first it writes nothing."""
 
   def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
-    """Goes on after `step` of `steps`: what an interrupted run wrote of later steps is taken out, as they are done again."""
+    """Open the files of a run that continues after `step` of `steps`.
+
+    Records of later steps, which an interrupted run wrote, are removed: those steps are taken again. Lines that are
+    not records are removed too, with a note on the screen.
+    """
     self._path, self._steps, self._write = workdir / 'metrics.jsonl', steps, write
-    self._bar, self.records = None, []  # Those that were there, on the host that writes.
+    self._bar = None
     if not write:
       return
-    kept = [line for line in read_record_lines(self._path) if json.loads(line)['step'] <= step]
-    self._path.write_text(''.join(kept))
-    self.records = [json.loads(line) for line in kept]
+    keep_records(self._path, step)
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=30
     )
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=steps, initial=step, unit='step', dynamic_ncols=True)
 
-  def record(self, step: int, values: dict[str, float]):
-    """Writes `values` of `step` everywhere but to the screen."""
+  def write(self, step: int, values: dict[str, float], *, kind: str):
+    """Write scalars of `step` to metrics.jsonl and TensorBoard."""
     if not self._write:
       return
-    self.note(
-      step, {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-    )
+    finite = {name: x if math.isfinite(x) else str(x) for name, x in values.items()}
+    self.write_jsonl(step, finite, kind=kind)
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
 
-  def note(self, step: int, values: dict):
-    """Writes a line about `step` to metrics.jsonl only."""
+  def write_jsonl(self, step: int, values: dict, *, kind: str):
+    """Write a record of `step`, which may hold lists and text, to metrics.jsonl alone."""
     if self._write:
-      with self._path.open('a') as file:
-        file.write(json.dumps({'step': step} | values) + '\n')
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'step': step, 'kind': kind} | values) + '\n')
 
-  def progress(self, step: int, values: dict[str, float]):
-    """The progress line: loss, learning rate, images a second and, where it is known, the share of the chip's peak."""
+  def show_progress(self, step: int, values: dict[str, float]):
+    """Show loss, learning rate, images per second, MFU where it is known, and the time left."""
     shown = {
       'loss': f'{values["loss"]:.4f}',
       'lr': f'{values["lr"]:.2e}',
@@ -64,120 +61,58 @@ class MetricsWriter:
       shown['mfu'] = f'{values["mfu"]:.1%}'
     if self._bar:
       self._bar.n = step
-      self._bar.set_postfix(shown)  # Draws it, too.
+      self._bar.set_postfix(shown)  # This redraws the bar, too.
     else:
       left = (self._steps - step) * values['seconds_per_step']
       text = '  '.join(f'{name} {value}' for name, value in shown.items())
-      self.say(f'step {step}/{self._steps}  {text}  left {tqdm.tqdm.format_interval(left)}')
+      self.print_line(f'step {step}/{self._steps}  {text}  left {tqdm.tqdm.format_interval(left)}')
 
-  def say(self, text: str):
-    """A line on the screen, above the progress bar."""
+  def print_line(self, text: str):
+    """Print a line to standard error, above the progress bar."""
     if self._write:
       tqdm.tqdm.write(text, file=sys.stderr)
 
   def close(self):
-    """Flushes what is open."""
+    """Close the progress bar and flush TensorBoard's file."""
     if self._bar:
       self._bar.close()
     if self._write:
       self._tensorboard.close()
 
 
+def keep_records(path: Path, last_step: int):
+  """Remove from a file of records those after `last_step` and lines that are not records.
+
+  The other lines stay as they are. A file that does not exist is left alone.
+  """
+  if not path.exists():
+    return
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+  records = [parse_record(line) if line.endswith('\n') else None for line in lines]
+  bad = [number for number, record in enumerate(records[:-1], start=1) if record is None]
+  if bad:
+    where = f'{path}: removed {len(bad)} lines that are not records; the first is line {bad[0]}'
+    tqdm.tqdm.write(where, file=sys.stderr)
+  kept = [line for line, x in zip(lines, records, strict=True) if x and x['step'] <= last_step]
+  write_atomically(path, ''.join(kept))
+
+
 class Stopwatch:
-  """Seconds of training alone."""
+  """Measures seconds of training alone."""
 
   def __init__(self):
     self._start = time.monotonic()
 
   def lap(self) -> float:
-    """Seconds since the last lap, without the pauses."""
+    """Return the seconds since the last lap, without the pauses, and start the next lap."""
     now, start = time.monotonic(), self._start
     self._start = now
     return now - start
 
   @contextlib.contextmanager
-  def paused(self, work):
-    """Stands still inside; waits first until `work`, arrays that training is still computing, is there."""
-    jax.block_until_ready(work)
+  def paused(self, arrays):
+    """Stop the clock inside the context, once the devices have computed `arrays`."""
+    jax.block_until_ready(arrays)
     began = time.monotonic()
     yield
     self._start += time.monotonic() - began
-
-
-def read_record_lines(path: Path) -> list[str]:
-  """The lines of a file of records; none where it doesn't exist. A last one that a crash cut short is left out.
-
-  UserError for any other that is no record of a step.
-  """
-  lines = path.read_text(errors='replace').splitlines(keepends=True) if path.exists() else []
-  lines = [line for line in lines if line.endswith('\n')]
-  for number, line in enumerate(lines, start=1):
-    try:
-      operator.index(json.loads(line)['step'])
-    except (ValueError, TypeError, KeyError):
-      raise UserError(
-        f'{path}, line {number} is no record of a step: {line[:80]!r}; remove it'
-      ) from None
-  return lines
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-  """All records of a run."""
-  return [json.loads(line) for line in read_record_lines(workdir / 'metrics.jsonl')]
-
-
-def evaluation_records(workdir: Path) -> list[dict]:
-  """The records of a run that evaluations made."""
-  return [
-    record for record in read_metrics(workdir) if any(name.endswith('_loss') for name in record)
-  ]
-
-
-def probe_records(workdir: Path) -> list[dict]:
-  """The records that config.probes made."""
-  return [record for record in read_metrics(workdir) if any('/' in name for name in record)]
-
-
-def steps_of_records(records: list[dict]) -> set[int]:
-  """After which steps they were made."""
-  return {record['step'] for record in records}
-
-
-def format_metrics(result: dict[str, float]) -> str:
-  """An evaluation for the screen."""
-  return '  '.join(
-    f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
-    for name, value in result.items()
-  )
-
-
-def plot_curves(workdir: Path) -> Path:
-  """curves.png: the loss in training and evaluation, the accuracy, and the learning rate, over the steps."""
-  from matplotlib.backends.backend_agg import (
-    FigureCanvasAgg,
-  )  # Slow to import, and used once a run.
-  from matplotlib.figure import Figure
-
-  records = read_metrics(workdir)
-  panels = {
-    'loss': [n for n in metric_names(records) if n == 'loss' or n.endswith('_loss')],
-    'accuracy': [n for n in metric_names(records) if n.endswith('_accuracy')],
-    'learning rate': ['lr'],
-  }
-  figure = Figure(figsize=(12, 3.5), layout='constrained')
-  FigureCanvasAgg(figure)
-  for axes, (title, series) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-    for name in series:
-      points = [(r['step'], float(r[name])) for r in records if name in r]
-      axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
-    axes.set(title=title, xlabel='step')
-    axes.grid(alpha=0.3)
-    if series:
-      axes.legend()
-  figure.savefig(workdir / 'curves.png', dpi=110)
-  return workdir / 'curves.png'
-
-
-def metric_names(records: list[dict]) -> list[str]:
-  """The keys of the records, in the order in which they first appear."""
-  return list(dict.fromkeys(name for record in records for name in record))

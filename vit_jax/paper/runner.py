@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.metrics.writer import read_metrics
+from vit_jax.metrics.records import read_metrics
 from vit_jax.paper.runs import (
   CHECKOUT_ROOT,
   ExperimentRun,

@@ -11,21 +11,18 @@ import time
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Config, labelled_batch_size, total_steps
-from vit_jax.config_checks import validate
+from vit_jax.config import Config, validate
 from vit_jax.data.known import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models.families import FAMILIES, family_name
-from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
-from vit_jax.sharding.mesh import make_mesh
-from vit_jax.step import TrainState, abstract_params
+from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.hlo_cost import cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
-from vit_jax.training.setup import abstract_state, compile_train_step, sharded_batch_sizes
+from vit_jax.training.program import abstract_state, compile_train_step, make_program
 from vit_jax.training.task import make_task
 
 # Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
@@ -74,25 +71,25 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   """
   config = validate(config)
   examples, classes, labels = data_facts(config)
-  steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
-  model = make_task(config).build(classes)
-  lr = make_lr_schedule(config.optim, steps=steps, epoch=epoch)
-  tx = make_optimizer(config.optim, lr, abstract_params(model, config.data.size))
-  devices = topology_devices(topology.name, topology.slices)
-  mesh = make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config), devices=devices)
-  state = abstract_state(config, model=model, tx=tx, mesh=mesh)
+  program = make_program(
+    config,
+    make_task(config),
+    examples=examples,
+    classes=classes,
+    label_slots=labels,
+    devices=topology_devices(topology.name, topology.slices),
+  )
+  model, state = program.model, abstract_state(program)
   began = time.monotonic()
   known = {
     'topology': topology,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     'flops': 3 * model.shape.flops(config.data.size) * config.data.batch,
-    'steps': steps,
+    'steps': program.steps,
     'batch': config.data.batch,
   }
   try:
-    compiled = compile_train_step(
-      config, model=model, tx=tx, lr=lr, mesh=mesh, state=state, labels=labels
-    )
+    compiled = compile_train_step(program)
   except jax.errors.JaxRuntimeError as error:
     return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()

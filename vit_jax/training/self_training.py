@@ -23,7 +23,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.evaluate.labelling import label
-from vit_jax.metrics.writer import format_metrics
+from vit_jax.metrics.records import format_metrics
 from vit_jax.pretrained.loading import load
 from vit_jax.runtime.cluster import print_stderr
 from vit_jax.runtime.files import read_json_object, write_atomically
@@ -48,7 +48,7 @@ class TrainStage:
 
   def fill(self, stopping: Preemption, watchdog: Watchdog) -> dict[str, float]:
     """Trains to the end; the last evaluation."""
-    return train(self.config, self.where, stopping=stopping, watchdog=watchdog)
+    return train(self.config, self.where, preemption=stopping, watchdog=watchdog)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

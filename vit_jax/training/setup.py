@@ -1,200 +1,169 @@
-"""What a run starts from: its examples; and the newest checkpoint of its directory, what `config.init` names, or its seed."""
+"""What a run is made of before any parameter exists: its data, its program and its schedules."""
 
+import dataclasses
 import functools
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
+from jax.experimental.multihost_utils import sync_global_devices
 
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.config import Config
+from vit_jax.checkpoint.run_directory import check_same_run, write_run_description
+from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps
+from vit_jax.config_checks import validate
+from vit_jax.data.fingerprint import fingerprint_data
+from vit_jax.data.loader import train_batches
 from vit_jax.data.mixture import MixtureSource, open_mixture
+from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
-from vit_jax.pretrained.adapt import adapt_params, format_changes
-from vit_jax.pretrained.loading import load
-from vit_jax.pretrained.model import PretrainedModel
-from vit_jax.sharding.fsdp import state_shardings
-from vit_jax.sharding.mesh import (
-  Mesh,
-  batch_sharding,
-  compiler_options,
-  replicated,
-  shard_from_host,
-  to_global,
-)
-from vit_jax.step import TrainState, init_state, train_step
+from vit_jax.evaluate.protocols import Opened, open_all
+from vit_jax.metrics.step_log import StepLog, open_step_log
+from vit_jax.metrics.writer import MetricsWriter
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.sharding.fsdp import unsharded_params
+from vit_jax.sharding.mesh import describe_mesh, peak_flops
+from vit_jax.step import TrainState
+from vit_jax.training.program import Program, make_program
 from vit_jax.training.task import make_task
+
+SCHEDULES = ('log_every', 'eval_every', 'probe_every', 'save_every', 'keep_every')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A validated config with its directory, its opened data and its program."""
+
+  config: Config
+  workdir: Path
+  train_source: Source | MixtureSource
+  eval_source: Source
+  probes: Opened  # What config.probes name, ready to be evaluated.
+  every: dict[str, int]  # The settings in SCHEDULES, in steps; 0 means after the last step alone.
+  program: Program
+  fingerprint: dict[str, object]  # Of the data: a run does not resume with other data.
+  began: float  # When the process began to set the run up, on the monotonic clock.
+
+  @property
+  def steps(self) -> int:
+    """Number of steps of the run."""
+    return self.program.steps
+
+  def is_due(self, schedule: str, step: int) -> bool:
+    """Return whether what the setting `schedule` schedules happens after `step`. The last step has everything."""
+    return due(step, self.every[schedule], self.steps)
+
+  def batches(self, start: int) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+    """Yield (this host's example ids, the global batch) of each step after `start`, without end."""
+    data = self.config.data
+    batches = train_batches(
+      self.train_source, data, seed=self.config.seed, start=start, **host_kwargs()
+    )
+    return prefetch_to_device(batches, data.prefetch, self.program.mesh)
+
+
+def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
+  """Validate a config, start the time limits of its run, open its data and build its program.
+
+  Raises UserError, before anything is written, if config, data and `workdir` do not go together.
+  """
+  began, config = time.monotonic(), validate(config)
+  watchdog.set_timeouts(step=config.step_timeout, slow=config.first_step_timeout)
+  task = make_task(config)
+  train_source, eval_source = open_sources(config)
+  labels, examples = train_source.label_names, len(train_source.labelled)
+  probes = open_all(config.probes, labels, dir=config.data.dir, l2=config.fewshot_l2)
+  steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
+  durations = {name: getattr(config, name) for name in SCHEDULES}
+  every = {
+    name: parse_duration(text, name=name, steps=steps, epoch=epoch)
+    for name, text in durations.items()
+  }
+  fingerprint = fingerprint_data(train_source, eval_source)
+  check_same_run(workdir, config, labels, fingerprint)
+  return Run(
+    config=config,
+    workdir=workdir,
+    train_source=train_source,
+    eval_source=eval_source,
+    probes=probes,
+    every=every,
+    program=make_program(
+      config,
+      task,
+      examples=examples,
+      classes=train_source.classes,
+      label_slots=train_source.most_labels,
+    ),
+    fingerprint=fingerprint,
+    began=began,
+  )
 
 
 def open_sources(config: Config) -> tuple[Source | MixtureSource, Source]:
-  """(training, evaluation) examples. UserError where their classes differ, or the unlabelled ones have no labels yet."""
+  """Open the training and the evaluation data.
+
+  Raises UserError if their classes differ, or if unlabelled images have no pseudo-labels yet.
+  """
   data = config.data
   train_source = open_source(data.train, data.split, dir=data.dir)
   eval_source = open_source(data.eval or data.train, data.eval_split, dir=data.dir)
   if train_source.label_names != eval_source.label_names:
-    ours, theirs = set(train_source.label_names), set(eval_source.label_names)
+    train, test = set(train_source.label_names), set(eval_source.label_names)
     raise UserError(
       f'{data.train} and {data.eval or data.train} have different classes: '
-      f'only the first has {sorted(ours - theirs)[:5]}, only the second {sorted(theirs - ours)[:5]}'
+      f'only the first has {sorted(train - test)[:5]}, only the second {sorted(test - train)[:5]}'
     )
-  if not data.unlabelled:
-    return train_source, eval_source
-  return open_mixture(
-    train_source, data, seed=config.seed, loss=config.loss, smoothing=config.label_smoothing
-  ), eval_source
+  if data.unlabelled:
+    targets = {'loss': config.loss, 'smoothing': config.label_smoothing}
+    train_source = open_mixture(train_source, data, seed=config.seed, **targets)
+  return train_source, eval_source
 
 
-def restore_or_init_state(
-  config: Config,
-  checkpoints: CheckpointManager,
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  mesh: Mesh,
-) -> tuple[TrainState, list[str]]:
-  """The state to start from, and what to say of it: the newest intact checkpoint, else `config.init`, else a fresh one."""
-  init = make_init_fn(config, model=model, tx=tx)
-  shapes = abstract_state(config, model=model, tx=tx, mesh=mesh)
-  if restored := checkpoints.restore(shapes):
-    state, _ = restored
-    return state, [f'going on after step {int(state.step)}']
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-  state = jax.jit(init, out_shardings=shardings)(config.seed)
-  if not config.init:
-    return state, []
-  released = load(config.init)
-  taken = check_init_model(config, released)
-  grid = model.shape.grid(config.data.size)
-  params, changes = adapt_params(
-    released.params, state.params, grid=grid, old_grid=released.grid, method=config.init_positions
+def start_run(
+  run: Run, state: TrainState, checkpoints: CheckpointManager, counters: dict, notes: list[str]
+) -> StepLog:
+  """Write the description of a run to its directory, print its first lines, and open its log."""
+  # No host may write before all have restored: all have to start from the same checkpoint.
+  sync_global_devices('restored')
+  write_run_description(run.workdir, run.config, run.train_source.label_names, run.fingerprint)
+  checkpoints.acquire_directory()
+  first, mesh = int(state.step), run.program.mesh
+  writer = MetricsWriter(run.workdir, step=first, steps=run.steps, write=jax.process_index() == 0)
+  writer.print_line(
+    f'{run.workdir}: {summarize_run(run.config, state)}, {describe_mesh(mesh)}, steps {first} to {run.steps}'
   )
-  params = shard_from_host(params, shardings.params)
-  ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
-  return state.replace(params=params, ema=ema), [
-    f'starts from {released.source}',
-    *released.notes,
-    *taken,
-    *format_changes(changes),
-  ]
-
-
-def make_init_fn(
-  config: Config, *, model: nn.Module, tx: optax.GradientTransformation
-) -> Callable[[jax.Array], TrainState]:
-  """The function that makes the state of a run from its seed."""
-  return functools.partial(
-    init_state, model=model, tx=tx, size=config.data.size, ema=config.optim.ema > 0
+  for note in [*notes, *unsharded_params(state.params, mesh)]:
+    writer.print_line(f'  {note}')
+  return open_step_log(
+    run.config,
+    run.train_source,
+    writer,
+    ids_path=run.workdir / 'ids.jsonl',
+    step=first,
+    counters=counters,
+    throughput=functools.partial(measure_throughput, run.program),
   )
 
 
-def abstract_state(
-  config: Config, *, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-  """The shapes of a run's state, and where each part lies: nothing is allocated."""
-  shapes = jax.eval_shape(make_init_fn(config, model=model, tx=tx), config.seed)
-  with_sharding = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
+def summarize_run(config: Config, state: TrainState) -> str:
+  """Return model, data and batch of a run in one line."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  size = 'x'.join(map(str, config.data.size))
+  return f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch {config.data.batch}'
 
 
-def check_init_model(config: Config, released: PretrainedModel) -> list[str]:
-  """UserError with the flags to add, where the loaded model is known to compute something else with the same arrays.
+def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:
+  """Return images per second and, where the peak of the chips is known, the model FLOPs utilization (MFU).
 
-  Where that is only assumed of its format, config.model is believed, and the lines say so.
+  A step counts as three forward passes of the model.
   """
-  theirs, ours = released.config, config.model
-  text = lambda value: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)
-  differ = [
-    name
-    for name in ('gelu', 'norm_eps', 'mean', 'scale')
-    if getattr(theirs, name) != getattr(ours, name)
-  ]
-  if known := [name for name in differ if name not in released.assumed]:
-    flags = ' '.join(f'--config.model.{name}={text(getattr(theirs, name))}' for name in known)
-    raise UserError(
-      f'config.init={config.init!r} was trained in another way than config.model says: add {flags}'
-    )
-  return [
-    f'{name} {text(getattr(ours, name))}, where such files usually have {text(getattr(theirs, name))}'
-    for name in differ
-  ]
-
-
-def sharded_batch_sizes(config: Config) -> dict[str, int]:
-  """The sizes that must divide over the devices, by the name of their setting."""
-  part = 'config.data.batch' + (
-    ' / config.optim.grad_accum_steps' if config.optim.grad_accum_steps > 1 else ''
-  )
-  sizes = {part: config.data.batch // config.optim.grad_accum_steps}
-  return sizes | (
-    {'config.data.eval_batch': config.data.eval_batch} if config.data.eval_batch else {}
-  )
-
-
-def host_kwargs() -> dict[str, int]:
-  """Which of how many hosts this is, as the loader wants it."""
-  return {'host': jax.process_index(), 'hosts': jax.process_count()}
-
-
-def compile_train_step(
-  config: Config,
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  lr: optax.Schedule,
-  mesh: Mesh,
-  state: TrainState,
-  labels: int,
-) -> jax.stages.Compiled:
-  """`train_step`, of (state, batch, seed=), compiled for this run's shapes, once: a batch of another is an error, not a second
-  program. The seed is no constant in it: runs that differ in nothing else share one in the cache."""
-  step = functools.partial(
-    train_step,
-    model=model,
-    tx=tx,
-    lr=lr,
-    loss=make_task(config).loss,
-    mixup_alpha=config.mixup,
-    grad_accum_steps=config.optim.grad_accum_steps,
-    ema=config.optim.ema,
-    skip_spikes=config.optim.skip_spikes,
-    mesh=mesh,
-    grad_dtype=config.optim.grad_dtype,
-  )
-  step.__name__ = 'train_step'  # What profiles and compilation events call it.
-  state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-  shardings, b = state_shardings(state, mesh), config.data.batch
-  label = np.float32 if config.data.unlabelled else np.int32
-  shapes = {
-    'image': ((b, *config.data.size, 3), np.uint8),
-    'label': ((b, labels), label),
-    'mask': ((b,), np.bool_),
-  }
-  batch = {
-    name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh))
-    for name, shape in shapes.items()
-  }
-  with jax.set_mesh(mesh):  # Kernels ask it what they are compiled for, and how a batch is split.
-    return (
-      jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
-      .lower(state, batch, seed=np.int32(config.seed))
-      .compile(compiler_options(mesh))
-    )
-
-
-def prefetch_to_device(
-  batches: Iterator[dict[str, np.ndarray]], ahead: int, mesh: Mesh
-) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-  """(this host's ids, the batch as global arrays), `ahead` of them on their way to the device before they are asked for."""
-  send = lambda batch: (
-    batch['id'],
-    to_global({name: array for name, array in batch.items() if name != 'id'}, mesh),
-  )
-  queue = deque(map(send, itertools.islice(batches, ahead)))
-  while queue:
-    yield queue.popleft()
-    queue.extend(map(send, itertools.islice(batches, 1)))
+  images_per_second = program.config.data.batch / seconds_per_step
+  values = {'images_per_second': images_per_second, 'seconds_per_step': seconds_per_step}
+  if peak := peak_flops(program.mesh):
+    flops_per_image = 3 * program.model.shape.flops(program.config.data.size)
+    values['mfu'] = flops_per_image * images_per_second / peak
+  return values

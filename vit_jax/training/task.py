@@ -1,4 +1,7 @@
-"""What a run learns, as far as model, loss and evaluation differ: the labels of images, or the look of masked patches."""
+"""The task of a run: classification of images, or prediction of masked patches.
+
+A task is where model, loss and evaluation differ. The training loop is the same for all tasks.
+"""
 
 import dataclasses
 import functools
@@ -20,46 +23,48 @@ from vit_jax.optim.losses import LOSSES, MASK_LOSSES, make_training_loss
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-  """`said` below is what the model gives for a batch of images."""
+  """Functions that define what is learned. `outputs` are what the trained model returns for a batch."""
 
-  build: Callable[[int], nn.Module]  # Classes of the data -> what is trained,
-  judged: Callable[
-    [int], nn.Module
-  ]  # and what config.probes judge of it, with the same parameters.
-  loss: Callable[[jax.Array, jax.Array], jax.Array]  # (said, targets [b, k]) -> [b].
-  count: Callable[
-    ..., dict[str, jax.Array]
-  ]  # (parameters, batch, predict=…) -> sums over its examples.
-  means: Callable[[Iterable[dict]], dict[str, float]]  # Of what `count` gave for each batch.
+  build_model: Callable[[int], nn.Module]  # Number of classes -> the model that is trained.
+  build_probed_model: Callable[[int], nn.Module]  # The model, of the same parameters, for probes.
+  loss: Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, targets [b, k]) -> losses [b].
+  eval_step: Callable[..., dict[str, jax.Array]]  # (params, batch, predict=) -> sums over examples.
+  aggregate_metrics: Callable[[Iterable[dict]], dict[str, float]]  # Sums of all batches -> means.
 
 
 def make_task(config: Config) -> Task:
-  """The one that config.mask says. UserError where the model cannot have it."""
+  """Return the task that `config.mask` selects. Raises UserError if the model or a probe does not support it."""
   return masked_patch_task(config) if config.mask.target else classification_task(config)
 
 
 def classification_task(config: Config) -> Task:
-  """Of the labels that images have."""
-  model = functools.partial(build_model, config.model)
-  counted = functools.partial(count, loss=LOSSES[config.loss])
+  """Return the task of predicting the labels of images."""
+  build = functools.partial(build_model, config.model)
   return Task(
-    build=model, judged=model, loss=make_training_loss(config), count=counted, means=classify
+    build_model=build,
+    build_probed_model=build,
+    loss=make_training_loss(config),
+    eval_step=functools.partial(count, loss=LOSSES[config.loss]),
+    aggregate_metrics=classify,
   )
 
 
 def masked_patch_task(config: Config) -> Task:
-  """Without labels. Whole images are judged by the features of a model without a head."""
-  model, loss = build_masked_vit(config), MASK_LOSSES[config.mask.target]
+  """Return the task of predicting corrupted patches (arXiv 2010.11929, App. B.1.2).
+
+  It needs no labels. Probes evaluate the features that the same parameters give for images without corruption.
+  """
   for entry in config.probes:
     if parse(entry)[0] not in PROTOCOLS:
-      known = ' and '.join(PROTOCOLS)
       raise UserError(
-        f'config.probes: {entry!r} asks for classes, and config.mask.target learns none; there are {known}'
+        f'config.probes: {entry!r} needs class logits, and config.mask.target trains a model without classes; '
+        f'use {" or ".join(PROTOCOLS)}'
       )
+  model, loss = build_masked_vit(config), MASK_LOSSES[config.mask.target]
   return Task(
-    build=lambda classes: model,
-    judged=lambda classes: build_model(config.model, 0),
+    build_model=lambda classes: model,
+    build_probed_model=lambda classes: build_model(config.model, 0),
     loss=loss,
-    count=functools.partial(count_patches, loss=loss),
-    means=patch_means,
+    eval_step=functools.partial(count_patches, loss=loss),
+    aggregate_metrics=patch_means,
   )

@@ -1,0 +1,127 @@
+"""The evaluations of a run: of the evaluation split, and of the probes of `config.probes`, each on its own schedule."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from vit_jax.data.loader import eval_batches, max_bad_examples
+from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
+from vit_jax.errors import UserError
+from vit_jax.evaluate.protocols import examiner
+from vit_jax.evaluate.subject import Subject
+from vit_jax.metrics.records import format_metrics
+from vit_jax.metrics.step_log import StepLog
+from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.sharding.fsdp import shard_map_sums, state_shardings, state_specs
+from vit_jax.sharding.mesh import batch_sharding, replicated
+from vit_jax.step import TrainState, predict_logits_sharded
+from vit_jax.training.setup import Run
+
+KINDS = {'eval_every': 'eval', 'probe_every': 'probe'}  # Schedule -> kind of its records.
+
+
+class Evaluations:
+  """Evaluates the parameters of a run when it is due, and records the results."""
+
+  def __init__(
+    self,
+    run: Run,
+    log: StepLog,
+    counters: dict,
+    *,
+    should_stop: Callable[[object], bool],
+    watchdog: Watchdog,
+  ):
+    """Continue with the `counters` of a checkpoint. `should_stop` is called with the result of every batch."""
+    self._run, self._log, self._watchdog = run, log, watchdog
+    self._evaluate = {
+      'eval_every': make_split_evaluation(run, should_stop),
+      'probe_every': make_probe_evaluation(run, should_stop, watchdog),
+    }
+    self._done_at: dict[str, int] = dict(counters.get('evaluated_at', {}))
+    self.last: dict[str, float] = counters.get('last_evaluation', {})  # Of the evaluation split.
+
+  @property
+  def counters(self) -> dict:
+    """The steps and the result of the last evaluations, which a checkpoint saves."""
+    return {'evaluated_at': self._done_at, 'last_evaluation': self.last}
+
+  def run_missed(self, state: TrainState) -> bool:
+    """Make up for evaluations that were due after the restored step and were interrupted. Return as `run_due` does."""
+    step = int(state.step)
+    return step == 0 or self.run_due(state, step)
+
+  def run_due(self, state: TrainState, step: int) -> bool:
+    """Run the evaluations that are due after `step`. Return False if the run has to stop before they are done."""
+    return all(
+      self._run_one(name, state, step)
+      for name in self._evaluate
+      if self._run.is_due(name, step) and self._done_at.get(name) != step
+    )
+
+  def _run_one(self, name: str, state: TrainState, step: int) -> bool:
+    self._watchdog.arm_slow()
+    with self._log.stopwatch.paused(state):
+      values = self._evaluate[name](state.eval_params)
+    if values is None:
+      return False
+    self._done_at[name] = step
+    if name == 'eval_every':
+      self.last = {'step': step} | values
+    if values:
+      self._log.writer.write(step, values, kind=KINDS[name])
+      self._log.writer.print_line(f'step {step}/{self._run.steps}  {format_metrics(values)}')
+    return True
+
+
+def make_split_evaluation(
+  run: Run, should_stop: Callable[[object], bool]
+) -> Callable[[dict], dict[str, float] | None]:
+  """Return a function params -> {'test_accuracy': ..., ...} over the evaluation split.
+
+  The names begin with the name of the split. The function returns None if `should_stop` does.
+  """
+  program, source, data = run.program, run.eval_source, run.config.data
+  mesh, shapes, task = program.mesh, program.param_shapes, program.task
+  specs = state_specs(shapes, mesh)
+  predict = functools.partial(predict_logits_sharded, model=program.model, specs=specs)
+  eval_step = shard_map_sums(functools.partial(task.eval_step, predict=predict), mesh, specs)
+  eval_step.__name__ = 'count'  # Profiles and compilation events show it.
+  shardings = (state_shardings(shapes, mesh), batch_sharding(mesh))
+  eval_step = jax.jit(eval_step, in_shardings=shardings, out_shardings=replicated(mesh))
+
+  def evaluate(params: dict) -> dict[str, float] | None:
+    sums = []
+    batches = eval_batches(source, data, **host_kwargs())
+    for _, batch in prefetch_to_device(batches, data.prefetch, mesh):
+      with jax.set_mesh(mesh):
+        sums.append(eval_step(params, batch))
+      if should_stop(sums[-1]):
+        return None
+    result = task.aggregate_metrics(sums)
+    if data.bad_images == 'skip':
+      result['skipped'] = len(source) - result['examples']
+      if result['skipped'] > (most := max_bad_examples(data, len(source))):
+        raise UserError(
+          f'{result["skipped"]} images of {source.split} cannot be read, and config.data.max_bad_fraction allows {most}'
+        )
+    return {f'{source.split}_{name}': value for name, value in result.items()}
+
+  return evaluate
+
+
+def make_probe_evaluation(
+  run: Run, should_stop: Callable[[object], bool], watchdog: Watchdog
+) -> Callable[[dict], dict[str, float] | None]:
+  """Return a function params -> {'fewshot/digits_5shot': ..., ...} for the probes of the config."""
+  program = run.program
+  subject = Subject(
+    model=program.task.build_probed_model(run.train_source.classes),
+    shapes=program.param_shapes,
+    mesh=program.mesh,
+    data=run.config.data,
+    asked=should_stop,
+    progress=lambda images: watchdog.arm_slow(),
+  )
+  return examiner(run.probes, subject)

@@ -1,0 +1,69 @@
+"""The train state that a run starts from: its newest checkpoint, else the model of `config.init`, else its seed."""
+
+import jax
+
+from vit_jax.checkpoint.manager import CheckpointManager
+from vit_jax.config import Config, ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.pretrained.adapt import adapt_params, format_changes
+from vit_jax.pretrained.model import PretrainedModel
+from vit_jax.pretrained.loading import load
+from vit_jax.sharding.mesh import shard_from_host
+from vit_jax.step import TrainState
+from vit_jax.training.program import Program, abstract_state, make_init_fn
+
+
+def restore_or_init_state(
+  program: Program, checkpoints: CheckpointManager
+) -> tuple[TrainState, dict, list[str]]:
+  """Return (the state to start from, the counters saved with it, lines for the screen).
+
+  Raises UserError if every checkpoint is corrupt, or holds another architecture than the config, or if the model
+  of `config.init` does not fit the config.
+  """
+  config, shapes = program.config, abstract_state(program)
+  if restored := checkpoints.restore(shapes):
+    state, counters = restored
+    return state, counters, [f'resumes after step {int(state.step)}']
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  state = jax.jit(make_init_fn(program), out_shardings=shardings)(config.seed)
+  if not config.init:
+    return state, {}, []
+  pretrained = load(config.init)
+  assumptions = check_init_model(config, pretrained)
+  params, changes = adapt_params(
+    pretrained.params,
+    state.params,
+    grid=program.model.shape.grid(config.data.size),
+    old_grid=pretrained.grid,
+    method=config.init_positions,
+  )
+  params = shard_from_host(params, shardings.params)
+  ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
+  lines = [f'starts from {pretrained.source}', *pretrained.notes, *assumptions, *format_changes(changes)]
+  return state.replace(params=params, ema=ema), {}, lines
+
+
+def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
+  """Return a line for each setting that differs from what the format of `config.init` usually means.
+
+  Raises UserError, with the flags to add, if the file states that it was trained with other settings than
+  `config.model` has.
+  """
+  stated, chosen = pretrained.config, config.model
+  names = ('gelu', 'norm_eps', 'mean', 'scale')
+  differ = [name for name in names if getattr(stated, name) != getattr(chosen, name)]
+  if known := [name for name in differ if name not in pretrained.assumed]:
+    flags = ' '.join(f'--config.model.{name}={_format_setting(stated, name)}' for name in known)
+    raise UserError(
+      f'config.init={config.init!r} was trained with other settings than config.model has: add {flags}'
+    )
+  return [
+    f'{name} {_format_setting(chosen, name)}; such files usually have {_format_setting(stated, name)}'
+    for name in differ
+  ]
+
+
+def _format_setting(model: ModelConfig, name: str) -> str:
+  value = getattr(model, name)
+  return ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)

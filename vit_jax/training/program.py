@@ -1,0 +1,137 @@
+"""What a run computes: its model, optimizer and mesh, and the compiled train step.
+
+Training and `plan` share this file, so that what `plan` compiles for a TPU slice is what a run compiles there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from vit_jax.config import Config, labelled_batch_size, total_steps
+from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
+from vit_jax.sharding.fsdp import state_shardings
+from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated
+from vit_jax.step import TrainState, abstract_params, init_state, train_step
+from vit_jax.training.task import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A validated config together with everything that `train_step` is compiled from."""
+
+  config: Config
+  task: Task
+  steps: int  # Steps of the run.
+  epoch: float  # Steps of an epoch.
+  label_slots: int  # Labels of the example that has the most; m in the shapes below.
+  model: nn.Module
+  lr: optax.Schedule
+  tx: optax.GradientTransformation
+  mesh: Mesh
+
+  @functools.cached_property
+  def param_shapes(self) -> dict:
+    """The shapes of the parameters, a tree of `jax.ShapeDtypeStruct`."""
+    return abstract_params(self.model, self.config.data.size)
+
+
+def make_program(
+  config: Config,
+  task: Task,
+  *,
+  examples: int,
+  classes: int,
+  label_slots: int,
+  devices: list | None = None,
+) -> Program:
+  """Build the program of a validated config and its task for `devices`, by default all that there are.
+
+  `examples` is the number of labelled training examples. Raises UserError if the config asks for a model, an
+  optimizer or a mesh that does not exist.
+  """
+  steps = total_steps(config, examples)
+  epoch = examples / labelled_batch_size(config.data)
+  model = task.build_model(classes)
+  lr = make_lr_schedule(config.optim, steps=steps, epoch=epoch)
+  return Program(
+    config=config,
+    task=task,
+    steps=steps,
+    epoch=epoch,
+    label_slots=label_slots,
+    model=model,
+    lr=lr,
+    tx=make_optimizer(config.optim, lr, abstract_params(model, config.data.size)),
+    mesh=make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config), devices=devices),
+  )
+
+
+def sharded_batch_sizes(config: Config) -> dict[str, int]:
+  """Return the batch sizes that must be divisible by the number of devices, by the name of their setting."""
+  parts, eval_batch = config.optim.grad_accum_steps, config.data.eval_batch
+  name = 'config.data.batch' + (' / config.optim.grad_accum_steps' if parts > 1 else '')
+  sizes = {name: config.data.batch // parts}
+  return sizes | ({'config.data.eval_batch': eval_batch} if eval_batch else {})
+
+
+def make_init_fn(program: Program) -> Callable[[int], TrainState]:
+  """Return the function that initializes the train state from a seed."""
+  size, ema = program.config.data.size, program.config.optim.ema > 0
+  return functools.partial(init_state, model=program.model, tx=program.tx, size=size, ema=ema)
+
+
+def abstract_state(program: Program) -> TrainState:
+  """Return the shapes, dtypes and shardings of the train state. Nothing is allocated."""
+  shapes = jax.eval_shape(make_init_fn(program), program.config.seed)
+
+  def with_sharding(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, program.mesh))
+
+
+def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+  """Return the shapes, dtypes and shardings of a training batch."""
+  data, b = program.config.data, program.config.data.batch
+  shapes = {
+    'image': ((b, *data.size, 3), np.uint8),
+    'label': ((b, program.label_slots), np.float32 if data.unlabelled else np.int32),
+    'mask': ((b,), np.bool_),
+  }
+  sharding = batch_sharding(program.mesh)
+  return {name: jax.ShapeDtypeStruct(*x, sharding=sharding) for name, x in shapes.items()}
+
+
+def compile_train_step(program: Program) -> jax.stages.Compiled:
+  """Compile `train_step` once, as a function (state, batch, seed=) -> (state, metrics).
+
+  A batch of another shape is an error, not a second compilation. The seed is an argument: runs that differ in
+  nothing else share a program in the compilation cache.
+  """
+  config, mesh = program.config, program.mesh
+  step = functools.partial(
+    train_step,
+    model=program.model,
+    tx=program.tx,
+    lr=program.lr,
+    loss=program.task.loss,
+    mixup_alpha=config.mixup,
+    grad_accum_steps=config.optim.grad_accum_steps,
+    ema=config.optim.ema,
+    skip_spikes=config.optim.skip_spikes,
+    mesh=mesh,
+    grad_dtype=config.optim.grad_dtype,
+  )
+  step.__name__ = 'train_step'  # Profiles and compilation events show it.
+  state = abstract_state(program)
+  with jax.set_mesh(mesh):  # Kernels ask the mesh for their target and for how a batch is split.
+    jitted = jax.jit(
+      step, out_shardings=(state_shardings(state, mesh), replicated(mesh)), donate_argnums=0
+    )
+    lowered = jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed))
+    return lowered.compile(compiler_options(mesh))
