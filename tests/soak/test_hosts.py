@@ -143,9 +143,7 @@ def test_fsdp_over_eight_devices_resumes_on_two_hosts_of_two_and_of_one(tmp_path
         run.until(f'step {step + 5}/60')
         run.send(signal.SIGTERM, shape['hosts'] - 1)
       assert set(run.codes()) == ({75} if i < 2 else {0}), run.text()[-3000:]
-      assert 'damaged' not in run.text() and (
-        not i or f'resumes after step {step}\n' in run.text()
-      )
+      assert 'damaged' not in run.text() and (not i or f'resumes after step {step}\n' in run.text())
       step = stopped_at(run.text()) if i < 2 else 60
   finished(tmp_path / 'one', *wide, devices=1)
   ids, losses = (

@@ -40,7 +40,12 @@ def restore_or_init_state(
   )
   params = shard_from_host(params, shardings.params)
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
-  lines = [f'starts from {pretrained.source}', *pretrained.notes, *assumptions, *format_changes(changes)]
+  lines = [
+    f'starts from {pretrained.source}',
+    *pretrained.notes,
+    *assumptions,
+    *format_changes(changes),
+  ]
   return state.replace(params=params, ema=ema), {}, lines
 
 
