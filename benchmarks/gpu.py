@@ -58,7 +58,8 @@ def ours(variant: str, args) -> dict:
   """Seconds, device and version. UserError where JAX has no GPU."""
   import jax
 
-  from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, validate
+  from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+  from vit_jax.config_checks import validate
   from vit_jax.sharding.mesh import peak_flops, to_global
   from vit_jax.training.program import (
     abstract_state,

@@ -11,7 +11,8 @@ import time
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Config, validate
+from vit_jax.config import Config
+from vit_jax.config_checks import validate
 from vit_jax.data.known import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError

@@ -6,8 +6,8 @@ from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.pretrained.adapt import adapt_params, format_changes
-from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.loading import load
+from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.sharding.mesh import shard_from_host
 from vit_jax.step import TrainState
 from vit_jax.training.program import Program, abstract_state, make_init_fn
