@@ -15,7 +15,7 @@ The table sweeps the learning rate on a part of the training set; `lr` below is 
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.evaluate.vtab import recipe
+from vit_jax.evaluate.vtab import vtab_config
 from vit_jax.models.variants import AXIAL_VIT_PREFIX, vit_shape
 
 # Table 4. The warm-ups are the released code's; the table has none.
@@ -43,7 +43,7 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
     pool='gap' if variant.startswith(AXIAL_VIT_PREFIX) else 'token',
   )
   if data.startswith('vtab/'):
-    return recipe(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
+    return vtab_config(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
   if data not in RECIPES:
     near = did_you_mean(data, [*RECIPES, 'vtab/caltech101'])
     raise UserError(f'configs/finetune.py:{argument}: Table 4 has no data set {data!r}.{near}')

@@ -10,9 +10,9 @@ import pytest
 from tests.evaluate.conftest import NAMES
 from vit_jax.data.class_names import match_classes
 from vit_jax.data.sources import open_source
-from vit_jax.evaluate.classify import evaluate
-from vit_jax.evaluate.predict import data_config
-from vit_jax.evaluate.report import confusion, per_class
+from vit_jax.evaluate.classify import evaluate_split
+from vit_jax.evaluate.confusion import confusion_matrix, count_per_class
+from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.optim.losses import LOSSES
 from vit_jax.step import predict_logits
 
@@ -23,10 +23,10 @@ def run(model, source, batch: int = 16):
     source.label_names, model.labels, classes=model.classes, source=model.source
   )
   told = []
-  result = evaluate(
+  result = evaluate_split(
     model.params,
     source,
-    data_config(model, batch=batch),
+    eval_data_config(model, batch=batch),
     predict=functools.partial(predict_logits, model=model.model),
     loss=LOSSES[model.loss],
     columns=columns,
@@ -62,8 +62,8 @@ def test_accuracy_loss_and_confusion_are_those_of_the_logits(
   )  # By the data's classes; the last column is for those that it has not.
   for (name,), class_ in zip(names, predicted, strict=True):
     expected[NAMES.index(name), NAMES.index(labels[class_]) if labels[class_] in NAMES else 4] += 1
-  np.testing.assert_array_equal(confusion(result.labels, result.predicted, 4), expected)
-  seen, right = per_class(result.labels, result.predicted, 4)
+  np.testing.assert_array_equal(confusion_matrix(result.labels, result.predicted, 4), expected)
+  seen, right = count_per_class(result.labels, result.predicted, 4)
   assert seen.tolist() == [8, 15, 7, 7]
   assert right.tolist() == np.diag(expected).tolist()
 
@@ -78,8 +78,8 @@ def test_kernels_are_told_the_mesh_that_a_batch_is_split_over(make_model, source
   columns, _ = match_classes(
     source.label_names, model.labels, classes=model.classes, source=model.source
   )
-  data = data_config(model, batch=16)
-  evaluate(
+  data = eval_data_config(model, batch=16)
+  evaluate_split(
     model.params,
     source,
     data,
@@ -111,7 +111,7 @@ def test_any_of_several_labels_is_right(tmp_path, make_model, source, by_hand, l
   ]
   result, _ = run(model, several)
   assert result.accuracy == np.mean(right)
-  seen, correct = per_class(result.labels, result.predicted, 4)
+  seen, correct = count_per_class(result.labels, result.predicted, 4)
   for i, name in enumerate(NAMES):
     has = np.array([name in each for each in names])
     assert (seen[i], correct[i]) == (has.sum(), np.sum(has & right))

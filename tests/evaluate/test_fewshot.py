@@ -5,7 +5,15 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from vit_jax.errors import UserError
-from vit_jax.evaluate.fewshot import FewShot, classify, draw, fewshot, possible, ridge, summary
+from vit_jax.evaluate.fewshot import (
+  FewShotResult,
+  evaluate_fewshot,
+  feasible_shots,
+  mean_and_std_by_shots,
+  predict_ridge,
+  shuffle_by_class,
+  solve_ridge,
+)
 
 K, M = 7, 300
 
@@ -33,7 +41,7 @@ def whitened(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 @pytest.mark.parametrize('l2', [1e-2, 1.0, 1024.0])
 def test_predictions_are_those_of_a_float64_solve_and_of_scikit_learns_ridge(n, d, l2):
   (x, y), (x_test, y_test) = clusters(n, d), clusters(M, d, seed=1)
-  predicted = classify(x, y, x_test, classes=K, l2=l2)
+  predicted = predict_ridge(x, y, x_test, classes=K, l2=l2)
   a, b = whitened(x, x_test)
   targets = np.where(np.arange(K) == y[:, None], 1.0, -1.0)
   # |x w - y|² + λ |w|² is the plain least squares of rows of √λ appended.
@@ -44,21 +52,23 @@ def test_predictions_are_those_of_a_float64_solve_and_of_scikit_learns_ridge(n, 
   np.testing.assert_array_equal(
     predicted, Ridge(alpha=l2, fit_intercept=False).fit(a, targets).predict(b).argmax(axis=1)
   )
-  np.testing.assert_allclose(ridge(a, targets, l2), solved, rtol=1e-6, atol=1e-9)
+  np.testing.assert_allclose(solve_ridge(a, targets, l2), solved, rtol=1e-6, atol=1e-9)
   assert l2 < 1024 or np.mean(predicted == y_test) > 2 / K
 
 
 def test_accuracy_is_the_share_of_right_predictions_and_of_these_examples():
   pool, test = clusters(7 * 30, 16), clusters(M, 16, seed=1)
-  results = fewshot(pool, test, names='abcdefg', shots=(1, 5, 25), seeds=(0, 3))
+  results = evaluate_fewshot(pool, test, names='abcdefg', shots=(1, 5, 25), seeds=(0, 3))
   assert [(each.shots, each.seed) for each in results] == [
     (s, seed) for seed in (0, 3) for s in (1, 5, 25)
   ]
   for each in results:
-    chosen = np.concatenate([order[: each.shots] for order in draw(pool[1], K, each.seed)])
+    chosen = np.concatenate(
+      [order[: each.shots] for order in shuffle_by_class(pool[1], K, each.seed)]
+    )
     np.testing.assert_array_equal(np.bincount(pool[1][chosen]), [each.shots] * K)
     np.testing.assert_array_equal(
-      each.predicted, classify(pool[0][chosen], pool[1][chosen], test[0], classes=K)
+      each.predicted, predict_ridge(pool[0][chosen], pool[1][chosen], test[0], classes=K)
     )
     assert each.accuracy == np.mean(each.predicted == test[1])
   assert results[2].accuracy > results[0].accuracy
@@ -66,24 +76,32 @@ def test_accuracy_is_the_share_of_right_predictions_and_of_these_examples():
 
 def test_more_shots_are_the_fewer_and_some_besides_and_a_seed_draws_the_same():
   labels = clusters(210, 4)[1]
-  for again, order in zip(draw(labels, K, 1), draw(labels, K, 1), strict=True):
+  for again, order in zip(
+    shuffle_by_class(labels, K, 1), shuffle_by_class(labels, K, 1), strict=True
+  ):
     np.testing.assert_array_equal(again, order)
     assert len(set(order)) == 30
-  assert any((a != b).any() for a, b in zip(draw(labels, K, 0), draw(labels, K, 1), strict=True))
+  assert any(
+    (a != b).any()
+    for a, b in zip(shuffle_by_class(labels, K, 0), shuffle_by_class(labels, K, 1), strict=True)
+  )
 
 
 def test_a_class_with_too_few_examples_is_named():
   x, y = clusters(70, 4)
   keep = np.flatnonzero(y != 2)
   keep = np.concatenate([keep, np.flatnonzero(y == 2)[:4]])
-  assert possible(y[keep], K) == (1,)
+  assert feasible_shots(y[keep], K) == (1,)
   with pytest.raises(UserError, match="5 shots: the class 'c' has 4 examples"):
-    fewshot((x[keep], y[keep]), (x, y), names='abcdefg', shots=(1, 5))
+    evaluate_fewshot((x[keep], y[keep]), (x, y), names='abcdefg', shots=(1, 5))
 
 
 def test_the_summary_is_mean_and_deviation_over_seeds():
   made = [
-    FewShot(s, seed, a, np.zeros(1))
+    FewShotResult(s, seed, a, np.zeros(1))
     for s, seed, a in [(1, 0, 0.2), (5, 0, 0.5), (1, 1, 0.4), (5, 1, 0.5)]
   ]
-  assert summary(made) == {1: (pytest.approx(0.3), pytest.approx(np.sqrt(0.02))), 5: (0.5, 0.0)}
+  assert mean_and_std_by_shots(made) == {
+    1: (pytest.approx(0.3), pytest.approx(np.sqrt(0.02))),
+    5: (0.5, 0.0),
+  }

@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tests.evaluate.test_fewshot import K, clusters
 from vit_jax.errors import UserError
-from vit_jax.evaluate.knn import knn
+from vit_jax.evaluate.knn import predict_knn
 
 
 @pytest.mark.parametrize('k', [1, 20, 210])
@@ -19,7 +19,7 @@ def test_predictions_are_those_of_scikit_learns_weighted_cosine_neighbours(k):
   theirs = KNeighborsClassifier(k, metric='cosine', algorithm='brute', weights=weights).fit(
     x.astype(np.float64), y
   )
-  predicted = knn(x, y, x_test, classes=K, k=k)
+  predicted = predict_knn(x, y, x_test, classes=K, k=k)
   np.testing.assert_array_equal(predicted, theirs.predict(x_test.astype(np.float64)))
   assert np.mean(predicted == y_test) > 1.3 / K
 
@@ -27,4 +27,4 @@ def test_predictions_are_those_of_scikit_learns_weighted_cosine_neighbours(k):
 def test_more_neighbours_than_examples_are_refused():
   x, y = clusters(10, 4)
   with pytest.raises(UserError, match='11 nearest neighbours of 10'):
-    knn(x, y, x, classes=K, k=11)
+    predict_knn(x, y, x, classes=K, k=11)

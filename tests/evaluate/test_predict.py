@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests.evaluate.conftest import NAMES
 from vit_jax.errors import UserError
-from vit_jax.evaluate.predict import find_images, predictions
+from vit_jax.evaluate.predict import find_image_files, predict_files
 
 
 @pytest.fixture
 def paths(photos):
-  return find_images([str(photos)])
+  return find_image_files([str(photos)])
 
 
 @pytest.mark.parametrize('batch', [1, 5, 37, 64])
@@ -23,7 +23,7 @@ def test_each_image_has_its_own_prediction_whatever_the_batch(make_model, paths,
   images = np.stack([np.asarray(Image.open(path)) for path in paths])
   logits = np.asarray(model.logits(images), np.float64)
   expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  found = list(predictions(model, paths, top=3, batch=batch))
+  found = list(predict_files(model, paths, top=3, batch=batch))
   assert [each.path for each in found] == paths
   for each, row in zip(found, expected, strict=True):
     order = np.argsort(-row)[:3]
@@ -53,7 +53,7 @@ def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_m
   (tmp_path / 'cut.jpg').write_bytes(whole.getvalue()[:300])
   bad = [str(tmp_path / name) for name in ('empty.png', 'text.jpg', 'cut.jpg', 'gone.jpg')]
   model = make_model()
-  found = list(predictions(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))
+  found = list(predict_files(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))
   assert [bool(each.error) for each in found] == [True, False, True, True, True, False]
   assert found[0].error == 'the file is empty'
   assert found[2].error == 'it is no image of a known format'
@@ -68,12 +68,14 @@ def test_images_are_found_by_file_folder_and_pattern_each_once(tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   here = lambda *names: [str(tmp_path / name) for name in names]
-  assert find_images(here('')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG')
-  assert find_images(here('b/2.PNG', 'b', 'notes.txt')) == here('b/2.PNG', 'b/1.jpg', 'notes.txt')
-  assert find_images(here('*')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG', 'notes.txt')
-  assert find_images(here('**/*.jpg')) == here('b/1.jpg')
+  assert find_image_files(here('')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG')
+  assert find_image_files(here('b/2.PNG', 'b', 'notes.txt')) == here(
+    'b/2.PNG', 'b/1.jpg', 'notes.txt'
+  )
+  assert find_image_files(here('*')) == here('a.jpeg', 'b/1.jpg', 'b/2.PNG', 'notes.txt')
+  assert find_image_files(here('**/*.jpg')) == here('b/1.jpg')
   (tmp_path / 'odd [1].jpg').touch()
-  assert find_images(here('odd [1].jpg')) == here('odd [1].jpg')
+  assert find_image_files(here('odd [1].jpg')) == here('odd [1].jpg')
   for nothing in ('none.jpg', '*.webp'):
     with pytest.raises(UserError, match='there is no such image'):
-      find_images(here(nothing))
+      find_image_files(here(nothing))

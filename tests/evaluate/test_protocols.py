@@ -9,10 +9,10 @@ import vit_jax
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate import frozen, protocols
-from vit_jax.evaluate.fewshot import classify, draw
-from vit_jax.evaluate.predict import data_config
-from vit_jax.evaluate.subject import alone
+from vit_jax.evaluate import probes, protocols
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.fewshot import predict_ridge, shuffle_by_class
+from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.metrics.records import read_metrics
 from vit_jax.train import train
 
@@ -51,9 +51,9 @@ def test_a_run_evaluates_on_a_clock_of_its_own_what_the_finished_model_gives(run
   assert 'test_accuracy' in last  # The last evaluation is still that of the head.
 
   model = vit_jax.load(str(workdir))
-  subject, params = alone(model, data_config(model, batch=96))
-  outcomes = protocols.open_all(ENTRIES, model.labels, dir='', l2=1024.0)(subject, params)
-  assert protocols.as_metrics(outcomes) == {
+  subject, params = make_pretrained_evaluator(model, eval_data_config(model, batch=96))
+  outcomes = protocols.make_protocols(ENTRIES, model.labels, dir='', l2=1024.0)(subject, params)
+  assert protocols.results_to_metrics(outcomes) == {
     name: pytest.approx(records[1][name], abs=2e-3) for name in names
   }
   assert [(each.protocol, each.pool, each.examples) for each in outcomes] == [
@@ -73,12 +73,12 @@ def test_the_figures_are_those_of_the_models_own_features(run):
   (x,), (y,), (x_test,), (y_test,) = x, y, x_test, y_test
   expected = []
   for seed in range(3):
-    chosen = np.concatenate([each[:5] for each in draw(y, 10, seed)])
-    expected.append(np.mean(classify(x[chosen], y[chosen], x_test, classes=10) == y_test))
-  subject, params = alone(model, data_config(model, batch=50))
-  pool, test = frozen.pool_and_test('builtin:digits')
-  options = frozen.Options(shots=(5,))
-  (outcome,) = protocols.open_frozen(['fewshot'], 'builtin:digits', pool, test, options)(
+    chosen = np.concatenate([each[:5] for each in shuffle_by_class(y, 10, seed)])
+    expected.append(np.mean(predict_ridge(x[chosen], y[chosen], x_test, classes=10) == y_test))
+  subject, params = make_pretrained_evaluator(model, eval_data_config(model, batch=50))
+  pool, test = probes.open_pool_and_test('builtin:digits')
+  options = probes.ProbeOptions(shots=(5,))
+  (outcome,) = protocols.make_probe_protocol(['fewshot'], 'builtin:digits', pool, test, options)(
     subject, params
   )
   assert outcome.figures['5shot'].accuracy == pytest.approx(np.mean(expected), abs=2e-3)
@@ -93,7 +93,7 @@ def test_a_record_is_named_by_the_protocol_and_the_last_of_the_source():
     ('linear', 'builtin:digits'),
   ]
   expected = ['fewshot/cifar10', 'knn/photos', 'v2/matched-frequency', 'linear/digits']
-  assert [protocols.metric(*each) for each in names] == expected
+  assert [protocols.metric_prefix(*each) for each in names] == expected
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_several_labels_an_image_are_refused(tmp_path, photos):
     f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n'
   )
   with pytest.raises(UserError, match='have up to 2 labels'):
-    frozen.pool_and_test(f'csv:{tmp_path / "two.csv"}', split='all', test_split='all')
+    probes.open_pool_and_test(f'csv:{tmp_path / "two.csv"}', split='all', test_split='all')
 
 
 def test_the_split_that_is_learned_from_is_the_papers():
-  assert frozen.SPLITS['tfds:imagenet2012'] == ('train[:65000]', 'validation')
+  assert probes.PROBE_SPLITS['tfds:imagenet2012'] == ('train[:65000]', 'validation')

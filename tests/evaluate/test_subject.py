@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.evaluate.predict import data_config
-from vit_jax.evaluate.subject import StoppedError, alone
+from vit_jax.evaluate.evaluator import StoppedError, make_pretrained_evaluator
+from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import make_mesh, shard_from_host
 
@@ -17,7 +17,7 @@ from vit_jax.sharding.mesh import make_mesh, shard_from_host
 def subject(request, make_model):
   """(model, the subject it is, parameters) on eight devices, with one copy of the parameters for one or for four of them."""
   model = make_model(width=64, mlp=1024)  # Large enough to be split.
-  made, params = alone(model, data_config(model, batch=16))
+  made, params = make_pretrained_evaluator(model, eval_data_config(model, batch=16))
   if request.param > 1:
     mesh = make_mesh(request.param, batches={})
     made = dataclasses.replace(made, mesh=mesh)
@@ -48,19 +48,21 @@ def test_the_best_are_places_among_the_columns(subject, source, by_hand):
 
 def test_a_batch_is_filled_up_to_what_divides_over_the_devices(make_model):
   model = make_model()
-  assert alone(model, data_config(model, batch=5))[0].data.eval_batch == 8
+  assert make_pretrained_evaluator(model, eval_data_config(model, batch=5))[0].data.eval_batch == 8
 
 
 def test_progress_is_told_of_every_batch(make_model, source):
   model, told = make_model(), []
-  made, params = alone(model, data_config(model, batch=16), progress=told.append)
+  made, params = make_pretrained_evaluator(
+    model, eval_data_config(model, batch=16), progress=told.append
+  )
   made.features(params, source)
   assert told == [16, 16, 16]
 
 
 def test_asked_to_stop_it_does_before_the_next_batch(make_model, source):
   model, asked = make_model(), []
-  made, params = alone(model, data_config(model, batch=16))
+  made, params = make_pretrained_evaluator(model, eval_data_config(model, batch=16))
   made = dataclasses.replace(
     made, asked=lambda values: asked.append(len(values)) or len(asked) == 2
   )

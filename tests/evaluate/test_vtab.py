@@ -6,14 +6,14 @@ from vit_jax.config import ModelConfig, parse_duration
 from vit_jax.config_checks import validate
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError
-from vit_jax.evaluate.vtab import means, recipe, refuse_missing
+from vit_jax.evaluate.vtab import check_vtab_data, mean_by_group, vtab_config
 from vit_jax.paper.published import read_published_table
 
 MODEL = ModelConfig(variant='mu/4')
 
 
 def test_the_recipe_is_table_4s_and_the_same_for_all_tasks_but_for_what_would_change_the_label():
-  recipes = {task: validate(recipe(task, model=MODEL, size=(384, 384))) for task in VTAB_TASKS}
+  recipes = {task: validate(vtab_config(task, model=MODEL, size=(384, 384))) for task in VTAB_TASKS}
   for task, config in recipes.items():
     assert (config.steps, config.optim.lr, config.data.batch, config.optim.name) == (
       2500,
@@ -43,7 +43,7 @@ def test_the_recipe_is_table_4s_and_the_same_for_all_tasks_but_for_what_would_ch
 @pytest.mark.parametrize('model', ['ViT-H/14 (JFT)', 'ViT-L/16 (JFT)', 'ViT-L/16 (I21k)'])
 def test_the_means_of_the_papers_table_9_are_the_papers(model):
   rows = {row['Task']: float(row[model]) for row in read_published_table('table9')}
-  found = means({task: rows[facts.title] for task, facts in VTAB_TASKS.items()})
+  found = mean_by_group({task: rows[facts.title] for task, facts in VTAB_TASKS.items()})
   assert found['all'] == pytest.approx(rows['Mean'], abs=0.06)
   groups = {
     'ViT-H/14 (JFT)': (86.69, 87.00, 65.03),
@@ -62,14 +62,14 @@ def test_a_mean_is_of_a_whole_group_or_not_there():
     'resisc45': 0.7,
     'diabetic_retinopathy': 0.8,
   }
-  assert means(specialized | {'dmlab': 0.1}) == {'specialized': pytest.approx(0.8)}
-  assert means({'dmlab': 0.1}) == {}
+  assert mean_by_group(specialized | {'dmlab': 0.1}) == {'specialized': pytest.approx(0.8)}
+  assert mean_by_group({'dmlab': 0.1}) == {}
 
 
 def test_all_that_is_missing_is_said_before_anything_is_trained(tmp_path):
   with pytest.raises(
     UserError, match=r'2 of 2 tasks have no data here \(dmlab, dtd\): .*data prepare dmlab'
   ):
-    refuse_missing(['dmlab', 'dtd'], str(tmp_path))
+    check_vtab_data(['dmlab', 'dtd'], str(tmp_path))
   with pytest.raises(UserError, match="VTAB has no task 'dmlabs'. Did you mean 'dmlab'"):
-    recipe('dmlabs', model=MODEL, size=(8, 8))
+    vtab_config('dmlabs', model=MODEL, size=(8, 8))

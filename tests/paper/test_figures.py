@@ -10,16 +10,16 @@ import vit_jax
 from tests.pretrained.released_layout import google_file
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.evaluate.predict import Files, find_images
+from vit_jax.evaluate.predict import ImageFiles, find_image_files
 from vit_jax.paper import attention_distance, attention_rollout, figures
 
 
 @pytest.fixture(scope='module')
-def photos(tmp_path_factory) -> Files:
+def photos(tmp_path_factory) -> ImageFiles:
   root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
   for i in range(3):
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(root / f'{i}.png')
-  return Files(tuple(find_images([str(root)])))
+  return ImageFiles(tuple(find_image_files([str(root)])))
 
 
 def made(path, variant='mu/8', **fields):

@@ -37,10 +37,10 @@ def classify(args):
   if args.confusion:
     refuse_picture(args, source)
   from vit_jax.data.class_names import match_classes
-  from vit_jax.evaluate.predict import refuse_unfit
+  from vit_jax.evaluate.predict import check_trained_head
 
   model = load_model(args)
-  refuse_unfit(model)
+  check_trained_head(model)
   columns, notes = match_classes(
     source.label_names, model.labels, classes=model.classes, source=model.source
   )
@@ -62,7 +62,7 @@ def classify(args):
 
 def refuse_picture(args, source):
   """UserError where no confusion matrix can be drawn of the data."""
-  from vit_jax.evaluate.report import MOST
+  from vit_jax.evaluate.confusion import MAX_CONFUSION_CLASSES
 
   if args.confusion == STDOUT:
     raise UserError('--confusion - : a picture goes to a file, such as confusion.png')
@@ -70,9 +70,9 @@ def refuse_picture(args, source):
     raise UserError(
       f'--confusion: examples of {args.data} have up to {source.most_labels} labels, and a matrix wants one'
     )
-  if source.classes > MOST:
+  if source.classes > MAX_CONFUSION_CLASSES:
     raise UserError(
-      f'--confusion: a picture can show {MOST:,} classes, and {args.data} has {source.classes:,}; --per_class lists them'
+      f'--confusion: a picture can show {MAX_CONFUSION_CLASSES:,} classes, and {args.data} has {source.classes:,}; --per_class lists them'
     )
 
 
@@ -111,13 +111,13 @@ def run(args, model, source, columns):
   import tqdm
 
   from vit_jax.data.images import BadImageError
-  from vit_jax.evaluate.classify import evaluate as evaluate_split
-  from vit_jax.evaluate.predict import data_config
+  from vit_jax.evaluate.classify import evaluate_split
+  from vit_jax.evaluate.predict import eval_data_config
   from vit_jax.optim.losses import LOSSES
   from vit_jax.step import predict_logits
 
   reading = {'workers': args.workers, 'threads': args.threads, 'bad_images': args.bad_images}
-  data = data_config(model, batch=min(batch_size(args), len(source)), **reading)
+  data = eval_data_config(model, batch=min(batch_size(args), len(source)), **reading)
   predict, loss = functools.partial(predict_logits, model=model.model), LOSSES[model.loss]
   bar = tqdm.tqdm(
     total=len(source),
@@ -182,11 +182,11 @@ def in_words(facts: dict) -> str:
 
 def report(args, source, result, *, title: str):
   """Class by class, where that was asked for."""
-  from vit_jax.evaluate.report import confusion, draw_confusion, per_class
+  from vit_jax.evaluate.confusion import confusion_matrix, count_per_class, plot_confusion_matrix
 
   k, names = source.classes, source.label_names
   if args.per_class:
-    counts = [each.tolist() for each in per_class(result.labels, result.predicted, k)]
+    counts = [each.tolist() for each in count_per_class(result.labels, result.predicted, k)]
     rows = [
       (name, n, right, right / n if n else None)
       for name, n, right in zip(names, *counts, strict=True)
@@ -196,8 +196,8 @@ def report(args, source, result, *, title: str):
       args.per_class,
     )
   if args.confusion:
-    draw_confusion(
-      confusion(result.labels, result.predicted, k), names, args.confusion, title=title
+    plot_confusion_matrix(
+      confusion_matrix(result.labels, result.predicted, k), names, args.confusion, title=title
     )
 
 

@@ -46,14 +46,14 @@ def figures(args):
 def open_figure_images(places: list[str], model):
   """Files, folders and patterns, or one source such as builtin:digits; of many, as many as the paper took, evenly spread."""
   from vit_jax.data.sources import STORES, open_source
-  from vit_jax.evaluate.predict import Files, find_images
+  from vit_jax.evaluate.predict import ImageFiles, find_image_files
   from vit_jax.paper.figures import MAX_FIGURE_IMAGES
 
   if len(places) == 1 and places[0].partition(':')[0] in STORES and ':' in places[0]:
     return open_source(places[0], '').spread(MAX_FIGURE_IMAGES)
-  paths = find_images(places)
+  paths = find_image_files(places)
   step = max(1, len(paths) / MAX_FIGURE_IMAGES)
-  return Files(tuple(paths[int(i * step)] for i in range(min(len(paths), MAX_FIGURE_IMAGES))))
+  return ImageFiles(tuple(paths[int(i * step)] for i in range(min(len(paths), MAX_FIGURE_IMAGES))))
 
 
 def arrange_summaries(columns: dict[str, dict[str, float]]) -> list[tuple]:

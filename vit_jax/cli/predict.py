@@ -13,15 +13,15 @@ LONG = 100  # Images from which on a bar shows how far it is.
 
 def predict(args):
   """The most probable classes of images: files, folders and patterns such as 'photos/**/*.jpg'."""
-  from vit_jax.evaluate.predict import find_images, predictions, refuse_unfit
+  from vit_jax.evaluate.predict import check_trained_head, find_image_files, predict_files
 
   check_output_paths(json=args.json, csv=args.csv)
-  paths = find_images(args.images)
+  paths = find_image_files(args.images)
   model = load_model(args)
-  refuse_unfit(model)
+  check_trained_head(model)
   if args.top and args.top > model.classes:
     raise UserError(f'--top {args.top}: {model.source} has {model.classes} classes')
-  made = predictions(model, paths, top=args.top or 5, batch=batch_size(args))
+  made = predict_files(model, paths, top=args.top or 5, batch=batch_size(args))
   done = shown(made, paths, table=STDOUT not in (args.json, args.csv))
   write_output(json.dumps([as_object(each) for each in done], indent=1) + '\n', args.json)
   write_output(

@@ -64,41 +64,44 @@ def subject_of(args, model):
   """(the model as protocols see it, its parameters, the bar that shows how far it is)."""
   import tqdm
 
-  from vit_jax.evaluate.predict import data_config
-  from vit_jax.evaluate.subject import alone
+  from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+  from vit_jax.evaluate.predict import eval_data_config
 
   reading = {'workers': args.workers, 'threads': args.threads, 'bad_images': args.bad_images}
-  data = data_config(model, batch=batch_size(args), **reading)
+  data = eval_data_config(model, batch=batch_size(args), **reading)
   bar = tqdm.tqdm(unit='image', dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
-  return *alone(model, data, progress=bar.update), bar
+  return *make_pretrained_evaluator(model, data, progress=bar.update), bar
 
 
 def open_frozen(args) -> list:
   """The protocols on frozen features that are asked for, as one."""
-  from vit_jax.evaluate import fewshot, frozen, knn, protocols
+  from vit_jax.evaluate import fewshot, knn, probes, protocols
 
   asked = [name for name in args.protocol if name in FROZEN]
   if not asked:
     return []
-  pool, test = frozen.pool_and_test(
+  pool, test = probes.open_pool_and_test(
     args.data, split=args.train_split, test_split=args.split, dir=args.dir
   )
   shots, seeds = (tuple(each or ()) for each in (args.shots, args.seeds))
-  options = frozen.Options(
-    shots=shots, seeds=seeds or fewshot.SEEDS, l2=args.l2 or fewshot.L2, k=args.k or knn.K
+  options = probes.ProbeOptions(
+    shots=shots,
+    seeds=seeds or fewshot.FEWSHOT_SEEDS,
+    l2=args.l2 or fewshot.FEWSHOT_L2,
+    k=args.k or knn.KNN_NEIGHBORS,
   )
-  return [protocols.open_frozen(asked, args.data, pool, test, options)]
+  return [protocols.make_probe_protocol(asked, args.data, pool, test, options)]
 
 
 def open_label_sets(args, protocol: str, model):
   """One of the test sets of ImageNet's classes."""
   from vit_jax.evaluate import protocols
-  from vit_jax.evaluate.predict import refuse_unfit
+  from vit_jax.evaluate.predict import check_trained_head
 
-  refuse_unfit(model)
+  check_trained_head(model)
   where = {'split': args.split, 'dir': args.dir, 'mapping': args.mapping or ''}
   facts = {'labels': model.labels, 'classes': model.classes, 'source': model.source}
-  return protocols.open_label_sets(protocol, args.data or '', **facts, **where)
+  return protocols.make_label_set_protocol(protocol, args.data or '', **facts, **where)
 
 
 def judge_or_say(judge, subject, params) -> list:

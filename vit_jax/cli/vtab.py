@@ -16,7 +16,7 @@ def vtab(args):
   """Fine-tunes on one task after the other; what was done of them in --workdir is not done again."""
   from vit_jax.data.vtab import VTAB_TASKS
   from vit_jax.errors import did_you_mean
-  from vit_jax.evaluate.vtab import means, recipe, refuse_missing
+  from vit_jax.evaluate.vtab import check_vtab_data, mean_by_group, vtab_config
   from vit_jax.train import train
 
   tasks = args.tasks or list(VTAB_TASKS)
@@ -24,7 +24,7 @@ def vtab(args):
     raise UserError(
       f'--tasks {unknown[0]}: VTAB has no such task.{did_you_mean(unknown[0], VTAB_TASKS)}'
     )
-  refuse_missing(tasks, args.dir)
+  check_vtab_data(tasks, args.dir)
   model = load_model(args)
   said = {'steps': args.steps, 'batch': args.train_batch, 'lr': args.lr}
   said = {name: value for name, value in said.items() if value is not None}
@@ -36,11 +36,11 @@ def vtab(args):
   }
   results = {}
   for task in tasks:
-    config = recipe(task, model=model.config, size=model.size, **said, **reading)
+    config = vtab_config(task, model=model.config, size=model.size, **said, **reading)
     config.init = args.init
     results[task] = train(config, Path(args.workdir or 'runs/vtab') / task)
     print_stderr(f'{task}: {results[task]["test_accuracy"]:.2%}')
-  averages = means({task: result['test_accuracy'] for task, result in results.items()})
+  averages = mean_by_group({task: result['test_accuracy'] for task, result in results.items()})
   if args.json != STDOUT:
     print(
       f'{model.source} at {"x".join(map(str, model.size))} px\n{table(results, averages)}', end=''

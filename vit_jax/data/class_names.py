@@ -7,8 +7,8 @@ import numpy as np
 from vit_jax.data.imagenet import imagenet_class_names, imagenet_synsets
 from vit_jax.errors import UserError
 
-IMAGENETS = ('imagenet1k', 'imagenet21k')
-VALIDATION = 50_000  # Images of ImageNet-1k's validation split.
+_IMAGENET_LABEL_LISTS = ('imagenet1k', 'imagenet21k')
+_IMAGENET_VALIDATION_EXAMPLES = 50_000  # Images of ImageNet-1k's validation split.
 
 
 def match_classes(
@@ -30,9 +30,9 @@ def match_classes(
     return np.arange(classes, dtype=np.int32), [
       "the model does not name its classes: they are taken to be in the data's order"
     ]
-  names = next((names for names in namings(ours) if set(theirs) <= set(names)), None)
+  names = next((names for names in _candidate_class_names(ours) if set(theirs) <= set(names)), None)
   if names is None:
-    raise UserError(differing(theirs, ours, source))
+    raise UserError(_format_class_mismatch(theirs, ours, source))
   often, place = collections.Counter(names), {name: i for i, name in enumerate(names)}
   if twice := [name for name in theirs if often[name] > 1]:
     raise UserError(
@@ -49,15 +49,19 @@ def match_classes(
   ]
 
 
-def namings(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _candidate_class_names(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
   """The model's own names of its classes, and, where they are ImageNet's, the synsets, which is what TFDS calls them."""
   return [
     ours,
-    *(imagenet_synsets(which) for which in IMAGENETS if ours == imagenet_class_names(which)),
+    *(
+      imagenet_synsets(which)
+      for which in _IMAGENET_LABEL_LISTS
+      if ours == imagenet_class_names(which)
+    ),
   ]
 
 
-def differing(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> str:
+def _format_class_mismatch(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> str:
   """The two lists, where they are not the same."""
   some = lambda names: (
     f'{", ".join(map(repr, names[:5]))}'
@@ -76,4 +80,4 @@ def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, most_label
     set(theirs) == set(names)
     for names in (imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k'))
   )
-  return named and examples == VALIDATION and most_labels == 1
+  return named and examples == _IMAGENET_VALIDATION_EXAMPLES and most_labels == 1

@@ -59,7 +59,7 @@ def classify(counted: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class ClassificationResult:
   """Of a whole split: means over its examples, and what was said of each of them."""
 
   accuracy: float
@@ -72,7 +72,7 @@ class Evaluation:
   predicted: np.ndarray  # int32 [examples], the data set's classes; -1 is one that it has not.
 
 
-def evaluate(
+def evaluate_split(
   params: dict,
   source,
   data: DataConfig,
@@ -81,7 +81,7 @@ def evaluate(
   loss: Callable[[jax.Array, jax.Array], jax.Array],
   columns: np.ndarray,
   progress: Callable[[int], None],
-) -> Evaluation:
+) -> ClassificationResult:
   """Of every example of `source` once, over all devices; images unrounded, as published numbers were made.
 
   `columns` [the data set's classes]: the number of each one's logit. `data.eval_batch` is filled up to what divides over the
@@ -139,13 +139,15 @@ def compiled(
     return jax.jit(step, out_shardings=replicated(mesh)).lower(params, batch).compile()
 
 
-def evaluation(done: list, columns: np.ndarray, *, examples: int, seconds: float) -> Evaluation:
+def evaluation(
+  done: list, columns: np.ndarray, *, examples: int, seconds: float
+) -> ClassificationResult:
   """The batches put together."""
   counted, batches, best = zip(*done, strict=True)
   mask = np.concatenate([batch['mask'] for batch in batches])
   back = functools.partial(numbers_in, columns)
   result = classify(counted)
-  return Evaluation(
+  return ClassificationResult(
     **result,
     skipped=examples - result['examples'],
     images_per_second=result['examples'] / seconds,

@@ -4,19 +4,19 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-K = 20
-TEMPERATURE = 0.07
-ROWS = 1024  # Of the test features at a time: [ROWS, n] similarities are held.
+KNN_NEIGHBORS = 20
+_KNN_TEMPERATURE = 0.07
+_KNN_CHUNK_ROWS = 1024  # Of the test features at a time: [ROWS, n] similarities are held.
 
 
-def knn(
+def predict_knn(
   x: np.ndarray,
   labels: np.ndarray,
   x_test: np.ndarray,
   *,
   classes: int,
-  k: int = K,
-  temperature: float = TEMPERATURE,
+  k: int = KNN_NEIGHBORS,
+  temperature: float = _KNN_TEMPERATURE,
 ) -> np.ndarray:
   """Features [n, d] with labels [n] -> the class [m] of each row of `x_test` [m, d].
 
@@ -26,21 +26,21 @@ def knn(
     raise UserError(
       f'{k} nearest neighbours of {len(x)} examples: expected a number from 1 to {len(x)}'
     )
-  x, x_test = unit(x), unit(x_test)
+  x, x_test = _normalize_rows(x), _normalize_rows(x_test)
   parts = [
-    vote(x_test[i : i + ROWS] @ x.T, labels, classes, k, temperature)
-    for i in range(0, len(x_test), ROWS)
+    _vote_neighbors(x_test[i : i + _KNN_CHUNK_ROWS] @ x.T, labels, classes, k, temperature)
+    for i in range(0, len(x_test), _KNN_CHUNK_ROWS)
   ]
   return np.concatenate(parts)
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def _normalize_rows(x: np.ndarray) -> np.ndarray:
   """Rows of length 1; those of zeros stay."""
   x = np.asarray(x, np.float64)
   return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def vote(
+def _vote_neighbors(
   similarity: np.ndarray, labels: np.ndarray, classes: int, k: int, temperature: float
 ) -> np.ndarray:
   """Similarities [m, n] to examples with labels [n] -> classes [m]."""

@@ -14,7 +14,7 @@ from vit_jax.data.images import BadImageError
 from vit_jax.data.loader import diagnose_bad_example, eval_batches
 from vit_jax.errors import UserError
 
-PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
+LOGITS_TO_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Files:
+class ImageFiles:
   """Image files as a source of examples without labels."""
 
   paths: tuple[str, ...]
@@ -45,19 +45,21 @@ class Files:
       raise BadImageError(path, error.strerror or str(error)) from None
 
 
-def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
+def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
   """One for each path, in their order. `model`: a Pretrained. A file that is no image gives a prediction with an error.
 
   UserError where the model cannot classify: it has no head, or one that was never trained.
   """
-  refuse_unfit(model)
-  files = Files(tuple(map(str, paths)))
+  check_trained_head(model)
+  files = ImageFiles(tuple(map(str, paths)))
   if not files.paths:
     raise UserError('there are no images to predict')
-  data = data_config(model, batch=min(batch, len(files)))
+  data = eval_data_config(model, batch=min(batch, len(files)))
   names = model.labels or tuple(f'class {i}' for i in range(model.classes))
   for k, part in enumerate(eval_batches(files, data, host=0, hosts=1, exact=True)):
-    probabilities = np.asarray(PROBABILITIES[model.loss](model.logits(part['image'])))  # [b, k]
+    probabilities = np.asarray(
+      LOGITS_TO_PROBABILITIES[model.loss](model.logits(part['image']))
+    )  # [b, k]
     best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
     for row, path in enumerate(files.paths[k * data.eval_batch : (k + 1) * data.eval_batch]):
       if part['mask'][row]:
@@ -70,7 +72,7 @@ def predictions(model, paths: Iterable[str], *, top: int, batch: int) -> Iterato
         )
 
 
-def refuse_unfit(model):
+def check_trained_head(model):
   """UserError where a Pretrained cannot classify: it has no head, or one that was never trained."""
   model.refuse_no_head()
   if not model.params['head']['kernel'].any():
@@ -79,7 +81,7 @@ def refuse_unfit(model):
     )
 
 
-def data_config(model, *, batch: int, **options) -> DataConfig:
+def eval_data_config(model, *, batch: int, **options) -> DataConfig:
   """What an image goes through on its way to a Pretrained. Images that cannot be read are left out, unless `options` say so."""
   how = model.preprocessing
   preprocessing = {
@@ -90,7 +92,7 @@ def data_config(model, *, batch: int, **options) -> DataConfig:
   return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
 
 
-def find_images(patterns: Iterable[str]) -> list[str]:
+def find_image_files(patterns: Iterable[str]) -> list[str]:
   """Files, folders (every image below them) and glob patterns -> paths, each once, sorted within each of the patterns.
 
   UserError where one of them has nothing. A file that is named is taken for an image whatever its name.
@@ -102,7 +104,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
     found = [
       path
       for match in matches
-      for path in (images_below(Path(match)) if Path(match).is_dir() else [match])
+      for path in (_list_images_below(Path(match)) if Path(match).is_dir() else [match])
     ]
     if not found:
       raise UserError(
@@ -112,7 +114,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
   return list(dict.fromkeys(paths))
 
 
-def images_below(folder: Path) -> list[str]:
+def _list_images_below(folder: Path) -> list[str]:
   """The image files anywhere in a folder, sorted. Hidden files and folders are passed over."""
   hidden = lambda path: any(part.startswith('.') for part in path.relative_to(folder).parts)
   found = (

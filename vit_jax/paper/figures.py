@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax.data.loader import eval_batches
 from vit_jax.errors import UserError
-from vit_jax.evaluate.predict import data_config
+from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.paper import (
   attention_distance,
   attention_rollout,
@@ -90,7 +90,10 @@ def _analyze_attention(
   batch = max(1, MAX_ATTENTION_BYTES // (4 * shape.depth * shape.heads * tokens**2))
   images, pixels, masks = [], [], []
   for part in eval_batches(
-    source, data_config(model, batch=min(batch, len(source)), bad_images='error'), host=0, hosts=1
+    source,
+    eval_data_config(model, batch=min(batch, len(source)), bad_images='error'),
+    host=0,
+    hosts=1,
   ):
     weights = np.asarray(model.attention(part['image']))[part['mask']]
     images.append(part['image'][part['mask']])

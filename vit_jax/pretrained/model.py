@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.evaluate.predict import Prediction, predictions
+from vit_jax.evaluate.predict import Prediction, predict_files
 from vit_jax.models.families import build_model, family_name, with_article
 from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_global
 
@@ -83,7 +83,7 @@ class PretrainedModel:
 
   def predict(self, paths: Iterable[str], *, top: int = 5, batch: int = 32) -> list[Prediction]:
     """The `top` most probable classes of each image file, of any size and kind, in the order of `paths`."""
-    return list(predictions(self, paths, top=top, batch=batch))
+    return list(predict_files(self, paths, top=top, batch=batch))
 
   def _run(self, function, images: np.ndarray) -> jax.Array:
     """Over all devices. UserError for images of another size or kind."""

@@ -8,8 +8,8 @@ import jax
 from vit_jax.data.loader import eval_batches, max_bad_examples
 from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
 from vit_jax.errors import UserError
-from vit_jax.evaluate.protocols import examiner
-from vit_jax.evaluate.subject import Subject
+from vit_jax.evaluate.evaluator import Evaluator
+from vit_jax.evaluate.protocols import make_protocol_evaluator
 from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
 from vit_jax.runtime.watchdog import Watchdog
@@ -116,7 +116,7 @@ def make_probe_evaluation(
 ) -> Callable[[dict], dict[str, float] | None]:
   """Return a function params -> {'fewshot/digits_5shot': ..., ...} for the probes of the config."""
   program = run.program
-  subject = Subject(
+  subject = Evaluator(
     model=program.task.build_probed_model(run.train_source.classes),
     shapes=program.param_shapes,
     mesh=program.mesh,
@@ -124,4 +124,4 @@ def make_probe_evaluation(
     asked=should_stop,
     progress=lambda images: watchdog.arm_slow(),
   )
-  return examiner(run.probes, subject)
+  return make_protocol_evaluator(run.probes, subject)

@@ -22,7 +22,7 @@ from vit_jax.data.pseudo import check_same_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.data.unlabelled import open_unlabelled
 from vit_jax.errors import UserError
-from vit_jax.evaluate.labelling import label
+from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 from vit_jax.metrics.records import format_metrics
 from vit_jax.pretrained.loading import load
 from vit_jax.runtime.cluster import print_stderr
@@ -79,7 +79,7 @@ class LabelStage:
     watchdog.arm(alive)
     stage = self.where.parent / self.teacher
     source = open_unlabelled(data.unlabelled, data.unlabelled_split, dir=data.dir)
-    label(
+    write_pseudo_labels(
       load(str(stage if stage.is_dir() else self.teacher)),
       source,
       self.where,

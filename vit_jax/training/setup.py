@@ -20,7 +20,7 @@ from vit_jax.data.mixture import MixtureSource, open_mixture
 from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.protocols import Opened, open_all
+from vit_jax.evaluate.protocols import ProtocolFn, make_protocols
 from vit_jax.metrics.step_log import StepLog, open_step_log
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.runtime.watchdog import Watchdog
@@ -41,7 +41,7 @@ class Run:
   workdir: Path
   train_source: Source | MixtureSource
   eval_source: Source
-  probes: Opened  # What config.probes name, ready to be evaluated.
+  probes: ProtocolFn  # What config.probes name, ready to be evaluated.
   every: dict[str, int]  # The settings in SCHEDULES, in steps; 0 means after the last step alone.
   program: Program
   fingerprint: dict[str, object]  # Of the data: a run does not resume with other data.
@@ -75,7 +75,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
   task = make_task(config)
   train_source, eval_source = open_sources(config)
   labels, examples = train_source.label_names, len(train_source.labelled)
-  probes = open_all(config.probes, labels, dir=config.data.dir, l2=config.fewshot_l2)
+  probes = make_protocols(config.probes, labels, dir=config.data.dir, l2=config.fewshot_l2)
   steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
   durations = {name: getattr(config, name) for name in SCHEDULES}
   every = {

@@ -13,9 +13,9 @@ import jax
 from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.evaluate.classify import classify, count
-from vit_jax.evaluate.frozen import PROTOCOLS
 from vit_jax.evaluate.patches import count_patches, patch_means
-from vit_jax.evaluate.protocols import parse
+from vit_jax.evaluate.probes import PROBES
+from vit_jax.evaluate.protocols import parse_protocol
 from vit_jax.models.families import build_model
 from vit_jax.models.masked import build_masked_vit
 from vit_jax.optim.losses import LOSSES, MASK_LOSSES, make_training_loss
@@ -55,10 +55,10 @@ def masked_patch_task(config: Config) -> Task:
   It needs no labels. Probes evaluate the features that the same parameters give for images without corruption.
   """
   for entry in config.probes:
-    if parse(entry)[0] not in PROTOCOLS:
+    if parse_protocol(entry)[0] not in PROBES:
       raise UserError(
         f'config.probes: {entry!r} needs class logits, and config.mask.target trains a model without classes; '
-        f'use {" or ".join(PROTOCOLS)}'
+        f'use {" or ".join(PROBES)}'
       )
   model, loss = build_masked_vit(config), MASK_LOSSES[config.mask.target]
   return Task(

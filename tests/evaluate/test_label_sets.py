@@ -14,10 +14,14 @@ from vit_jax.data.imagenet import (
   imagenet_synsets,
 )
 from vit_jax.errors import UserError
-from vit_jax.evaluate.labelsets import count, imagenet_numbers, open_label_sets
-from vit_jax.evaluate.predict import data_config
-from vit_jax.evaluate.protocols import open_label_sets as open_protocol
-from vit_jax.evaluate.subject import alone
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.label_sets import (
+  count_label_set_hits,
+  imagenet_class_indices,
+  open_label_set_benchmark,
+)
+from vit_jax.evaluate.predict import eval_data_config
+from vit_jax.evaluate.protocols import make_label_set_protocol as open_protocol
 
 SYNSETS = imagenet_synsets('imagenet1k')
 
@@ -51,7 +55,7 @@ def by_hand(logits: np.ndarray, sets: list[set[int]], among: set[int]) -> tuple[
 
 
 def outcome(model, protocol: str, data: str, **where):
-  subject, params = alone(model, data_config(model, batch=16))
+  subject, params = make_pretrained_evaluator(model, eval_data_config(model, batch=16))
   facts = {'labels': model.labels, 'classes': model.classes}
   (found,) = open_protocol(protocol, data, **facts, **where)(subject, params)
   return found
@@ -70,7 +74,7 @@ def test_counts_are_those_of_sets_in_plain_python():
   logits = rng.normal(size=(500, 12))
   sets = [set(rng.choice(12, rng.integers(0, 4), replace=False).tolist()) for _ in range(500)]
   labels = np.array([[*each, *[-1] * (4 - len(each))] for each in sets])
-  found = count(np.argsort(-logits, axis=1)[:, :5], labels)
+  found = count_label_set_hits(np.argsort(-logits, axis=1)[:, :5], labels)
   assert (found.correct, found.correct_top5, found.examples, found.skipped) == by_hand(
     logits, sets, set(range(12))
   )
@@ -104,7 +108,7 @@ def test_predictions_are_among_the_200_classes(model, tmp_path, which):
   sets = [{among[i % 7]} for i in range(30)]
   found = outcome(model, which, f'folder:{tmp_path}')
   agree(found, *by_hand(np.asarray(model.logits(images)), sets, set(among)))
-  assert len(open_label_sets(which, f'folder:{tmp_path}').chosen) == 200
+  assert len(open_label_set_benchmark(which, f'folder:{tmp_path}').chosen) == 200
 
 
 def test_v2_is_among_all_classes_and_its_folders_may_be_numbers(model, tmp_path):
@@ -115,9 +119,9 @@ def test_v2_is_among_all_classes_and_its_folders_may_be_numbers(model, tmp_path)
     outcome(model, 'v2', f'folder:{tmp_path}'),
     *by_hand(np.asarray(model.logits(images)), sets, set(range(1000))),
   )
-  assert imagenet_numbers(('10', '7'), '') == [10, 7]
-  assert imagenet_numbers(SYNSETS[5:7], '') == [5, 6]
-  assert imagenet_numbers(imagenet_class_names('imagenet1k')[5:7], '') == [5, 6]
+  assert imagenet_class_indices(('10', '7'), '') == [10, 7]
+  assert imagenet_class_indices(SYNSETS[5:7], '') == [5, 6]
+  assert imagenet_class_indices(imagenet_class_names('imagenet1k')[5:7], '') == [5, 6]
 
 
 @pytest.fixture
@@ -150,12 +154,14 @@ def test_objectnet_is_among_the_classes_that_both_have_without_its_frame(
 
 def test_objectnet_without_its_map_says_which_file_it_wants(tmp_path, objectnet):
   with pytest.raises(UserError, match=r'folder_to_objectnet_label.json: No such file.*--mapping'):
-    open_label_sets('objectnet', f'folder:{tmp_path / "images"}', mapping=str(tmp_path / 'nowhere'))
+    open_label_set_benchmark(
+      'objectnet', f'folder:{tmp_path / "images"}', mapping=str(tmp_path / 'nowhere')
+    )
   with pytest.raises(UserError, match='say where they are, as folder:PATH/images'):
-    open_label_sets('objectnet')
+    open_label_set_benchmark('objectnet')
   (tmp_path / 'images' / 'tie').rename(tmp_path / 'images' / 'cravat')
   with pytest.raises(UserError, match="knows no folder 'cravat'"):
-    open_label_sets('objectnet', f'folder:{tmp_path / "images"}')
+    open_label_set_benchmark('objectnet', f'folder:{tmp_path / "images"}')
 
 
 def test_other_images_and_other_models_are_refused(model, make_model, tmp_path):
@@ -164,10 +170,10 @@ def test_other_images_and_other_models_are_refused(model, make_model, tmp_path):
     outcome(model, 'real', f'folder:{tmp_path / "some"}')
   write_images(tmp_path / 'other', [f'{"ab"[i % 2]}/{i}.png' for i in range(4)])
   with pytest.raises(UserError, match="'a', which is none of ImageNet's"):
-    open_label_sets('v2', f'folder:{tmp_path / "other"}')
+    open_label_set_benchmark('v2', f'folder:{tmp_path / "other"}')
   with pytest.raises(UserError, match='M has no classes'):
-    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns(
+    open_label_set_benchmark('v2', f'folder:{tmp_path / "some"}').columns(
       ('cat', 'cow'), classes=2, source='M'
     )
   with pytest.raises(UserError, match='M has 4 classes without names'):
-    open_label_sets('v2', f'folder:{tmp_path / "some"}').columns((), classes=4, source='M')
+    open_label_set_benchmark('v2', f'folder:{tmp_path / "some"}').columns((), classes=4, source='M')

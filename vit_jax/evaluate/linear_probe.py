@@ -8,41 +8,49 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-STRENGTHS = tuple(10.0 ** (i / 2) for i in range(-8, 5))  # Inverse regularisation: 1e-4 … 100.
-FOLDS = 5
+_INVERSE_L2_GRID = tuple(
+  10.0 ** (i / 2) for i in range(-8, 5)
+)  # Inverse regularisation: 1e-4 … 100.
+_CV_FOLDS = 5
 
 
-def linear_probe(
+def predict_linear_probe(
   x: np.ndarray,
   labels: np.ndarray,
   x_test: np.ndarray,
   *,
   classes: int,
-  strengths: tuple[float, ...] = STRENGTHS,
+  strengths: tuple[float, ...] = _INVERSE_L2_GRID,
 ) -> tuple[np.ndarray, float]:
   """Features [n, d] with labels [n] -> (the class [m] of each row of `x_test` [m, d], the strength that was chosen)."""
   mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
   x, x_test = (x - mean) / std, (x_test - mean) / std
-  strength = strengths[0] if len(strengths) == 1 else best_strength(x, labels, classes, strengths)
-  weights = path(x, labels, classes, [each for each in strengths if each <= strength])[-1]
-  return log_probabilities(x_test, weights).argmax(axis=1), strength
+  strength = (
+    strengths[0] if len(strengths) == 1 else _select_inverse_l2(x, labels, classes, strengths)
+  )
+  weights = _fit_regularization_path(
+    x, labels, classes, [each for each in strengths if each <= strength]
+  )[-1]
+  return _predict_log_probabilities(x_test, weights).argmax(axis=1), strength
 
 
-def best_strength(
+def _select_inverse_l2(
   x: np.ndarray, labels: np.ndarray, classes: int, strengths: tuple[float, ...]
 ) -> float:
   """The strength with the largest mean log-likelihood of examples that were not learned from."""
-  part, total = folds(labels), np.zeros(len(strengths))
-  for fold in range(FOLDS):
+  part, total = assign_folds(labels), np.zeros(len(strengths))
+  for fold in range(_CV_FOLDS):
     held = part == fold
-    for i, weights in enumerate(path(x[~held], labels[~held], classes, strengths)):
+    for i, weights in enumerate(
+      _fit_regularization_path(x[~held], labels[~held], classes, strengths)
+    ):
       total[i] += np.take_along_axis(
-        log_probabilities(x[held], weights), labels[held, None], axis=1
+        _predict_log_probabilities(x[held], weights), labels[held, None], axis=1
       ).mean()
   return strengths[int(total.argmax())]
 
 
-def folds(labels: np.ndarray) -> np.ndarray:
+def assign_folds(labels: np.ndarray) -> np.ndarray:
   """The fold [n] of each example: those of a class go round, so that every fold has its share of each."""
   out = np.empty(len(labels), int)
   turn = 0
@@ -50,27 +58,31 @@ def folds(labels: np.ndarray) -> np.ndarray:
     of_class = np.flatnonzero(labels == class_)
     out[of_class] = (
       turn + np.arange(len(of_class))
-    ) % FOLDS  # On from where the class before it stopped.
+    ) % _CV_FOLDS  # On from where the class before it stopped.
     turn += len(of_class)
   return out
 
 
-def path(x: np.ndarray, labels: np.ndarray, classes: int, strengths) -> list[np.ndarray]:
+def _fit_regularization_path(
+  x: np.ndarray, labels: np.ndarray, classes: int, strengths
+) -> list[np.ndarray]:
   """The weights [d + 1, k] for each strength, in rising order, each started from the one before it."""
   weights, out = np.zeros((x.shape[1] + 1, classes)), []
   for strength in strengths:
-    weights = fit(x, labels, weights, strength)
+    weights = _fit_logistic_regression(x, labels, weights, strength)
     out.append(weights)
   return out
 
 
-def fit(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float) -> np.ndarray:
+def _fit_logistic_regression(
+  x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float
+) -> np.ndarray:
   """argmin |w|² / 2 + strength · Σ cross-entropy, where the last row, the bias, is free."""
   targets = np.eye(weights.shape[1])[labels]  # [n, k]
 
   def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
     w = flat.reshape(weights.shape)
-    logs = log_probabilities(x, w)
+    logs = _predict_log_probabilities(x, w)
     off = strength * (np.exp(logs) - targets)  # [n, k]
     gradient = np.vstack([x.T @ off + w[:-1], off.sum(axis=0)])
     return (w[:-1] ** 2).sum() / 2 - strength * (targets * logs).sum(), gradient.ravel()
@@ -82,6 +94,6 @@ def fit(x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float)
   return found.x.reshape(weights.shape)
 
 
-def log_probabilities(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _predict_log_probabilities(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
   """[n, k]."""
   return log_softmax(x @ weights[:-1] + weights[-1], axis=1)

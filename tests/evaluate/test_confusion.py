@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.errors import UserError
-from vit_jax.evaluate.report import confusion, draw_confusion, short
+from vit_jax.evaluate.confusion import confusion_matrix, plot_confusion_matrix, truncate_name
 
 
 def matrix(k: int, *, other: bool = False) -> np.ndarray:
@@ -15,7 +15,7 @@ def matrix(k: int, *, other: bool = False) -> np.ndarray:
   labels = np.repeat(np.arange(k), 10)
   predicted = labels.copy()
   predicted[::10] = -1 if other else (labels[::10] + 1) % k
-  return confusion(labels[:, None], predicted, k)
+  return confusion_matrix(labels[:, None], predicted, k)
 
 
 def pixels(path) -> np.ndarray:
@@ -30,7 +30,9 @@ def test_the_last_column_is_for_classes_that_the_data_has_not():
 
 @pytest.mark.parametrize('k', [2, 5, 40, 1000])
 def test_every_class_has_pixels_of_its_own_and_the_diagonal_is_dark(tmp_path, k):
-  draw_confusion(matrix(k), tuple(f'class {i}' for i in range(k)), tmp_path / 'c.png', title='t')
+  plot_confusion_matrix(
+    matrix(k), tuple(f'class {i}' for i in range(k)), tmp_path / 'c.png', title='t'
+  )
   image = pixels(tmp_path / 'c.png')
   dark = (image[..., 2] - image[..., 0] > 40) & (
     image[..., 0] < 60
@@ -43,12 +45,12 @@ def test_every_class_has_pixels_of_its_own_and_the_diagonal_is_dark(tmp_path, k)
 def test_a_single_mistake_shows(tmp_path):
   """As a cell that differs from the empty ones around it."""
   k, names = 1000, tuple(map(str, range(1000)))
-  right = confusion(np.arange(k)[:, None], np.arange(k), k)
+  right = confusion_matrix(np.arange(k)[:, None], np.arange(k), k)
   wrong = right.copy()
   wrong[100] = 0
   wrong[100, [100, 900]] = 49, 1
-  draw_confusion(right, names, tmp_path / 'right.png', title='t')
-  draw_confusion(wrong, names, tmp_path / 'wrong.png', title='t')
+  plot_confusion_matrix(right, names, tmp_path / 'right.png', title='t')
+  plot_confusion_matrix(wrong, names, tmp_path / 'wrong.png', title='t')
   left = slice(0, 2000)
   differ = np.abs(pixels(tmp_path / 'right.png') - pixels(tmp_path / 'wrong.png'))[:, left].max(
     axis=2
@@ -60,11 +62,11 @@ def test_names_of_any_kind_are_written_as_they_are(tmp_path):
   names = ('$x_', 'Ромашка', '雏菊', 'a' * 200)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    draw_confusion(matrix(4, other=True), names, tmp_path / 'c.png', title='$y_{ of $\\frac')
+    plot_confusion_matrix(matrix(4, other=True), names, tmp_path / 'c.png', title='$y_{ of $\\frac')
   assert (tmp_path / 'c.png').stat().st_size > 1000
-  assert short('a' * 200) == 'a' * 31 + '…'
+  assert truncate_name('a' * 200) == 'a' * 31 + '…'
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
   with pytest.raises(UserError, match=r'nowhere/c\.png cannot be written'):
-    draw_confusion(matrix(2), ('a', 'b'), tmp_path / 'nowhere' / 'c.png', title='t')
+    plot_confusion_matrix(matrix(2), ('a', 'b'), tmp_path / 'nowhere' / 'c.png', title='t')

@@ -10,20 +10,22 @@ from vit_jax.data import pseudo
 from vit_jax.data.pseudo import read_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate import labelling
-from vit_jax.evaluate.labelling import label
+from vit_jax.evaluate import pseudo_labelling
+from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 
 
 @pytest.fixture
 def parts(monkeypatch):
   """Of ten examples."""
-  for module in (pseudo, labelling):
-    monkeypatch.setattr(module, 'PART', 10)
+  for module in (pseudo, pseudo_labelling):
+    monkeypatch.setattr(module, 'PART_EXAMPLES', 10)
 
 
 def labelled(model, source, where, classes=NAMES) -> np.ndarray:
   """What was said of every example [n, k]."""
-  label(model, source, where, classes=classes, asked={'teacher': 'it'}, batch=8, bad_images='skip')
+  write_pseudo_labels(
+    model, source, where, classes=classes, asked={'teacher': 'it'}, batch=8, bad_images='skip'
+  )
   labels = read_pseudo_labels(where, source, classes)
   return np.stack([labels[i] for i in range(len(source))])
 
@@ -64,4 +66,6 @@ def test_an_image_that_cannot_be_read_is_none_that_anybody_is_sure_of(make_model
 
 def test_a_teacher_without_one_of_the_classes_is_refused(make_model, source, tmp_path):
   with pytest.raises(UserError, match="has no classes 'owl'"):
-    label(make_model(), source, tmp_path / 'labels', classes=('owl', *NAMES[1:]), asked={}, batch=8)
+    write_pseudo_labels(
+      make_model(), source, tmp_path / 'labels', classes=('owl', *NAMES[1:]), asked={}, batch=8
+    )

@@ -20,11 +20,11 @@ from vit_jax.data.pseudo import (
   write_probabilities,
 )
 from vit_jax.data.sources import Source
-from vit_jax.evaluate.predict import PROBABILITIES, data_config, refuse_unfit
-from vit_jax.evaluate.subject import alone
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.predict import LOGITS_TO_PROBABILITIES, check_trained_head, eval_data_config
 
 
-def label(
+def write_pseudo_labels(
   teacher,
   source: Source,
   where: Path,
@@ -40,18 +40,20 @@ def label(
   DataConfig (batch, workers, …). An image that cannot be read gets zeros. UserError where the teacher lacks one of the classes,
   or `where` holds labels of something else.
   """
-  refuse_unfit(teacher)
+  check_trained_head(teacher)
   columns, _ = match_classes(
     classes, teacher.labels, classes=teacher.classes, source=teacher.source
   )
   how = ' '.join(f'{name}={value}' for name, value in sorted(teacher.preprocessing.items()))
   facts = describe_pseudo_labels(
-    source, classes, **asked, parameters=digest(teacher.params), preprocessing=how
+    source, classes, **asked, parameters=_params_checksum(teacher.params), preprocessing=how
   )
   if jax.process_index() == 0:
     start_pseudo_labels(where, facts)
   wait_for_all('labels begun')
-  subject, params = alone(teacher, data_config(teacher, **reading), progress=progress)
+  subject, params = make_pretrained_evaluator(
+    teacher, eval_data_config(teacher, **reading), progress=progress
+  )
   parts = -(-len(source) // PART_EXAMPLES)
   for part in [part for part in range(parts) if not (where / part_file_name(part)).is_file()]:
     logits, read = subject.logits(
@@ -59,14 +61,14 @@ def label(
     )
     if jax.process_index() == 0:
       write_probabilities(
-        where, part, np.where(read[:, None], PROBABILITIES[teacher.loss](logits), 0)
+        where, part, np.where(read[:, None], LOGITS_TO_PROBABILITIES[teacher.loss](logits), 0)
       )
   if jax.process_index() == 0 and not has_pseudo_labels(where):
     write_best_labels(where, parts)
   wait_for_all('labelled')
 
 
-def digest(params: dict) -> str:
+def _params_checksum(params: dict) -> str:
   """Of NumPy arrays, by name."""
   found = hashlib.blake2b(digest_size=8)
   for name, array in sorted(leaves_by_path(params).items()):

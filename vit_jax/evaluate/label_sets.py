@@ -23,13 +23,13 @@ from vit_jax.data.imagenet import (
 )
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.objectnet import BORDER, objectnet_classes
-from vit_jax.evaluate.subject import Subject
+from vit_jax.evaluate.evaluator import Evaluator
+from vit_jax.evaluate.objectnet import OBJECTNET_BORDER, read_objectnet_classes
 
-CLASSES = 1000
+_IMAGENET_CLASSES = 1000
 
 # Where the images are read from, unless something else is said, and the split: all of what was made for testing alone.
-DEFAULTS = {
+LABEL_SET_SOURCES = {
   'real': ('tfds:imagenet2012', 'validation'),
   'v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
   'a': ('tfds:imagenet_a', 'test'),
@@ -39,7 +39,7 @@ DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Relabelled:
+class RelabelledSource:
   """A source whose examples have the labels that a rule gives: places in a list of ImageNet's classes."""
 
   source: Source
@@ -66,7 +66,7 @@ class Relabelled:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ByLabel:
+class LabelSetByClass:
   """The set of each of the source's own classes."""
 
   sets: tuple[tuple[int, ...], ...]
@@ -77,7 +77,7 @@ class ByLabel:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ByName:
+class LabelSetByName:
   """The set of each validation image of ImageNet, by the number in its name."""
 
   sets: tuple[tuple[int, ...], ...]
@@ -93,18 +93,18 @@ class ByName:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LabelSets:
+class LabelSetBenchmark:
   """A test set, opened."""
 
-  source: Relabelled
+  source: RelabelledSource
   chosen: tuple[int, ...]  # Of ImageNet's classes, those that predictions are among.
 
   def columns(self, labels: tuple[str, ...], *, classes: int, source: str) -> np.ndarray:
     """Which logits of a model the chosen classes are. `labels`: of its `classes` logits, or (). UserError if one lacks."""
     every = imagenet_synsets('imagenet1k')
-    if not labels and classes != CLASSES:
+    if not labels and classes != _IMAGENET_CLASSES:
       raise UserError(
-        f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {CLASSES:,}"
+        f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {_IMAGENET_CLASSES:,}"
       )
     columns, _ = match_classes(
       tuple(every[i] for i in self.chosen), labels or every, classes=classes, source=source
@@ -113,7 +113,7 @@ class LabelSets:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Counted:
+class LabelSetCounts:
   """Of a whole test set."""
 
   correct: int
@@ -122,31 +122,37 @@ class Counted:
   skipped: int  # Images for which no label is right.
 
 
-def open_label_sets(
+def open_label_set_benchmark(
   protocol: str, data: str = '', *, split: str = '', dir: str = '', mapping: str = ''
-) -> LabelSets:
+) -> LabelSetBenchmark:
   """The test set that `protocol` names. `mapping`: for ObjectNet, the directory of its mapping files.
 
   UserError where it is not here, or has other classes.
   """
-  source = open_images(protocol, data, split=split, dir=dir)
+  source = _open_label_set_images(protocol, data, split=split, dir=dir)
   if protocol == 'real':
     sets = imagenet_real_labels()
-    return LabelSets(Relabelled(source, ByName(sets), max(map(len, sets))), tuple(range(CLASSES)))
+    return LabelSetBenchmark(
+      RelabelledSource(source, LabelSetByName(sets), max(map(len, sets))),
+      tuple(range(_IMAGENET_CLASSES)),
+    )
   if protocol == 'objectnet':
-    sets = objectnet_classes(source.label_names, mapping_directory(mapping, data))
+    sets = read_objectnet_classes(source.label_names, _objectnet_mapping_dir(mapping, data))
     chosen = tuple(sorted({number for each in sets for number in each}))
-    return LabelSets(relabelled(source, sets, chosen, border=BORDER), chosen)
+    return LabelSetBenchmark(_relabel_source(source, sets, chosen, border=OBJECTNET_BORDER), chosen)
   sets = tuple(
-    (number,) for number in imagenet_numbers(source.label_names, data or DEFAULTS[protocol][0])
+    (number,)
+    for number in imagenet_class_indices(source.label_names, data or LABEL_SET_SOURCES[protocol][0])
   )
-  chosen = imagenet_subset_classes(protocol) if protocol in ('a', 'r') else tuple(range(CLASSES))
-  return LabelSets(relabelled(source, sets, chosen), chosen)
+  chosen = (
+    imagenet_subset_classes(protocol) if protocol in ('a', 'r') else tuple(range(_IMAGENET_CLASSES))
+  )
+  return LabelSetBenchmark(_relabel_source(source, sets, chosen), chosen)
 
 
-def open_images(protocol: str, data: str, *, split: str, dir: str) -> Source:
+def _open_label_set_images(protocol: str, data: str, *, split: str, dir: str) -> Source:
   """All images of a set that was made for testing; of ImageNet, the held-out ones."""
-  default, default_split = DEFAULTS[protocol]
+  default, default_split = LABEL_SET_SOURCES[protocol]
   if not (data or default):
     raise UserError(
       f'{protocol}: no catalogue has its images: say where they are, as folder:PATH/images'
@@ -156,23 +162,25 @@ def open_images(protocol: str, data: str, *, split: str, dir: str) -> Source:
   return open_source(data, split or ('' if protocol == 'real' else 'all'), dir=dir)
 
 
-def relabelled(
+def _relabel_source(
   source: Source, sets: tuple[tuple[int, ...], ...], chosen: tuple[int, ...], *, border: int = 0
-) -> Relabelled:
+) -> RelabelledSource:
   """The source with the ImageNet classes `sets` of each of its own classes, as places in `chosen` where they are in it."""
   place = {number: i for i, number in enumerate(chosen)}
   sets = tuple(tuple(place[number] for number in each if number in place) for each in sets)
-  return Relabelled(source, ByLabel(sets), max(1, *map(len, sets)) * source.most_labels, border)
+  return RelabelledSource(
+    source, LabelSetByClass(sets), max(1, *map(len, sets)) * source.most_labels, border
+  )
 
 
-def mapping_directory(mapping: str, data: str) -> Path:
+def _objectnet_mapping_dir(mapping: str, data: str) -> Path:
   """What is said, or where ObjectNet's archive has it: beside `images`."""
   return Path(mapping) if mapping else Path(data.partition(':')[2]).parent / 'mappings'
 
 
-def imagenet_numbers(names: tuple[str, ...], data: str) -> list[int]:
+def imagenet_class_indices(names: tuple[str, ...], data: str) -> list[int]:
   """The number among ImageNet-1k's classes of each name: a synset, the class in words, or that number itself."""
-  numbers = tuple(map(str, range(CLASSES)))
+  numbers = tuple(map(str, range(_IMAGENET_CLASSES)))
   for known in (imagenet_synsets('imagenet1k'), imagenet_class_names('imagenet1k'), numbers):
     place = {name: i for i, name in enumerate(known)}
     if set(names) <= place.keys():
@@ -183,17 +191,19 @@ def imagenet_numbers(names: tuple[str, ...], data: str) -> list[int]:
   )
 
 
-def judge(subject: Subject, params: dict, opened: LabelSets, columns: np.ndarray) -> Counted:
+def evaluate_label_set(
+  subject: Evaluator, params: dict, opened: LabelSetBenchmark, columns: np.ndarray
+) -> LabelSetCounts:
   """Of every image that can be read, once."""
-  return count(*subject.best(params, opened.source, columns))
+  return count_label_set_hits(*subject.best(params, opened.source, columns))
 
 
-def count(best: np.ndarray, labels: np.ndarray) -> Counted:
+def count_label_set_hits(best: np.ndarray, labels: np.ndarray) -> LabelSetCounts:
   """Predictions [n, 5], the best first, and the sets of labels [n, m], padded with -1, as places in the same list."""
   judged = (labels >= 0).any(axis=1)
   hits = (best[:, :, None] == labels[:, None, :]).any(axis=2)[
     judged
   ]  # [n, 5]; no prediction is -1.
-  return Counted(
+  return LabelSetCounts(
     int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), int(judged.sum()), int((~judged).sum())
   )

@@ -26,7 +26,7 @@ class StoppedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
+class Evaluator:
   """What every protocol needs of a model, besides the parameters of the moment."""
 
   model: nn.Module
@@ -104,11 +104,13 @@ class Subject:
     return jax.jit(spread, in_shardings=shardings, out_shardings=replicated(self.mesh))
 
 
-def alone(
+def make_pretrained_evaluator(
   model, data: DataConfig, *, progress: Callable[[int], None] = lambda images: None
-) -> tuple[Subject, dict]:
+) -> tuple[Evaluator, dict]:
   """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to divide over them."""
   mesh = make_mesh(1, batches={})
   data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
-  subject = Subject(model=model.model, shapes=model.params, mesh=mesh, data=data, progress=progress)
+  subject = Evaluator(
+    model=model.model, shapes=model.params, mesh=mesh, data=data, progress=progress
+  )
   return subject, jax.device_put(model.params, replicated(mesh))

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
 from tests.evaluate.test_fewshot import K, clusters
-from vit_jax.evaluate.linear import folds, linear_probe
+from vit_jax.evaluate.linear_probe import assign_folds, predict_linear_probe
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -19,7 +19,7 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize('strength', [1e-4, 1e-2, 1.0])
 def test_predictions_are_those_of_scikit_learns_logistic_regression(strength):
   (x, y), (x_test, y_test) = clusters(140, 12), clusters(300, 12, seed=1)
-  predicted, chosen = linear_probe(x, y, x_test, classes=K, strengths=(strength,))
+  predicted, chosen = predict_linear_probe(x, y, x_test, classes=K, strengths=(strength,))
   a, b = standardised(x, x_test)
   theirs = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(a, y).predict(b)
   assert np.mean(predicted == theirs) >= 0.99  # Of 300; both stop where the gradient is small.
@@ -33,16 +33,16 @@ def test_the_strength_is_the_one_that_a_grid_search_over_the_same_folds_finds():
   search = GridSearchCV(
     LogisticRegression(max_iter=5000, tol=1e-8),
     {'C': STRENGTHS},
-    cv=PredefinedSplit(folds(y)),
+    cv=PredefinedSplit(assign_folds(y)),
     scoring='neg_log_loss',
   )
-  _, chosen = linear_probe(x, y, x_test, classes=K, strengths=STRENGTHS)
+  _, chosen = predict_linear_probe(x, y, x_test, classes=K, strengths=STRENGTHS)
   assert chosen == search.fit(a, y).best_params_['C']
 
 
 def test_every_fold_has_its_share_of_every_class():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [5, 10, 13, 22]))
-  part = folds(labels)
+  part = assign_folds(labels)
   assert np.ptp(np.bincount(part)) <= 1
   for class_ in range(4):
     assert np.ptp(np.bincount(part[labels == class_], minlength=5)) <= 1
