@@ -104,7 +104,7 @@ def theirs(args) -> dict[str, float]:
 class Files:
   """A source of the loader."""
 
-  most_labels = 1
+  max_labels = 1
 
   def __init__(self, files: list[str]):
     self.files = files

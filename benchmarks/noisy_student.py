@@ -47,8 +47,8 @@ def accuracies(seed: int, workdir: Path) -> dict[str, object]:
 def labels(workdir: Path) -> dict[str, object]:
   """How many images the teacher was sure enough of, and the share of them whose best class is their own."""
   student = open_sources(read_run_config(workdir / '1-student'))[0].unlabelled
-  chosen = np.unique(student.chosen)
-  right = [student.labels.best[i] in student.source[int(i)][1] for i in chosen]
+  chosen = np.unique(student.indices)
+  right = [student.pseudo_labels.top_class[i] in student.source[int(i)][1] for i in chosen]
   return {'images': len(chosen), 'right': float(np.mean(right))}
 
 

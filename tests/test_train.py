@@ -15,7 +15,7 @@ import simplejpeg
 import vit_jax
 from vit_jax.checkpoint.manager import load_newest_params
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, due
-from vit_jax.data.order import shuffled_example
+from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.metrics.records import read_metrics
 from vit_jax.train import train

@@ -51,14 +51,21 @@ class CrashLoopError(UserError):
   exit_code = EXIT_CRASH_LOOP
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, list_known: bool = True) -> str:
   """Return ' Did you mean X?' for the closest of `known`, or ' Known: ….' if none is close.
 
-  The text starts with a space.
+  The text starts with a space. With `list_known=False` it is empty if none is close.
   """
   known = list(known)
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-  return f' Did you mean {near[0]!r}?' if near else f' Known: {", ".join(known)}.'
+  if near:
+    return f' Did you mean {near[0]!r}?'
+  return f' Known: {", ".join(known)}.' if list_known else ''
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+  """Return the message of an exception on one line, or the name of its type if it is empty."""
+  return ' '.join(str(error).split())[:limit] or type(error).__name__
 
 
 def check_installed(feature: str, extra: str, *modules: str):

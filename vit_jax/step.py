@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from vit_jax.data.augment import mixup
+from vit_jax.data.mixup import mixup
 from vit_jax.models.layers import trainable_leaves
 from vit_jax.optim.losses import labels_to_targets
 from vit_jax.optim.spike_guard import is_spike

@@ -91,15 +91,15 @@ def test_an_unreadable_image_is_a_row_and_exit_code_1(run):
   code, out, err = run('predict', *MODEL, 'broken.jpg', 'photos', '--top', '1')
   assert (code, err) == (1, '1 of 7 images could not be read\n')
   first, *rest = out.splitlines()
-  assert re.fullmatch('broken.jpg +error  the file is cut short', first)
+  assert re.fullmatch('broken.jpg +error  the file is truncated', first)
   assert len([line for line in rest if '%' in line]) == 6
   _, out, _ = run('predict', *MODEL, 'broken.jpg', '--csv', '-')
   assert out.splitlines() == [
     'path,rank,label,probability,error',
-    'broken.jpg,,,,the file is cut short',
+    'broken.jpg,,,,the file is truncated',
   ]
   _, out, _ = run('predict', *MODEL, 'broken.jpg', '--json', '-')
-  assert json.loads(out) == [{'path': 'broken.jpg', 'error': 'the file is cut short'}]
+  assert json.loads(out) == [{'path': 'broken.jpg', 'error': 'the file is truncated'}]
 
 
 def test_what_was_assumed_goes_to_stderr_and_labels_can_be_said(run):
@@ -172,7 +172,7 @@ def test_an_unreadable_example_is_an_error_unless_such_are_left_out(run, made, t
   code, _, err = run('evaluate', *MODEL, *data)
   assert (code, err.count('\n')) == (2, 1)
   assert (
-    'cat/x.jpg: the file is cut short. Replace or remove it, or leave such out with --bad_images skip'
+    'cat/x.jpg: the file is truncated. Replace or remove it, or leave such out with --bad_images skip'
     in err
   )
   code, out, _ = run('evaluate', *MODEL, *data, '--bad_images', 'skip')
@@ -188,7 +188,7 @@ def test_the_published_accuracy_stands_beside_ours_on_imagenets_validation_split
   from vit_jax.data.imagenet import imagenet_synsets
 
   class Source:
-    split, classes, most_labels, label_names = 'validation', 1000, 1, imagenet_synsets('imagenet1k')
+    split, classes, max_labels, label_names = 'validation', 1000, 1, imagenet_synsets('imagenet1k')
 
     def __len__(self):
       return 50_000

@@ -1,4 +1,4 @@
-"""Small data sets on disk that several tests read."""
+"""Small datasets on disk that several tests read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 @pytest.fixture
 def touch() -> Callable:
-  """Files that hold their own name: for all that looks at names only."""
+  """Create files that contain their own name, for tests that look only at names."""
 
   def touch(*paths: Path):
     for path in paths:
@@ -22,7 +22,7 @@ def touch() -> Callable:
 
 @pytest.fixture
 def numbered(tmp_path, write_tfds, png) -> Path:
-  """Where tfds:numbered lies: images that say their number; the labels of `test` are unknown."""
+  """Write tfds:numbered: the pixels of image i are i, and the labels of `test` are unknown."""
   examples = [{'image': png(np.full((2, 3, 3), i, np.uint8)), 'label': i % 3} for i in range(10)]
   unlabelled = [example | {'label': -1} for example in examples]
   features = {
@@ -38,7 +38,7 @@ def numbered(tmp_path, write_tfds, png) -> Path:
 
 @pytest.fixture
 def flat(tmp_path, touch) -> Path:
-  """A folder of three classes of 4, 11 and 20 images, without splits."""
+  """Create a folder of three classes with 4, 11 and 20 images, without splits."""
   for name, count in {'ant': 4, 'bee': 11, 'cow': 20}.items():
     touch(*(tmp_path / 'flat' / name / f'{i}.jpg' for i in range(count)))
   return tmp_path / 'flat'

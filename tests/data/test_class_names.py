@@ -67,7 +67,7 @@ def test_a_name_that_means_two_classes_is_refused():
 def test_only_the_whole_validation_split_is_what_published_numbers_speak_of():
   words, numbers = imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k')
   for names in (words, numbers):
-    assert is_imagenet_validation(names, examples=50_000, most_labels=1)
-  assert not is_imagenet_validation(words, examples=10_000, most_labels=1)  # ImageNet-V2.
-  assert not is_imagenet_validation(words, examples=50_000, most_labels=8)  # ReaL.
-  assert not is_imagenet_validation(words[:100], examples=50_000, most_labels=1)
+    assert is_imagenet_validation(names, examples=50_000, max_labels=1)
+  assert not is_imagenet_validation(words, examples=10_000, max_labels=1)  # ImageNet-V2.
+  assert not is_imagenet_validation(words, examples=50_000, max_labels=8)  # ReaL.
+  assert not is_imagenet_validation(words[:100], examples=50_000, max_labels=1)

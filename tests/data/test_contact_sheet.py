@@ -1,4 +1,4 @@
-"""The contact sheet: every pixel of a small image shows, the two sides are side by side, and labels are written."""
+"""The contact sheet: the layout, the scale of the images and the labels."""
 
 import numpy as np
 import pytest
@@ -29,11 +29,11 @@ def test_training_images_are_on_the_left_and_evaluation_images_on_the_right(tmp_
   assert (red.sum(), blue.sum()) == (
     7 * 110**2,
     3 * 110**2,
-  )  # 28 pixels grow fourfold; a frame takes one on each side.
+  )  # 28 pixels times 4, less a border of one on each side.
   assert np.flatnonzero(red.any(axis=0)).max() < np.flatnonzero(blue.any(axis=0)).min()
 
 
-def test_small_images_grow_by_whole_pixels(tmp_path):
+def test_small_images_are_enlarged_by_an_integer_factor(tmp_path):
   image = np.zeros((1, 8, 8, 3), np.uint8)
   image[0, ::2, ::2] = image[0, 1::2, 1::2] = (0, 255, 0)
   write_contact_sheet(image, ['board'], plain(1, 8, 8, BLUE), ['blue'], tmp_path / 'sheet.png')
@@ -41,10 +41,10 @@ def test_small_images_grow_by_whole_pixels(tmp_path):
   row = green[np.flatnonzero(green.any(axis=1))[5]]
   assert (
     np.diff(np.flatnonzero(np.diff(row.astype(int)))).tolist()[1:] == [14] * 6
-  )  # The frame covers the first.
+  )  # The border covers the first.
 
 
-def test_large_images_shrink_and_at_most_twenty_five_are_shown(tmp_path):
+def test_large_images_shrink_and_at_most_25_are_shown(tmp_path):
   write_contact_sheet(
     plain(64, 448, 300, RED),
     ['x'] * 64,
@@ -56,13 +56,13 @@ def test_large_images_shrink_and_at_most_twenty_five_are_shown(tmp_path):
   assert red.sum() == 25 * 222 * 148
 
 
-def test_labels_are_under_the_pictures_and_cut_where_they_are_too_long(tmp_path):
+def test_labels_are_under_the_images_and_truncated_if_too_long(tmp_path):
   sheets = []
   for name in (
     '',
     'daisy',
     'Ромашка',
-    'a label that is wider than any picture',
+    'a label that is wider than any image',
     'a label that is wider than its own',
   ):
     write_contact_sheet(
@@ -79,9 +79,9 @@ def test_labels_are_under_the_pictures_and_cut_where_they_are_too_long(tmp_path)
   assert not differs(long, other).any()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match=r'file/sheet\.png cannot be written'):
+  with pytest.raises(UserError, match=r'file/sheet\.png'):
     write_contact_sheet(
       plain(1, 8, 8, RED), ['a'], plain(1, 8, 8, BLUE), ['b'], tmp_path / 'file' / 'sheet.png'
     )

@@ -1,4 +1,4 @@
-"""What tells the data of a run from others: every change of them shows, and nothing else does."""
+"""The fingerprint of the data changes with the data and with nothing else."""
 
 import shutil
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vit_jax.data.fingerprint import describe_differences, fingerprint_data
-from vit_jax.data.images import random_bits, sample_crop_box
-from vit_jax.data.order import shuffled_example
+from vit_jax.data.images import sample_crop_box
+from vit_jax.data.sampler import random_bits, shuffled_example
 from vit_jax.data.sources import open_source
 
 
@@ -30,7 +30,7 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
-def of(root, split: str = 'train') -> dict:
+def fingerprint_folder(root, split: str = 'train') -> dict:
   return fingerprint_data(
     open_source(f'folder:{root}', split), open_source(f'folder:{root}', 'test')
   )
@@ -38,7 +38,7 @@ def of(root, split: str = 'train') -> dict:
 
 ALL = {'examples', 'listing', 'content'}
 CHANGES = {
-  # What is done to the folder -> the facts that differ.
+  # Name -> (a change of the folder, the facts that differ).
   'a photo more': (lambda root: shutil.copy(root / 'train/cat/01.png', root / 'train/cat/99.png'), ALL),
   'a photo less': (lambda root: (root / 'train/cat/01.png').unlink(), ALL),
   'another name': (lambda root: (root / 'train/cat/01.png').rename(root / 'train/cat/00.png'), {'listing'}),
@@ -48,32 +48,38 @@ CHANGES = {
 
 
 @pytest.mark.parametrize('change', CHANGES)
-def test_a_change_of_the_data_is_told_by_its_name(photos, change):
-  before = of(photos)
+def test_a_change_of_the_training_data_is_named(photos, change):
+  before = fingerprint_folder(photos)
   CHANGES[change][0](photos)
-  changed = {line.partition(':')[0] for line in describe_differences(before, of(photos))}
+  changed = {
+    line.partition(':')[0] for line in describe_differences(before, fingerprint_folder(photos))
+  }
   assert changed == {f'train.{fact}' for fact in CHANGES[change][1]}
 
 
-def test_a_photo_for_testing_is_told_as_one(photos):
-  before = of(photos)
+def test_a_change_of_the_evaluation_data_is_named(photos):
+  before = fingerprint_folder(photos)
   (photos / 'test/cat/31.png').unlink()
-  assert {line.partition(':')[0] for line in describe_differences(before, of(photos))} == {
-    f'eval.{fact}' for fact in ALL
-  }
-  assert 'eval.examples: 10 there, 9 here' in describe_differences(before, of(photos))
+  assert {
+    line.partition(':')[0] for line in describe_differences(before, fingerprint_folder(photos))
+  } == {f'eval.{fact}' for fact in ALL}
+  assert 'eval.examples: 10 there, 9 here' in describe_differences(
+    before, fingerprint_folder(photos)
+  )
 
 
-def test_another_part_of_as_many_examples_is_other_data(photos):
-  assert describe_differences(of(photos, 'train[:15]'), of(photos, 'train[15:]'))
+def test_another_slice_of_the_same_size_differs(photos):
+  assert describe_differences(
+    fingerprint_folder(photos, 'train[:15]'), fingerprint_folder(photos, 'train[15:]')
+  )
 
 
-def test_the_same_data_elsewhere_are_the_same(photos, tmp_path):
+def test_the_same_data_in_another_folder_is_equal(photos, tmp_path):
   shutil.copytree(photos, tmp_path / 'copy')
-  assert of(photos) == of(tmp_path / 'copy')
+  assert fingerprint_folder(photos) == fingerprint_folder(tmp_path / 'copy')
 
 
-def test_records_are_told_apart_too(numbered):
+def test_slices_of_a_tfds_dataset_differ(numbered):
   source = lambda split: open_source('tfds:numbered', split, dir=str(numbered))
   assert fingerprint_data(source('train'), source('validation')) == fingerprint_data(
     source('train'), source('validation')
@@ -84,8 +90,11 @@ def test_records_are_told_apart_too(numbered):
   )
 
 
-def test_order_and_augmentation_are_those_of_their_versions():
-  """Where this fails, runs can not go on: put order.ORDER or images.AUGMENTATION up, and these numbers right."""
+def test_order_and_augmentation_match_their_versions():
+  """A failure means that runs cannot be resumed.
+
+  Increase sampler.ORDER_VERSION or images.AUGMENTATION_VERSION, and update these numbers.
+  """
   assert [shuffled_example(position, 1000, 7)[1] for position in range(6)] == [
     197,
     915,

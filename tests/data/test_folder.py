@@ -1,4 +1,4 @@
-"""Folders and CSV files of images: their layouts, their splits, and what a wrong one gets."""
+"""Folders and CSV files of images: layouts, splits and errors."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ def names(source) -> list[str]:
   return [Path(source[i][2]).name for i in range(len(source))]
 
 
-def test_a_folder_with_splits_reads_them_in_sorted_order_whatever_the_extension(tmp_path, touch):
-  shown = ['a.JPG', 'b.jpeg', 'c.png', 'd.webp', 'e.bmp', 'f.gif']
+def test_splits_of_a_folder_are_sorted_and_any_extension_is_read(tmp_path, touch):
+  files = ['a.JPG', 'b.jpeg', 'c.png', 'd.webp', 'e.bmp', 'f.gif']
   touch(
-    *(tmp_path / 'train' / 'cat' / name for name in [*reversed(shown), '.hidden.jpg', 'notes.txt'])
+    *(tmp_path / 'train' / 'cat' / name for name in [*reversed(files), '.hidden.jpg', 'notes.txt'])
   )
   touch(
     tmp_path / 'train' / 'dog' / 'x.jpg',
@@ -31,11 +31,11 @@ def test_a_folder_with_splits_reads_them_in_sorted_order_whatever_the_extension(
   )
   (tmp_path / 'val' / 'dog' / 'link.jpg').symlink_to(tmp_path / 'train' / 'dog' / 'x.jpg')
   train, val = (open_source(f'folder:{tmp_path}', split) for split in ('train', ''))
-  assert names(train) == [*shown, 'x.jpg']
+  assert names(train) == [*files, 'x.jpg']
   assert [train[i][1] for i in (0, 6)] == [(0,), (1,)]
   assert (
     train.label_names == val.label_names == ('cat', 'dog')
-  )  # `val` has no cats: a dog is still 1.
+  )  # `val` has no cats, but a dog is still class 1.
   assert val.split == 'val'
   assert [val[i][:2] for i in range(2)] == [(b'x.jpg', (1,)), (b'y.jpg', (1,))]
 
@@ -47,11 +47,11 @@ def test_a_folder_without_splits_holds_out_a_tenth_of_each_class(flat):
   paths = lambda source: {source[i][2] for i in range(len(source))}
   assert not paths(train) & paths(test)
   assert len(paths(train) | paths(test)) == 35
-  # By names only: the same division on every machine and in every later version.
+  # Depends only on the names: equal on every machine and in every later version.
   assert names(test) == ['2.jpg', '2.jpg', '15.jpg', '3.jpg']
 
 
-def test_a_csv_gives_every_label_of_an_image(tmp_path, touch):
+def test_a_csv_combines_all_labels_of_an_image(tmp_path, touch):
   touch(*(tmp_path / 'images' / f'{i}.jpg' for i in range(20)))
   rows = [f'images/{i}.jpg,{"sea; sky ;sea" if i % 2 else "land"}' for i in range(19)]
   (tmp_path / 'labels.csv').write_text(
@@ -61,7 +61,7 @@ def test_a_csv_gives_every_label_of_an_image(tmp_path, touch):
     open_source(f'csv:{tmp_path / "labels.csv"}', split) for split in ('train', 'test')
   )
   assert train.label_names == ('land', 'sea', 'sky')
-  assert (train.most_labels, len(train) + len(test)) == (2, 20)
+  assert (train.max_labels, len(train) + len(test)) == (2, 20)
   for source in (train, test):
     for i in range(len(source)):
       data, labels, path = source[i]
@@ -75,74 +75,72 @@ def test_a_csv_gives_every_label_of_an_image(tmp_path, touch):
 @pytest.mark.parametrize(
   ('files', 'error'),
   [
-    ([], 'holds no class folders with images'),
-    (['a.jpg', 'b.jpg'], 'holds no class folders with images'),
-    (['train/cat/a.txt', 'train/dog/b.txt'], 'holds no class folders with images'),
-    (['cat/a.jpg', 'cat/b.jpg'], r'one class only \(cat\)'),
-    (['train/cat/a.jpg', 'val/cat/b.jpg'], r'one class only \(cat\)'),
+    ([], 'no class folders'),
+    (['a.jpg', 'b.jpg'], 'no class folders'),
+    (['train/cat/a.txt', 'train/dog/b.txt'], 'no class folders'),
+    (['cat/a.jpg', 'cat/b.jpg'], r'only one class \(cat\)'),
+    (['train/cat/a.jpg', 'val/cat/b.jpg'], r'only one class \(cat\)'),
     (
       ['train/cat/a.jpg', 'train/dog/b.jpg', 'val/dgo/c.jpg'],
-      "val/dgo holds .*: 'dgo'. Did you mean 'dog'",
+      "val/dgo: .*'dgo'.*'dog'",
     ),
     (
       ['train/cat/a.jpg', 'train/dog/b.jpg'],
-      'none of the splits test, validation, val.*it has train; name one',
+      'test, validation, val.* train',
     ),
   ],
 )
-def test_a_folder_that_cannot_be_learnt_from_says_why(files, error, tmp_path, touch):
+def test_an_unusable_folder_is_an_error_that_names_the_reason(files, error, tmp_path, touch):
   touch(*(tmp_path / file for file in files))
   with pytest.raises(UserError, match=error):
     open_source(f'folder:{tmp_path}', '')
 
 
-def test_an_archive_or_a_csv_in_place_of_a_folder_says_what_to_do(tmp_path, touch):
+def test_an_archive_or_a_csv_instead_of_a_folder_is_an_error_with_a_remedy(tmp_path, touch):
   touch(tmp_path / 'photos.tar', tmp_path / 'labels.csv')
-  with pytest.raises(UserError, match='an archive must be unpacked first'):
+  with pytest.raises(UserError, match='photos.tar.*unpack'):
     open_source(f'folder:{tmp_path / "photos.tar"}', '')
-  with pytest.raises(UserError, match=r'csv:.*labels\.csv reads it'):
+  with pytest.raises(UserError, match=r'use csv:.*labels\.csv'):
     open_source(f'folder:{tmp_path / "labels.csv"}', '')
-  with pytest.raises(UserError, match='is a folder, not a CSV'):
+  with pytest.raises(UserError, match='use folder:'):
     open_source(f'csv:{tmp_path}', '')
 
 
 @pytest.mark.parametrize(
   ('text', 'error'),
   [
-    ('', 'holds no lines'),
-    ('a.jpg,cat\nb.jpg\n', 'line 2: expected path,label;label but got 1 columns'),
-    ('z.jpg,cat\n', "line 1: no image 'z.jpg' in"),
-    ('a.jpg,cat\nb.jpg,cat\n', r'one class only \(cat\)'),
+    ('', 'labels.csv'),
+    ('a.jpg,cat\nb.jpg\n', 'line 2: .*path,label;label'),
+    ('z.jpg,cat\n', "line 1: .*'z.jpg'"),
+    ('a.jpg,cat\nb.jpg,cat\n', r'only one class \(cat\)'),
     ('a.jpg,\nb.jpg,\n', 'no labels'),
   ],
 )
-def test_a_wrong_csv_names_the_line(text, error, tmp_path, touch):
+def test_an_error_in_a_csv_names_the_line(text, error, tmp_path, touch):
   touch(tmp_path / 'a.jpg', tmp_path / 'b.jpg')
   (tmp_path / 'labels.csv').write_text(text)
   with pytest.raises(UserError, match=error):
     open_source(f'csv:{tmp_path / "labels.csv"}', 'train')
 
 
-def test_an_image_in_place_of_a_csv_is_no_csv(tmp_path):
+def test_an_image_instead_of_a_csv_is_an_error(tmp_path):
   (tmp_path / 'a.csv').write_bytes(b'\xff\xd8\xff\xe0')
-  with pytest.raises(UserError, match=r'a\.csv is no CSV file in UTF-8'):
+  with pytest.raises(UserError, match=r'a\.csv .*UTF-8'):
     open_source(f'csv:{tmp_path / "a.csv"}', 'train')
 
 
-def test_a_file_that_no_image_can_be_is_not_read(flat):
+def test_a_file_too_large_for_an_image_is_not_read(flat):
   path = flat / 'ant' / '0.jpg'
   with path.open('wb') as sparse:
     sparse.truncate(1 << 40)
   source = open_source(f'folder:{flat}', 'all')
-  with pytest.raises(
-    BadImageError, match=r'0.jpg: 1,099,511,627,776 bytes are more than any image has'
-  ):
+  with pytest.raises(BadImageError, match=r'0.jpg: 1,099,511,627,776 bytes'):
     for i in range(len(source)):
       source[i]
 
 
-def test_a_file_that_went_away_is_a_bad_image_with_its_name(flat):
+def test_a_deleted_file_is_a_bad_image_with_its_name(flat):
   source = open_source(f'folder:{flat}', 'train')
   Path(source[5][2]).unlink()
-  with pytest.raises(BadImageError, match=r'bee/\d+\.jpg: cannot be read'):
+  with pytest.raises(BadImageError, match=r'bee/\d+\.jpg: '):
     source[5]

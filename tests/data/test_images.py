@@ -1,3 +1,5 @@
+"""Decoding, cropping, resizing and augmenting single images."""
+
 import io
 import math
 import pickle
@@ -9,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from vit_jax.data import images
+from vit_jax.data import sampler
 from vit_jax.data.images import (
   BadImageError,
   decode_image,
@@ -25,7 +27,7 @@ AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
 
 
 def photo(h: int = 83, w: int = 117) -> np.ndarray:
-  """Smooth colours with an edge: JPEG keeps them, and no two rows or channels are equal."""
+  """Smooth colors with an edge, which JPEG preserves. No two rows or channels are equal."""
   y, x = np.mgrid[:h, :w]
   image = np.stack([255 * y / h, 255 * x / w, 127 + 100 * np.sin(x / 9 + y / 7)], -1)
   image[h // 3 : h // 2, w // 4 :] //= 2
@@ -73,7 +75,7 @@ def evaluate(data, size=(32, 32), dtype=np.uint8, **kwargs) -> np.ndarray:
 def test_lossless_files_are_read_exactly(kind):
   image = photo()
   if kind == 'GIF':
-    image = image // 64 * 64  # 64 colours: a palette holds them.
+    image = image // 64 * 64  # 64 colors fit into a palette.
   assert np.array_equal(
     read(file(image, kind, **{'lossless': True} if kind == 'WEBP' else {})), image
   )
@@ -82,7 +84,7 @@ def test_lossless_files_are_read_exactly(kind):
 @pytest.mark.parametrize(
   'options', [{'subsampling': n} for n in (0, 1, 2)] + [{'progressive': True}], ids=str
 )
-def test_a_jpeg_is_what_pillow_reads_but_for_the_fast_dct(options):
+def test_a_jpeg_equals_pillows_up_to_the_fast_dct(options):
   data = file(photo(), 'JPEG', quality=92, **options)
   ours, theirs = read(data).astype(int), np.asarray(Image.open(io.BytesIO(data))).astype(int)
   assert np.abs(ours - theirs).max() <= 12
@@ -90,7 +92,7 @@ def test_a_jpeg_is_what_pillow_reads_but_for_the_fast_dct(options):
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP'])
-def test_grey_becomes_three_equal_channels(kind):
+def test_gray_becomes_three_equal_channels(kind):
   image = read(file(Image.fromarray(photo()[..., 2]), kind, quality=95))
   assert image.shape == (83, 117, 3)
   assert np.ptp(image, axis=2).max() <= (2 if kind == 'WEBP' else 0)
@@ -98,9 +100,9 @@ def test_grey_becomes_three_equal_channels(kind):
 
 
 @pytest.mark.parametrize('shape', [(83, 117), (83, 117, 1)])
-def test_pixels_pass_and_grey_ones_become_rgb(shape):
-  grey = photo()[..., 0].reshape(shape)
-  assert np.array_equal(read(grey), np.repeat(grey.reshape(83, 117, 1), 3, 2))
+def test_pixels_are_unchanged_and_gray_becomes_rgb(shape):
+  gray = photo()[..., 0].reshape(shape)
+  assert np.array_equal(read(gray), np.repeat(gray.reshape(83, 117, 1), 3, 2))
   assert np.array_equal(read(photo()), photo())
 
 
@@ -111,14 +113,14 @@ def test_black_and_white_and_palettes_become_rgb():
   assert np.array_equal(read(file(palette, 'PNG')), np.asarray(palette.convert('RGB')))
 
 
-def test_transparency_shows_a_white_page():
+def test_transparency_is_composited_on_white():
   alpha = np.linspace(0, 255, 117).astype(np.uint8)[None, :, None].repeat(83, 0)
   expected = np.rint(photo() * (alpha / 255) + 255 * (1 - alpha / 255))
   for kind, options in (('PNG', {}), ('WEBP', {'lossless': True, 'exact': True})):
     got = read(file(np.concatenate([photo(), alpha], 2), kind, **options))
     assert np.abs(got - expected).max() <= 1
-  grey = read(file(Image.fromarray(np.concatenate([photo()[..., :1], alpha], 2), 'LA'), 'PNG'))
-  assert np.abs(grey[..., 0] - expected[..., 0]).max() <= 1
+  gray = read(file(Image.fromarray(np.concatenate([photo()[..., :1], alpha], 2), 'LA'), 'PNG'))
+  assert np.abs(gray[..., 0] - expected[..., 0]).max() <= 1
 
 
 def test_a_transparent_palette_entry_is_white():
@@ -146,14 +148,14 @@ def test_cmyk_and_ycck_jpegs_become_rgb():
   plain = file(Image.fromarray(cmyk, 'CMYK'), 'JPEG', quality=98)
   ycck = simplejpeg.encode_jpeg(
     np.ascontiguousarray(255 - cmyk), 98, 'CMYK', '444'
-  )  # Adobe's files are inverted.
+  )  # Adobe's CMYK is inverted.
   for data in (plain, ycck):
     assert np.abs(read(data).astype(int) - photo()).mean() < 3
     theirs = np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).astype(int)
     assert np.abs(read(data) - theirs).mean() < 3
 
 
-def test_the_first_frame_of_an_animation_counts():
+def test_the_first_frame_of_an_animation_is_decoded():
   frames = [Image.fromarray(photo() // 64 * 64), Image.fromarray(255 - photo() // 64 * 64)]
   for kind in ('GIF', 'WEBP', 'PNG'):
     options = {'lossless': True} if kind == 'WEBP' else {}
@@ -161,7 +163,7 @@ def test_the_first_frame_of_an_animation_counts():
     assert np.array_equal(read(data), np.asarray(frames[0]))
 
 
-def test_exif_orientation_is_left_unheeded():
+def test_exif_orientation_is_ignored():
   exif = Image.Exif()
   exif[0x0112] = 6
   for kind in ('JPEG', 'PNG'):
@@ -175,10 +177,10 @@ JPEG, PNG = file(photo(), 'JPEG', quality=92), file(photo(), 'PNG')
   ('data', 'reason'),
   [
     (b'', 'empty'),
-    (b'<!DOCTYPE html><html>404</html>', 'no image of a known format'),
+    (b'<!DOCTYPE html><html>404</html>', 'format is unknown'),
     (JPEG[: len(JPEG) // 2], 'remature end'),
     (JPEG[:-2], 'remature end'),
-    (JPEG[:30], 'cut short'),
+    (JPEG[:30], 'truncated'),
     (PNG[: len(PNG) // 2], 'jpg: .'),
     (PNG[:20], 'jpg: .'),
     (file(photo(), 'GIF')[:900], 'jpg: .'),
@@ -189,7 +191,7 @@ JPEG, PNG = file(photo(), 'JPEG', quality=92), file(photo(), 'PNG')
     (np.zeros((0, 4, 3), np.uint8), r'\[0, 4, 3\]'),
   ],
 )
-def test_what_cannot_be_read_is_a_bad_image_in_one_line(data, reason):
+def test_an_undecodable_image_is_a_one_line_error(data, reason):
   with pytest.raises(BadImageError, match=reason) as error:
     read(data, name='train/rose/1.jpg')
   text = str(error.value)
@@ -201,50 +203,48 @@ def test_what_cannot_be_read_is_a_bad_image_in_one_line(data, reason):
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF', 'BMP', 'WEBP'])
-def test_a_bomb_is_refused_by_its_header(kind):
+def test_a_decompression_bomb_is_refused_by_its_header(kind):
   data = bytearray(file(photo(), kind))
   if kind == 'JPEG':
     at = data.index(b'\xff\xc0') + 5
     data[at : at + 4] = b'\xff\xff\xff\xff'
   limit = 83 * 117 - 1 if kind != 'JPEG' else 2**32 - 2**17
-  with pytest.raises(BadImageError, match=f'pixels are more than config.data.max_pixels={limit}'):
+  with pytest.raises(BadImageError, match=f'config.data.max_pixels={limit}'):
     read(bytes(data), max_pixels=limit)
 
 
 @pytest.mark.parametrize('subsampling', ['444', '422', '420', '440', '411', 'Gray'])
-def test_a_box_is_cut_from_the_same_pixels_as_the_whole(subsampling):
+def test_a_decoded_box_equals_the_box_of_the_decoded_image(subsampling):
   source = photo(150, 131)
   gray = subsampling == 'Gray'
   pixels = np.ascontiguousarray(source[..., :1]) if gray else source
   data = simplejpeg.encode_jpeg(pixels, 90, 'GRAY' if gray else 'RGB', subsampling)
-  whole = read(data)
+  full = read(data)
   for y, h in [(0, 1), (0, 15), (3, 13), (7, 40), (31, 1), (60, 60), (100, 50)]:
-    assert np.array_equal(
-      read(data, box=lambda *_, y=y, h=h: (y, 5, h, 77)), whole[y : y + h, 5:82]
-    )
+    assert np.array_equal(read(data, box=lambda *_, y=y, h=h: (y, 5, h, 77)), full[y : y + h, 5:82])
 
 
 @pytest.mark.parametrize('options', [{'progressive': True}, {'restart_marker_rows': 1}], ids=str)
-def test_boxes_of_files_that_must_be_read_to_the_end(options):
+def test_a_box_of_a_jpeg_that_is_decoded_to_the_end(options):
   data = file(photo(150, 131), 'JPEG', **options)
   assert np.array_equal(read(data, box=lambda *_: (3, 5, 20, 30)), read(data)[3:23, 5:35])
 
 
-def test_a_jpeg_cut_short_below_the_box_is_bad_all_the_same():
+def test_a_jpeg_truncated_below_the_box_is_bad():
   data = file(photo(300, 300), 'JPEG', quality=95)
   for length in (len(data) * 3 // 4, len(data) - 2):
     with pytest.raises(BadImageError, match='remature end'):
       read(data[:length], box=lambda *_: (0, 0, 20, 20))
 
 
-def test_a_jpeg_cut_short_anywhere_is_bad():
+def test_a_jpeg_truncated_anywhere_is_bad():
   for percent in range(100):
     with pytest.raises(BadImageError):
       read(JPEG[: len(JPEG) * percent // 100])
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'])
-def test_a_flipped_bit_gives_an_image_or_a_bad_image_and_always_the_same(kind):
+def test_a_flipped_bit_gives_an_image_or_a_bad_image_deterministically(kind):
   data, rng, bad, other = file(photo(), kind), np.random.default_rng(0), 0, 0
   for at, bit in zip(rng.integers(0, len(data), 100), rng.integers(0, 8, 100), strict=True):
     flipped = bytearray(data)
@@ -253,12 +253,12 @@ def test_a_flipped_bit_gives_an_image_or_a_bad_image_and_always_the_same(kind):
     assert results[0] == results[1]
     bad += results[0] is None
     other += results[0] not in (None, outcome(data))
-  assert bad > 3 or kind == 'BMP'  # Which is pixels and little else.
-  assert not other or kind != 'PNG'  # It alone has checksums.
+  assert bad > 3 or kind == 'BMP'  # BMP has hardly any structure besides pixels.
+  assert not other or kind != 'PNG'  # Only PNG has checksums.
 
 
 def outcome(data: bytes) -> bytes | None:
-  """The pixels, or None where they are said to be bad; anything else is raised."""
+  """Return the pixels, or None for a bad image."""
   try:
     image = read(data, max_pixels=10**6)
   except BadImageError:
@@ -267,28 +267,26 @@ def outcome(data: bytes) -> bytes | None:
   return image.tobytes()
 
 
-def test_a_real_bomb_is_refused_without_its_memory():
-  """6,000 x 6,000 pixels in 35 kB: as many as are allowed, and one row more."""
+def test_a_decompression_bomb_is_refused_before_its_memory_is_allocated():
+  """The file has 6,000 x 6,000 pixels in 35 kB, one row more than allowed."""
   bomb = file(Image.new('1', (6_000, 6_000)), 'PNG')
   tracemalloc.start()
-  with pytest.raises(
-    BadImageError, match='6000 x 6000 pixels are more than config.data.max_pixels=35994000'
-  ):
+  with pytest.raises(BadImageError, match='6000 x 6000 .*config.data.max_pixels=35994000'):
     read(bomb, max_pixels=5_999 * 6_000)
   assert tracemalloc.get_traced_memory()[1] < 10e6
   tracemalloc.stop()
 
 
-def test_an_image_of_one_pixel_is_an_image():
+def test_an_image_of_one_pixel_is_decoded():
   for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'):
     assert train(file(photo(1, 1), kind)).shape == (32, 32, 3)
 
 
-def test_bytes_too_many_before_the_end_of_a_jpeg_do_no_harm():
+def test_extra_bytes_before_the_end_of_a_jpeg_are_ignored():
   assert np.array_equal(read(JPEG[:-2] + b'\0\1\2' + JPEG[-2:]), read(JPEG))
 
 
-def test_a_training_image_depends_on_its_key_alone():
+def test_a_training_image_depends_only_on_its_key():
   keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
   assert all(np.array_equal(train(JPEG, key=key), train(JPEG, key=key)) for key in keys)
   assert len({train(JPEG, key=key).tobytes() for key in keys}) == 4
@@ -296,22 +294,22 @@ def test_a_training_image_depends_on_its_key_alone():
 
 def test_half_of_the_images_are_flipped():
   image = photo()
-  drawn = [train(image, (83, 117), crop='resize', key=(7, 0, i)) for i in range(1000)]
+  images_ = [train(image, (83, 117), crop='resize', key=(7, 0, i)) for i in range(1000)]
   flips, same = (
-    sum(np.array_equal(d, expected) for d in drawn) for expected in (image[:, ::-1], image)
+    sum(np.array_equal(d, expected) for d in images_) for expected in (image[:, ::-1], image)
   )
   assert flips + same == 1000
   assert abs(flips - 500) < 64  # Four standard deviations.
 
 
-def test_sizes_need_not_be_square():
+def test_the_size_may_be_rectangular():
   assert np.array_equal(
     train(photo(), (20, 50), crop='resize', flip=False), cv2.resize(photo(), (50, 20))
   )
   assert np.array_equal(evaluate(photo(), (20, 50)), cv2.resize(photo(), (50, 20)))
 
 
-def test_center_resizes_the_short_side_and_cuts_the_middle():
+def test_center_crop_resizes_the_short_side_and_crops_the_center():
   image = photo(100, 200)
   small = resize_bilinear(image, (48, 96))
   assert np.array_equal(evaluate(image, (32, 40), crop='center'), small[8:40, 28:68])
@@ -321,28 +319,28 @@ def test_center_resizes_the_short_side_and_cuts_the_middle():
   )
 
 
-def test_exact_is_not_rounded_and_rounds_to_the_same():
+def test_float32_is_not_rounded_and_agrees_with_uint8():
   exact = evaluate(photo(), dtype=np.float32)
   assert (exact != np.rint(exact)).any()
   assert np.abs(exact - evaluate(photo())).max() <= 1
 
 
-def boxes(draws: int, h: int = 333, w: int = 500, area=AREA, aspect=ASPECT) -> np.ndarray:
+def boxes(count: int, h: int = 333, w: int = 500, area=AREA, aspect=ASPECT) -> np.ndarray:
   return np.array(
-    [sample_crop_box(h, w, key=(3, 0, i), area=area, aspect=aspect) for i in range(draws)]
+    [sample_crop_box(h, w, key=(3, 0, i), area=area, aspect=aspect) for i in range(count)]
   )
 
 
-def test_boxes_lie_inside_and_keep_area_and_aspect():
+def test_boxes_are_inside_the_image_and_in_range():
   for h, w, area in [(333, 500, AREA), (500, 200, (0.3, 0.5)), (40, 41, AREA)]:
     y, x, bh, bw = boxes(500, h, w, area).T
     assert (y >= 0).all() and (x >= 0).all() and (y + bh <= h).all() and (x + bw <= w).all()
-    share = bh * bw / (h * w)
-    assert (share >= area[0]).all() and (share <= area[1]).all()
+    fraction = bh * bw / (h * w)
+    assert (fraction >= area[0]).all() and (fraction <= area[1]).all()
     assert (np.abs(bw - bh * np.clip(bw / bh, *ASPECT)) <= 0.5 + 1e-9).all()
 
 
-def test_where_no_box_fits_the_whole_image_is_taken():
+def test_if_no_box_fits_the_box_is_the_full_image():
   assert sample_crop_box(10, 1000, key=(0, 0, 0), area=(0.9, 1.0), aspect=(1.0, 1.0)) == (
     0,
     0,
@@ -351,15 +349,15 @@ def test_where_no_box_fits_the_whole_image_is_taken():
   )
 
 
-def test_the_stream_is_uniform():
-  uniform = np.array([images.random_bits((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
+def test_random_bits_are_uniform():
+  uniform = np.array([sampler.random_bits((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
   assert uniform.shape == (4000, 8)
   assert np.abs(uniform.mean(0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 4000)
   assert np.abs(np.corrcoef(uniform.T) - np.eye(8)).max() < 5 / math.sqrt(4000)
 
 
 @pytest.mark.parametrize(('h', 'w'), [(333, 500), (500, 120)])
-def test_boxes_are_distributed_as_tensorflows(h, w):
+def test_boxes_have_the_distribution_of_tensorflows(h, w):
   tf = pytest.importorskip('tensorflow')
   stats = pytest.importorskip('scipy.stats')
   theirs = []
@@ -391,14 +389,14 @@ def test_a_decoded_box_equals_tensorflows(subsampling):
   data = simplejpeg.encode_jpeg(photo(150, 131), 90, 'RGB', subsampling)
   theirs = tf.io.decode_jpeg(
     data, channels=3
-  ).numpy()  # Its decode_and_crop_jpeg lacks the chroma beyond the box.
+  ).numpy()  # decode_and_crop_jpeg lacks the chroma beyond the box.
   assert np.array_equal(read(data, box=lambda *_: (40, 10, 50, 60)), theirs[40:90, 10:70])
 
 
-def test_a_random_crop_is_a_part_of_the_resized_image_and_every_part_comes():
+def test_random_crop_reaches_every_position():
   image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
   parts = {(y, x): image[y : y + 3, x : x + 4] for y in range(3) for x in range(3)}
-  drawn = [random_crop(image, (3, 4), key=(0, 0, k)) for k in range(200)]
-  assert all(any((one == part).all() for one in drawn) for part in parts.values())
+  crops = [random_crop(image, (3, 4), key=(0, 0, k)) for k in range(200)]
+  assert all(any((one == part).all() for one in crops) for part in parts.values())
   out = train(image, size=(3, 3), crop='random', side=3, flip=False)
   np.testing.assert_array_equal(out, resize_bilinear(image, (3, 3)))

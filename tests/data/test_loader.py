@@ -1,3 +1,5 @@
+"""Batches do not depend on hosts, workers, threads or the first step."""
+
 import itertools
 import subprocess
 import sys
@@ -14,16 +16,16 @@ from hypothesis import strategies as st
 from vit_jax.config import DataConfig
 from vit_jax.data.images import BadImageError
 from vit_jax.data.loader import eval_batches, train_batches
-from vit_jax.data.order import shuffled_example
+from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 class Photos:
-  """JPEG files of random pixels with one label or two; the examples in `bad` are cut short."""
+  """JPEG files of random pixels with one or two labels; the files in `bad` are truncated."""
 
-  most_labels = 2
+  max_labels = 2
 
   def __init__(self, examples: int, bad: tuple[int, ...] = ()):
     random = np.random.default_rng(0)
@@ -40,18 +42,18 @@ class Photos:
 
 
 class Numbers:
-  """Pixels that tell which example they are, and a record of what was asked for."""
+  """Images whose pixels are their index, with a record of the examples read."""
 
-  most_labels = 1
+  max_labels = 1
 
   def __init__(self, examples: int):
-    self.examples, self.asked = examples, []
+    self.examples, self.read = examples, []
 
   def __len__(self) -> int:
     return self.examples
 
   def __getitem__(self, i: int):
-    self.asked.append(i)
+    self.read.append(i)
     return np.full((4, 4), i % 256, np.uint8), (i,), f'number {i}'
 
 
@@ -63,9 +65,9 @@ def train(
   source, count: int, c: DataConfig | None = None, *, seed=0, start=0, host=0, hosts=1
 ) -> list[dict]:
   batches = train_batches(source, c or config(), seed=seed, start=start, host=host, hosts=hosts)
-  taken = list(itertools.islice(batches, count))
+  out = list(itertools.islice(batches, count))
   batches.close()
-  return taken
+  return out
 
 
 def evaluate(source, c: DataConfig | None = None, *, host=0, hosts=1, **kwargs) -> list[dict]:
@@ -81,10 +83,10 @@ def assert_equal(batches, others):
       assert np.array_equal(batch[name], other[name])
 
 
-def together(shares: list[list[dict]]) -> list[dict]:
-  """What several hosts have, as one."""
+def concatenate_hosts(hosts: list[list[dict]]) -> list[dict]:
+  """Concatenate the batches of several hosts."""
   join = lambda batches: {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-  return [join(batches) for batches in zip(*shares, strict=True)]
+  return [join(batches) for batches in zip(*hosts, strict=True)]
 
 
 PHOTOS = Photos(27)
@@ -110,30 +112,32 @@ def test_threads_change_nothing(threads):
 
 
 @pytest.mark.parametrize('hosts', [2, 4])
-def test_hosts_have_contiguous_shares_of_the_same_batches(hosts):
+def test_hosts_have_contiguous_slices_of_the_same_batches(hosts):
   assert_equal(
-    together([train(PHOTOS, 7, host=h, hosts=hosts) for h in range(hosts)]), train(PHOTOS, 7)
+    concatenate_hosts([train(PHOTOS, 7, host=h, hosts=hosts) for h in range(hosts)]),
+    train(PHOTOS, 7),
   )
   assert_equal(
-    together([evaluate(PHOTOS, host=h, hosts=hosts) for h in range(hosts)]), evaluate(PHOTOS)
+    concatenate_hosts([evaluate(PHOTOS, host=h, hosts=hosts) for h in range(hosts)]),
+    evaluate(PHOTOS),
   )
 
 
 @pytest.mark.parametrize('start', [1, 3, 11])
-def test_a_start_changes_nothing(start):
+def test_the_first_step_changes_nothing(start):
   assert_equal(train(PHOTOS, 3, start=start), train(PHOTOS, start + 3)[start:])
 
 
-def test_a_start_far_on_reads_nothing_before_it():
+def test_a_late_first_step_reads_no_earlier_examples():
   source = Numbers(60_000)
   (batch,) = train(source, 1, config(batch=4), start=10**9)
-  assert len(source.asked) <= 4 * 4  # With what is made ahead.
+  assert len(source.read) <= 4 * 4  # Including prefetched batches.
   assert batch['label'][:, 0].tolist() == [
     shuffled_example(4 * 10**9 + i, 60_000, 0)[1] for i in range(4)
   ]
 
 
-def test_seeds_and_epochs_have_orders_of_their_own():
+def test_each_seed_and_epoch_has_another_order():
   order = lambda seed, epoch: tuple(
     shuffled_example(epoch * 500 + i, 500, seed)[1] for i in range(500)
   )
@@ -149,7 +153,7 @@ def test_seeds_and_epochs_have_orders_of_their_own():
 
 
 @pytest.mark.parametrize(('examples', 'batch'), [(24, 8), (27, 8), (5, 8), (1, 4)])
-def test_an_epoch_has_each_example_once_and_batches_run_over_its_end(examples, batch):
+def test_an_epoch_has_each_example_once_and_batches_may_span_two_epochs(examples, batch):
   batches = train(Numbers(examples), -(-3 * examples // batch), config(batch=batch))
   labels = np.concatenate([b['label'][:, 0] for b in batches])[: 3 * examples]
   assert all(b['mask'].all() for b in batches)
@@ -161,15 +165,15 @@ def test_an_epoch_has_each_example_once_and_batches_run_over_its_end(examples, b
 @hypothesis.given(
   examples=st.integers(1, 40),
   hosts=st.integers(1, 8),
-  share=st.integers(1, 5),
+  local_batch=st.integers(1, 5),
   seed=st.integers(0, 2**31 - 1),
 )
-def test_hosts_together_have_each_example_once_an_epoch_in_the_order_that_one_has(
-  examples, hosts, share, seed
+def test_several_hosts_have_the_examples_of_one_host_in_its_order(
+  examples, hosts, local_batch, seed
 ):
-  steps = -(-2 * examples // (hosts * share))
-  c = config(batch=hosts * share, size=(2, 2), crop='resize')
-  batches = together(
+  steps = -(-2 * examples // (hosts * local_batch))
+  c = config(batch=hosts * local_batch, size=(2, 2), crop='resize')
+  batches = concatenate_hosts(
     [train(Numbers(examples), steps, c, seed=seed, host=h, hosts=hosts) for h in range(hosts)]
   )
   ids = np.concatenate([batch['id'] for batch in batches])
@@ -184,13 +188,13 @@ def test_hosts_together_have_each_example_once_an_epoch_in_the_order_that_one_ha
 @hypothesis.given(
   examples=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 10**6)
 )
-def test_an_epoch_is_a_permutation_whatever_its_size_seed_and_number(examples, seed, epoch):
+def test_an_epoch_is_a_permutation_for_any_size_seed_and_epoch(examples, seed, epoch):
   order = [shuffled_example(epoch * examples + rank, examples, seed) for rank in range(examples)]
   assert {e for e, _ in order} == {epoch}
   assert sorted(index for _, index in order) == list(range(examples))
 
 
-def test_the_ids_are_of_the_examples_and_say_which_can_not_be_read():
+def test_ids_are_indices_and_mark_unreadable_examples():
   batches = evaluate(Photos(11, bad=(0, 9)), config(bad_images='skip'))
   assert np.concatenate([batch['id'] for batch in batches]).tolist() == [
     ~0,
@@ -204,7 +208,7 @@ def test_the_ids_are_of_the_examples_and_say_which_can_not_be_read():
   ).all()
 
 
-def test_the_same_example_looks_different_in_the_next_epoch():
+def test_the_same_example_differs_in_the_next_epoch():
   one, two = train(Photos(1), 2, config(batch=1))
   assert not np.array_equal(one['image'], two['image'])
 
@@ -212,9 +216,9 @@ def test_the_same_example_looks_different_in_the_next_epoch():
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 @pytest.mark.parametrize('examples', [1, 8, 16, 21])
 def test_evaluation_has_each_example_once_over_all_hosts(examples, hosts):
-  shares = [evaluate(Numbers(examples), host=h, hosts=hosts) for h in range(hosts)]
-  assert {len(share) for share in shares} == {-(-examples // 8)}
-  batches = together(shares)
+  parts = [evaluate(Numbers(examples), host=h, hosts=hosts) for h in range(hosts)]
+  assert {len(part) for part in parts} == {-(-examples // 8)}
+  batches = concatenate_hosts(parts)
   assert all(b['image'].shape == (8, 16, 12, 3) for b in batches)
   mask, labels = (np.concatenate([b[name] for b in batches]) for name in ('mask', 'label'))
   assert labels[mask][:, 0].tolist() == list(range(examples))
@@ -222,20 +226,20 @@ def test_evaluation_has_each_example_once_over_all_hosts(examples, hosts):
   assert not any(b['image'][~b['mask']].any() for b in batches)
 
 
-def test_labels_are_filled_up_with_minus_one():
+def test_labels_are_padded_with_minus_one():
   (batch,) = evaluate(Photos(3))
   assert batch['label'].dtype == np.int32
   assert batch['label'][:4].tolist() == [[0, 1], [1, -1], [2, -1], [-1, -1]]
 
 
-def test_exact_is_float32():
+def test_exact_images_are_float32():
   exact, rounded = evaluate(PHOTOS, exact=True), evaluate(PHOTOS)
   assert exact[0]['image'].dtype == np.float32
   assert np.abs(exact[0]['image'] - rounded[0]['image']).max() <= 1
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_skipped_image_counts_nowhere(workers):
+def test_a_skipped_image_is_masked(workers):
   source, bad = Photos(27, bad=(3, 4, 19)), {3, 4, 19}
   c = config(bad_images='skip', batch=9, workers=workers)
   batches = train(source, 6, c)
@@ -251,37 +255,37 @@ def test_a_skipped_image_counts_nowhere(workers):
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_bad_image_is_one_and_the_same_error_in_a_worker(workers):
+def test_a_bad_image_is_the_same_error_in_a_worker(workers):
   with pytest.raises(BadImageError, match=r'^5\.jpg: .*bad_images=skip$') as error:
     evaluate(Photos(12, bad=(5,)), config(workers=workers))
   assert type(error.value) is BadImageError
 
 
-def test_a_batch_must_divide_among_the_hosts():
-  with pytest.raises(UserError, match=r'config\.data\.batch=8 does not divide among 3 hosts'):
+def test_a_batch_must_be_divisible_by_the_hosts():
+  with pytest.raises(UserError, match=r'config\.data\.batch=8 .* 3 hosts; use 6 or 9'):
     train_batches(PHOTOS, config(), seed=0, start=0, host=0, hosts=3)
-  with pytest.raises(UserError, match=r'config\.data\.eval_batch=10 does not divide among 4 hosts'):
+  with pytest.raises(UserError, match=r'config\.data\.eval_batch=10 .* 4 hosts; use 8 or 12'):
     eval_batches(PHOTOS, config(eval_batch=10), host=0, hosts=4)
 
 
-def test_memory_is_used_again_but_never_while_somebody_holds_it():
+def test_memory_is_reused_but_not_while_it_is_referenced():
   batches = train_batches(
     Numbers(64), config(batch=16, crop='resize', flip=False), seed=0, start=0, host=0, hosts=1
   )
-  kept = [
+  views = [
     next(batches)['image'][3:5, 1:, ::2] for _ in range(12)
-  ]  # Views, not the arrays that were handed out.
+  ]  # Only views keep the memory alive.
   again = train(Numbers(64), 12, config(batch=16, crop='resize', flip=False))
   assert all(
     np.array_equal(view, batch['image'][3:5, 1:, ::2])
-    for view, batch in zip(kept, again, strict=True)
+    for view, batch in zip(views, again, strict=True)
   )
   addresses = Counter(next(batches)['image'].ctypes.data for _ in range(20))
   assert len(addresses) < 10
 
 
-def test_a_program_with_workers_ends_without_noise(tmp_path):
-  """A script of the usual form, which worker processes import again; it ends in the middle of an epoch."""
+def test_a_program_with_workers_exits_cleanly(tmp_path):
+  """A script that worker processes import again; it exits in the middle of an epoch."""
   script = f"""
     import sys
     sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]

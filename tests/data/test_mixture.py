@@ -1,4 +1,4 @@
-"""Labelled and pseudo-labelled examples in one stream of batches: the ratio, the targets, and the same from any start."""
+"""Labelled and pseudo-labelled examples in one stream of batches."""
 
 import dataclasses
 import itertools
@@ -11,15 +11,14 @@ from vit_jax.config import DataConfig
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import train_batches
 from vit_jax.data.mixture import open_mixture
-from vit_jax.data.order import mixture_example, shuffled_example
-from vit_jax.data.pseudo import (
+from vit_jax.data.pseudo_labels import (
   describe_pseudo_labels,
   start_pseudo_labels,
   write_best_labels,
   write_probabilities,
 )
-from vit_jax.data.sources import open_source
-from vit_jax.data.unlabelled import open_unlabelled
+from vit_jax.data.sampler import mixture_example, shuffled_example
+from vit_jax.data.sources import open_source, open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.optim.losses import LOSSES, multi_hot
 
@@ -28,7 +27,7 @@ LABELLED, UNLABELLED = 'train[:60]', 'train[60:200]'
 
 @pytest.fixture
 def data(tmp_path) -> DataConfig:
-  """Digits, of which 140 are labelled by a teacher that is sure of half of them."""
+  """Digits, of which 140 have pseudo-labels; half of those are confident."""
   logits = (
     np.random.default_rng(0).normal(size=(140, 10)) * np.where(np.arange(140) % 2, 4, 0.1)[:, None]
   )
@@ -51,53 +50,53 @@ def mix(data: DataConfig, *, loss: str = 'softmax', smoothing: float = 0.0, seed
 
 
 def batches(source, data: DataConfig, count: int, **start) -> list[dict]:
-  made = train_batches(source, data, **{'seed': 0, 'start': 0, 'host': 0, 'hosts': 1} | start)
-  taken = list(itertools.islice(made, count))
-  made.close()
-  return taken
+  iterator = train_batches(source, data, **{'seed': 0, 'start': 0, 'host': 0, 'hosts': 1} | start)
+  out = list(itertools.islice(iterator, count))
+  iterator.close()
+  return out
 
 
 @pytest.mark.parametrize('ratio', [1, 3, 14])
-def test_of_every_group_one_is_labelled_and_each_kind_comes_once_an_epoch(ratio):
+def test_one_example_of_each_group_is_labelled_and_each_kind_has_its_own_epochs(ratio):
   stream = [
     mixture_example(position, 60, 140, ratio, seed=5) for position in range(60 * (1 + ratio))
   ]
-  own = [example for _, example in stream if example < 60]
-  assert own == [shuffled_example(i, 60, 5)[1] for i in range(60)] and sorted(own) == list(
-    range(60)
-  )
-  others = [(epoch, example - 60) for epoch, example in stream if example >= 60]
-  assert others == [shuffled_example(i, 140, 5) for i in range(60 * ratio)]
+  labelled = [example for _, example in stream if example < 60]
+  assert labelled == [shuffled_example(i, 60, 5)[1] for i in range(60)] and sorted(
+    labelled
+  ) == list(range(60))
+  unlabelled = [(epoch, example - 60) for epoch, example in stream if example >= 60]
+  assert unlabelled == [shuffled_example(i, 140, 5) for i in range(60 * ratio)]
   for start in range(0, len(stream), 1 + ratio):
     assert sum(example < 60 for _, example in stream[start : start + 1 + ratio]) == 1
   every_second = [example < 60 for _, example in stream[::2]]
   assert sum(every_second) == pytest.approx(len(every_second) / (1 + ratio), abs=1)
 
 
-def test_the_order_is_what_runs_were_begun_with():
-  """Where this fails, runs can not go on: put order.ORDER up, and these numbers right."""
+def test_the_order_matches_its_version():
+  """A failure means that runs cannot be resumed: increase sampler.ORDER_VERSION."""
   assert [mixture_example(i, 100, 900, 2, 7)[1] for i in range(6)] == [10, 311, 330, 309, 21, 308]
 
 
-def test_batches_are_the_same_from_any_start_on_any_hosts_and_in_workers(data):
+def test_batches_are_equal_for_any_first_step_hosts_and_workers(data):
   source = mix(data)
-  whole = batches(source, data, 6)
+  expected = batches(source, data, 6)
   assert all(
-    batch['label'].dtype == np.float32 and batch['label'].shape == (16, 10) for batch in whole
+    batch['label'].dtype == np.float32 and batch['label'].shape == (16, 10) for batch in expected
   )
-  assert [int((batch['id'] < 60).sum()) for batch in whole] == [4] * 6
-  shares = [batches(source, data, 2, start=4, host=host, hosts=2) for host in range(2)]
-  spread = batches(source, dataclasses.replace(data, workers=1), 2, start=4)
-  for name in whole[0]:
+  assert [int((batch['id'] < 60).sum()) for batch in expected] == [4] * 6
+  hosts = [batches(source, data, 2, start=4, host=host, hosts=2) for host in range(2)]
+  workers = batches(source, dataclasses.replace(data, workers=1), 2, start=4)
+  for name in expected[0]:
     np.testing.assert_array_equal(
-      np.concatenate([share[1][name] for share in shares]), whole[5][name]
+      np.concatenate([host[1][name] for host in hosts]), expected[5][name]
     )
-    np.testing.assert_array_equal(spread[1][name], whole[5][name])
+    np.testing.assert_array_equal(workers[1][name], expected[5][name])
 
 
 @pytest.mark.parametrize('loss', LOSSES)
-def test_targets_are_what_the_loss_makes_of_labels_and_what_the_teacher_said(data, loss):
-  """Smoothed on the host and compared as they are, labels cost what they cost smoothed by the loss."""
+def test_targets_are_smoothed_labels_or_normalized_pseudo_labels(data, loss):
+  """The loss of labels smoothed on the host equals the loss that smooths them itself."""
   source = mix(data, loss=loss, smoothing=0.1)
   logits = np.random.default_rng(1).normal(size=(60, 10)).astype(np.float32)
   labels, targets = zip(
@@ -106,19 +105,21 @@ def test_targets_are_what_the_loss_makes_of_labels_and_what_the_teacher_said(dat
   expected = LOSSES[loss](logits, multi_hot(np.array(labels), 10), smoothing=0.1)
   np.testing.assert_allclose(LOSSES[loss](logits, np.stack(targets)), expected, rtol=1e-5)
   for i in range(60, len(source)):
-    example = source.unlabelled.chosen[i - 60]
+    example = source.unlabelled.indices[i - 60]
     p = np.load(f'{data.pseudo_labels}/00000.npy')[example].astype(np.float64)
     np.testing.assert_allclose(source[i][1], p / p.sum() if loss == 'softmax' else p, rtol=1e-6)
 
 
-def test_only_confident_images_are_in_it_and_their_own_labels_are_not(data):
+def test_only_confident_images_are_selected(data):
   source = mix(data)
-  assert len(source) == 60 + 20 * len(set(source.unlabelled.labels.best[source.unlabelled.chosen]))
-  assert set(source.unlabelled.chosen % 2) == {1}
-  assert (source.classes, source.most_labels, source.label_names) == (10, 10, tuple('0123456789'))
+  assert len(source) == 60 + 20 * len(
+    set(source.unlabelled.pseudo_labels.top_class[source.unlabelled.indices])
+  )
+  assert set(source.unlabelled.indices % 2) == {1}
+  assert (source.classes, source.max_labels, source.label_names) == (10, 10, tuple('0123456789'))
 
 
-def test_a_fingerprint_knows_the_labels_and_the_choice(data):
+def test_the_fingerprint_covers_the_pseudo_labels_and_the_selection(data):
   facts = lambda data, **how: fingerprint_data(
     mix(data, **how), open_source('builtin:digits', 'test')
   )
@@ -132,17 +133,17 @@ def test_a_fingerprint_knows_the_labels_and_the_choice(data):
   assert same['unlabelled.listing'] != other['unlabelled.listing'] and same['train.examples'] == 60
 
 
-def test_what_is_missing_says_what_to_do(data):
-  with pytest.raises(UserError, match=r'needs config.data.pseudo_labels.*selftrain` makes them'):
+def test_missing_or_unconfident_pseudo_labels_are_an_error(data):
+  with pytest.raises(UserError, match=r'config.data.pseudo_labels.*selftrain'):
     mix(dataclasses.replace(data, pseudo_labels=''))
   with pytest.raises(
     UserError,
-    match=r'config.data.confidence_threshold=1: the teacher is so sure of none of the 140 .*at most 0.99.*lower',
+    match=r'config.data.confidence_threshold=1 .* 140 .* 0.99',
   ):
     mix(dataclasses.replace(data, confidence_threshold=1.0))
 
 
-def test_a_folder_of_images_without_classes_is_a_source_without_labels(tmp_path):
+def test_a_folder_of_images_is_a_source_without_labels(tmp_path):
   for name in ('b/2.png', 'a.png', '.hidden/3.png', 'b/c/1.JPG', 'notes.txt'):
     path = tmp_path / 'photos' / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,13 +155,13 @@ def test_a_folder_of_images_without_classes_is_a_source_without_labels(tmp_path)
     'b/c/1.JPG',
   ]
   assert source[0][1] == () and source.classes == 0
-  part = open_unlabelled(f'images:{tmp_path}/photos', 'train').part(1, 9)
+  part = open_unlabelled(f'images:{tmp_path}/photos', 'train').slice(1, 9)
   assert [part[i][2] for i in range(len(part))] == [source[i][2] for i in (1, 2)]
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(UserError, match='holds no images'):
+  with pytest.raises(UserError, match='empty .*no images'):
     open_unlabelled(f'images:{tmp_path}/empty', 'train')
 
 
-def test_images_without_labels_are_no_training_data(tmp_path):
+def test_images_without_labels_are_not_a_training_source(tmp_path):
   with pytest.raises(UserError, match='expected KIND:NAME'):
     open_source(f'images:{tmp_path}', 'train')

@@ -1,4 +1,4 @@
-"""VTAB's tasks: their label rules by hand, which examples are theirs, and what is said where data are missing."""
+"""VTAB tasks: label rules, the choice of examples, and errors for missing data."""
 
 import pickle
 
@@ -25,18 +25,18 @@ def test_there_are_19_tasks_in_three_groups():
 
 def test_clevr_counts_three_to_ten_objects():
   rule = LABEL_RULES['count_all']
-  assert [rule.names[rule.label({'objects/size': np.zeros(n)})] for n in range(3, 11)] == list(
-    map(str, range(3, 11))
-  )
+  assert [
+    rule.label_names[rule.compute({'objects/size': np.zeros(n)})] for n in range(3, 11)
+  ] == list(map(str, range(3, 11)))
 
 
 @pytest.mark.parametrize(
   ('depths', 'label'),
   [([7.9, 12], 0), ([9.2, 8.2], 1), ([8.7], 2), ([9.1, 30], 3), ([9.6], 4), ([10.1], 5)],
 )
-def test_clevr_distance_is_that_of_the_nearest_object(depths, label):
+def test_clevr_distance_uses_the_nearest_object(depths, label):
   example = {'objects/pixel_coords': f32(*[[100, 7, depth] for depth in depths]).ravel()}
-  assert LABEL_RULES['closest_object_distance'].label(example) == label
+  assert LABEL_RULES['closest_object_distance'].compute(example) == label
 
 
 @pytest.mark.parametrize(
@@ -50,28 +50,28 @@ def test_clevr_distance_is_that_of_the_nearest_object(depths, label):
     ([0], [-3], 0),
   ],
 )
-def test_kitti_distance_is_that_of_the_nearest_car_van_or_truck(types, z, label):
-  """Pedestrians (3) and sitting ones (4) are none; without a vehicle it is the fourth class."""
+def test_kitti_distance_uses_the_nearest_car_van_or_truck(types, z, label):
+  """Types 3 and 4 are pedestrians and seated people; class 3 means no vehicle."""
   example = {
     'objects/type': np.array(types, int),
     'objects/location': f32(*[[9, 1, each] for each in z]).ravel(),
   }
-  assert LABEL_RULES['closest_vehicle_distance'].label(example) == label
-  assert LABEL_RULES['closest_vehicle_distance'].names[3] == 'none'
+  assert LABEL_RULES['closest_vehicle_distance'].compute(example) == label
+  assert LABEL_RULES['closest_vehicle_distance'].label_names[3] == 'none'
 
 
 def test_dsprites_positions_and_orientations_fall_into_16_bins():
   position, orientation = LABEL_RULES['x_position_16'], LABEL_RULES['orientation_16']
-  assert [position.label({'label_x_position': np.array([x])}) for x in range(32)] == [
+  assert [position.compute({'label_x_position': np.array([x])}) for x in range(32)] == [
     x // 2 for x in range(32)
   ]
-  assert [orientation.label({'label_orientation': np.array([x])}) for x in range(40)] == [
+  assert [orientation.compute({'label_orientation': np.array([x])}) for x in range(40)] == [
     int(x / 2.5) for x in range(40)
   ]
-  assert len(position.names) == len(orientation.names) == 16
+  assert len(position.label_names) == len(orientation.label_names) == 16
 
 
-def test_spans_are_rounded_as_the_benchmark_rounds():
+def test_subsplits_are_rounded_as_in_the_benchmark():
   sizes = {'train': 3680, 'test': 24_300}
   assert parse_subsplit('train[:800]', sizes, '') == ('train', 0, 800)
   assert parse_subsplit('train[80%:][:200]', sizes, '') == ('train', 2944, 3144)
@@ -79,23 +79,21 @@ def test_spans_are_rounded_as_the_benchmark_rounds():
     'train',
     2753,
     2953,
-  )  # Caltech101: 0.9 of it is 2,753.1.
+  )  # Caltech101: 0.9 * 3,059 = 2,753.1.
   assert parse_subsplit('test[50%:]', sizes, '') == ('test', 12_150, 24_300)
   assert parse_subsplit('test', sizes, '') == ('test', 0, 24_300)
   with pytest.raises(
     UserError,
-    match=r"vtab:x wants train\[:800\] of its data set, whose split 'train' has 799 examples",
+    match=r"vtab:x .*train\[:800\] .*'train' .*799",
   ):
     parse_subsplit('train[:800]', {'train': 799}, 'vtab:x')
-  with pytest.raises(
-    UserError, match="wants the split 'validation' of its data set, which has train"
-  ):
+  with pytest.raises(UserError, match="vtab:x .*'validation'.* train"):
     parse_subsplit('validation', {'train': 1}, 'vtab:x')
 
 
 @pytest.fixture
 def dir(tmp_path, write_tfds, png):
-  """Where three of the data sets lie, with 1,010 examples or so; in each, example i has the pixel i % 251."""
+  """Write three of the datasets. The pixels of example i are i % 251, except in dsprites."""
   image = lambda i: png(np.full((2, 2), i % 251, np.uint8))
   plain = {
     'image': tfds.features.Image(shape=(2, 2, 1)),
@@ -131,14 +129,14 @@ def dir(tmp_path, write_tfds, png):
   return str(tmp_path)
 
 
-def test_the_thousand_images_are_those_of_the_benchmark(dir):
+def test_the_1000_images_are_those_of_the_benchmark(dir):
   source = open_source('vtab:svhn', 'train+val', dir=dir)
   assert (len(source), source.label_names) == (1000, ('a', 'b', 'c'))
-  theirs = [*range(800), *range(1800, 2000)]
+  indices = [*range(800), *range(1800, 2000)]
   for i in (0, 1, 799, 800, 801, 999):
     data, labels, name = source[i]
-    assert cv2.imdecode(np.frombuffer(data, np.uint8), 0)[0, 0] == theirs[i] % 251
-    assert labels == (theirs[i] % 3,)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 0)[0, 0] == indices[i] % 251
+    assert labels == (indices[i] % 3,)
     assert name.startswith('vtab:svhn ')
   assert (
     len(open_source('vtab:svhn', '', dir=dir)),
@@ -146,13 +144,13 @@ def test_the_thousand_images_are_those_of_the_benchmark(dir):
   ) == (5, 200)
 
 
-def test_labels_by_rule_come_of_the_stored_examples(dir):
+def test_label_rules_read_the_stored_examples(dir):
   count, distance = (
     open_source(f'vtab:clevr_{which}', '', dir=dir) for which in ('count', 'distance')
   )
   assert [count[i][1][0] for i in range(9)] == [
     i % 8 for i in range(9)
-  ]  # Its test split is CLEVR's validation.
+  ]  # The test split is CLEVR's validation.
   assert [distance[i][1][0] for i in range(4)] == [1, 3, 1, 3]
   sprites = open_source('vtab:dsprites_orientation', 'val', dir=dir)
   assert [sprites[i][1][0] for i in range(200)] == [int((1600 + i) % 40 / 2.5) for i in range(200)]
@@ -161,14 +159,14 @@ def test_labels_by_rule_come_of_the_stored_examples(dir):
   assert again[7][1:] == sprites[7][1:]
 
 
-def test_what_has_to_be_fetched_by_hand_says_what_goes_where(tmp_path):
+def test_a_missing_manual_download_is_an_error_with_instructions(tmp_path):
   for task in ('resisc45', 'diabetic_retinopathy'):
-    with pytest.raises(UserError, match=r'fetched by hand: .*downloads/manual.*data prepare'):
+    with pytest.raises(UserError, match=r'downloads/manual.*data prepare'):
       open_source(f'vtab:{task}', 'train', dir=str(tmp_path))
   assert all(
-    any(task.tfds.startswith(name) for task in VTAB_TASKS.values()) for name in MANUAL_DOWNLOADS
+    any(task.dataset.startswith(name) for task in VTAB_TASKS.values()) for name in MANUAL_DOWNLOADS
   )
-  with pytest.raises(UserError, match='run: python -m vit_jax data prepare dmlab'):
+  with pytest.raises(UserError, match='data prepare dmlab'):
     open_source('vtab:dmlab', 'train', dir=str(tmp_path))
-  with pytest.raises(UserError, match="VTAB has no task 'clevr'. Did you mean 'clevr_"):
+  with pytest.raises(UserError, match="'clevr'.*'clevr_"):
     open_source('vtab:clevr', 'train')

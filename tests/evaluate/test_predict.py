@@ -56,7 +56,7 @@ def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_m
   found = list(predict_files(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))
   assert [bool(each.error) for each in found] == [True, False, True, True, True, False]
   assert found[0].error == 'the file is empty'
-  assert found[2].error == 'it is no image of a known format'
+  assert found[2].error == 'the image format is unknown'
   assert 'No such file' in found[4].error
   assert [found[i].labels for i in (1, 5)] == [
     each.labels for each in model.predict(paths[:2], top=1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.evaluate.conftest import NAMES
-from vit_jax.data import pseudo
-from vit_jax.data.pseudo import read_pseudo_labels
+from vit_jax.data import pseudo_labels
+from vit_jax.data.pseudo_labels import read_pseudo_labels
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import pseudo_labelling
@@ -17,7 +17,7 @@ from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 @pytest.fixture
 def parts(monkeypatch):
   """Of ten examples."""
-  for module in (pseudo, pseudo_labelling):
+  for module in (pseudo_labels, pseudo_labelling):
     monkeypatch.setattr(module, 'PART_EXAMPLES', 10)
 
 
@@ -52,7 +52,7 @@ def test_parts_that_are_there_stay_and_the_others_are_made(parts, make_model, so
 
 def test_another_model_does_not_go_on_with_them(parts, make_model, source, tmp_path):
   labelled(make_model(), source, tmp_path / 'labels')
-  with pytest.raises(UserError, match='holds other pseudo-labels.* parameters: '):
+  with pytest.raises(UserError, match='other pseudo-labels.* parameters: '):
     labelled(make_model(depth=3), source, tmp_path / 'labels')
 
 

@@ -12,7 +12,7 @@ from vit_jax.__main__ import build_parser
 from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.config import Config, total_steps
 from vit_jax.config_checks import validate
-from vit_jax.data.known import DATASET_SIZES
+from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
 from vit_jax.paper.full_scale import replace_jft, uses_jft

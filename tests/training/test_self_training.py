@@ -84,7 +84,7 @@ def test_another_teacher_is_refused_where_labels_are_begun(whole, tmp_path):
     (whole[0] / '1-labels' / 'teacher.json').read_text()
   )
   with pytest.raises(
-    UserError, match=r'1-labels holds other pseudo-labels.*teacher: 0-teacher there, runs/b7 here'
+    UserError, match=r'1-labels other pseudo-labels.*teacher: 0-teacher there, runs/b7 here'
   ):
     self_train('runs/b7', [config()], tmp_path)
 
@@ -99,7 +99,7 @@ def test_a_setting_that_changed_is_refused_by_name_before_anything_is_done(whole
   student = config(**{'data.unlabelled_split': 'train[60%:]'})
   with pytest.raises(
     UserError,
-    match=r'1-labels holds other pseudo-labels.*unlabelled_split: train\[50%:\] there, train\[60%:\]',
+    match=r'1-labels other pseudo-labels.*unlabelled_split: train\[50%:\] there, train\[60%:\]',
   ):
     self_train(config(), [student], whole[0])
 

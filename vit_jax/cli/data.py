@@ -1,4 +1,4 @@
-"""data list, data prepare, data show."""
+"""The commands `data list`, `data prepare` and `data show`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from vit_jax.config import DataConfig
 
 
 def data_list(args):
-  """Every source that can be named without preparing anything, and the data sets prepared under --dir."""
+  """List the built-in datasets and the TFDS datasets prepared in --dir."""
   from vit_jax.data.prepare import list_sources
 
   rows = list_sources(args.dir)
@@ -17,14 +17,14 @@ def data_list(args):
 
 
 def data_prepare(args):
-  """Builds a TFDS data set as ArrayRecord, or converts one that lies there as TFRecord."""
+  """Download and build a TFDS dataset as ArrayRecord, or convert one prepared as TFRecord."""
   from vit_jax.data.prepare import prepare_dataset
 
   prepare_dataset(args.name, args.dir)
 
 
 def data_show(args):
-  """A picture of the augmented training batch beside the evaluation batch: what the model will see."""
+  """Write a picture of an augmented training batch beside an evaluation batch."""
   from vit_jax.data.contact_sheet import write_contact_sheet
   from vit_jax.data.loader import eval_batches, train_batches
   from vit_jax.data.sources import open_source
@@ -37,27 +37,29 @@ def data_show(args):
     open_source(args.name, args.eval_split, dir=args.dir),
   )
   train = next(train_batches(sources[0], data, seed=args.seed, start=args.step, host=0, hosts=1))
-  # An evaluation split is often in the order of its classes: examples spread over it show them all.
-  evaluation = next(eval_batches(sources[1].spread(args.images), data, host=0, hosts=1))
-  named = lambda batch: [label_of(labels, sources[0].label_names) for labels in batch['label']]
+  # Evaluation splits are often sorted by class; evenly spaced examples show every class.
+  evaluation = next(eval_batches(sources[1].subsample(args.images), data, host=0, hosts=1))
+  named = lambda batch: [
+    join_label_names(labels, sources[0].label_names) for labels in batch['label']
+  ]
   write_contact_sheet(
     train['image'], named(train), evaluation['image'], named(evaluation), Path(args.out)
   )
   for source in sources:
     print(f'{args.name} {source.split}: {len(source):,} examples of {source.classes:,} classes')
   print(
-    f'{args.out}: {args.images} images of batch {args.step}, augmented, beside as many for evaluation'
+    f'{args.out}: {args.images} augmented images of batch {args.step}, {args.images} for evaluation'
   )
 
 
-def label_of(labels, names: tuple[str, ...]) -> str:
-  """The names of an example's classes."""
+def join_label_names(labels, names: tuple[str, ...]) -> str:
+  """Join the names of the classes of an example; -1 pads."""
   return ', '.join(names[label] for label in labels if label >= 0)
 
 
 def add(commands):
-  """The arguments."""
-  help = 'list, prepare or look at data sets'
+  """Add the `data` commands."""
+  help = 'list, prepare or show datasets'
   data = commands.add_parser('data', help=help, description=help).add_subparsers(
     required=True, metavar='ACTION'
   )
@@ -65,22 +67,28 @@ def add(commands):
   def action(name: str, function):
     command = data.add_parser(name, help=function.__doc__, description=function.__doc__)
     command.add_argument(
-      '--dir', default='', help="where TFDS data sets lie; by default $TFDS_DATA_DIR, or TFDS's own"
+      '--dir',
+      default='',
+      help="directory of TFDS datasets; default: $TFDS_DATA_DIR, or else TFDS's own default",
     )
     command.set_defaults(function=function)
     return command
 
   action('list', data_list)
-  action('prepare', data_prepare).add_argument('name', help='tfds:NAME, such as tfds:cifar10')
+  action('prepare', data_prepare).add_argument('name', help='a TFDS dataset, such as tfds:cifar10')
   show = action('show', data_show)
   show.add_argument('name', help='a source: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
-  show.add_argument('--split', default='train')
+  show.add_argument('--split', default='train', help='split of the training images')
   show.add_argument(
-    '--eval_split', default='', help='by default the held-out split: test, validation or val'
+    '--eval_split',
+    default='',
+    help='split of the evaluation images; default: test, validation or val',
   )
-  show.add_argument('--size', type=sides, default=(224, 224), help='pixels: SIDE, or HEIGHT,WIDTH')
-  show.add_argument('--crop', default='inception', choices=('inception', 'resize'))
-  show.add_argument('--images', type=positive, default=24)
-  show.add_argument('--seed', type=int, default=0)
-  show.add_argument('--step', type=int, default=0, help='which batch')
-  show.add_argument('--out', default='contact_sheet.png')
+  show.add_argument('--size', type=sides, default=(224, 224), help='pixels: SIDE or HEIGHT,WIDTH')
+  show.add_argument(
+    '--crop', default='inception', choices=('inception', 'resize'), help='of the training images'
+  )
+  show.add_argument('--images', type=positive, default=24, help='images of each kind')
+  show.add_argument('--seed', type=int, default=0, help='seed of the order and the augmentation')
+  show.add_argument('--step', type=int, default=0, help='index of the training batch')
+  show.add_argument('--out', default='contact_sheet.png', help='the PNG file to write')

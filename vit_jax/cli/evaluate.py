@@ -66,9 +66,9 @@ def refuse_picture(args, source):
 
   if args.confusion == STDOUT:
     raise UserError('--confusion - : a picture goes to a file, such as confusion.png')
-  if source.most_labels > 1:
+  if source.max_labels > 1:
     raise UserError(
-      f'--confusion: examples of {args.data} have up to {source.most_labels} labels, and a matrix wants one'
+      f'--confusion: examples of {args.data} have up to {source.max_labels} labels, and a matrix wants one'
     )
   if source.classes > MAX_CONFUSION_CLASSES:
     raise UserError(
@@ -157,7 +157,7 @@ def summary(model, args, source, result) -> dict:
     'preprocessing': model.preprocessing,
   }
   published = is_imagenet_validation(
-    source.label_names, examples=len(source), most_labels=source.most_labels
+    source.label_names, examples=len(source), max_labels=source.max_labels
   )
   if model.accuracy is not None and published:
     facts |= {'expected_accuracy': model.accuracy / 100, 'expected_from': model.accuracy_from}

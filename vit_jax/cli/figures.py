@@ -50,7 +50,7 @@ def open_figure_images(places: list[str], model):
   from vit_jax.paper.figures import MAX_FIGURE_IMAGES
 
   if len(places) == 1 and places[0].partition(':')[0] in STORES and ':' in places[0]:
-    return open_source(places[0], '').spread(MAX_FIGURE_IMAGES)
+    return open_source(places[0], '').subsample(MAX_FIGURE_IMAGES)
   paths = find_image_files(places)
   step = max(1, len(paths) / MAX_FIGURE_IMAGES)
   return ImageFiles(tuple(paths[int(i * step)] for i in range(min(len(paths), MAX_FIGURE_IMAGES))))

@@ -1,1 +1,1 @@
-"""From a name to batches on the device."""
+"""The data pipeline: from the name of a source to batches on the host."""

@@ -74,10 +74,10 @@ def _format_class_mismatch(theirs: tuple[str, ...], ours: tuple[str, ...], sourc
   return f'{source} has no classes {some(lacks)}, which the data has{only}; --labels names them otherwise'
 
 
-def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, most_labels: int) -> bool:
+def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, max_labels: int) -> bool:
   """Whether published accuracies speak of this split: its size and its classes tell it from ImageNet's others."""
   named = any(
     set(theirs) == set(names)
     for names in (imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k'))
   )
-  return named and examples == _IMAGENET_VALIDATION_EXAMPLES and most_labels == 1
+  return named and examples == _IMAGENET_VALIDATION_EXAMPLES and max_labels == 1

@@ -1,7 +1,8 @@
-"""What the data of a run are, so that one that goes on with other data says so instead of mixing the two.
+"""Fingerprint of a run's data, so that a run is not resumed with other data by mistake.
 
-Batch k is a function of the data settings, the seed, k, and of what lies behind the source: that is what is told here, with the
-versions of the order and of the augmentation, which code may change where the settings stay.
+Batch k is a function of the data settings, the seed, k, and the contents of the source. The
+fingerprint covers the contents, and the versions of the order and of the augmentation, which code
+may change while the settings stay the same.
 """
 
 import hashlib
@@ -9,32 +10,40 @@ import hashlib
 import numpy as np
 
 from vit_jax.data.images import AUGMENTATION_VERSION, BadImageError
-from vit_jax.data.order import ORDER_VERSION
+from vit_jax.data.sampler import ORDER_VERSION
 from vit_jax.data.sources import Source
 
-CONTENT_SAMPLES = 16  # Examples whose content is looked at.
+CONTENT_SAMPLES = 16  # Examples that are read to fingerprint a source.
 
 
 def fingerprint_data(train: Source, evaluation: Source) -> dict[str, object]:
-  """{'train.examples': 800, …}: equal for equal data, wherever they lie."""
+  """Return facts such as {'train.examples': 800, …} that are equal for equal data.
+
+  They do not depend on where the data is stored.
+  """
   out = {'order': ORDER_VERSION, 'augmentation': AUGMENTATION_VERSION}
   sources = {'train': train.labelled, 'unlabelled': train.unlabelled, 'eval': evaluation}
-  for name, source in ((name, source) for name, source in sources.items() if source is not None):
-    facts = {
-      'examples': len(source),
-      'listing': source.listing(),
-      'content': checksum_samples(source),
-    }
-    out |= {f'{name}.{fact}': value for fact, value in facts.items()}
+  for name, source in sources.items():
+    if source is not None:
+      out |= {f'{name}.{fact}': value for fact, value in source_facts(source).items()}
   return out
 
 
+def source_facts(source: Source) -> dict[str, object]:
+  """Return the number of examples and the checksums of a source."""
+  return {
+    'examples': len(source),
+    'listing': source.index_checksum(),
+    'content': checksum_samples(source),
+  }
+
+
 def checksum_samples(source: Source) -> str:
-  """A digest of `CONTENT_SAMPLES` examples spread over the source: their bytes or pixels, and labels."""
-  digest, some = hashlib.blake2b(digest_size=8), source.spread(CONTENT_SAMPLES)
-  for i in range(len(some)):
+  """Return a checksum of the data and labels of `CONTENT_SAMPLES` evenly spaced examples."""
+  digest, samples = hashlib.blake2b(digest_size=8), source.subsample(CONTENT_SAMPLES)
+  for i in range(len(samples)):
     try:
-      data, labels, _ = some[i]
+      data, labels, _ = samples[i]
     except BadImageError:
       data, labels = b'', ()
     digest.update(data.tobytes() if isinstance(data, np.ndarray) else data)
@@ -42,10 +51,10 @@ def checksum_samples(source: Source) -> str:
   return digest.hexdigest()
 
 
-def describe_differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
-  """Each fact that is not the same, in words; none where nothing is known `there`."""
+def describe_differences(recorded: dict[str, object], current: dict[str, object]) -> list[str]:
+  """Return one line for each fact that differs; none if nothing was recorded."""
   return [
-    f'{name}: {there.get(name)} there, {value} here'
-    for name, value in here.items()
-    if there and there.get(name) != value
+    f'{name}: {recorded.get(name)} there, {value} here'
+    for name, value in current.items()
+    if recorded and recorded.get(name) != value
   ]

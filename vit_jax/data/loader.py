@@ -1,12 +1,19 @@
-"""Batches. Batch `k` is a pure function of (data config, seed, `k`): not of hosts, workers, threads or the start.
+"""Batches for training and evaluation.
 
-A source has `len`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`, `most_labels` and `split`,
-and can be pickled. A batch is {'image': uint8 [b, h, w, 3], 'label': int32 [b, most_labels] (-1 where an example has
-fewer), 'mask': bool [b], 'id': int64 [b], the examples' numbers in the source}: this host's contiguous slice of the global
-batch. Of a mixture (mixture.py) 'label' is float32 [b, classes]: the probability of each class.
+Batch `k` is a pure function of (data config, seed, `k`). It does not depend on the number of
+hosts, workers or threads, nor on the step at which the run started.
 
-Where the mask is False there is no example (the last evaluation batch is filled up; the id is -1) or none that can be
-read (the id of example i is then ~i): zeros, and labels that are none.
+A source has `len(source)`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`,
+`max_labels` and `split`, and can be pickled. A batch holds this host's contiguous slice of the
+global batch:
+
+  'image'   uint8 [b, h, w, 3]
+  'label'   int32 [b, max_labels], padded with -1; float32 [b, k] class probabilities of a mixture
+  'mask'    bool [b], False in rows without an example
+  'id'      int64 [b], the index of the example in the source
+
+A row has no example after the end of the evaluation data (its id is -1) or if image i cannot be
+read (its id is ~i). Its image is zero and its labels are -1, or zero in a mixture.
 """
 
 import collections
@@ -30,12 +37,14 @@ from absl import flags
 
 from vit_jax.config import DataConfig
 from vit_jax.data import images
-from vit_jax.data.order import mixture_example, sequential_example, shuffled_example
+from vit_jax.data.sampler import mixture_example, sequential_example, shuffled_example
 from vit_jax.errors import UserError
 
-DECODE_CHUNK = 16  # Images that a decoding thread takes at a time: what handing them out costs is lost in what they cost.
-MIN_SHARED_BYTES = 1 << 16  # Bytes: smaller arrays of a worker are cheaper to send than to share.
-LOADER_PREFETCH = 2  # Batches in the making at a time, in each process: threads that have ended one go on with the next.
+# Images that a decoding thread takes at a time. Their decoding dwarfs the cost of handing them out.
+DECODE_CHUNK = 16
+MIN_SHARED_BYTES = 1 << 16  # Smaller arrays of a worker are cheaper to send than to share.
+# Batches in progress in each process, so that threads that finish one can start the next.
+LOADER_PREFETCH = 2
 
 Batch = dict[str, np.ndarray]
 
@@ -43,54 +52,95 @@ Batch = dict[str, np.ndarray]
 def train_batches(
   source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int
 ) -> Iterator[Batch]:
-  """Batches `start`, `start + 1`, … without end. They run on over the end of an epoch; each epoch has its own order."""
-  batch = _local_batch_size(config.batch, 'batch', hosts)
-  example = functools.partial(_train_example, source=source, config=config, seed=seed)
-  sizes = {'batch': batch, 'host': host, 'hosts': hosts}
-  if not config.unlabelled:
-    order = functools.partial(shuffled_example, examples=len(source), seed=seed)
-    return _iterate_batches(order, example, range(start, sys.maxsize), source, config, **sizes)
-  counts = {'labelled': len(source.labelled), 'unlabelled': len(source.unlabelled)}
-  order = functools.partial(mixture_example, **counts, ratio=config.unlabelled_ratio, seed=seed)
-  return _iterate_batches(
-    order, example, range(start, sys.maxsize), source, config, **sizes, soft=True
+  """Yield this host's part of training batches `start`, `start + 1`, … without end.
+
+  Each epoch has its own order. A batch may contain the end of one epoch and the start of the next.
+
+  Raises UserError if `config.batch` is not divisible by `hosts`, or if an image cannot be read and
+  `config.bad_images` is not 'skip'.
+  """
+  batch = _local_batch_size('batch', config.batch, hosts)
+  locate = functools.partial(shuffled_example, examples=len(source), seed=seed)
+  if config.unlabelled:
+    locate = functools.partial(
+      mixture_example,
+      labelled=len(source.labelled),
+      unlabelled=len(source.unlabelled),
+      ratio=config.unlabelled_ratio,
+      seed=seed,
+    )
+  make_batch = _BatchMaker(
+    locate_example=locate,
+    write_example=functools.partial(_write_train_example, source=source, config=config, seed=seed),
+    shape=(batch, *config.size, 3),
+    dtype=np.uint8,
+    label_width=source.max_labels,
+    soft_labels=bool(config.unlabelled),
+    host=host,
+    hosts=hosts,
+    skip_bad_images=config.bad_images == 'skip',
+    threads=_count_threads(config),
   )
+  return _iterate_batches(make_batch, range(start, sys.maxsize), config.workers)
 
 
 def eval_batches(
   source, config: DataConfig, *, host: int, hosts: int, exact: bool = False
 ) -> Iterator[Batch]:
-  """Every example once over all hosts, in the source's order; as many batches on each. `exact`: unrounded float32."""
-  name = 'eval_batch' if config.eval_batch else 'batch'
-  batch = _local_batch_size(getattr(config, name), name, hosts)
-  order = functools.partial(sequential_example, examples=len(source))
-  example = functools.partial(_eval_example, source=source, config=config)
-  count = -(-len(source) // (batch * hosts))
-  dtype = np.float32 if exact else np.uint8
-  return _iterate_batches(
-    order, example, range(count), source, config, batch=batch, host=host, hosts=hosts, dtype=dtype
+  """Yield this host's part of the evaluation batches.
+
+  Together the hosts see every example once, in the order of the source. All hosts yield the same
+  number of batches.
+
+  Args:
+    source: The examples.
+    config: The data settings.
+    host: Index of this host.
+    hosts: Number of hosts.
+    exact: Yield unrounded float32 images instead of uint8.
+
+  Raises UserError if the batch is not divisible by `hosts`, or if an image cannot be read and
+  `config.bad_images` is not 'skip'.
+  """
+  name, size = ('eval_batch', config.eval_batch) if config.eval_batch else ('batch', config.batch)
+  batch = _local_batch_size(name, size, hosts)
+  make_batch = _BatchMaker(
+    locate_example=functools.partial(sequential_example, examples=len(source)),
+    write_example=functools.partial(_write_eval_example, source=source, config=config),
+    shape=(batch, *config.size, 3),
+    dtype=np.float32 if exact else np.uint8,
+    label_width=source.max_labels,
+    soft_labels=False,
+    host=host,
+    hosts=hosts,
+    skip_bad_images=config.bad_images == 'skip',
+    threads=_count_threads(config),
   )
+  return _iterate_batches(make_batch, range(-(-len(source) // size)), config.workers)
 
 
 def diagnose_bad_example(source, index: int, max_pixels: int) -> tuple[str, str]:
-  """(the name of an example, what is wrong with it), found out again: a batch only says that something is."""
+  """Read an unreadable example again and return (its name, what is wrong with it).
+
+  A batch records only that an example could not be read.
+  """
   try:
     data, _, name = source[index]
     images.decode_image(data, name=name, max_pixels=max_pixels)
   except images.BadImageError as error:
     return error.args
-  return name, 'it could not be read a moment ago'
+  return name, 'it could not be read before, but now it can'
 
 
 def max_bad_examples(config: DataConfig, examples: int) -> int:
-  """Of so many examples, those that may be unreadable before it is an error."""
+  """Return how many of `examples` may be unreadable before that is an error."""
   return math.ceil(config.max_bad_fraction * examples) if config.bad_images == 'skip' else 0
 
 
-def _train_example(
+def _write_train_example(
   epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig, seed: int
 ) -> tuple[int, ...]:
-  """Writes the image of an example, as an epoch sees it, into `out`; returns its labels."""
+  """Write the image of an example in one epoch into `out` and return the labels."""
   data, labels, name = source[index]
   images.write_train_image(
     data,
@@ -109,77 +159,82 @@ def _train_example(
   return labels
 
 
-def _eval_example(
+def _write_eval_example(
   epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig
 ) -> tuple[int, ...]:
-  """As `_train_example`, for evaluation: every epoch sees the same."""
-  del epoch
+  """Write the evaluation image of an example into `out` and return the labels."""
+  del epoch  # Evaluation images are the same in every epoch.
   data, labels, name = source[index]
-  short_side = config.eval_short_side
   images.write_eval_image(
-    data, out, name=name, crop=config.eval_crop, short_side=short_side, max_pixels=config.max_pixels
+    data,
+    out,
+    name=name,
+    crop=config.eval_crop,
+    short_side=config.eval_short_side,
+    max_pixels=config.max_pixels,
   )
   return labels
 
 
 @dataclasses.dataclass(kw_only=True)
 class _BatchMaker:
-  """Makes batch `k`. This, and not a record, is what Grain schedules: its cost for each item is paid once a batch."""
+  """Makes batch `k`.
 
-  order: Callable[
-    [int], tuple[int, int]
-  ]  # A position of the stream -> (epoch, example), -1 where there is none.
-  example: Callable[
-    [int, int, np.ndarray], tuple[int, ...]
-  ]  # (epoch, example, image to write) -> labels.
-  shape: tuple[int, ...]  # Of this host's images: [b, h, w, c].
+  Grain schedules batches instead of examples, so that its overhead per item is paid once a batch.
+  """
+
+  # Position in the stream -> (epoch, example); example is -1 if there is none.
+  locate_example: Callable[[int], tuple[int, int]]
+  # (epoch, example, image to write) -> labels.
+  write_example: Callable[[int, int, np.ndarray], tuple[int, ...]]
+  shape: tuple[int, ...]  # This host's images: [b, h, w, 3].
   dtype: type
-  labels: int
-  soft: bool  # Labels are a probability of each class.
+  label_width: int
+  soft_labels: bool  # Labels are class probabilities.
   host: int
   hosts: int
-  skip: bool  # Bad images, instead of failing.
+  skip_bad_images: bool
   threads: int
 
   def __call__(self, k: int) -> Batch | UserError:
     b = self.shape[0]
+    labels = (b, self.label_width)
     out = {
-      'image': self._images(),
-      'label': np.zeros((b, self.labels), np.float32)
-      if self.soft
-      else np.full((b, self.labels), -1, np.int32),
+      'image': self._allocate_images(),
+      'label': np.zeros(labels, np.float32) if self.soft_labels else np.full(labels, -1, np.int32),
       'mask': np.ones(b, bool),
       'id': np.empty(b, np.int64),
     }
     first = (k * self.hosts + self.host) * b
-    pieces = [
-      self._pool.submit(self._fill, out, first, range(i, min(i + DECODE_CHUNK, b)))
+    chunks = [
+      self._pool.submit(self._fill_rows, out, first, range(i, min(i + DECODE_CHUNK, b)))
       for i in range(0, b, DECODE_CHUNK)
     ]
     try:
-      for piece in pieces:
-        piece.result()
-    except (
-      UserError
-    ) as error:  # As a value, so that it comes out of a worker process as it went in.
-      return error
+      for chunk in chunks:
+        chunk.result()
+    except UserError as error:
+      return error  # Raising it in a worker process would change its type and message.
     return out
 
-  def _images(self) -> np.ndarray:
-    """In memory of an earlier batch that nobody holds any more: fresh pages cost as much as resizing."""
+  def _allocate_images(self) -> np.ndarray:
+    """Reuse the memory of an earlier batch that nothing references any more.
+
+    Faulting in fresh pages costs as much as resizing.
+    """
     try:
-      memory = self._spare.pop()
+      memory = self._free_buffers.pop()
     except IndexError:
       memory = bytearray(math.prod(self.shape) * np.dtype(self.dtype).itemsize)
     out = np.frombuffer(memory, self.dtype).reshape(self.shape)
     # Every view of the batch, and every jax.Array that shares its memory, keeps `out.base` alive.
-    weakref.finalize(out.base, self._spare.append, memory).atexit = False
+    weakref.finalize(out.base, self._free_buffers.append, memory).atexit = False
     return out
 
-  def _fill(self, out: Batch, first: int, rows: range):
+  def _fill_rows(self, out: Batch, first: int, rows: range):
     for row in rows:
-      epoch, index = self.order(first + row)
-      labels, out['id'][row] = self._labels(epoch, index, out['image'][row]), index
+      epoch, index = self.locate_example(first + row)
+      labels, out['id'][row] = self._write_or_skip(epoch, index, out['image'][row]), index
       if labels is None:
         out['image'][row] = 0
         out['mask'][row] = False
@@ -187,111 +242,106 @@ class _BatchMaker:
       else:
         out['label'][row, : len(labels)] = labels
 
-  def _labels(self, epoch: int, index: int, image: np.ndarray) -> tuple[int, ...] | None:
+  def _write_or_skip(self, epoch: int, index: int, image: np.ndarray) -> tuple[int, ...] | None:
     try:
-      return None if index < 0 else self.example(epoch, index, image)
+      return None if index < 0 else self.write_example(epoch, index, image)
     except images.BadImageError:
-      if self.skip:
+      if self.skip_bad_images:
         return None
       raise
 
   @functools.cached_property
   def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
-    cv2.setNumThreads(0)  # The parallelism is over images.
+    cv2.setNumThreads(0)  # The images already run in parallel.
     return concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix='decode')
 
   @functools.cached_property
-  def _spare(self) -> collections.deque[bytearray]:
+  def _free_buffers(self) -> collections.deque[bytearray]:
     return collections.deque(maxlen=LOADER_PREFETCH)
 
   def __getstate__(self):
-    return {name: value for name, value in self.__dict__.items() if name not in ('_pool', '_spare')}
+    per_process = ('_pool', '_free_buffers')
+    return {name: value for name, value in self.__dict__.items() if name not in per_process}
+
+
+def _count_threads(config: DataConfig) -> int:
+  """Return the number of decoding threads per process.
+
+  The default is one more than its share of the CPUs, because one thread waits for a file.
+  """
+  return config.threads or 1 + _count_cpus() // max(1, config.workers)
 
 
 def _count_cpus() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _local_batch_size(batch: int, name: str, hosts: int) -> int:
+def _local_batch_size(name: str, batch: int, hosts: int) -> int:
   if batch % hosts:
-    raise UserError(f'config.data.{name}={batch} does not divide among {hosts} hosts')
+    below = batch - batch % hosts
+    use = f'{below} or {below + hosts}' if below else hosts
+    raise UserError(f'config.data.{name}={batch} is not divisible by {hosts} hosts; use {use}')
   return batch // hosts
 
 
-def _iterate_batches(
-  order,
-  example,
-  batches: range,
-  source,
-  config: DataConfig,
-  *,
-  batch: int,
-  host: int,
-  hosts: int,
-  dtype: type = np.uint8,
-  soft: bool = False,
-) -> Iterator[Batch]:
-  """The batches in order, made ahead by threads of this process or by worker processes."""
-  make = _BatchMaker(
-    order=order,
-    example=example,
-    shape=(batch, *config.size, 3),
-    dtype=dtype,
-    labels=source.most_labels,
-    soft=soft,
-    host=host,
-    hosts=hosts,
-    skip=config.bad_images == 'skip',
-    threads=config.threads or 1 + _count_cpus() // max(1, config.workers),  # One waits for a file.
-  )
-  dataset = grain.MapDataset.range(batches.start, batches.stop).map(make)
+def _iterate_batches(make_batch: _BatchMaker, batches: range, workers: int) -> Iterator[Batch]:
+  """Yield the batches in order, made ahead by threads of this process or by worker processes."""
+  dataset = grain.MapDataset.range(batches.start, batches.stop).map(make_batch)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(num_threads=LOADER_PREFETCH, prefetch_buffer_size=LOADER_PREFETCH)
   )
   options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED_BYTES)
   dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-  if config.workers:
+  if workers:
     if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, and its user need not be an absl application.
+      flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl applications parse.
     _start_resource_tracker()
     options = grain.MultiprocessingOptions(
-      num_workers=config.workers, per_worker_buffer_size=LOADER_PREFETCH
+      num_workers=workers, per_worker_buffer_size=LOADER_PREFETCH
     )
     dataset = dataset.mp_prefetch(options, worker_init_fn=_init_worker)
-  held = [iter(dataset)]
-  drained = _yield_batches(held)
-  weakref.finalize(
-    drained, _close_iterator, held
-  )  # Where the program ends before the loop does, Grain would be too late.
-  return drained
+  holder = [iter(dataset)]
+  iterator = _yield_batches(holder)
+  # If the program ends before the loop does, Grain's own cleanup would run too late.
+  weakref.finalize(iterator, _close_iterator, holder)
+  return iterator
 
 
-def _yield_batches(held: list) -> Iterator[Batch]:
-  """The batches of the one Grain iterator in `held`. Nothing else holds it, so that it goes when `_close_iterator` says so."""
+def _yield_batches(holder: list) -> Iterator[Batch]:
+  """Yield the batches of the Grain iterator in `holder`.
+
+  `holder` has the only reference, so `_close_iterator` can free the iterator at any time.
+  """
   try:
-    while held and (batch := next(held[0], None)) is not None:
+    while holder and (batch := next(holder[0], None)) is not None:
       if isinstance(batch, UserError):
         raise batch
       yield batch
   finally:
-    _close_iterator(held)
+    _close_iterator(holder)
 
 
-def _close_iterator(held: list):
-  """Ends workers and frees shared memory."""
-  if held:
-    held.pop().close()
+def _close_iterator(holder: list):
+  """Stop the worker processes and free shared memory."""
+  if holder:
+    holder.pop().close()
 
 
 def _start_resource_tracker():
-  """Of shared memory. Its start unblocks signals in this thread; workers are to be born with those blocked that are blocked."""
+  """Start Python's tracker of shared memory without changing the signal mask.
+
+  Starting it unblocks signals in this thread. Workers must inherit the mask as it was.
+  """
   blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
   resource_tracker.ensure_running()
   signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _init_worker(worker: int, workers: int):
-  """A worker ends when its parent says so, or has ended: Ctrl-C at the terminal and a preemption are the parent's to answer."""
+  """Leave signals to the parent process and end when it ends.
+
+  Ctrl-C and preemption reach all processes, but only the parent handles them.
+  """
   del worker, workers
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
@@ -299,6 +349,9 @@ def _init_worker(worker: int, workers: int):
 
 
 def _exit_with_parent():
-  """Else a worker of a process that was killed would wait for ever, and keep its memory."""
+  """End this worker when its parent has ended.
+
+  Otherwise a worker of a killed process would wait forever and keep its memory.
+  """
   multiprocessing.parent_process().join()
   os._exit(0)

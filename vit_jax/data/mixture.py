@@ -1,6 +1,7 @@
-"""Labelled and pseudo-labelled examples as one source, the labelled ones first; a label is the probability of each class.
+"""Labelled and pseudo-labelled examples as one source, with class probabilities as labels.
 
-Which of them a batch has is loader.py's to say. Shapes: k classes.
+The labelled examples come first. `sampler.mixture_example` decides which of them a batch has.
+Shapes: k classes.
 """
 
 import dataclasses
@@ -10,70 +11,71 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.config import DataConfig
-from vit_jax.data.pseudo import PseudoLabels, read_pseudo_labels, select_balanced
-from vit_jax.data.sources import Source
-from vit_jax.data.unlabelled import open_unlabelled
+from vit_jax.data.pseudo_labels import PseudoLabels, read_pseudo_labels, select_balanced
+from vit_jax.data.sources import Source, open_unlabelled
 from vit_jax.errors import UserError
 
-# What `losses.py` makes of ones and zeros [k] before it compares them: loss -> (targets, smoothing) -> targets.
+# Loss -> (targets [k] of zeros and ones, label smoothing) -> smoothed targets [k]. The same
+# formulas in JAX are in optim/losses.py, which decoding workers must not import.
 SMOOTH_TARGETS = {
   'softmax': lambda t, s: (1 - s) * t / max(t.sum(), 1) + s / len(t),
   'sigmoid': lambda t, s: s + (1 - 2 * s) * t,
 }
-# What it is given of a teacher's probabilities, whose rounded sum is not quite 1.
+# Loss -> a teacher's probabilities [k] -> targets [k]. In float16 their sum is not exactly 1.
 NORMALIZE_PROBABILITIES = {'softmax': lambda p: p / p.sum(), 'sigmoid': lambda p: p}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PseudoLabelledSource:
-  """Chosen examples of a source, with the probability of each class in place of labels."""
+  """Selected examples of a source, with class probabilities as labels."""
 
   source: Source
-  labels: PseudoLabels
-  chosen: np.ndarray  # Numbers of examples of the source, some of them several times.
+  pseudo_labels: PseudoLabels
+  indices: np.ndarray  # Examples of `source`; an index may repeat.
 
-  def listing(self) -> str:
-    """A digest of the source, of what was said of it, and of the choice."""
-    facts = (self.source.listing(), self.labels.digest)
+  def index_checksum(self) -> str:
+    """Return a checksum of the source, the pseudo-labels and the selection."""
+    facts = (self.source.index_checksum(), self.pseudo_labels.checksum)
     return hashlib.blake2b(
-      repr(facts).encode() + self.chosen.astype('<i8').tobytes(), digest_size=8
+      repr(facts).encode() + self.indices.astype('<i8').tobytes(), digest_size=8
     ).hexdigest()
 
-  def spread(self, n: int) -> 'PseudoLabelledSource':
-    """`n` of them (all, if there are fewer), evenly spaced."""
-    return dataclasses.replace(
-      self, chosen=self.chosen[np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64)]
-    )
+  def subsample(self, n: int) -> 'PseudoLabelledSource':
+    """Return `n` evenly spaced examples, or all if there are fewer."""
+    rows = np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64)
+    return dataclasses.replace(self, indices=self.indices[rows])
 
   def __len__(self) -> int:
-    return len(self.chosen)
+    return len(self.indices)
 
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, tuple[float, ...], str]:
-    example = int(self.chosen[i])
+    example = int(self.indices[i])
     data, _, name = self.source[example]
-    return data, tuple(self.labels[example].tolist()), name
+    return data, tuple(self.pseudo_labels[example].tolist()), name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MixtureSource:
-  """The examples of two sources; may be read from several threads at once, and pickled."""
+  """The examples of a labelled and a pseudo-labelled source. Thread-safe and picklable."""
 
   labelled: Source
   unlabelled: PseudoLabelledSource
-  loss: str  # config.loss, which says what a target is.
-  smoothing: float  # Of the labels; what a teacher said stays as it is.
+  loss: str  # config.loss: a key of SMOOTH_TARGETS.
+  label_smoothing: float  # Applied to the labels, not to the pseudo-labels.
 
   @property
   def label_names(self) -> tuple[str, ...]:
+    """The names of the classes."""
     return self.labelled.label_names
 
   @property
   def classes(self) -> int:
+    """The number of classes."""
     return self.labelled.classes
 
   @property
-  def most_labels(self) -> int:
-    """Each class has a probability."""
+  def max_labels(self) -> int:
+    """The width of a label: one probability per class."""
     return self.labelled.classes
 
   def __len__(self) -> int:
@@ -82,9 +84,9 @@ class MixtureSource:
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray, str]:
     if i < len(self.labelled):
       data, labels, name = self.labelled[i]
-      hot = np.zeros(self.classes, np.float32)
-      hot[list(labels)] = 1
-      return data, SMOOTH_TARGETS[self.loss](hot, self.smoothing), name
+      targets = np.zeros(self.classes, np.float32)
+      targets[list(labels)] = 1
+      return data, SMOOTH_TARGETS[self.loss](targets, self.label_smoothing), name
     data, probabilities, name = self.unlabelled[i - len(self.labelled)]
     return data, NORMALIZE_PROBABILITIES[self.loss](np.array(probabilities, np.float32)), name
 
@@ -92,25 +94,30 @@ class MixtureSource:
 def open_mixture(
   labelled: Source, data: DataConfig, *, seed: int, loss: str, smoothing: float
 ) -> MixtureSource:
-  """The mixture that `data` describes. UserError where there are no labels yet, or none that the teacher is sure enough of."""
+  """Open the mixture that `data` describes.
+
+  Raises UserError if `data.pseudo_labels` is empty, if the pseudo-labels do not exist yet, or if
+  none is confident enough.
+  """
   if not data.pseudo_labels:
-    need = 'config.data.pseudo_labels, which say what they are'
     raise UserError(
-      f'config.data.unlabelled={data.unlabelled!r} needs {need}: `python -m vit_jax selftrain` makes them'
+      f'config.data.unlabelled={data.unlabelled!r} needs config.data.pseudo_labels; '
+      'to make them, run: python -m vit_jax selftrain'
     )
   source = open_unlabelled(data.unlabelled, data.unlabelled_split, dir=data.dir)
   labels = read_pseudo_labels(Path(data.pseudo_labels), source, labelled.label_names)
-  choice = {
-    'classes': labelled.classes,
-    'least': data.confidence_threshold,
-    'count': data.unlabelled_per_class,
-    'seed': seed,
-  }
-  chosen = select_balanced(labels.best, labels.confidence, **choice)
-  if not len(chosen):
-    surest = f'it is at most {labels.confidence.max():.3f}'
+  indices = select_balanced(
+    labels.top_class,
+    labels.confidence,
+    classes=labelled.classes,
+    threshold=data.confidence_threshold,
+    count=data.unlabelled_per_class,
+    seed=seed,
+  )
+  if not len(indices):
     raise UserError(
-      f'config.data.confidence_threshold={data.confidence_threshold:g}: the teacher is so sure of none of the {len(source):,} images of '
-      f'{data.unlabelled} ({surest}); lower it, or train the teacher for longer'
+      f'config.data.confidence_threshold={data.confidence_threshold:g} excludes all '
+      f'{len(source):,} images of {data.unlabelled}. The highest confidence of the teacher is '
+      f'{labels.confidence.max():.3f}; lower the threshold or train the teacher for longer'
     )
-  return MixtureSource(labelled, PseudoLabelledSource(source, labels, chosen), loss, smoothing)
+  return MixtureSource(labelled, PseudoLabelledSource(source, labels, indices), loss, smoothing)

@@ -1,7 +1,8 @@
-"""Which data sets there are, and how a TFDS data set comes to lie on disk as ArrayRecord.
+"""List the available datasets, and prepare TFDS datasets as ArrayRecord.
 
-`prepare_dataset` downloads and builds one, or converts one that was prepared as TFRECORD. Converting copies records from one
-container to the other: it needs neither TensorFlow nor the data set's code, and leaves the TFRECORD files as they are.
+`prepare_dataset` downloads and builds a dataset, or converts one that was prepared as TFRECORD.
+Conversion copies the records from one container to the other. It needs neither TensorFlow nor the
+code of the dataset, and keeps the TFRECORD files.
 """
 
 import inspect
@@ -18,62 +19,68 @@ from vit_jax.data.tfds_source import (
   find_prepared_builder,
   has_array_record,
   is_tfds_dataset,
+  tfds_data_dir,
   unknown_dataset_error,
 )
-from vit_jax.errors import UserError, check_installed
+from vit_jax.errors import UserError, check_installed, one_line
 
 
 class SourceRow(NamedTuple):
-  """A source that can be trained on, or what keeps it from that, as a person reads it."""
+  """A source as a row of a table: its contents, or why it cannot be used."""
 
   source: str  # 'tfds:cifar10'.
   examples: str  # 'train 50,000, test 10,000'.
   classes: str  # '10 classes'.
-  note: str  # One line, '' where there is nothing to say.
+  note: str  # One line, or ''.
 
 
 def list_sources(dir: str = '') -> list[SourceRow]:
-  """The built-in data sets, then those prepared under `dir` ('' means TFDS's default), in alphabetical order."""
+  """List the built-in datasets and the TFDS datasets prepared in `dir`, in alphabetical order.
+
+  An empty `dir` selects TFDS's default.
+  """
   import tensorflow_datasets as tfds
 
-  root = tfds.core.Path(dir or tfds.core.constants.DATA_DIR).expanduser()
-  found = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
-  names = sorted({f'tfds:{"/".join(path.relative_to(root).parts[:-2])}' for path in found})
-  return [
-    _describe_source(name, str(root))
-    for name in [*(f'builtin:{name}' for name in BUILTIN_LABEL_NAMES), *names]
-  ]
+  root = tfds.core.Path(tfds_data_dir(dir)).expanduser()
+  infos = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
+  names = sorted({f'tfds:{"/".join(path.relative_to(root).parts[:-2])}' for path in infos})
+  names = [*(f'builtin:{name}' for name in BUILTIN_LABEL_NAMES), *names]
+  return [_describe_source(name, str(root)) for name in names]
 
 
 def prepare_dataset(name: str, dir: str = '') -> SourceRow:
-  """Makes the TFDS data set `name` ('cifar10', 'voc/2007') readable under `dir`. Does nothing where it is already."""
+  """Prepare the TFDS dataset `name` ('cifar10', 'voc/2007') in `dir`, unless it already is.
+
+  Raises UserError if TFDS has no such dataset or if preparing it fails.
+  """
   kind, colon, rest = name.partition(':')
   name = rest if kind == 'tfds' else name
   if colon and kind in STORES and kind != 'tfds':
-    raise UserError(f'{name} is read as it is; only TFDS data sets are prepared')
+    raise UserError(f'{name} needs no preparation; only TFDS datasets are prepared')
   try:
     builder = find_prepared_builder(name, dir)
     if not builder:
       _build_dataset(name, dir)
     elif not has_array_record(builder.info):
       convert_to_array_record(builder.info)
-  except (
-    OSError,
-    RuntimeError,
-  ) as error:  # RuntimeError is what ArrayRecord raises of a full disk.
-    raise UserError(f'tfds:{name}: {_one_line(error)}') from None
+  except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError if the disk is full.
+    raise UserError(f'tfds:{name}: {one_line(error)}') from None
   return _describe_source(f'tfds:{name}', dir)
 
 
 def convert_to_array_record(info):
-  """Writes ArrayRecord files beside the TFRECORD files of a data set. Starts again where it was interrupted."""
+  """Write ArrayRecord files beside the TFRECORD files of a dataset.
+
+  An interrupted conversion continues with the first missing file.
+
+  Raises UserError if the dataset is not TFRECORD, or if a file is truncated.
+  """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import dataset_info
 
   if info.file_format != tfds.core.FileFormat.TFRECORD:
-    raise UserError(
-      f'tfds:{info.full_name} is prepared as {info.file_format.name}; only TFRECORD can be converted'
-    )
+    got = f'prepared as {info.file_format.name}'
+    raise UserError(f'tfds:{info.full_name} is {got}; only TFRECORD can be converted')
   suffix = tfds.core.FileFormat.ARRAY_RECORD.file_suffix
   total = sum(split.num_examples for split in info.splits.values())
   with tqdm(total=total, unit=' examples', desc=f'Converting {info.full_name}') as bar:
@@ -81,9 +88,8 @@ def convert_to_array_record(info):
       shards = len(split.shard_lengths)
       outputs = split.filename_template.replace(filetype_suffix=suffix)
       for i, (path, examples) in enumerate(zip(split.filepaths, split.shard_lengths, strict=True)):
-        convert_tfrecord_file(
-          Path(path), Path(outputs.sharded_filepath(shard_index=i, num_shards=shards)), examples
-        )
+        target = Path(outputs.sharded_filepath(shard_index=i, num_shards=shards))
+        convert_tfrecord_file(Path(path), target, examples)
         bar.update(examples)
   proto = dataset_info.read_proto_from_builder_dir(info.data_dir)
   proto.alternative_file_formats.append(suffix)
@@ -91,15 +97,16 @@ def convert_to_array_record(info):
 
 
 def convert_tfrecord_file(source: Path, target: Path, examples: int):
-  """A TFRECORD file -> an ArrayRecord file of the same records; nothing where the target is there already."""
+  """Convert a TFRECORD file to an ArrayRecord file of the same records, unless it exists.
+
+  Raises UserError if the file does not have `examples` records, or is truncated.
+  """
   from array_record.python.array_record_module import ArrayRecordWriter
 
   if target.exists():
     return
   unfinished = target.with_name(f'incomplete.{target.name}')
-  writer = ArrayRecordWriter(
-    str(unfinished), 'group_size:1'
-  )  # Other group sizes make random access slow.
+  writer = ArrayRecordWriter(str(unfinished), 'group_size:1')  # Larger groups slow random access.
   count = 0
   try:
     for record in read_tfrecords(source):
@@ -107,7 +114,7 @@ def convert_tfrecord_file(source: Path, target: Path, examples: int):
       count += 1
     if count != examples:
       raise UserError(
-        f'{source} holds {count} examples, but its data set says {examples}: prepare it again'
+        f'{source} has {count} examples, but the metadata lists {examples}; prepare it again'
       )
     writer.close()
     unfinished.rename(target)
@@ -116,7 +123,13 @@ def convert_tfrecord_file(source: Path, target: Path, examples: int):
 
 
 def read_tfrecords(path: Path) -> Iterator[bytes]:
-  """The records of a TFRECORD file: length uint64, its checksum uint32, data, its checksum (neither is looked at)."""
+  """Yield the records of a TFRECORD file, without comparing their checksums.
+
+  A record is its length, uint64; the checksum of the length, uint32; the data; and the checksum of
+  the data, uint32.
+
+  Raises UserError if the file is truncated.
+  """
   left = path.stat().st_size
   with path.open('rb') as file:
     while left:
@@ -124,46 +137,48 @@ def read_tfrecords(path: Path) -> Iterator[bytes]:
       length = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else left
       left -= 16 + length
       if left < 0:
-        raise UserError(f'{path} is cut short: prepare the data set again')
+        raise UserError(f'{path} is truncated; prepare the dataset again')
       yield file.read(length)
       file.seek(4, 1)
 
 
 def _build_dataset(name: str, dir: str):
-  """Runs TFDS's own builder, with its progress bars."""
+  """Run TFDS's builder, with its progress bars."""
   import tensorflow_datasets as tfds
 
   if not is_tfds_dataset(name):
     raise unknown_dataset_error(name, dir)
   try:
     builder = tfds.builder(name, data_dir=dir or None, file_format='array_record')
-    if _needs_tensorflow(builder):  # Before the download, not after.
-      check_installed(f'tfds:{name}: building it, once,', 'prepare', 'tensorflow')
-    _check_manual_files(name, builder, Path(dir or tfds.core.constants.DATA_DIR).expanduser())
+    if _needs_tensorflow(builder):  # Checked before the download.
+      check_installed(f'building tfds:{name}', 'prepare', 'tensorflow')
+    _check_manual_files(name, builder, Path(tfds_data_dir(dir)).expanduser())
     builder.download_and_prepare()
   except ImportError as error:
     package = error.name or str(error)
     if package.startswith('tensorflow'):
       package = "'vit-jax[prepare]'"
-    raise UserError(f'tfds:{name}: building it needs a package: pip install {package}') from None
+    raise UserError(f'building tfds:{name} needs a package: pip install {package}') from None
   except (AssertionError, TypeError, ValueError) as error:  # Versions, options, checksums.
-    raise UserError(f'tfds:{name}: {_one_line(error)}') from None
+    raise UserError(f'tfds:{name}: {one_line(error)}') from None
 
 
 def _needs_tensorflow(builder) -> bool:
+  """Return whether the source code of a builder mentions TensorFlow."""
   return bool(re.search(r'\btf\.\w', inspect.getsource(inspect.getmodule(type(builder)))))
 
 
 def _check_manual_files(name: str, builder, root: Path):
-  """Some data sets may only be downloaded by a person, who agrees to terms."""
+  """Check that the manual downloads exist, if the dataset has any.
+
+  Some datasets may only be downloaded by a person who agrees to their terms.
+
+  Raises UserError with TFDS's instructions.
+  """
   manual = root / 'downloads' / 'manual'
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-    how = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-    raise UserError(f'tfds:{name} has to be downloaded by hand into {manual}: {how}')
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:500] or type(error).__name__
+    instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+    raise UserError(f'tfds:{name} must be downloaded by hand into {manual}: {instructions}')
 
 
 def _describe_source(name: str, dir: str) -> SourceRow:
@@ -171,5 +186,5 @@ def _describe_source(name: str, dir: str) -> SourceRow:
     source = open_source(name, 'all', dir=dir)
   except UserError as error:
     return SourceRow(name, '', '', str(error))
-  examples = ', '.join(f'{split} {count:,}' for split, count in source.examples.items())
+  examples = ', '.join(f'{split} {count:,}' for split, count in source.split_sizes.items())
   return SourceRow(name, examples, f'{source.classes:,} classes', '')

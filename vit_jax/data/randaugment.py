@@ -1,9 +1,12 @@
-"""RandAugment (arXiv 1909.13719) as Noisy Student noises its students (arXiv 1911.04252): some operations of a table, one after
-another, all at one magnitude. Host only, on uint8 images [h, w, 3].
+"""RandAugment (arXiv 1909.13719) as Noisy Student uses it (arXiv 1911.04252).
 
-Operations, and what a magnitude means, are those of google-research/noisystudent but for two things: contrast is about the mean
-of the image, where that code takes its number of pixels for it, and distances are shares of the image, not pixels. Places that
-come from outside the image are grey.
+It applies a few operations from a table to uint8 images [h, w, 3], all at one magnitude, on the
+host. The operations and the scale of the magnitude are those of google-research/noisystudent, with
+two differences. Contrast is relative to the mean of the image, where that code uses its number of
+pixels. Distances are fractions of the image, not pixels. Pixels from outside the image are gray.
+
+Every operation takes (image, level, bits): `level` is the magnitude / 10, and `bits` is a uniform
+64-bit integer from which all of its randomness comes.
 """
 
 from collections.abc import Callable
@@ -11,9 +14,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-MAGNITUDE_SCALE = (
-  10.0  # Magnitudes that are 1 below. More is stronger: Noisy Student's largest has 27.
-)
+MAGNITUDE_SCALE = 10.0  # The magnitude of level 1. Noisy Student's largest magnitude is 27.
 FILL_COLOR = (128, 128, 128)
 LUMA_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 
@@ -23,39 +24,46 @@ ImageArray = np.ndarray
 def rand_augment(
   image: ImageArray, bits: tuple[int, ...], *, count: int, magnitude: float
 ) -> ImageArray:
-  """The image [h, w, 3] after `count` operations, each of which takes all that it draws from one of the 64-bit integers."""
+  """Apply `count` random operations to the image [h, w, 3].
+
+  Args:
+    image: uint8 [h, w, 3].
+    bits: Uniform 64-bit integers, one per operation.
+    count: Number of operations.
+    magnitude: Strength; 10 is level 1.
+  """
   names = list(RANDAUGMENT_OPS)
-  for draw in bits[:count]:
-    image = RANDAUGMENT_OPS[names[draw % len(names)]](image, magnitude / MAGNITUDE_SCALE, draw)
+  for each in bits[:count]:
+    image = RANDAUGMENT_OPS[names[each % len(names)]](image, magnitude / MAGNITUDE_SCALE, each)
   return image
 
 
-def randomly_negate(amount: float, draw: int) -> float:
-  """The amount, or as often its negative."""
-  return amount if draw >> 63 else -amount
+def randomly_negate(amount: float, bits: int) -> float:
+  """Return the amount or its negative, each with probability 1/2."""
+  return amount if bits >> 63 else -amount
 
 
 def blend(image: ImageArray, other: ImageArray, factor: float) -> ImageArray:
-  """other + factor · (image - other): 1 is the image, 0 the other, more than 1 leads away from it."""
+  """Return other + factor * (image - other). A factor above 1 extrapolates away from `other`."""
   mixed = other.astype(np.float32) + factor * (image.astype(np.float32) - other.astype(np.float32))
   return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
-def enhance_factor(share: float) -> float:
-  """A factor of `blend`: at a magnitude of 5, it does nothing."""
-  return 1.8 * share + 0.1
+def enhance_factor(level: float) -> float:
+  """Return the factor for `blend`. It is 1, no change, at a magnitude of 5."""
+  return 1.8 * level + 0.1
 
 
-def autocontrast(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Each channel stretched to 0 and 255."""
+def autocontrast(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Stretch each channel to the range 0 to 255."""
   low, high = (f(image.reshape(-1, 3), axis=0).astype(np.float32) for f in (np.min, np.max))
   scale = 255 / np.where(high > low, high - low, 255)
   stretched = np.clip((image - low) * scale, 0, 255).astype(np.uint8)
   return np.where(high > low, stretched, image)
 
 
-def equalize(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Each channel's histogram made flat."""
+def equalize(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Equalize the histogram of each channel."""
   return np.stack([_equalize_channel(image[..., i]) for i in range(3)], axis=-1)
 
 
@@ -68,107 +76,102 @@ def _equalize_channel(channel: np.ndarray) -> np.ndarray:
   return np.clip(np.concatenate([[0], table[:-1]]), 0, 255).astype(np.uint8)[channel]
 
 
-def invert(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """The negative."""
+def invert(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Invert all colors."""
   return 255 - image
 
 
-def posterize(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """The top 4·share bits of each channel: the weaker the magnitude, the fewer are left."""
-  shift = 8 - min(8, int(4 * share))
+def posterize(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Keep the top 4 * level bits of each channel. A smaller level keeps fewer."""
+  shift = 8 - min(8, int(4 * level))
   return (image >> shift) << shift if shift < 8 else np.zeros_like(image)
 
 
-def solarize(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """The negative of what is at least as bright as 256·share."""
-  return np.where(image < int(256 * share), image, 255 - image)
+def solarize(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Invert the values that are at least 256 * level."""
+  return np.where(image < int(256 * level), image, 255 - image)
 
 
-def solarize_add(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """110·share brighter where it is darker than 128."""
-  brighter = np.clip(image.astype(np.int32) + int(110 * share), 0, 255).astype(np.uint8)
+def solarize_add(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Add 110 * level to the values below 128."""
+  brighter = np.clip(image.astype(np.int32) + int(110 * level), 0, 255).astype(np.uint8)
   return np.where(image < 128, brighter, image)
 
 
-def adjust_color(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Between grey and more than its own colours."""
-  grey = np.repeat((image.astype(np.float32) @ LUMA_WEIGHTS)[..., None], 3, axis=-1)
-  return blend(image, grey.astype(np.uint8), enhance_factor(share))
+def adjust_color(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Blend with the gray version of the image."""
+  gray = np.repeat((image.astype(np.float32) @ LUMA_WEIGHTS)[..., None], 3, axis=-1)
+  return blend(image, gray.astype(np.uint8), enhance_factor(level))
 
 
-def adjust_contrast(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Between its mean grey and more than its own contrast."""
+def adjust_contrast(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Blend with the mean gray of the image."""
   mean = int((image.astype(np.float32) @ LUMA_WEIGHTS).astype(np.uint8).mean() + 0.5)
-  return blend(image, np.full_like(image, mean), enhance_factor(share))
+  return blend(image, np.full_like(image, mean), enhance_factor(level))
 
 
-def adjust_brightness(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Between black and more than its own light."""
-  return blend(image, np.zeros_like(image), enhance_factor(share))
+def adjust_brightness(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Blend with black."""
+  return blend(image, np.zeros_like(image), enhance_factor(level))
 
 
-def adjust_sharpness(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Between smooth and more than its own edges; the border stays."""
+def adjust_sharpness(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Blend with a smoothed version of the image. The outermost pixels do not change."""
   kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
   smooth = image.copy()
   if min(image.shape[:2]) > 2:
-    smooth[1:-1, 1:-1] = np.clip(cv2.filter2D(image.astype(np.float32), -1, kernel), 0, 255)[
-      1:-1, 1:-1
-    ]
-  return blend(image, smooth, enhance_factor(share))
+    filtered = np.clip(cv2.filter2D(image.astype(np.float32), -1, kernel), 0, 255)
+    smooth[1:-1, 1:-1] = filtered[1:-1, 1:-1]
+  return blend(image, smooth, enhance_factor(level))
 
 
 def warp_affine(image: ImageArray, matrix: list[list[float]]) -> ImageArray:
-  """Where each place of the result comes from is matrix · (x, y, 1); the nearest pixel, or grey."""
-  matrix = np.array(matrix, np.float64)
-  flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+  """Fill each output position (x, y) with the nearest pixel at matrix @ (x, y, 1), or with gray."""
   return cv2.warpAffine(
     image,
-    matrix,
+    np.array(matrix, np.float64),
     image.shape[1::-1],
-    flags=flags,
+    flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_CONSTANT,
     borderValue=FILL_COLOR,
   )
 
 
-def rotate(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """By 30·share degrees about the middle."""
-  angle = np.deg2rad(randomly_negate(30 * share, draw))
+def rotate(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Rotate by 30 * level degrees about the center, in a random direction."""
+  angle = np.deg2rad(randomly_negate(30 * level, bits))
   cos, sin = np.cos(angle), np.sin(angle)
   (y, x) = ((side - 1) / 2 for side in image.shape[:2])
   return warp_affine(image, [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]])
 
 
-def shear_x(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Rows shifted by 0.3·share of their height."""
-  return warp_affine(image, [[1, randomly_negate(0.3 * share, draw), 0], [0, 1, 0]])
+def shear_x(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift each row by 0.3 * level times its y, left or right."""
+  return warp_affine(image, [[1, randomly_negate(0.3 * level, bits), 0], [0, 1, 0]])
 
 
-def shear_y(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Columns likewise."""
-  return warp_affine(image, [[1, 0, 0], [randomly_negate(0.3 * share, draw), 1, 0]])
+def shear_y(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift each column by 0.3 * level times its x, up or down."""
+  return warp_affine(image, [[1, 0, 0], [randomly_negate(0.3 * level, bits), 1, 0]])
 
 
-def translate_x(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """By 0.3·share of its width."""
-  return warp_affine(
-    image, [[1, 0, randomly_negate(round(0.3 * share * image.shape[1]), draw)], [0, 1, 0]]
-  )
+def translate_x(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift by 0.3 * level times the width, left or right."""
+  offset = randomly_negate(round(0.3 * level * image.shape[1]), bits)
+  return warp_affine(image, [[1, 0, offset], [0, 1, 0]])
 
 
-def translate_y(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """Of its height likewise."""
-  return warp_affine(
-    image, [[1, 0, 0], [0, 1, randomly_negate(round(0.3 * share * image.shape[0]), draw)]]
-  )
+def translate_y(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift by 0.3 * level times the height, up or down."""
+  offset = randomly_negate(round(0.3 * level * image.shape[0]), bits)
+  return warp_affine(image, [[1, 0, 0], [0, 1, offset]])
 
 
-def cutout(image: ImageArray, share: float, draw: int) -> ImageArray:
-  """A grey square, of a side of 0.25·share of the shorter, around any pixel."""
-  half = round(0.125 * share * min(image.shape[:2]))
+def cutout(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Cover a square of 0.25 * level times the shorter side, around a random pixel, with gray."""
+  half = round(0.125 * level * min(image.shape[:2]))
   y, x = (
-    (draw >> shift & 0xFFFF) * side >> 16
+    (bits >> shift & 0xFFFF) * side >> 16
     for shift, side in zip((16, 32), image.shape[:2], strict=True)
   )
   image = image.copy()

@@ -1,13 +1,19 @@
-"""A name -> random access to the examples behind it: `source[i]` is (image, labels, name).
+"""Open a source by name, for random access to its examples: `source[i]` is (image, labels, name).
 
-  builtin:fashion_mnist, builtin:digits    inside the package
+  builtin:fashion_mnist, builtin:digits    datasets inside the package
   folder:PATH, csv:PATH                    image files (folder.py)
-  tfds:NAME                                a TFDS data set prepared as ArrayRecord (tfds_source.py)
-  vtab:TASK                                a thousand images and more of one of those, with labels of their own (vtab.py)
+  tfds:NAME                                a TFDS dataset prepared as ArrayRecord (tfds_source.py)
+  vtab:TASK                                a task of VTAB-1k with its own labels (vtab.py)
+  images:PATH                              all images below a folder, unlabelled (folder.py)
 
-Behind each is a store: `title`, `splits`, `label_names`, `shards(split)` (the number of examples in each of its files),
-`most_labels(split)`, `listing(split)` (bytes that are others where the examples are) and `read(split, i)`. It opens what it
-reads from after unpickling: little crosses to a process.
+Each kind is a store with the attributes `title`, `splits` and `label_names` and these methods:
+
+  shard_lengths(split)       number of examples in each of the files of a split
+  max_labels(split)          largest number of labels of an example, at least 1
+  index_bytes(split)         bytes that differ if the names or labels of the examples differ
+  read_example(split, i)     (data, labels, name), as `Source.__getitem__`
+
+Stores open their files after unpickling, so little is sent to a worker process.
 """
 
 import bisect
@@ -19,109 +25,108 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.folder import CsvStore, FolderStore
-from vit_jax.data.tfds_source import TfdsStore
+from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
+from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
 from vit_jax.errors import UserError, did_you_mean
 
-EVAL_SPLITS = (
-  'test',
-  'validation',
-  'val',
-)  # The order in which a split to evaluate on is looked for.
+EVAL_SPLITS = ('test', 'validation', 'val')  # The first one that exists is the default.
 
 BUILTIN_LABEL_NAMES = {
   'digits': ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
   'fashion_mnist': (
-    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
+    'Ankle boot',
   ),
 }  # fmt: skip
 
 
 class Source:
-  """The examples of a split: `len(source)`, and `source[i]` -> (data, labels, name).
+  """The examples of a split. Thread-safe and picklable.
 
-  data: the bytes of an image file, not decoded, or a uint8 array [h, w] or [h, w, 3]. labels: indices into
-  `label_names`. name: tells a person which example it is. May be read from several threads at once, and pickled.
+  `source[i]` is (data, labels, name):
+    data: The bytes of an image file, or uint8 pixels [h, w] or [h, w, 3].
+    labels: Indices into `label_names`.
+    name: Identifies the example in messages.
   """
 
-  unlabelled = None  # A mixture (mixture.py) has such examples besides.
+  unlabelled = None  # A mixture (mixture.py) has a second source here.
 
   def __init__(self, store, spans: list[tuple[str, int, int]]):
-    """`spans`: (split, start, stop) for each piece of the store, one after another."""
+    """Concatenate the given (split, start, stop) spans of a store."""
     self._store, self._spans = store, spans
-    self._ends = list(itertools.accumulate(stop - start for _, start, stop in spans))
+    self._span_ends = list(itertools.accumulate(stop - start for _, start, stop in spans))
     self.label_names: tuple[str, ...] = store.label_names
     self.classes: int = len(store.label_names)
     self.split: str = '+'.join(dict.fromkeys(split for split, _, _ in spans))
 
   @property
   def labelled(self) -> 'Source':
-    """The examples that have labels of their own: an epoch is once through these."""
+    """The examples with labels; an epoch is one pass over them."""
     return self
 
   @property
-  def examples(self) -> dict[str, int]:
-    """{split: the number of its examples that are here}."""
+  def split_sizes(self) -> dict[str, int]:
+    """The number of examples from each split."""
     out = dict.fromkeys((split for split, _, _ in self._spans), 0)
     for split, start, stop in self._spans:
       out[split] += stop - start
     return out
 
   @property
-  def most_labels(self) -> int:
-    """Of any one example of these splits, at least 1."""
-    return max(self._store.most_labels(split) for split in self.examples)
+  def max_labels(self) -> int:
+    """The largest number of labels of an example in these splits, at least 1."""
+    return max(self._store.max_labels(split) for split in self.split_sizes)
 
-  def listing(self) -> str:
-    """A digest of what tells the examples apart without reading them: names, labels, and which of them."""
+  def index_checksum(self) -> str:
+    """Return a checksum of the spans and of the names and labels, without reading images."""
     digest = hashlib.blake2b(repr(self._spans).encode(), digest_size=8)
-    for split in self.examples:
-      digest.update(self._store.listing(split))
+    for split in self.split_sizes:
+      digest.update(self._store.index_bytes(split))
     return digest.hexdigest()
 
-  def part(self, start: int, stop: int) -> 'Source':
-    """The examples from `start` to `stop`, or to the last."""
-    begins = [
-      end - (last - first) for end, (_, first, last) in zip(self._ends, self._spans, strict=True)
-    ]
-    cut = [
-      (split, first + max(0, start - begin), min(last, first + stop - begin))
-      for begin, (split, first, last) in zip(begins, self._spans, strict=True)
-    ]
-    return Source(self._store, [(split, first, last) for split, first, last in cut if last > first])
+  def slice(self, start: int, stop: int) -> 'Source':
+    """Return the examples from `start` to `stop`, or to the end if there are fewer."""
+    spans, begin = [], 0
+    for split, first, last in self._spans:
+      cut = (split, first + max(0, start - begin), min(last, first + stop - begin))
+      spans += [cut] if cut[1] < cut[2] else []
+      begin += last - first
+    return Source(self._store, spans)
 
-  def spread(self, n: int) -> 'Source':
-    """`n` of the examples (all, if there are fewer), evenly spaced: of every class, where they lie class by class."""
+  def subsample(self, n: int) -> 'Source':
+    """Return `n` evenly spaced examples, or all if there are fewer.
+
+    Even spacing covers every class of a split that is sorted by class.
+    """
     chosen = [self._locate(int(i)) for i in np.linspace(0, len(self) - 1, min(n, len(self)))]
     return Source(self._store, [(split, i, i + 1) for split, i in chosen])
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return self._span_ends[-1]
 
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, tuple[int, ...], str]:
-    return self._store.read(*self._locate(i))
+    return self._store.read_example(*self._locate(i))
 
   def _locate(self, i: int) -> tuple[str, int]:
-    """The split that example `i` is of, and its number there."""
+    """Return (split, index in the split) of example `i`."""
     if not 0 <= i < len(self):
       raise IndexError(f'example {i} of {len(self)}')
-    piece = bisect.bisect_right(self._ends, i)
-    split, _, stop = self._spans[piece]
-    return split, stop - self._ends[piece] + i
+    span = bisect.bisect_right(self._span_ends, i)
+    split, _, stop = self._spans[span]
+    return split, stop - self._span_ends[span] + i
 
   def __repr__(self) -> str:
     return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
 
 
 class BuiltinStore:
-  """Data inside the package, which builtin/pack.py has put there."""
+  """A dataset inside the package, written by builtin/pack.py."""
 
   def __init__(self, name: str, *, dir: str = ''):
     if name not in BUILTIN_LABEL_NAMES:
-      raise UserError(
-        f'built-in data set {name!r} is unknown.{did_you_mean(name, BUILTIN_LABEL_NAMES)}'
-      )
+      near = did_you_mean(name, BUILTIN_LABEL_NAMES)
+      raise UserError(f'no built-in dataset is named {name!r}.{near}')
     self.title, self.label_names = f'builtin:{name}', BUILTIN_LABEL_NAMES[name]
     self._path = Path(__file__).parent / 'builtin' / f'{name}.npz'
     self.splits = ('train', 'test')
@@ -132,16 +137,16 @@ class BuiltinStore:
   def __getstate__(self) -> dict:
     return self.__dict__ | {'_images': {}}
 
-  def shards(self, split: str) -> list[int]:
+  def shard_lengths(self, split: str) -> list[int]:
     return [len(self._labels[split])]
 
-  def most_labels(self, split: str) -> int:
+  def max_labels(self, split: str) -> int:
     return 1
 
-  def listing(self, split: str) -> bytes:
+  def index_bytes(self, split: str) -> bytes:
     return self._labels[split].tobytes()
 
-  def read(self, split: str, i: int):
+  def read_example(self, split: str, i: int) -> tuple[np.ndarray, tuple[int, ...], str]:
     if split not in self._images:
       with np.load(self._path) as arrays:
         self._images[split] = arrays[f'{split}_images']  # [n, h, w]
@@ -160,9 +165,15 @@ STORES = {
 def open_source(
   name: str, split: str, *, dir: str = '', stores: dict[str, Callable] = STORES
 ) -> Source:
-  """The examples of `split` (TFDS's syntax; '' means the held-out split) of the source `name`, such as 'tfds:cifar10'.
+  """Open a split of a source.
 
-  `dir`: where TFDS data sets lie; '' means TFDS's default. UserError says what is wrong with name, split or data.
+  Args:
+    name: KIND:NAME, such as 'tfds:cifar10'.
+    split: A split in TFDS's syntax; '' selects the default evaluation split.
+    dir: The directory of TFDS datasets; '' selects TFDS's default.
+    stores: {KIND: store}.
+
+  Raises UserError if the name or the split is unknown, or if the data is missing or damaged.
   """
   kind, colon, rest = name.partition(':')
   if not colon or kind not in stores:
@@ -173,6 +184,12 @@ def open_source(
   except OSError as error:
     raise UserError(f'{name}: {error.filename or "error"}: {error.strerror or error}') from None
   return Source(store, spans)
+
+
+def open_unlabelled(name: str, split: str, *, dir: str = '') -> Source:
+  """Open a source without using its labels, if it has any. See `open_source`."""
+  stores = STORES | {'images': UnlabelledFolderStore, 'tfds': UnlabelledTfdsStore}
+  return open_source(name, split, dir=dir, stores=stores)
 
 
 def _suggest_source(kind: str, rest: str, name: str) -> str:
@@ -189,51 +206,49 @@ def _default_eval_split(store) -> str:
   for split in EVAL_SPLITS:
     if split in store.splits:
       return split
-  has = f'it has {", ".join(store.splits)}; name one, such as {store.splits[0]}[90%:]'
   raise UserError(
-    f'{store.title} has none of the splits {", ".join(EVAL_SPLITS)} to evaluate on: {has}'
+    f'{store.title} has no split {", ".join(EVAL_SPLITS)} to evaluate on. It has '
+    f'{", ".join(store.splits)}: name a split, such as {store.splits[0]}[90%:]'
   )
 
 
 def _parse_split(spec: str, store) -> list[tuple[str, int, int]]:
-  """[(split, start, stop), …] of 'train[:98%]+test'."""
+  """Parse 'train[:98%]+test' into [(split, start, stop), …]."""
   names = [part.partition('[')[0].strip() for part in spec.split('+')]
   for name in names:
     if name not in (*store.splits, 'all'):
-      near = did_you_mean(name, store.splits).partition(' Known')[0]
-      raise UserError(
-        f'{store.title} has no split {name!r}: it has {", ".join(store.splits)}.{near}'
-      )
+      near = did_you_mean(name, store.splits, list_known=False)
+      has = ', '.join(store.splits)
+      raise UserError(f'{store.title} has no split {name!r}: it has {has}.{near}')
   names = store.splits if 'all' in names else names
-  shards = {name: store.shards(name) for name in names}
-  spans = [
-    (name, start, stop)
-    for name, start, stop in _resolve_split(spec, shards, store.title)
-    if stop > start
-  ]
+  lengths = {name: store.shard_lengths(name) for name in names}
+  spans = _resolve_split(spec, lengths, store.title)
+  spans = [(name, start, stop) for name, start, stop in spans if stop > start]
   if not spans:
     raise UserError(f'{store.title} has no examples in the split {spec!r}')
   return spans
 
 
 def _resolve_split(
-  spec: str, shards: dict[str, list[int]], title: str
+  spec: str, shard_lengths: dict[str, list[int]], title: str
 ) -> list[tuple[str, int, int]]:
-  """TFDS's own reading of its split syntax."""
-  if spec in shards:
-    return [(spec, 0, sum(shards[spec]))]  # Saves importing TFDS, which takes longer than the rest.
+  """Parse a split with TFDS's own parser."""
+  if spec in shard_lengths:  # Importing TFDS takes longer than everything else here.
+    return [(spec, 0, sum(shard_lengths[spec]))]
   import tensorflow_datasets as tfds
 
   infos = {
-    name: types.SimpleNamespace(num_examples=sum(each), shard_lengths=each)
-    for name, each in shards.items()
+    name: types.SimpleNamespace(num_examples=sum(lengths), shard_lengths=lengths)
+    for name, lengths in shard_lengths.items()
   }
   try:
-    pieces = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
   except (ValueError, NotImplementedError) as error:
     syntax = "expected TFDS's syntax, such as 'train', 'train[:98%]', 'train+test'"
-    raise UserError(
-      f'{title}, split {spec!r}: {error if "incompatible" in str(error) else syntax}'
-    ) from None
-  size = lambda name: infos[name].num_examples
-  return [(p.splitname, p.from_ or 0, size(p.splitname) if p.to is None else p.to) for p in pieces]
+    problem = error if 'incompatible' in str(error) else syntax
+    raise UserError(f'{title}, split {spec!r}: {problem}') from None
+  spans = []
+  for part in parts:
+    stop = infos[part.splitname].num_examples if part.to is None else part.to
+    spans.append((part.splitname, part.from_ or 0, stop))
+  return spans

@@ -90,9 +90,7 @@ def evaluate_split(
   mesh = make_mesh(1, batches={})
   data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
   params = jax.device_put(params, replicated(mesh))
-  step = compiled(
-    params, data, most_labels=source.most_labels, mesh=mesh, predict=predict, loss=loss
-  )
+  step = compiled(params, data, max_labels=source.max_labels, mesh=mesh, predict=predict, loss=loss)
   began, running, done = time.monotonic(), collections.deque(), []
 
   def finish():
@@ -113,7 +111,7 @@ def evaluate_split(
 
 
 def compiled(
-  params: dict, data: DataConfig, *, most_labels: int, mesh, predict: Callable, loss: Callable
+  params: dict, data: DataConfig, *, max_labels: int, mesh, predict: Callable, loss: Callable
 ) -> Callable:
   """(parameters, a batch) -> its counts, and the class said of each example: a program for batches of this one shape."""
 
@@ -128,7 +126,7 @@ def compiled(
   b = data.eval_batch
   shapes = {
     'image': ((b, *data.size, 3), np.float32),
-    'label': ((b, most_labels), np.int32),
+    'label': ((b, max_labels), np.int32),
     'mask': ((b,), np.bool_),
   }
   batch = {

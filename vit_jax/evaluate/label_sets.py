@@ -46,7 +46,7 @@ class RelabelledSource:
   rule: Callable[
     [tuple[int, ...], str], tuple[int, ...]
   ]  # (labels, name) -> labels; pickled to the loader's workers.
-  most_labels: int
+  max_labels: int
   border: int = 0  # Pixels that are cut off on every side.
 
   def __len__(self) -> int:
@@ -169,7 +169,7 @@ def _relabel_source(
   place = {number: i for i, number in enumerate(chosen)}
   sets = tuple(tuple(place[number] for number in each if number in place) for each in sets)
   return RelabelledSource(
-    source, LabelSetByClass(sets), max(1, *map(len, sets)) * source.most_labels, border
+    source, LabelSetByClass(sets), max(1, *map(len, sets)) * source.max_labels, border
   )
 
 

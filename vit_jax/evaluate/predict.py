@@ -32,7 +32,7 @@ class ImageFiles:
   """Image files as a source of examples without labels."""
 
   paths: tuple[str, ...]
-  most_labels: int = 1
+  max_labels: int = 1
 
   def __len__(self) -> int:
     return len(self.paths)

@@ -99,9 +99,9 @@ def open_pool_and_test(
   pool = open_source(name, split or known[0], dir=dir)
   test = open_source(name, test_split or known[1], dir=dir)
   for source in (pool, test):
-    if source.most_labels > 1:
+    if source.max_labels > 1:
       raise UserError(
-        f'{name}: its examples have up to {source.most_labels} labels, and frozen features are judged by one'
+        f'{name}: its examples have up to {source.max_labels} labels, and frozen features are judged by one'
       )
   return pool, test
 

@@ -10,7 +10,7 @@ from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 
 from vit_jax.checkpoint.checksum import leaves_by_path
 from vit_jax.data.class_names import match_classes
-from vit_jax.data.pseudo import (
+from vit_jax.data.pseudo_labels import (
   PART_EXAMPLES,
   describe_pseudo_labels,
   has_pseudo_labels,
@@ -57,7 +57,7 @@ def write_pseudo_labels(
   parts = -(-len(source) // PART_EXAMPLES)
   for part in [part for part in range(parts) if not (where / part_file_name(part)).is_file()]:
     logits, read = subject.logits(
-      params, source.part(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES), columns
+      params, source.slice(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES), columns
     )
     if jax.process_index() == 0:
       write_probabilities(

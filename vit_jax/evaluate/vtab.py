@@ -28,9 +28,9 @@ def vtab_config(
   if task not in VTAB_TASKS:
     raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, VTAB_TASKS)}')
   crop = {'crop': 'resize'}
-  if 'crop' in VTAB_TASKS[task].augment:
+  if 'crop' in VTAB_TASKS[task].augmentations:
     crop = {'crop': 'inception', 'crop_area': (_VTAB_CROP_AREA, _VTAB_CROP_AREA)}
-  flip = 'flip' in VTAB_TASKS[task].augment
+  flip = 'flip' in VTAB_TASKS[task].augmentations
   source = {'train': f'vtab:{task}', 'split': 'train+val', 'eval_split': 'test'}
   return Config(
     data=DataConfig(**source, **crop, batch=batch, size=size, flip=flip, **data),

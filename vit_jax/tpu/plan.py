@@ -13,7 +13,7 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.config_checks import validate
-from vit_jax.data.known import DATASET_SIZES
+from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models.families import FAMILIES, family_name
@@ -150,7 +150,7 @@ def data_facts(config: Config) -> tuple[int, int, int]:
   data = config.data
   try:
     source = open_source(data.train, data.split, dir=data.dir)
-    examples, classes, labels = len(source), source.classes, source.most_labels
+    examples, classes, labels = len(source), source.classes, source.max_labels
   except UserError:
     if data.train not in DATASET_SIZES:
       raise

@@ -1,7 +1,7 @@
 """Self-training with noisy students (arXiv 1911.04252): a teacher labels images, a student learns from them and is the next.
 
     WORKDIR/0-teacher    a run on labelled images, where the teacher is no model that is there already
-    WORKDIR/1-labels     what the teacher, without noise, says of the unlabelled images (data/pseudo.py)
+    WORKDIR/1-labels     what the teacher, without noise, says of the unlabelled images (data/pseudo_labels.py)
     WORKDIR/1-student    a run on both kinds, with the noise that its config says; the teacher of 2-labels, and so on
 
 A stage begins when the one before it is whole, and one that is whole is not done again.
@@ -18,9 +18,8 @@ from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
 from vit_jax.checkpoint.run_directory import check_same_run, read_run_labels
 from vit_jax.config import UNLABELLED_DEFAULTS, Config
 from vit_jax.config_checks import validate
-from vit_jax.data.pseudo import check_same_pseudo_labels
-from vit_jax.data.sources import open_source
-from vit_jax.data.unlabelled import open_unlabelled
+from vit_jax.data.pseudo_labels import check_same_pseudo_labels
+from vit_jax.data.sources import open_source, open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 from vit_jax.metrics.records import format_metrics

@@ -96,7 +96,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
       task,
       examples=examples,
       classes=train_source.classes,
-      label_slots=train_source.most_labels,
+      label_slots=train_source.max_labels,
     ),
     fingerprint=fingerprint,
     began=began,
