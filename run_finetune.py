@@ -1,11 +1,9 @@
-"""Fine-tunes a Vision Transformer.
+"""Fine-tune a Vision Transformer: `vit-jax train` with the default recipe quickstart_finetune.
 
-python run_finetune.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]
+python run_finetune.py [--config=RECIPE[:ARGUMENT]] [--config.FIELD=VALUE ...] [--workdir=DIR]
 """
 
-from pathlib import Path
-
-from vit_jax.cli.jobs import run_train_job
+from vit_jax.cli.train import run_train_job
 
 if __name__ == '__main__':
-  run_train_job(Path(__file__).parent / 'configs' / 'quickstart_finetune.py')
+  run_train_job('quickstart_finetune')

@@ -1,11 +1,9 @@
-"""Pre-trains a Vision Transformer.
+"""Pre-train a Vision Transformer: `vit-jax train` with the default recipe quickstart.
 
-python run_pretrain.py [--config=configs/NAME.py[:ARGUMENT]] [--config.FIELD=VALUE …] [--workdir=DIR]
+python run_pretrain.py [--config=RECIPE[:ARGUMENT]] [--config.FIELD=VALUE ...] [--workdir=DIR]
 """
 
-from pathlib import Path
-
-from vit_jax.cli.jobs import run_train_job
+from vit_jax.cli.train import run_train_job
 
 if __name__ == '__main__':
-  run_train_job(Path(__file__).parent / 'configs' / 'quickstart.py')
+  run_train_job('quickstart')

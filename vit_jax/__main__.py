@@ -1,4 +1,4 @@
-"""python -m vit_jax COMMAND: everything but the two main jobs."""
+"""The command line: python -m vit_jax COMMAND, or vit-jax COMMAND."""
 
 import os
 import sys
@@ -14,53 +14,42 @@ from vit_jax.cli import (
   predict,
   selftrain,
   tables,
+  train,
   verify,
-)
+)  # fmt: skip
 from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
+_COMMANDS = (
+  train, data, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables, verify
+)  # fmt: skip
+
 
 def build_parser() -> Parser:
-  """The commands and their arguments."""
-  top = Parser(
-    prog='vit-jax',
-    description='Vision Transformers; to train, see run_pretrain.py and run_finetune.py.',
-  )
-  commands = top.add_subparsers(required=True, metavar='COMMAND')
-  for command in (
-    data,
-    predict,
-    evaluate,
-    figures,
-    export,
-    selftrain,
-    plan,
-    launch,
-    doctor,
-    tables,
-    verify,
-  ):
+  """Return the parser of all commands."""
+  parser = Parser(prog='vit-jax', description='Train, evaluate and export Vision Transformers.')
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  for command in _COMMANDS:
     command.add(commands)
-  return top
+  return parser
 
 
 def run_command():
-  """Does what it says."""
-  top = build_parser()
-  args, args.settings = (
-    top.parse_known_args()
-  )  # Those of a run's config have a parser of their own.
+  """Parse the command line and run the command."""
+  parser = build_parser()
+  # --config.FIELD=VALUE has a parser of its own: jobs.parse_config_flags.
+  args, args.settings = parser.parse_known_args()
   if args.settings and not hasattr(args, 'takes_settings'):
-    top.error(f'unrecognized arguments: {" ".join(args.settings)}')
+    parser.error(f'unrecognized arguments: {" ".join(args.settings)}')
   args.function(args)
 
 
 def main():
-  """The command line; an error that the user can mend is one line and exit code 2."""
+  """Run the command line. A UserError is printed as one line, and its exit code returned."""
   try:
     run_and_report_errors(run_command)
     sys.stdout.flush()
-  except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere.
+  except BrokenPipeError:  # The reader, such as `head`, has closed the pipe: discard the rest.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 

@@ -10,9 +10,6 @@ from vit_jax.config import ModelConfig
 from vit_jax.paper.mini import MINI_EXPERIMENTS
 from vit_jax.paper.runner import read_records_csv
 
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)  # Of the flag parser.
 # A model of two steps in place of B/16, on digits in place of CIFAR-10.
 TINY = (
   *(
@@ -107,7 +104,7 @@ def test_a_released_checkpoint_is_fine_tuned_and_stands_beside_the_published_num
   }
   code, out, _ = command('tables', '5', *said, '--dry_run')
   assert len(out.splitlines()) == 2 and out.startswith(
-    'python run_finetune.py --config=configs/finetune.py:B/16,cifar10'
+    'python -m vit_jax train --config=configs/finetune.py:B/16,cifar10'
   )
 
 

@@ -15,7 +15,6 @@ from vit_jax.errors import UserError
 from vit_jax.tpu.accelerators import KINDS, accelerator, names
 
 # How ml_collections reads a config file.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / 'golden'
 SETTINGS = (

@@ -28,9 +28,6 @@ from vit_jax.paper.reproductions import (
 )
 from vit_jax.paper.runs import run_digest
 
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)  # Of the flag parser.
 WITH_RUNS = [name for name, each in REPRODUCTIONS.items() if each.runs]
 QUICK = ('8', 'fig9', 'fig10')  # Whose steps trace in a second or two each.
 
@@ -49,7 +46,9 @@ def commands(name: str) -> list[list[str]]:
 def configs(name: str) -> list[Config]:
   """Those that are printed, read as the command line reads them."""
   return [
-    parse_config_flags(words[2:-1]) for words in commands(name) if words[1].startswith('run_')
+    parse_config_flags(words[4:-1])
+    for words in commands(name)
+    if words[1:4] == ['-m', 'vit_jax', 'train']
   ]
 
 

@@ -105,12 +105,12 @@ def test_the_best_rate_on_held_out_examples_is_taken(tmp_path):
   run = dataclasses.replace(
     FIRST,
     settings=FIRST.settings | {'data.split': 'train', 'steps': 8},
-    rates=(1e-5, 1e-2),
-    held_out='80%',
+    learning_rates=(1e-5, 1e-2),
+    held_out_from='80%',
   )
   chosen = select_best_candidate(run, tmp_path)
   tried = [final_value(result_of(each, tmp_path), 'accuracy') for each in sweep_candidates(run)]
-  assert chosen.settings['optim.lr'] == run.rates[tried.index(max(tried))]
+  assert chosen.settings['optim.lr'] == run.learning_rates[tried.index(max(tried))]
   assert chosen.rates == ()
 
 
@@ -119,16 +119,20 @@ def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
   run = dataclasses.replace(
     FIRST,
     settings=settings,
-    rates=(1e-5, 1e-2),
-    held_out='80%',
-    otherwise='configs/bit_finetune.py:R50x1,cifar10',
+    learning_rates=(1e-5, 1e-2),
+    held_out_from='80%',
+    alternative_config='configs/bit_finetune.py:R50x1,cifar10',
   )
   *rates, rule = run_candidates(run)
   assert [(way.config, way.settings) for way in rates] == [
-    (FIRST.config, settings | {'optim.lr': rate}) for rate in run.rates
+    (FIRST.config, settings | {'optim.lr': rate}) for rate in run.learning_rates
   ]
-  assert (rule.config, rule.settings, rule.built().optim.lr) == (run.otherwise, settings, 0.003)
-  held_out = sweep_candidates(run)[-1].built().data
+  assert (rule.config, rule.settings, rule.build_config().optim.lr) == (
+    run.alternative_config,
+    settings,
+    0.003,
+  )
+  held_out = sweep_candidates(run)[-1].build_config().data
   assert (held_out.train, held_out.split, held_out.eval_split) == (
     'tfds:cifar10',
     'train[:80%]',
@@ -144,18 +148,21 @@ def result_of(run, root: Path) -> dict:
 
 def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
   run = dataclasses.replace(
-    FIRST, settings=FIRST.settings | {'data.split': 'train+test'}, rates=(0.1, 0.2), held_out='90%'
+    FIRST,
+    settings=FIRST.settings | {'data.split': 'train+test'},
+    learning_rates=(0.1, 0.2),
+    held_out_from='90%',
   )
-  for each, rate in zip(sweep_candidates(run), run.rates, strict=True):
-    data = each.built().data
+  for each, rate in zip(sweep_candidates(run), run.learning_rates, strict=True):
+    data = each.build_config().data
     assert (data.split, data.eval_split, data.eval) == (
       'train[:90%]+test[:90%]',
       'train[90%:]+test[90%:]',
       'builtin:digits',
     )
-    assert each.built().optim.lr == rate
+    assert each.build_config().optim.lr == rate
   with pytest.raises(UserError, match='cut already'):
-    sweep_candidates(dataclasses.replace(FIRST, rates=(0.1,), held_out='90%'))
+    sweep_candidates(dataclasses.replace(FIRST, learning_rates=(0.1,), held_out_from='90%'))
 
 
 def test_the_digest_is_of_what_a_number_depends_on():
@@ -173,7 +180,7 @@ def test_the_digest_is_of_what_a_number_depends_on():
 def test_the_command_of_a_run_starts_from_the_directory_of_the_one_before():
   line = format_run_command(SECOND, Path('runs/tables'))
   assert line.startswith(
-    'python run_finetune.py --config=configs/mini.py:ViT-M,digits --config.model.width=16'
+    'python -m vit_jax train --config=configs/mini.py:ViT-M,digits --config.model.width=16'
   )
   assert f'--config.init=runs/tables/{run_digest(FIRST)}' in line and line.endswith(
     f'--workdir=runs/tables/{run_digest(SECOND)}'

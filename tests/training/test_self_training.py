@@ -1,5 +1,6 @@
 """Self-training, as a process that is killed and as a function: what is done stays, and the end is to the bit the same."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from tests.runs import ENVIRONMENT, PATIENCE, ROOT, account
 from tests.tiny import get_config
 from vit_jax.config import with_settings
 from vit_jax.errors import UserError
-from vit_jax.training.self_training import self_train
+from vit_jax.train import train
+from vit_jax.training import self_training
 
 SETTINGS = {
   'data.split': 'train[:50%]', 'data.unlabelled': 'builtin:digits', 'data.unlabelled_split': 'train[50%:]',
@@ -20,6 +22,9 @@ SETTINGS = {
   'steps': 24, 'log_every': '4', 'eval_every': '12', 'save_every': '8',
 }  # fmt: skip
 STAGES = ['0-teacher', '1-labels', '1-student']
+
+
+self_train = functools.partial(self_training.self_train, train=train)
 
 
 def config(**changed):

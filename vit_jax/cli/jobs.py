@@ -1,131 +1,129 @@
-"""From a command line to a run: flags, the config, where results go, and errors in one line.
-
-The two main jobs are this function with different default configs.
-"""
+"""What the commands that train share: the config flags, the runtime, and errors as one line."""
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import RENAMED_SETTINGS, Config, flatten_config
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.runtime.cluster import HEARTBEAT_TIMEOUT, exit_on_error, initialize_cluster
+from vit_jax.recipes import load_recipe
+from vit_jax.runtime.cluster import exit_on_error, initialize_cluster, print_stderr
 from vit_jax.runtime.files import user_cache_dir
 from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
 
 
-def run_train_job(default_config: Path):
-  """Reads --config, --config.FIELD and --workdir, and trains. Exits as exits.py says: 2 after one line the user can mend."""
-
-  def job():
-    check_config_flags(sys.argv[1:])
-    config = config_flags.DEFINE_config_file(
-      'config', str(default_config), 'The recipe: FILE or FILE:ARGUMENT.'
-    )
-    workdir = flags.DEFINE_string(
-      'workdir', None, 'Where the run goes, and is taken up again; by default runs/CONFIG-TIME.'
-    )
-
-    hosts = define_cluster_flags()
-
-    def main(_):
-      with training_runtime(
-        workdir.value, **{name: flag.value for name, flag in hosts.items()}
-      ) as alive:
-        from vit_jax.train import (
-          train,
-        )  # With jax: after the flags are known to be right, so that --help is quick.
-
-        name = config_flags.get_config_filename(flags.FLAGS['config'])
-        train(config.value, Path(workdir.value or default_workdir(name)), **alive)
-
-    app.run(main, flags_parser=parse_absl_flags)
-
-  run_and_report_errors(job)
-
-
 @contextlib.contextmanager
 def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]]:
-  """This process as one that trains: it answers signals, is ended where it is stuck, and has met the other hosts, as
-  `join_cluster` does. Gives {'preemption': …, 'watchdog': …}, as `train` takes them."""
-  faulthandler.enable()  # JAX aborts a process that has lost another host: its stacks are shown before.
-  stopping, watchdog = Preemption(), Watchdog()
-  stopping.install_handlers()
+  """Set up this process for training, and yield the keyword arguments of `train`.
+
+  Signal handlers and the watchdog are installed, and the process has joined the other hosts. `hosts`
+  are the arguments of `initialize_cluster`.
+
+  Raises UserError if there are several hosts and no `workdir`.
+  """
+  print_stderr('waiting for JAX to load and find its devices')
+  faulthandler.enable()  # JAX aborts a process that has lost another host: show the stacks first.
+  preemption, watchdog = Preemption(), Watchdog()
+  preemption.install_handlers()
+  logging.set_verbosity(logging.WARNING)  # Hide the progress messages of JAX, Orbax and Grain.
   processes = join_cluster(**hosts)
   watchdog.start(single_process=processes == 1)
   if processes > 1 and not workdir:
-    raise UserError('several hosts need one --workdir: their clocks would name several')
-  logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
+    raise UserError('several hosts need --workdir: each would choose its own from its clock')
   enable_compilation_cache()
   with exit_on_error(processes):
-    yield {'preemption': stopping, 'watchdog': watchdog}
+    yield {'preemption': preemption, 'watchdog': watchdog}
 
 
-def define_cluster_flags() -> dict[str, flags.FlagHolder]:
-  """The flags that say which other processes train along; a launcher says them by environment variables."""
-  env = os.environ.get
-  process = env('VIT_JAX_PROCESS')
-  return {
-    'coordinator': flags.DEFINE_string(
-      'coordinator', env('VIT_JAX_COORDINATOR'), 'HOST:PORT of the first process.'
-    ),
-    'processes': flags.DEFINE_integer(
-      'processes', int(env('VIT_JAX_PROCESSES', '0')), 'How many; 0: the pod or job knows.'
-    ),
-    'process': flags.DEFINE_integer(
-      'process', int(process) if process else None, 'Which of them this is, from 0.'
-    ),
-    'timeout': flags.DEFINE_integer('hosts_timeout', 300, 'Seconds to wait for the others.'),
-    'heartbeat': flags.DEFINE_integer(
-      'hosts_heartbeat', HEARTBEAT_TIMEOUT, 'Seconds after which a host that is silent is lost.'
-    ),
-  }
-
-
-def join_cluster(**said) -> int:
-  """Meets the other hosts, if there are any, as `distributed.initialize` does; how many there are with this one."""
+def join_cluster(**hosts) -> int:
+  """Join the other hosts, if there are any, and return the number of processes."""
   import jax
 
-  # That service, too, would answer SIGTERM, and Orbax asks it with numbers of its own; runtime/preemption.py does both itself.
+  # JAX's preemption service would handle SIGTERM too; runtime/preemption.py does.
   jax.config.update('jax_enable_preemption_service', False)
-  initialize_cluster(**said)
+  initialize_cluster(**hosts)
   return jax.process_count()
 
 
-def parse_config_flags(args: list[str]) -> Config:
-  """The config that flags say: --config=FILE:ARGUMENT and any --config.FIELD=VALUE, as the two main jobs take them."""
-  args = [
-    f'--config={args[i + 1]}' if arg == '--config' and i + 1 < len(args) else arg
-    for i, arg in enumerate(args)
-  ]
-  args = [arg for i, arg in enumerate(args) if arg.startswith('-')]
-  check_config_flags(args)
-  values, argv = flags.FlagValues(), ['', *args]
-  config = config_flags.DEFINE_config_file(
-    'config', None, 'The recipe: FILE or FILE:ARGUMENT.', values, sys_argv=argv
+def parse_config_flags(
+  args: Sequence[str], *, default: str = '', options: Sequence[str] = ()
+) -> Config:
+  """Return the config of --config=RECIPE[:ARGUMENT] and any --config.FIELD=VALUE.
+
+  Args:
+    args: the flags, and nothing else.
+    default: the recipe to use if there is no --config.
+    options: names of the command's other options, to suggest for a misspelled one.
+
+  Raises:
+    UserError: a flag is unknown or has a wrong value, or there is no recipe.
+  """
+  recipe = recipe_of_flags(args) or default
+  if not recipe:
+    got = ' '.join(args) or 'nothing'
+    raise UserError(f'expected --config=RECIPE:ARGUMENT and --config.FIELD=VALUE, got {got}')
+  others = _without_recipe(args)
+  check_config_flags(others, options)
+  values, argv = flags.FlagValues(), ['', *others]
+  config = config_flags.DEFINE_config_dataclass(
+    'config', load_recipe(recipe), flag_values=values, sys_argv=argv
   )
   try:
-    left = values(argv)[1:]
+    rest = values(argv)[1:]
   except flags.Error as error:
     raise UserError(str(error)) from None
-  if config.value is None or left:
-    raise UserError(
-      f'expected --config=FILE:ARGUMENT and --config.FIELD=VALUE, got {" ".join(args) or "nothing"}'
-    )
+  if rest:
+    raise UserError(f'unexpected argument {rest[0]!r}; expected --config.FIELD=VALUE')
   return config.value
 
 
+def recipe_of_flags(args: Sequence[str]) -> str:
+  """Return the value of the last --config=RECIPE or --config RECIPE, or ''."""
+  recipe = ''
+  for arg, value in itertools.pairwise([*args, '']):
+    if match := re.fullmatch(r'--?config(?:=(.*))?', arg):
+      recipe = value if match[1] is None else match[1]
+  return recipe
+
+
+def _without_recipe(args: Sequence[str]) -> list[str]:
+  """Return the flags without --config=RECIPE and --config RECIPE."""
+  return [
+    arg
+    for previous, arg in itertools.pairwise(['', *args])
+    if not re.fullmatch(r'--?config', previous) and not re.fullmatch(r'--?config(=.*)?', arg)
+  ]
+
+
+def check_config_flags(args: Sequence[str], options: Sequence[str] = ()):
+  """Raise UserError for a flag other than --config.FIELD, and suggest the nearest name.
+
+  `options` are the names of other options that a suggestion may be.
+  """
+  known = ['config.' + name for name in flatten_config(Config())]
+  for arg in args:
+    if not (match := re.fullmatch(r'--?((?:no)?([A-Za-z][\w.]*))(=.*)?', arg)):
+      continue
+    name = match[1] if match[1] in known else match[2]
+    if new := RENAMED_SETTINGS.get(name.removeprefix('config.')):
+      raise UserError(f'--{name} was renamed to --config.{new}')
+    if name not in known:
+      kind, names = ('a setting', known) if '.' in name else ('an option', options or ('config',))
+      raise UserError(f'--{name} is not {kind}.{did_you_mean(name, names)}')
+
+
 def run_and_report_errors(function: Callable[[], object]):
-  """Calls `function`; a UserError becomes a line on the screen, and its exit code."""
+  """Call `function`. On a UserError, print one line and exit with the error's code."""
   try:
     function()
   except UserError as error:
@@ -133,39 +131,15 @@ def run_and_report_errors(function: Callable[[], object]):
     sys.exit(error.exit_code)
 
 
-def check_config_flags(args: list[str]):
-  """UserError for a --config file that is not there, or a --config.FIELD that no config has, with the nearest name."""
-  known = ['config.' + name for name in flatten_config(Config())]
-  for arg in args:
-    name = re.fullmatch(r'--?(?:no)?(config\.[\w.]+)(=.*)?', arg)
-    if name and (new := RENAMED_SETTINGS.get(name[1].removeprefix('config.'))):
-      raise UserError(f'--{name[1]} is called --config.{new} now')
-    if name and name[1] not in known:
-      raise UserError(f'--{name[1]} is no setting.{did_you_mean(name[1], known)}')
-    file = re.fullmatch(r'--?config=([^:]*)(:.*)?', arg)
-    if file and not Path(file[1]).is_file():
-      raise UserError(
-        f'--config={file[1]}: there is no such file; configs/ has those of this project'
-      )
-
-
-def parse_absl_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with a UserError for what it refuses."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(str(error)) from None
-
-
-def default_workdir(config_file: str) -> str:
-  """runs/CONFIG-TIME, where CONFIG is the file's name and its argument: 'finetune-S_16_folder'."""
-  file, _, argument = config_file.partition(':')
+def default_workdir(recipe: str) -> str:
+  """Return runs/RECIPE-TIME, such as 'runs/finetune-S_16_folder-20250131-120000'."""
+  file, _, argument = recipe.partition(':')
   name = '-'.join([Path(file).stem, *([re.sub(r'[^\w.]+', '_', argument)] if argument else [])])
   return f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
 def enable_compilation_cache():
-  """Compiled programs are kept between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
+  """Cache compiled programs in $JAX_COMPILATION_CACHE_DIR or in the user's cache directory."""
   import jax
 
   default = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(user_cache_dir('compiled')))

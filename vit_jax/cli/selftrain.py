@@ -1,4 +1,4 @@
-"""selftrain: a teacher, the labels that it gives to unlabelled images, a noised student, who is the next teacher, …"""
+"""selftrain: a teacher labels images, a student learns from them and is the next teacher."""
 
 from pathlib import Path
 
@@ -8,61 +8,64 @@ from vit_jax.errors import UserError
 
 
 def self_train(args):
-  """Trains students on labelled images and on what a teacher says of others (Noisy Student); stages that are done stay."""
+  """Train students on labelled and teacher-labelled images (Noisy Student); complete stages stay."""
   from vit_jax.cli.jobs import parse_config_flags, training_runtime
+  from vit_jax.recipes import is_recipe
 
-  students = [parse_config_flags([f'--config={file}', *args.settings]) for file in args.students]
-  is_config = args.teacher.partition(':')[0].endswith('.py')
-  teacher = (
-    parse_config_flags([f'--config={args.teacher}', *args.settings]) if is_config else args.teacher
-  )
-  with training_runtime(args.workdir, **hosts_of(args)) as alive:
+  def read_config(recipe: str):
+    return parse_config_flags([f'--config={recipe}', *args.settings])
+
+  students = [read_config(recipe) for recipe in args.students]
+  teacher = read_config(args.teacher) if is_recipe(args.teacher) else args.teacher
+  with training_runtime(args.workdir, **hosts_of(args)) as runtime:
     import jax
 
+    from vit_jax.train import train
     from vit_jax.training.self_training import self_train
 
-    results = self_train(teacher, students, Path(args.workdir), **alive)
+    results = self_train(teacher, students, Path(args.workdir), train=train, **runtime)
     if jax.process_index() == 0:
       print(format_stage_table(results), end='')
 
 
 def format_stage_table(results: dict[str, dict]) -> str:
-  """The last evaluation of each run."""
-  measure = lambda result: next(
-    ((name, value) for name, value in result.items() if name.endswith('_accuracy')), None
-  )
-  rows = [
-    (name, found[0], f'{found[1]:.2%}')
-    for name, result in results.items()
-    if (found := measure(result))
-  ]
+  """Return a table of the accuracy of each stage that has one.
+
+  Raises UserError if no stage has an accuracy.
+  """
+  rows = []
+  for stage, result in results.items():
+    measures = [name for name in result if name.endswith('_accuracy')]
+    rows += [(stage, name, f'{result[name]:.2%}') for name in measures[:1]]
   if not rows:
     raise UserError('none of the stages has an accuracy')
   return format_table(rows)
 
 
 def add(commands):
-  """The arguments."""
+  """Add the command and its arguments."""
   command = commands.add_parser(
     'selftrain', help=self_train.__doc__, description=self_train.__doc__
   )
   command.set_defaults(function=self_train, takes_settings=True)
-  option = command.add_argument
-  option(
+  command.add_argument(
     '--teacher',
     required=True,
-    metavar='WHAT',
-    help='a config FILE:ARGUMENT to train, or a model: a run directory, a file, …',
+    metavar='RECIPE|MODEL',
+    help='recipe NAME:ARGUMENT to train, or a model: a run directory, a file or a catalogue name',
   )
-  option(
+  command.add_argument(
     '--students',
     required=True,
     nargs='+',
-    metavar='FILE:ARGUMENT',
-    help='a config each, of one generation after another',
+    metavar='RECIPE',
+    help='one recipe NAME:ARGUMENT for each generation',
   )
-  option(
-    '--workdir', required=True, metavar='DIR', help='where the stages are kept, and taken up again'
+  command.add_argument(
+    '--workdir',
+    required=True,
+    metavar='DIR',
+    help='directory of the stages; existing stages are resumed',
   )
   add_hosts(command)
   command.epilog = '--config.FIELD=VALUE changes a setting of every run.'

@@ -142,11 +142,9 @@ def read_changed_settings(settings: list[str], config: str) -> dict[str, object]
   """What --config.FIELD=VALUE flags make different from FILE:ARGUMENT."""
   from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.config import flatten_config
-  from vit_jax.paper.runs import CHECKOUT_ROOT
 
   plain, said = (
-    flatten_config(parse_config_flags([f'--config={CHECKOUT_ROOT}/{config}', *more]))
-    for more in ([], settings)
+    flatten_config(parse_config_flags([f'--config={config}', *more])) for more in ([], settings)
   )
   return {name: value for name, value in said.items() if value != plain[name]}
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.models.families import family_name
 from vit_jax.paper.published import read_published_table
-from vit_jax.paper.runs import ExperimentRun, import_config_file, repeat_over_seeds
+from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
+from vit_jax.recipes import import_recipe
 
 JFT, IMAGENET_21K, IMAGENET_1K = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
 _PRETRAIN_CONFIG, FINETUNE_CONFIG, _HYPERRULE_CONFIG = (
@@ -69,9 +70,11 @@ def _finetune_runs(
     settings=real | settings,
     init=start,
     measures=('accuracy', 'real/imagenet2012_top1') if real else ('accuracy',),
-    rates=import_config_file(FINETUNE_CONFIG).RECIPES[data][-1],
-    held_out=held_out,
-    otherwise=f'{_HYPERRULE_CONFIG}:{model},{data}' if family_name(model) == 'BiT ResNet' else '',
+    learning_rates=import_recipe(FINETUNE_CONFIG).RECIPES[data][-1],
+    held_out_from=held_out,
+    alternative_config=f'{_HYPERRULE_CONFIG}:{model},{data}'
+    if family_name(model) == 'BiT ResNet'
+    else '',
   )
   return repeat_over_seeds([run])
 

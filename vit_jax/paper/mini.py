@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.paper.runs import ExperimentRun, load_config_file, repeat_over_seeds
+from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
+from vit_jax.recipes import load_recipe
 
 MINI_TRAIN_IMAGES = 4000  # Of Fashion-MNIST, as configs/mini.py takes: a run sees the smallest part 38 times, and all of them 5 times.
 MINI_DATA_FRACTIONS = {'1/8': 8, '1/4': 4, '1/2': 2, '1': 1}
@@ -47,9 +48,7 @@ def _mini_pretrain_run(
 def _scale_steps(effort: MiniEffort, config: str) -> dict[str, object]:
   """The steps that are left of the config's; at least 3."""
   return (
-    {}
-    if effort.steps == 1
-    else {'steps': max(3, round(load_config_file(config).steps * effort.steps))}
+    {} if effort.steps == 1 else {'steps': max(3, round(load_recipe(config).steps * effort.steps))}
   )
 
 

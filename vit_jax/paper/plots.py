@@ -7,7 +7,7 @@ from pathlib import Path
 from vit_jax.models.families import build_model
 from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC, MINI_TRAIN_IMAGES
 from vit_jax.paper.published import read_published_table
-from vit_jax.paper.runs import load_config_file
+from vit_jax.recipes import load_recipe
 
 _FAMILY_COLORS = {
   'ViT': 'tab:blue',
@@ -97,7 +97,7 @@ def _plot_data_size(panels, records: list[dict]):
 
 def _forward_megaflops(record: dict) -> float:
   """Of a forward pass of the model of a record, at its own resolution."""
-  config = load_config_file(record['config'].split()[0])
+  config = load_recipe(record['config'].split()[0])
   return build_model(config.model, 10).shape.flops(config.data.size) / 1e6
 
 

@@ -150,7 +150,7 @@ def expand_runs(runs: list[ExperimentRun]) -> Iterator[ExperimentRun]:
   seen = set()
   for run in runs:
     steps = [*init_chain(run)]
-    for each in [*steps[:-1], *(sweep_candidates(run) if run.swept else []), run]:
+    for each in [*steps[:-1], *(sweep_candidates(run) if run.is_swept else []), run]:
       if run_digest(each) not in seen:
         seen.add(run_digest(each))
         yield each
@@ -168,7 +168,7 @@ def _required_datasets(runs: list[ExperimentRun]) -> list[str]:
 
 def _build_run_config(run: ExperimentRun) -> Config:
   """The config, starting from where it will."""
-  return run.built('-' if run.init else '')
+  return run.build_config('-' if run.init else '')
 
 
 def run_exaflops(run: ExperimentRun) -> float:
@@ -207,7 +207,7 @@ def format_dry_run(
     exa = run_exaflops(run)
     total, count = total + exa, count + 1
     yield f'# {run.row}, {run.column}{paper(run.row, run.column)}' + (
-      ': by the best of its sweep' if run.swept else ''
+      ': by the best of its sweep' if run.is_swept else ''
     )
     yield format_run_command(run, root)
     yield f'#   {_format_three_digits(exa)} exaFLOPs{paper(run.row, "exaFLOPs")}, {_format_three_digits(chip_hours(exa, peak, mfu))} chip-hours of {chip}'

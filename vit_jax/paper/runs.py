@@ -1,11 +1,9 @@
-"""A run of an experiment: what is trained, from what, what is measured of it, and the command that does it by hand."""
+"""A training run of an experiment: its config, its initialization, what it measures, and its command."""
 
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,119 +11,115 @@ from vit_jax.checkpoint.run_directory import MUTABLE_ON_RESUME
 from vit_jax.config import Config, flatten_config, with_settings
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
+from vit_jax.recipes import load_recipe
 
-CHECKOUT_ROOT = Path(__file__).parents[2]  # Of a checkout: configs/ is no part of the package.
 _RUN_SEEDS = (0, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExperimentRun:
-  """One training run. Its number stands in a table at `row` and `column`; those of several seeds stand there together."""
+  """One training run.
+
+  Its measurement belongs to the cell of a table at `row` and `column`. Runs that differ only in their
+  seed share a cell.
+  """
 
   row: str
   column: str
   config: str  # FILE:ARGUMENT, as --config takes it.
-  settings: dict[str, object] = dataclasses.field(
-    default_factory=dict
-  )  # {'optim.lr': 0.03}, over the config's own.
-  init: 'ExperimentRun | str' = (
-    ''  # The run that it starts from, or whatever `vit_jax.load` takes; '' means from scratch.
-  )
-  measures: tuple[str, ...] = ('accuracy',)  # Of its records: the end of their names.
-  rates: tuple[float, ...] = ()  # Learning rates of which the best on examples held out is taken,
-  held_out: str = ''  # the last of the training split from here on: '98%'.
-  otherwise: str = (
-    ''  # FILE:ARGUMENT of another recipe, which takes part in that choice with its own rate.
-  )
+  # Settings that replace those of the recipe: {'optim.lr': 0.03}.
+  settings: dict[str, object] = dataclasses.field(default_factory=dict)
+  # The run that it starts from, or a model as `vit_jax.load` takes it. '' means from scratch.
+  init: 'ExperimentRun | str' = ''
+  # The metrics to report, by the ends of their names.
+  measures: tuple[str, ...] = ('accuracy',)
+  # Candidate learning rates. The best on held-out examples is chosen.
+  learning_rates: tuple[float, ...] = ()
+  # The start of the held-out part of the training split: '98%'.
+  held_out_from: str = ''
+  # FILE:ARGUMENT of another recipe that is a candidate too, with its own learning rate.
+  alternative_config: str = ''
 
   @property
-  def swept(self) -> bool:
-    """Whether one of several ways is to be chosen first."""
-    return bool(self.rates or self.otherwise)
+  def is_swept(self) -> bool:
+    """Return whether one of several candidates has to be chosen first."""
+    return bool(self.learning_rates or self.alternative_config)
 
-  def built(self, init: str = '') -> Config:
-    """The config with the settings, starting from `init`. UserError for what is wrong with it."""
+  def build_config(self, init: str = '') -> Config:
+    """Return the config of the run that starts from `init`.
+
+    Raises UserError if the config is invalid.
+    """
     settings = self.settings | ({'init': init} if init else {})
-    return validate(with_settings(load_config_file(self.config), settings))
-
-
-def load_config_file(config: str) -> Config:
-  """The config that FILE:ARGUMENT names. UserError where there is no such file."""
-  file, _, argument = config.partition(':')
-  get_config = import_config_file(file).get_config
-  return get_config(argument) if argument else get_config()
-
-
-@functools.cache
-def import_config_file(file: str) -> types.ModuleType:
-  """A config file of this project."""
-  path = CHECKOUT_ROOT / file
-  if not path.is_file():
-    raise UserError(
-      f'{path} is not there: tables are made from a checkout of the project, which has configs/'
-    )
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
-  return made
+    return validate(with_settings(load_recipe(self.config), settings))
 
 
 @functools.cache
 def run_digest(run: ExperimentRun) -> str:
-  """Names the run's directory: a hash of all settings that a number depends on, and of the run that it starts from."""
+  """Return the name of the run's directory.
+
+  It is a hash of all settings that affect a measurement, and of the run that this one starts from.
+  """
   start = run_digest(run.init) if isinstance(run.init, ExperimentRun) else run.init
-  free = MUTABLE_ON_RESUME - {'eval_every'}  # It says which numbers there are.
-  config = {
-    name: value for name, value in flatten_config(run.built(start)).items() if name not in free
-  }
+  ignored = MUTABLE_ON_RESUME - {'eval_every'}  # `eval_every` decides which measurements exist.
+  settings = flatten_config(run.build_config(start))
+  config = {name: value for name, value in settings.items() if name not in ignored}
   return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def init_chain(run: ExperimentRun) -> Iterator[ExperimentRun]:
-  """The runs that this one starts from, the first of them first, and itself."""
+  """Yield the runs that this one starts from, earliest first, and the run itself."""
   if isinstance(run.init, ExperimentRun):
     yield from init_chain(run.init)
   yield run
 
 
 def run_candidates(run: ExperimentRun) -> list[ExperimentRun]:
-  """The run at each of its learning rates, and by the other recipe if there is one."""
-  plain = dataclasses.replace(run, rates=(), otherwise='')
-  rates = [
-    dataclasses.replace(plain, settings=run.settings | {'optim.lr': rate}) for rate in run.rates
+  """Return the run with each of its learning rates, and with its alternative recipe if any."""
+  plain = dataclasses.replace(run, learning_rates=(), alternative_config='')
+  candidates = [
+    dataclasses.replace(plain, settings=run.settings | {'optim.lr': lr})
+    for lr in run.learning_rates
   ]
-  return rates + ([dataclasses.replace(plain, config=run.otherwise)] if run.otherwise else [])
+  if run.alternative_config:
+    candidates.append(dataclasses.replace(plain, config=run.alternative_config))
+  return candidates
 
 
 def sweep_candidates(run: ExperimentRun) -> list[ExperimentRun]:
-  """Its ways, on the training split without the examples that are held out, evaluated on those."""
-  return [_hold_out_examples(way) for way in run_candidates(run)]
+  """Return the candidates, trained without the held-out examples and evaluated on them."""
+  return [_hold_out_examples(candidate) for candidate in run_candidates(run)]
 
 
 def _hold_out_examples(run: ExperimentRun) -> ExperimentRun:
-  """The run of a sweep. UserError where its split is cut already."""
-  data = run.built('-' if run.init else '').data
+  """Return the run on the training split without its held-out part, evaluated on that part.
+
+  All seeds share one sweep, so the seed is removed. Raises UserError if the split is sliced already.
+  """
+  data = run.build_config('-' if run.init else '').data
   if '[' in data.split:
     raise UserError(
-      f'{run.config}: the split {data.split!r} is cut already: nothing can be held out of it'
+      f'{run.config}: the split {data.split!r} is sliced already, so no part of it can be held out'
     )
-  parts = lambda cut: '+'.join(f'{split}[{cut}]' for split in data.split.split('+'))
-  cut = {
+
+  def slice_splits(cut: str) -> str:
+    return '+'.join(f'{split}[{cut}]' for split in data.split.split('+'))
+
+  settings = {name: value for name, value in run.settings.items() if name != 'seed'}
+  settings |= {
     'data.eval': data.train,
-    'data.split': parts(f':{run.held_out}'),
-    'data.eval_split': parts(f'{run.held_out}:'),
+    'data.split': slice_splits(f':{run.held_out_from}'),
+    'data.eval_split': slice_splits(f'{run.held_out_from}:'),
   }
-  settings = {
-    name: value for name, value in run.settings.items() if name != 'seed'
-  } | cut  # One sweep for all seeds.
-  return dataclasses.replace(
-    run, settings=settings | ({'probes': ()} if 'probes' in settings else {})
-  )
+  if 'probes' in settings:
+    settings['probes'] = ()
+  return dataclasses.replace(run, settings=settings)
 
 
 def repeat_over_seeds(
   runs: list[ExperimentRun], seeds: tuple[int, ...] = _RUN_SEEDS
 ) -> list[ExperimentRun]:
-  """Each run once for each seed."""
+  """Return each run once for each seed."""
   return [
     dataclasses.replace(run, settings=run.settings | {'seed': seed})
     for run in runs
@@ -134,32 +128,24 @@ def repeat_over_seeds(
 
 
 def run_workdir(run: ExperimentRun, root: Path) -> Path:
-  """Where it goes, and is taken up again."""
+  """Return the directory of the run."""
   return root / run_digest(run)
 
 
 def format_run_command(run: ExperimentRun, root: Path) -> str:
-  """What does the run by hand."""
+  """Return the shell command that trains the run."""
   init = run_workdir(run.init, root) if isinstance(run.init, ExperimentRun) else run.init
   settings = run.settings | ({'init': init} if init else {})
   flags = [f'--config.{name}={format_flag_value(value)}' for name, value in settings.items()]
-  script = 'run_finetune.py' if init else 'run_pretrain.py'
-  return ' '.join(
-    [
-      'python',
-      script,
-      f'--config={run.config}',
-      *map(_quote_flag, flags),
-      f'--workdir={run_workdir(run, root)}',
-    ]
-  )
+  words = ['python -m vit_jax train', f'--config={run.config}', *map(_quote_flag, flags)]
+  return ' '.join([*words, f'--workdir={run_workdir(run, root)}'])
 
 
 def format_flag_value(value: object) -> str:
-  """As a flag takes it."""
+  """Return the text of a value as a --config.FIELD flag takes it."""
   return ','.join(map(str, value)) or '()' if isinstance(value, tuple) else str(value)
 
 
 def _quote_flag(flag: str) -> str:
-  """For a shell, which has its own idea of brackets."""
+  """Quote a flag if it has characters that a shell interprets."""
   return f"'{flag}'" if set(flag) & set('[]*() ') else flag

@@ -1,0 +1,72 @@
+"""train: pre-train or fine-tune by a recipe. run_pretrain.py and run_finetune.py are this command."""
+
+import argparse
+from pathlib import Path
+
+from vit_jax.cli.arguments import Parser, add_hosts, hosts_of, positive
+from vit_jax.cli.jobs import (
+  default_workdir,
+  parse_config_flags,
+  recipe_of_flags,
+  run_and_report_errors,
+  training_runtime,
+)
+from vit_jax.config_checks import validate
+from vit_jax.runtime.cluster import HEARTBEAT_TIMEOUT
+
+_OPTIONS = (
+  'config', 'workdir', 'coordinator', 'processes', 'process', 'hosts_timeout', 'hosts_heartbeat'
+)  # fmt: skip
+
+
+def train(args: argparse.Namespace):
+  """Train a model by a recipe, or resume the run in --workdir."""
+  recipe = recipe_of_flags(args.settings) or args.default_recipe
+  config = validate(parse_config_flags(args.settings, default=recipe, options=_OPTIONS))
+  workdir = Path(args.workdir or default_workdir(recipe))
+  hosts = hosts_of(args) | {'heartbeat': args.hosts_heartbeat}
+  with training_runtime(args.workdir, **hosts) as runtime:
+    from vit_jax.train import train
+
+    train(config, workdir, **runtime)
+
+
+def run_train_job(default_recipe: str):
+  """Run `train` with the arguments of this process. It is the main function of run_*.py."""
+
+  def job():
+    parser = Parser(description=train.__doc__)
+    _add_arguments(parser, default_recipe)
+    args, args.settings = parser.parse_known_args()
+    train(args)
+
+  run_and_report_errors(job)
+
+
+def add(commands):
+  """Add the command and its arguments."""
+  command = commands.add_parser('train', help=train.__doc__, description=train.__doc__)
+  command.set_defaults(function=train, takes_settings=True)
+  _add_arguments(command, 'quickstart')
+
+
+def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
+  """Add the arguments of `train`, except those of the config, which have a parser of their own."""
+  command.set_defaults(default_recipe=default_recipe)
+  command.epilog = (
+    f'--config=RECIPE[:ARGUMENT] selects the recipe, by default {default_recipe}: a name such as '
+    'finetune:B/16,cifar10, or a file. --config.FIELD=VALUE changes a setting of it.'
+  )
+  command.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help='run directory; an existing run is resumed; by default runs/RECIPE-TIME',
+  )
+  add_hosts(command)
+  command.add_argument(
+    '--hosts_heartbeat',
+    type=positive,
+    default=HEARTBEAT_TIMEOUT,
+    metavar='SECONDS',
+    help=f'time without a heartbeat after which a host is lost; by default {HEARTBEAT_TIMEOUT}',
+  )
