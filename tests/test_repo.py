@@ -50,27 +50,6 @@ def test_no_file_has_a_name_that_says_nothing():
   assert not [name_of(path) for path in CODE if refused.fullmatch(path.stem)]
 
 
-def test_every_setting_is_read():
-  """An attribute of that name is loaded somewhere besides config.py, or config.py's own functions read it."""
-  loads = set()
-  for path in sorted(ROOT.glob('vit_jax/**/*.py')):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-        loads.add(node.attr)
-  text = ''.join(
-    path.read_text() for path in ROOT.glob('vit_jax/**/*.py') if path.name != 'config.py'
-  )
-  by_name = {
-    name for name in flatten_config(Config()) if f"'{name.split('.')[-1]}'" in text
-  }  # Named in a table, and read by it.
-  dead = [
-    name
-    for name in flatten_config(Config())
-    if name.split('.')[-1] not in loads and name not in by_name
-  ]
-  assert not dead
-
-
 def test_every_field_has_a_plain_type():
   for cls in (type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh', 'mask')):
     for field in dataclasses.fields(cls):

@@ -169,6 +169,11 @@ def partition_by_kind(
     raise UserError(
       f'config.optim.freeze={config.freeze!r} matches every parameter: nothing is left to train'
     )
+  if 'statistics' not in present and config.norm_momentum != OptimConfig().norm_momentum:
+    raise UserError(
+      f'config.optim.norm_momentum={config.norm_momentum:g}: the model has no batch norm, so it has '
+      'no running statistics; leave the setting at its default'
+    )
   return (
     tx
     if present == {'trained'}
