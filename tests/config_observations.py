@@ -1,6 +1,5 @@
 """What a config changes: programs, batches, schedules, and the results of short runs."""
 
-import functools
 import itertools
 import json
 import multiprocessing
@@ -15,23 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.config import (
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-  total_steps,
-)
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, total_steps
 from vit_jax.data import images
 from vit_jax.data.loader import eval_batches, max_bad_examples, train_batches
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.sharding.fsdp import state_shardings
-from vit_jax.sharding.mesh import make_mesh
-from vit_jax.step import abstract_params, init_state, train_step
 from vit_jax.train import train
-from vit_jax.training.setup import open_sources, restore_or_init_state
+from vit_jax.training.initial_state import restore_or_init_state
+from vit_jax.training.program import (
+  Program,
+  abstract_state,
+  compile_train_step,
+  make_init_fn,
+  make_program,
+)
+from vit_jax.training.setup import open_sources
 from vit_jax.training.task import make_task
 
 TINY = Config(
@@ -47,79 +45,61 @@ TINY = Config(
 )
 
 
-def program(config: Config, devices: int = 0) -> str:
-  """Return the text of the lowered training step, on a mesh if `devices` is not 0."""
-  step, state, batch = traced_step(config, devices)
-  return jax.jit(step).lower(state, batch).as_text()
+def program(config: Config) -> str:
+  """Return the text of the train step as it is lowered for 2 devices."""
+  with mock.patch.object(jax.stages.Lowered, 'compile', lambda lowered, options: lowered):
+    return compile_train_step(tiny_program(config)).as_text()
 
 
-def jaxpr(config: Config) -> str:
-  """Return the text of the traced step. A TPU kernel can be traced, but not lowered, on a CPU."""
-  step, state, batch = traced_step(config)
-  return str(jax.make_jaxpr(step)(state, batch))
-
-
-def traced_step(config: Config, devices: int = 0) -> tuple[Callable, dict, dict]:
-  """Return the training step, and the shapes of its state and of a batch."""
-  task, optim = make_task(config), config.optim
-  model, lr = task.build(10), make_lr_schedule(optim, steps=4, epoch=2.0)
-  tx = make_optimizer(optim, lr, abstract_params(model, config.data.size))
-  step = functools.partial(
-    train_step,
-    model=model,
-    tx=tx,
-    lr=lr,
-    loss=task.loss,
-    seed=config.seed,
-    mixup_alpha=config.mixup,
-    accumulate=optim.grad_accum_steps,
-    ema=optim.ema,
-    skip_spikes=optim.skip_spikes,
-    mesh=make_mesh(1, batches={}, devices=jax.devices()[:devices]) if devices else None,
-    grad_dtype=optim.grad_dtype,
+def tiny_program(config: Config) -> Program:
+  return make_program(
+    config,
+    make_task(config),
+    examples=64,
+    classes=10,
+    label_slots=1,
+    devices=jax.devices()[: 2 * config.mesh.fsdp],
   )
-  init = functools.partial(init_state, model=model, tx=tx, size=config.data.size, ema=optim.ema > 0)
-  batch = {
-    'image': jax.ShapeDtypeStruct((config.data.batch, *config.data.size, 3), np.uint8),
-    'label': jax.ShapeDtypeStruct((config.data.batch, 1), np.int32),
-    'mask': jax.ShapeDtypeStruct((config.data.batch,), bool),
-  }
-  return step, jax.eval_shape(init, 0), batch
 
 
 def forward(config: Config) -> str:
   """Return the text of the lowered forward pass of training."""
-  model = make_task(config).build(10)
-  params = abstract_params(model, config.data.size)
-  image = jax.ShapeDtypeStruct((2, *config.data.size, 3), np.uint8)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  apply = lambda params, image, key: model.apply(
-    {'params': params}, image, train=True, rngs={'dropout': key}
+  return jax.jit(apply_model(config)).lower(*apply_args(config)).as_text()
+
+
+def jaxpr(config: Config) -> str:
+  """Return the text of the traced forward pass. TPU kernels can be traced, not lowered, on a CPU."""
+  return str(jax.make_jaxpr(apply_model(config))(*apply_args(config)))
+
+
+def apply_model(config: Config) -> Callable:
+  model = tiny_program(config).model
+  return lambda params, images, key: model.apply(
+    {'params': params}, images, train=True, rngs={'dropout': key}
   )
-  return jax.jit(apply).lower(params, image, key).as_text()
+
+
+def apply_args(config: Config) -> tuple:
+  images = jax.ShapeDtypeStruct((2, *config.data.size, 3), np.uint8)
+  return tiny_program(config).param_shapes, images, jax.eval_shape(lambda: jax.random.key(0))
 
 
 def initialization(config: Config) -> str:
-  """Return the text of the lowered initialization of the model."""
-  model = make_task(config).build(10)
-  image = jax.ShapeDtypeStruct((1, *config.data.size, 3), np.uint8)
-  return jax.jit(model.init).lower(jax.eval_shape(lambda: jax.random.key(0)), image).as_text()
+  """Return the text of the lowered initialization of the train state."""
+  return jax.jit(make_init_fn(tiny_program(config))).lower(0).as_text()
 
 
 def initial_params(config: Config) -> list[bytes]:
   """Return the parameters that a run of the config starts with."""
-  model, mesh = make_task(config).build(10), make_mesh(1, batches={})
-  tx = make_optimizer(config.optim, lambda step: 0.1, abstract_params(model, config.data.size))
   with tempfile.TemporaryDirectory() as workdir:
     checkpoints = CheckpointManager(Path(workdir), keep=1, keep_every=0)
-    state = restore_or_init_state(config, checkpoints, model=model, tx=tx, mesh=mesh)[0]
+    state = restore_or_init_state(tiny_program(config), checkpoints)[0]
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
 
 
 def shardings(config: Config) -> str:
-  """Return how the parameters are split over 8 devices."""
-  shapes = abstract_params(make_task(config).build(10), config.data.size)
-  return str(state_shardings(shapes, make_mesh(config.mesh.fsdp, batches={})))
+  """Return how the train state is split over devices."""
+  return str(jax.tree.map(lambda leaf: leaf.sharding.spec, abstract_state(tiny_program(config))))
 
 
 def optimizer(config: Config) -> str:
@@ -203,7 +183,7 @@ def run(config: Config, workdir: Path) -> dict[str, object]:
     'last probe': [value for name, value in probes[-1].items() if 'shot' in name] if probes else [],
     'ids': (workdir / 'ids.jsonl').exists(),
     'checkpoints': sorted(path.name for path in workdir.glob('checkpoints/*')),
-    'seconds': {arg for call in watchdog.mock_calls for arg in call.args if type(arg) is float},
+    'seconds': {arg for call in watchdog.mock_calls for arg in call.kwargs.values()},
     'many batches decoded': sum(decoded) > 30 * config.data.batch,
     'error': error,
   }

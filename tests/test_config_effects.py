@@ -35,13 +35,13 @@ from vit_jax.config import (
   with_settings,
 )
 from vit_jax.config_checks import READ_ONLY_WHEN, validate
-from vit_jax.data.pseudo import (
+from vit_jax.data.pseudo_labels import (
   describe_pseudo_labels,
   start_pseudo_labels,
   write_best_labels,
   write_probabilities,
 )
-from vit_jax.data.unlabelled import open_unlabelled
+from vit_jax.data.sources import open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.train import train
 
@@ -70,7 +70,6 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 
 eval_images = functools.partial(batches, evaluation=True)
-on_mesh = functools.partial(program, devices=2)
 
 HYBRID = {'model.variant': 'R1.1+Ti/8', 'data.size': (32, 32)}
 LARGE_BATCHES = {'data.train': 'builtin:fashion_mnist', 'data.batch': 256, 'data.size': (224, 224)}
@@ -178,7 +177,7 @@ CASES = {
   'optim.layer_decay': Case(optimizer, 0.5),
   'optim.ema': Case(program, 0.9),
   'optim.norm_momentum': Case(optimizer, 0.9),
-  'optim.grad_dtype': Case(on_mesh, 'bfloat16'),
+  'optim.grad_dtype': Case(program, 'bfloat16'),
   'optim.grad_accum_steps': Case(program, 2),
   'optim.skip_spikes': Case(program, 5.0),
   'optim.spike_window': Case(optimizer, 16, {'optim.skip_spikes': 5.0}),

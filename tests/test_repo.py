@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.config import Config, flatten_config
+from vit_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*ROOT.glob('vit_jax/**/*.py'), *ROOT.glob('configs/*.py'), *ROOT.glob('run_*.py')])
