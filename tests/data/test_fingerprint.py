@@ -39,18 +39,27 @@ def fingerprint_folder(root, split: str = 'train') -> dict:
 ALL = {'examples', 'listing', 'content'}
 CHANGES = {
   # Name -> (a change of the folder, the facts that differ).
-  'a photo more': (lambda root: shutil.copy(root / 'train/cat/01.png', root / 'train/cat/99.png'), ALL),
-  'a photo less': (lambda root: (root / 'train/cat/01.png').unlink(), ALL),
-  'another name': (lambda root: (root / 'train/cat/01.png').rename(root / 'train/cat/00.png'), {'listing'}),
-  'another class': (lambda root: (root / 'train/cat/03.png').rename(root / 'train/dog/03.png'), {'listing', 'content'}),
-  'other pixels': (lambda root: shutil.copy(root / 'train/cat/03.png', root / 'train/cat/01.png'), {'content'}),
-}  # fmt: skip
+  'one more image': (lambda train: shutil.copy(train / 'cat/01.png', train / 'cat/99.png'), ALL),
+  'one image less': (lambda train: (train / 'cat/01.png').unlink(), ALL),
+  'another name': (
+    lambda train: (train / 'cat/01.png').rename(train / 'cat/00.png'),
+    {'listing'},
+  ),
+  'another class': (
+    lambda train: (train / 'cat/03.png').rename(train / 'dog/03.png'),
+    {'listing', 'content'},
+  ),
+  'other pixels': (
+    lambda train: shutil.copy(train / 'cat/03.png', train / 'cat/01.png'),
+    {'content'},
+  ),
+}
 
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_change_of_the_training_data_is_named(photos, change):
   before = fingerprint_folder(photos)
-  CHANGES[change][0](photos)
+  CHANGES[change][0](photos / 'train')
   changed = {
     line.partition(':')[0] for line in describe_differences(before, fingerprint_folder(photos))
   }

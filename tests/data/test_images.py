@@ -11,7 +11,6 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from vit_jax.data import sampler
 from vit_jax.data.images import (
   BadImageError,
   decode_image,
@@ -21,6 +20,8 @@ from vit_jax.data.images import (
   write_eval_image,
   write_train_image,
 )
+from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.sampler import random_bits
 from vit_jax.errors import UserError
 
 AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
@@ -292,11 +293,11 @@ def test_a_training_image_depends_only_on_its_key():
   assert len({train(JPEG, key=key).tobytes() for key in keys}) == 4
 
 
-def test_half_of_the_images_are_flipped():
+def test_half_of_the_imagesare_flipped():
   image = photo()
-  images_ = [train(image, (83, 117), crop='resize', key=(7, 0, i)) for i in range(1000)]
+  images = [train(image, (83, 117), crop='resize', key=(7, 0, i)) for i in range(1000)]
   flips, same = (
-    sum(np.array_equal(d, expected) for d in images_) for expected in (image[:, ::-1], image)
+    sum(np.array_equal(d, expected) for d in images) for expected in (image[:, ::-1], image)
   )
   assert flips + same == 1000
   assert abs(flips - 500) < 64  # Four standard deviations.
@@ -317,6 +318,25 @@ def test_center_crop_resizes_the_short_side_and_crops_the_center():
   assert np.array_equal(
     evaluate(tall, (32, 40), crop='center'), resize_bilinear(tall, (96, 48))[32:64, 4:44]
   )
+
+
+def test_center_crop_rounds_the_long_side_to_the_nearest_pixel():
+  image = photo(100, 133)  # 133 * 48 / 100 = 63.84.
+  resized = cv2.resize(image, (64, 48), interpolation=cv2.INTER_LINEAR)
+  assert np.array_equal(evaluate(image, (32, 40), crop='center'), resized[8:40, 12:52])
+
+
+def test_randaugment_uses_random_bits_that_the_crop_does_not():
+  key = (3, 1, 4)
+  expected = rand_augment(train(JPEG, key=key), random_bits(key, 100), count=2, magnitude=9)
+  assert np.array_equal(train(JPEG, key=key, operations=2, magnitude=9.0), expected)
+
+
+def test_a_random_crop_is_flipped_like_any_other_image():
+  images = [train(photo(20, 20), (20, 20), crop='random', side=20, key=(0, 0, i)) for i in range(9)]
+  flipped = [np.array_equal(image, photo(20, 20)[:, ::-1]) for image in images]
+  assert flipped == [bool(random_bits((0, 0, i), 0)[-1] >> 63) for i in range(9)]
+  assert 0 < sum(flipped) < 9
 
 
 def test_float32_is_not_rounded_and_agrees_with_uint8():
@@ -350,7 +370,7 @@ def test_if_no_box_fits_the_box_is_the_full_image():
 
 
 def test_random_bits_are_uniform():
-  uniform = np.array([sampler.random_bits((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
+  uniform = np.array([random_bits((1, 2, i), 0) for i in range(4000)], np.uint64) / 2**64
   assert uniform.shape == (4000, 8)
   assert np.abs(uniform.mean(0) - 0.5).max() < 5 * math.sqrt(1 / 12 / 4000)
   assert np.abs(np.corrcoef(uniform.T) - np.eye(8)).max() < 5 / math.sqrt(4000)
@@ -394,8 +414,8 @@ def test_a_decoded_box_equals_tensorflows(subsampling):
 
 
 def test_random_crop_reaches_every_position():
-  image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
-  parts = {(y, x): image[y : y + 3, x : x + 4] for y in range(3) for x in range(3)}
+  image = np.arange(5 * 8 * 3, dtype=np.uint8).reshape(5, 8, 3)
+  parts = {(y, x): image[y : y + 3, x : x + 4] for y in range(3) for x in range(5)}
   crops = [random_crop(image, (3, 4), key=(0, 0, k)) for k in range(200)]
   assert all(any((one == part).all() for one in crops) for part in parts.values())
   out = train(image, size=(3, 3), crop='random', side=3, flip=False)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
-from vit_jax.data.images import BadImageError
+from vit_jax.data.images import BadImageError, write_train_image
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import UserError
@@ -206,6 +206,30 @@ def test_ids_are_indices_and_mark_unreadable_examples():
   assert (
     np.concatenate([batch['mask'] for batch in batches]) == [0, *[1] * 8, 0, 1, *[0] * 5]
   ).all()
+
+
+def test_a_training_image_is_drawn_from_the_seed_the_epoch_and_its_index():
+  source, c = Photos(5), config(batch=4)
+  for seed in (0, 7):
+    for k, batch in enumerate(train(source, 4, c, seed=seed)):
+      for row, index in enumerate(batch['id'].tolist()):
+        data, _, name = source[index]
+        expected = np.empty((16, 12, 3), np.uint8)
+        write_train_image(
+          data,
+          expected,
+          name=name,
+          key=(seed, (4 * k + row) // 5, index),
+          crop='inception',
+          area=c.crop_area,
+          aspect=c.crop_aspect,
+          side=0,
+          operations=0,
+          magnitude=0.0,
+          flip=True,
+          max_pixels=c.max_pixels,
+        )
+        np.testing.assert_array_equal(batch['image'][row], expected)
 
 
 def test_the_same_example_differs_in_the_next_epoch():

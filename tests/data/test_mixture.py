@@ -38,8 +38,9 @@ def data(tmp_path) -> DataConfig:
   )
   write_best_labels(tmp_path / 'labels', 1)
   return DataConfig(
-    train='builtin:digits', split=LABELLED, unlabelled='builtin:digits', unlabelled_split=UNLABELLED, unlabelled_ratio=3,
-    pseudo_labels=str(tmp_path / 'labels'), confidence_threshold=0.3, unlabelled_per_class=20, batch=16, size=(8, 8), threads=1,
+    train='builtin:digits', split=LABELLED, batch=16, size=(8, 8), threads=1,
+    unlabelled='builtin:digits', unlabelled_split=UNLABELLED, unlabelled_ratio=3,
+    pseudo_labels=str(tmp_path / 'labels'), confidence_threshold=0.3, unlabelled_per_class=20,
   )  # fmt: skip
 
 

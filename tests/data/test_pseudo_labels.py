@@ -42,19 +42,19 @@ def write_labels(directory, probabilities: np.ndarray | None = None, monkeypatch
 
 
 @pytest.mark.parametrize(('threshold', 'count'), [(0.3, 7), (0.5, 40), (0.0, 1), (0.9, 300)])
-def test_each_class_has_the_most_confident_images_or_all_equally_often(threshold, count):
+def test_each_class_has_the_most_confident_images_or_all_equally_counts(threshold, count):
   p = random_probabilities(400)
   best, confidence = p.argmax(1).astype(np.int32), p.max(1).astype(np.float32)
   chosen = select_balanced(best, confidence, classes=10, threshold=threshold, count=count, seed=3)
   for c in range(10):
-    members = [i for i in range(400) if best[i] == c and confidence[i] >= threshold]
-    mine = [i for i in chosen.tolist() if best[i] == c]
-    assert len(mine) == (count if members else 0)
-    if len(members) >= count:
-      assert mine == sorted(members, key=lambda i: (-confidence[i], i))[:count]
+    candidates = [i for i in range(400) if best[i] == c and confidence[i] >= threshold]
+    selected = [i for i in chosen.tolist() if best[i] == c]
+    assert len(selected) == (count if candidates else 0)
+    if len(candidates) >= count:
+      assert selected == sorted(candidates, key=lambda i: (-confidence[i], i))[:count]
     else:
-      often = [mine.count(i) for i in members]
-      assert sum(often) == len(mine) and (not often or max(often) - min(often) <= 1)
+      counts = [selected.count(i) for i in candidates]
+      assert sum(counts) == len(selected) and (not counts or max(counts) - min(counts) <= 1)
   assert confidence[chosen].min() >= threshold
 
 
@@ -64,9 +64,7 @@ def test_the_selection_depends_only_on_the_seed():
     best, confidence, classes=3, threshold=0.3, count=70, seed=seed
   ).tolist()
   assert choose(1) == choose(1) != choose(2)
-  assert (
-    choose(1)[50:] == choose(1)[50:] and len(set(choose(1)[50:])) == 20
-  )  # No index repeats among the extra ones.
+  assert len(set(choose(1)[50:])) == 20  # No index repeats among the extra ones.
 
 
 def test_an_unreadable_image_is_never_selected():

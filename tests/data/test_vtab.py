@@ -124,7 +124,8 @@ def dir(tmp_path, write_tfds, png):
     'label_x_position': tfds.features.ClassLabel(num_classes=32),
   }
   write_tfds('dsprites', tmp_path, sprite, {'train': [
-    {'image': png(np.eye(2, dtype=np.uint8)), 'label_orientation': i % 40, 'label_x_position': i % 32} for i in range(2000)
+    {'image': png(np.eye(2, dtype=np.uint8)), 'label_orientation': i % 40, 'label_x_position': i % 32}
+    for i in range(2000)
   ]})  # fmt: skip
   return str(tmp_path)
 

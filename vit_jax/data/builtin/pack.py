@@ -1,7 +1,8 @@
 """Build the dataset files of this package.
 
-Run with `python vit_jax/data/builtin/pack.py`. Needs scikit-learn and Debian's package dataset-fashion-mnist. Each file contains the arrays
-{train,test}_images, uint8 [n, h, w], and {train,test}_labels, uint8 [n], in the original order.
+Run with `python vit_jax/data/builtin/pack.py`. Needs scikit-learn and Debian's package
+dataset-fashion-mnist. Each file contains the arrays {train,test}_images, uint8 [n, h, w], and
+{train,test}_labels, uint8 [n], in the original order.
 
   fashion_mnist.npz   28x28: the first 30,000 of the 60,000 training images, all 10,000 test images
   digits.npz          8x8, scaled from 0..16 to 0..255: `test` has 50 images of each class, evenly
