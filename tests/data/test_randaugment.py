@@ -61,6 +61,39 @@ def test_rotating_there_and_back_restores_the_center(photo):
   )
 
 
+@pytest.mark.parametrize('bits', [0, 1 << 63])
+def test_rotate_turns_by_30_degrees_per_level(photo, bits):
+  square = photo[:30]
+  expected = np.rot90(square, 1 if bits else -1)  # Counterclockwise by 90 degrees, or clockwise.
+  np.testing.assert_array_equal(RANDAUGMENT_OPS['Rotate'](square, 3.0, bits), expected)
+
+
+@pytest.mark.parametrize(('name', 'axis'), [('ShearX', 1), ('ShearY', 0)])
+@pytest.mark.parametrize('bits', [0, 1 << 63])
+def test_shear_shifts_each_line_by_a_multiple_of_its_index(photo, name, axis, bits):
+  out = RANDAUGMENT_OPS[name](photo, 10 / 3, bits)  # 0.3 * 10 / 3 = 1 pixel per line.
+  lines, out = (np.moveaxis(image, axis, 1) for image in (photo, out))
+  for i, line in enumerate(lines):
+    expected = np.full_like(line, FILL_COLOR[0])
+    if i < len(line):
+      n = len(line) - i
+      expected[slice(0, n) if bits else slice(i, None)] = line[i:] if bits else line[:n]
+    np.testing.assert_array_equal(out[i], expected)
+
+
+def test_solarize_add_brightens_values_below_128(photo):
+  out = RANDAUGMENT_OPS['SolarizeAdd'](photo, 0.5, 0)
+  expected = [value + 55 if value < 128 else value for value in photo.ravel().tolist()]
+  assert out.ravel().tolist() == expected
+
+
+def test_cutout_covers_a_quarter_of_the_shorter_side_around_the_drawn_pixel(photo):
+  center = 0x8000 << 16 | 0x8000 << 32  # Half of the height and of the width: (20, 15).
+  expected = photo.copy()
+  expected[16:24, 11:19] = 128  # 0.25 * 30 = 7.5, rounded to 8 pixels.
+  np.testing.assert_array_equal(RANDAUGMENT_OPS['Cutout'](photo, 1.0, center), expected)
+
+
 @pytest.mark.parametrize('name', ['ShearX', 'ShearY', 'Rotate', 'SolarizeAdd', 'Cutout'])
 def test_operations_keep_the_shape_and_change_the_image(photo, name):
   out = RANDAUGMENT_OPS[name](photo, 1.0, 12345 << 20)
