@@ -1,6 +1,6 @@
 """Pages of the documentation that follow from the code: settings, commands, recipes, and the graph of imports.
 
-    python docs/generate.py     writes them without building the documentation
+python docs/generate.py     writes them without building the documentation
 """
 
 import ast
@@ -45,7 +45,9 @@ def field_comments(source: str) -> dict[tuple[str, str], str]:
         lines = range(node.lineno, node.end_lineno + 1)
         text = ' '.join(comments[line] for line in lines if line in comments)
         above = node.lineno - 1
-        while not text and above in comments and source.splitlines()[above - 1].lstrip().startswith('#'):
+        while (
+          not text and above in comments and source.splitlines()[above - 1].lstrip().startswith('#')
+        ):
           text, above = comments[above], above - 1
         found[cls.name, node.target.id] = text
   return found
@@ -66,7 +68,9 @@ def write_settings():
   source = Path(vit_jax.config.__file__).read_text(encoding='utf-8')
   comments = field_comments(source)
   lines = ['# Settings\n\n', GENERATED]
-  lines.append('Every setting is a flag: `--config.optim.lr=0.03`. `vit_jax.config` holds them.\n\n')
+  lines.append(
+    'Every setting is a flag: `--config.optim.lr=0.03`. `vit_jax.config` holds them.\n\n'
+  )
 
   def table(cls, prefix: str):
     lines.append(f'## {prefix.rstrip(".") or "The run"}\n\n{(cls.__doc__ or "").strip()}\n\n')

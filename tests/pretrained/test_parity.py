@@ -48,4 +48,6 @@ def test_our_numbers_are_theirs_to_2e_5_of_their_scale(family, tmp_path, request
 
 
 def test_the_readme_lists_what_loads():
-  assert markdown() in (Path(__file__).parents[2] / 'docs' / 'guides' / 'checkpoints.md').read_text(encoding='utf-8')
+  assert markdown() in (Path(__file__).parents[2] / 'docs' / 'guides' / 'checkpoints.md').read_text(
+    encoding='utf-8'
+  )
