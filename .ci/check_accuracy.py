@@ -1,4 +1,4 @@
-"""Exit 1 if the last test accuracy of a run is too low.
+"""Exit with 1 if the last test accuracy of a run is too low.
 
 python3 .ci/check_accuracy.py RUNS_DIRECTORY PREFIX=LEAST ...
 """

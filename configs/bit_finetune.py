@@ -1,41 +1,44 @@
-"""Fine-tuning by the BiT-HyperRule: "Big Transfer" (arXiv 1912.11370), §3.3, which arXiv 2010.11929 runs for its ResNets too.
+"""Fine-tuning of ResNets by the BiT-HyperRule: "Big Transfer" (arXiv 1912.11370), section 3.3.
 
-    python run_finetune.py --config=configs/bit_finetune.py:BiT-R50x1,cifar10 --config.init=bit_models/BiT-M-R50x1
+    python run_finetune.py --config=configs/bit_finetune.py:BiT-R50x1,cifar10 \\
+      --config.init=bit_models/BiT-M-R50x1
 
-Argument: a ResNet and a data set (imagenet, cifar10, cifar100, pets, flowers, folder). What varies with a task is only what its
-size says: steps and mixup its examples, the resolution its pixels. Everything else is the same: SGD with momentum 0.9, batch
-512, a rate of 0.003 that falls to a tenth at 30, 60 and 90 % of the run, no weight decay, random crop and flip.
-Cost: BiT-R50x1 on CIFAR-10 10,000 steps of 512 images of 128 pixels, 2.5 GFLOPs a forward pass. Not run here.
-Expected, from BiT-M-R50x1: CIFAR-10 97.3 %, CIFAR-100 86.5 %, ImageNet 80.7 % (google-research/big_transfer's own runs of it).
-
-`folder` is taken to be a small data set of large images.
+Argument: a ResNet and a data set (imagenet, cifar10, cifar100, pets, flowers, folder). The number
+of examples sets the steps and mixup; the image size sets the resolution. All tasks share the rest:
+SGD with momentum 0.9, batch 512, no weight decay, random crop and flip. The learning rate of 0.003
+falls by a factor of 10 at 30, 60 and 90 % of the run. `folder` counts as a small data set of large
+images. arXiv 2010.11929 runs the rule for its ResNets too.
+Cost: BiT-R50x1 on CIFAR-10 takes 10,000 steps of 512 images of 128 pixels, at 2.5 GFLOPs for a
+forward pass of one image. Not run here.
+Expected from BiT-M-R50x1: CIFAR-10 97.3 %, CIFAR-100 86.5 %, ImageNet 80.7 % (runs of
+google-research/big_transfer).
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
 
-# data:       source, split, evaluation split                                    examples  less than 96x96 pixels
+# data: ((source, split, evaluation split), examples, images have less than 96x96 pixels)
 TASKS = {
-  'imagenet': (('tfds:imagenet2012', 'train', 'validation'),                    1_281_167, False),
-  'cifar100': (('tfds:cifar100', 'train', 'test'),                                 50_000, True),
-  'cifar10':  (('tfds:cifar10', 'train', 'test'),                                  50_000, True),
-  'pets':     (('tfds:oxford_iiit_pet', 'train', 'test'),                           3_680, False),
-  'flowers':  (('tfds:oxford_flowers102', 'train+validation', 'test'),              2_040, False),
-  'folder':   (('folder:photos', 'train', ''),                                          0, False),
+  'imagenet': (('tfds:imagenet2012', 'train', 'validation'),                1_281_167, False),
+  'cifar100': (('tfds:cifar100', 'train', 'test'),                             50_000, True),
+  'cifar10':  (('tfds:cifar10', 'train', 'test'),                              50_000, True),
+  'pets':     (('tfds:oxford_iiit_pet', 'train', 'test'),                       3_680, False),
+  'flowers':  (('tfds:oxford_flowers102', 'train+validation', 'test'),          2_040, False),
+  'folder':   (('folder:photos', 'train', ''),                                      0, False),
 }  # fmt: skip
 
-# From so many examples on: steps, warm-up (of the released code), mixup.
+# Least number of examples -> (steps, warm-up steps of the released code, mixup).
 LENGTHS = {500_000: (20_000, 500, 0.1), 20_000: (10_000, 500, 0.1), 0: (500, 100, 0.0)}
-# The side that images are resized to, and that of the crop. The released code takes (512, 480) for all that are not small.
+# (side of the resized image, side of the crop). The released code has LARGEST for all large images.
 SMALL, LARGE, LARGEST = (160, 128), (448, 384), (512, 480)
 
 
 def get_config(argument: str = 'BiT-R50x1,cifar10') -> Config:
-  """The rule for the task that 'VARIANT,DATA' names. UserError for one that it does not know."""
+  """Return the config for 'VARIANT,DATA'. Raises UserError for an unknown data set."""
   variant, _, data = argument.partition(',')
   if data not in TASKS:
     raise UserError(
-      f'configs/bit_finetune.py:{argument}: there is no task {data!r}.{did_you_mean(data, TASKS)}'
+      f'configs/bit_finetune.py:{argument}: unknown data set {data!r}.{did_you_mean(data, TASKS)}'
     )
   (source, split, eval_split), examples, small = TASKS[data]
   steps, warmup, mixup = next(row for least, row in LENGTHS.items() if examples >= least)

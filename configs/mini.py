@@ -1,21 +1,24 @@
-"""The paper's experiments in miniature: models of each family, matched in compute, on images that fit in a package.
+"""The paper's experiments in miniature: models of each family on images that fit in a package.
 
     python run_pretrain.py --config=configs/mini.py:ViT-M,fashion_mnist
     python -m vit_jax tables mini
 
-Argument: a model (below) and a data set: fashion_mnist, digits, or flowers (a folder: --config.data.train=folder:PHOTOS).
-After "An Image is Worth 16x16 Words" (arXiv 2010.11929), §4: 32x32 pixels in place of 224x224, sixteen patches in place of 196,
-and Table 3's recipe for JFT-300M (Adam, weight decay 0.1, linear decay, no dropout) at other learning rates.
-Cost: 200 steps of 96 images; ViT-M 0.45 TFLOPs, R-L 1.6.
-Expected: results/README.md.
+Argument: a model (below) and a data set: fashion_mnist, digits, or flowers, which is a folder
+(--config.data.train=folder:PHOTOS).
+After "An Image is Worth 16x16 Words" (arXiv 2010.11929), section 4: 32x32 pixels instead of
+224x224, 16 patches instead of 196, and Table 3's recipe for JFT-300M (Adam, weight decay 0.1,
+linear decay, no dropout) with other learning rates.
+Cost: 200 steps of 96 images; ViT-M takes 0.45 TFLOPs, R-L 1.6.
+Expected: results/README.md. Run here.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
 
-# Multiply-adds of a forward pass over 32x32 pixels beside each, in millions: an M is near another M, and an L near an L. Rates
-# are the better of two that were tried with ViT-M and R-M.
-# name         variant     stem width depth mlp heads lr
+# The comments give the multiply-adds of a forward pass over 32x32 pixels in millions. Models of the
+# same size letter need about the same compute. The learning rates are the better of two that were
+# tried with ViT-M and with R-M.
+# name: (variant, stem width, width, depth, mlp, heads, learning rate)
 MODELS = {
   'ViT-S':   ('Ti/8',        64,  64,  3,   128,  4, 4e-3),  # 2.0
   'ViT-M':   ('Ti/8',        64,  80,  4,   160,  4, 4e-3),  # 3.9
@@ -26,7 +29,7 @@ MODELS = {
   'R+ViT-L': ('R1.1+Ti/8',   32, 128,  4,   256,  4, 4e-3),  # 13.7
 }  # fmt: skip
 
-# data set: source, training split, evaluation split, whether a mirror image is one of the same class.
+# data: (source, training split, evaluation split, flip). A mirrored digit has no class.
 DATA = {
   'fashion_mnist': ('builtin:fashion_mnist', 'train[:4000]', 'test[:5000]', True),
   'digits': ('builtin:digits', 'train[:1000]', 'test', False),
@@ -35,18 +38,16 @@ DATA = {
 
 
 def get_config(argument: str = 'ViT-M,fashion_mnist') -> Config:
-  """The run that 'MODEL,DATA' names."""
+  """Return the config for 'MODEL,DATA'. Raises UserError for an unknown model or data set."""
   model, _, data = argument.partition(',')
   for name, table in ((model, MODELS), (data, DATA)):
     if name not in table:
-      raise UserError(
-        f'configs/mini.py:{argument}: there is no {name!r}.{did_you_mean(name, table)}'
-      )
+      raise UserError(f'configs/mini.py:{argument}: unknown {name!r}.{did_you_mean(name, table)}')
   variant, stem, width, depth, mlp, heads, lr = MODELS[model]
   source, split, eval_split, flip = DATA[data]
   shape = {'width': width, 'depth': depth, 'mlp': mlp, 'heads': heads}
   stem = {'stem_width': stem} if variant.startswith('R') else {}
-  # Blocks in a loop: the program is compiled in a third of the time, and most of these runs are short.
+  # The blocks stay in a loop. Unrolled they compile for three times as long, and runs are short.
   return Config(
     data=DataConfig(
       train=source,

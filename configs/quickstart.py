@@ -1,25 +1,25 @@
-"""The main job in five minutes: a small ViT learns the 30,000 Fashion-MNIST images that come with the package.
+"""A five-minute run: a small ViT on the 30,000 Fashion-MNIST images of the package.
 
     python run_pretrain.py
 
-After "An Image is Worth 16x16 Words" (arXiv 2010.11929): 28x28 pixels in sixteen patches of 7x7, four blocks of width 128,
-AdamW, and a little mixup, without which 30,000 images are soon learned by heart.
+After "An Image is Worth 16x16 Words" (arXiv 2010.11929): 28x28 pixels in 16 patches of 7x7, four
+blocks of width 128, and AdamW. A little mixup delays overfitting to the 30,000 images.
 Cost: 2,700 steps of 96 images, about 3 minutes on 2 CPU cores. Run here.
-Expected: 87 % top-1 on the 10,000 test images, each counted once; a linear model on the pixels gets about 83 %.
+Expected: 87 % top-1 on the 10,000 test images. A linear model on the pixels has about 83 %.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
-  """The default of run_pretrain.py."""
+  """Return the default config of run_pretrain.py."""
   return Config(
     data=DataConfig(
       train='builtin:fashion_mnist', batch=96, eval_batch=480, size=(28, 28), crop='resize'
     ),
-    # Unrolled, which is the faster program on a CPU.
+    # Unrolled blocks are faster on a CPU.
     model=ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
-    # In parts of 24 images, which a CPU's cache holds: a quarter less time than all 96 at once.
+    # Parts of 24 images fit in a CPU's cache: a quarter less time than all 96 images at once.
     optim=OptimConfig(
       name='adamw',
       lr=2e-3,

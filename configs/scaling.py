@@ -1,19 +1,22 @@
-"""ViT-G/14 as "Scaling Vision Transformers" pre-trained it (arXiv 2106.04560): 1.8 billion parameters on JFT-3B.
+"""Pre-training of ViT-G/14: "Scaling Vision Transformers" (arXiv 2106.04560).
 
     python run_pretrain.py --config=configs/scaling.py:G/14 --config.data.train=folder:/data/jft3b
 
-Argument: a variant, of which the paper's largest are g/14 and G/14; the recipe is that of the largest.
-Cost: for G/14 a million steps of 16,384 images are 47,400 exaFLOPs, three forward passes of 965 GFLOPs an image.
-Expected: after fine-tuning on ImageNet 90.45 %, on its V2 83.33 %, with the ReaL labels 90.81 %. Not run here.
+Argument: a variant. The recipe is that of the largest, G/14, which has 1.8 billion parameters. The
+next is g/14.
+Cost: G/14 takes a million steps of 16,384 images, 47,400 exaFLOPs, at 965 GFLOPs for a forward pass
+of one image and three forward passes for a step. Not run here.
+Expected after fine-tuning on ImageNet: 90.45 %, ImageNet-V2 83.33 %, with the ReaL labels 90.81 %.
 
-JFT-3B, some 3 billion images of 29,593 classes, is not public: point --config.data.train at your own copy or stand-in.
+JFT-3B, some 3 billion images of 29,593 classes, is not public. Set --config.data.train to your own
+copy or to a substitute.
 """
 
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 
 
 def get_config(argument: str = 'G/14') -> Config:
-  """The recipe for that variant. Parameters, momentum and factored second moments are over 16 devices."""
+  """Return the config of a variant, with the train state sharded over 16 devices."""
   return Config(
     data=DataConfig(
       train='folder:jft3b',

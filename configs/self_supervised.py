@@ -1,25 +1,33 @@
-"""Pre-training without labels, by masked patches: "An Image is Worth 16x16 Words" (arXiv 2010.11929), §4.6 and Appendix B.1.2.
+"""Masked patch prediction: "An Image is Worth 16x16 Words" (arXiv 2010.11929), App. B.1.2.
 
-    python run_pretrain.py --config=configs/self_supervised.py:B/16,imagenet --config.data.dir=/data/tfds
-    python run_finetune.py --config=configs/finetune.py:B/16,imagenet --config.init=runs/self_supervised-B_16_imagenet-*
+    python run_pretrain.py --config=configs/self_supervised.py:B/16,imagenet \\
+      --config.data.dir=/data/tfds
+    python run_finetune.py --config=configs/finetune.py:B/16,imagenet \\
+      --config.init=runs/self_supervised-B_16_imagenet-*
 
-Argument: a variant (the paper's is B/16) and a data set: jft, imagenet21k or imagenet. JFT-300M is not public; the paper saw
-similar gains from ImageNet, and little more from 100,000 steps on (--config.steps=100000).
-Half of the patches' embeddings are corrupted: of these 80 % become a learned mask, 10 % another patch's, 10 % stay. The mean
-colour of each, in 3 bits a channel, is told from its token. The two other targets that were tried are
---config.mask.target=grid and pixels, and less corruption, which was slightly worse, is --config.mask.rate=0.15.
-Cost: a million steps of 4,096 images; B/16 432 exaFLOPs, some 200 TPUv3-core-days at 40 % of their peak (an estimate).
-Expected: 79.9 % on ImageNet after fine-tuning, from JFT-300M; from scratch the paper has 77.91. Not run here, but in miniature:
-`python -m vit_jax tables selfsupervision --scale=mini`, of which results/README.md tells.
+Argument: a variant (the paper's is B/16) and a data set (jft, imagenet21k, imagenet). JFT-300M is
+not public. The paper saw similar gains from ImageNet, and little more after 100,000 steps
+(--config.steps=100000).
+Half of the patch embeddings are corrupted: 80 % of them become a learned mask, 10 % another patch's
+embedding, and 10 % stay as they are. The model predicts the mean colour of each corrupted patch,
+with 3 bits a channel, from its token. The paper also tried two other targets
+(--config.mask.target=grid and pixels), and less corruption, which was slightly worse
+(--config.mask.rate=0.15).
+Cost: a million steps of 4,096 images; B/16 takes 432 exaFLOPs, about 200 TPUv3-core-days at 40 % of
+the peak (an estimate). Only the miniature was run here: `python -m vit_jax tables selfsupervision
+--scale=mini`, in results/README.md.
+Expected: 79.9 % on ImageNet after fine-tuning, pre-trained on JFT-300M. From scratch the paper has
+77.91 %.
 
-Not in the paper, and so none here: the weight decay and the dropout of that run. Its augmentation was a flip and an Inception
-crop (google-research/vision_transformer issue 103); its code was never released.
+The paper gives no weight decay and no dropout for this run, so there is none. Its augmentation was
+a flip and an Inception crop (google-research/vision_transformer issue 103). Its code was never
+released.
 """
 
 from vit_jax.config import Config, DataConfig, MaskConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
 
-# Data set: source, training split, evaluation split; as in configs/pretrain.py.
+# data: (source, training split, evaluation split), as in configs/pretrain.py.
 DATA = {
   'jft': ('folder:jft', 'train[50000:]', 'train[:50000]'),
   'imagenet21k': ('folder:imagenet21k', 'train[51200:]', 'train[:25600]'),
@@ -28,11 +36,11 @@ DATA = {
 
 
 def get_config(argument: str = 'B/16,imagenet') -> Config:
-  """The run that 'VARIANT,DATA' names."""
+  """Return the config for 'VARIANT,DATA'. Raises UserError for an unknown data set."""
   variant, _, data = argument.partition(',')
   if data not in DATA:
     raise UserError(
-      f'configs/self_supervised.py:{argument}: there is no data set {data!r}.{did_you_mean(data, DATA)}'
+      f'configs/self_supervised.py:{argument}: unknown data set {data!r}.{did_you_mean(data, DATA)}'
     )
   source, split, eval_split = DATA[data]
   return Config(

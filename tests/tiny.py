@@ -1,10 +1,13 @@
-"""The smallest run with everything that draws at random switched on; tests/runs.py starts it."""
+"""The config of the smallest run that uses every random draw. tests/runs.py starts it."""
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
-  """A few milliseconds a step. SGD: Adam's first step is the sign of the gradient, which makes rounding visible."""
+  """Return a config whose step takes a few milliseconds.
+
+  The optimizer is SGD: Adam's first step is the sign of the gradient, which amplifies rounding.
+  """
   return Config(
     data=DataConfig(train='builtin:digits', batch=16, eval_batch=16, size=(8, 8)),
     model=ModelConfig(variant='mu/4', depth=2, dropout=0.1, drop_path=0.1),
