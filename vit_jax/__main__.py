@@ -37,7 +37,7 @@ def build_parser() -> Parser:
 def run_command():
   """Parse the command line and run the command."""
   parser = build_parser()
-  # --config.FIELD=VALUE has a parser of its own: jobs.parse_config_flags.
+  # --config.FIELD=VALUE is parsed separately, by jobs.parse_config_flags.
   args, args.settings = parser.parse_known_args()
   if args.settings and not hasattr(args, 'takes_settings'):
     parser.error(f'unrecognized arguments: {" ".join(args.settings)}')

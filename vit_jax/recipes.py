@@ -1,4 +1,4 @@
-"""The recipes of configs/, found by name from any directory, in a checkout and in an installed wheel."""
+"""Find the recipes of configs/ by name, in a checkout and in an installed wheel."""
 
 import functools
 import importlib.util
@@ -28,9 +28,9 @@ def recipes_dir() -> Path:
 def find_recipe(name: str) -> Path:
   """Return the file of a recipe: 'quickstart', 'finetune:B/16,cifar10', 'configs/finetune.py'.
 
-  `name` may end in '.py', contain a directory, and be followed by ':ARGUMENT', which is ignored. A bare
-  name means a recipe of the package. A path means that file, and 'configs/NAME.py' the recipe of the
-  package if the current directory has no such file.
+  `name` may end in '.py', contain a directory, and be followed by ':ARGUMENT', which is ignored. A
+  bare name means a recipe of the package. A path means that file, and 'configs/NAME.py' the recipe
+  of the package if the current directory has no such file.
 
   Raises UserError if no such recipe exists.
   """
@@ -48,7 +48,7 @@ def find_recipe(name: str) -> Path:
 
 
 def is_recipe(name: str) -> bool:
-  """Return whether `name` is a '.py' file or a recipe of the package, with or without ':ARGUMENT'."""
+  """Return whether `name` is a '.py' file or a recipe of the package; ':ARGUMENT' is ignored."""
   text = name.partition(':')[0]
   return text.endswith('.py') or (recipes_dir() / f'{text.removeprefix("configs/")}.py').is_file()
 

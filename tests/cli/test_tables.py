@@ -62,13 +62,15 @@ def test_a_dry_run_prints_commands_hours_and_data(command):
 @pytest.mark.parametrize(
   ('args', 'words'),
   [
-    (('99',), 'no such table or figure'),
+    (('99',), 'tables 99'),
     (('3',), 'configs/pretrain.py:VARIANT,DATA'),
-    (('fig8', '--scale=mini'), 'Figure 8 has no miniature'),
-    (('7', '--from_released'), 'Table 5 alone'),
-    (('5', '--from_released', '--only', 'B/17,cifar10'), "there is no 'B/17'"),
-    (('mini', '--photos', 'photos'), 'expected folder:PATH'),
-    (('5', '--dry_run', '--plan', 'none.json'), 'expected what `plan --json FILE` writes'),
+    (('fig8', '--scale=mini'), 'Figure 8'),
+    (('7', '--from_released'), '--from_released'),
+    (('5', '--from_released', '--only', 'B/17,cifar10'), "'B/17'"),
+    (('mini', '--photos', 'photos'), '--photos=photos'),
+    (('5', '--dry_run', '--plan', 'none.json'), '--plan none.json'),
+    (('mini', '--effort=11'), 'above 0 and at most 10'),
+    (('mini', '--effort=0'), 'above 0 and at most 10'),
   ],
 )
 def test_what_cannot_be_made_is_an_error(command, args, words):

@@ -37,26 +37,28 @@ def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(
   images = np.stack([np.asarray(Image.open(path)) for path in photos.paths])
   attention, first = np.asarray(model.attention(images)), int(not fields)
   monkeypatch.setattr(figures, 'MAX_ATTENTION_BYTES', 1)  # One image at a time.
-  seen = figures.analyze_model(model, photos)
-  np.testing.assert_array_equal(seen.images, images)
+  analysis = figures.analyze_model(model, photos)
+  np.testing.assert_array_equal(analysis.images, images)
   np.testing.assert_allclose(
-    seen.pixels,
+    analysis.attention_distances,
     attention_distance.mean_attention_distance(attention, (4, 4), (8, 8), first=first).mean(axis=0),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    seen.masks,
+    analysis.rollout_masks,
     attention_rollout.rollout_mask(
       attention_rollout.attention_rollout(attention), (4, 4), token=not fields
     ),
     rtol=1e-5,
   )
-  assert seen.uniform == pytest.approx(attention_distance.patch_distances((4, 4), (8, 8)).mean())
+  assert analysis.uniform_distance == pytest.approx(
+    attention_distance.patch_distances((4, 4), (8, 8)).mean()
+  )
 
 
 def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
-  seen = figures.analyze_model(made(tmp_path), photos)
-  written = figures.save_figures(seen, tmp_path / 'out', title='mu/8', blur=8)
+  analysis = figures.analyze_model(made(tmp_path), photos)
+  written = figures.save_figures(analysis, tmp_path / 'out', title='mu/8', blur=8)
   names = [
     'filters.png',
     'filters.npz',
@@ -72,17 +74,19 @@ def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
     assert np.ptp(np.asarray(Image.open(path).convert('L'))) > 100
   rows = list(csv.DictReader((tmp_path / 'out' / 'distance.csv').read_text().splitlines()))
   assert [float(row['mean_attention_distance_px']) for row in rows] == pytest.approx(
-    seen.pixels.ravel(), abs=0.006
+    analysis.attention_distances.ravel(), abs=0.006
   )
   np.testing.assert_allclose(
-    np.load(tmp_path / 'out' / 'positions.npz')['cosines'], seen.cosines, atol=1e-6
+    np.load(tmp_path / 'out' / 'positions.npz')['cosines'], analysis.position_cosines, atol=1e-6
   )
 
 
 def test_without_images_there_is_nothing_of_attention(tmp_path):
-  seen = figures.analyze_model(made(tmp_path))
-  assert (seen.pixels, seen.masks) == (None, None)
-  assert [path.name for path in figures.save_figures(seen, tmp_path, title='', blur=8)][::2] == [
+  analysis = figures.analyze_model(made(tmp_path))
+  assert (analysis.attention_distances, analysis.rollout_masks) == (None, None)
+  assert [path.name for path in figures.save_figures(analysis, tmp_path, title='', blur=8)][
+    ::2
+  ] == [
     'filters.png',
     'positions.png',
   ]
@@ -92,10 +96,12 @@ def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_str
   tmp_path, photos
 ):
   model = made(tmp_path, 'R1.1+mu/8', stem_width=32)
-  seen = figures.analyze_model(model, photos)
-  assert seen.components is None
-  assert seen.uniform == pytest.approx(attention_distance.patch_distances((4, 4), (8, 8)).mean())
-  assert 'filters: slow waves' not in figures.summarize_analysis(seen)
+  analysis = figures.analyze_model(model, photos)
+  assert analysis.filter_components is None
+  assert analysis.uniform_distance == pytest.approx(
+    attention_distance.patch_distances((4, 4), (8, 8)).mean()
+  )
+  assert 'filters: slow waves' not in figures.summarize_analysis(analysis)
 
 
 def test_an_untrained_model_attends_everywhere_alike_and_its_positions_are_unlike(tmp_path, photos):

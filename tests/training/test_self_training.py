@@ -88,9 +88,7 @@ def test_another_teacher_is_refused_where_labels_are_begun(whole, tmp_path):
   (tmp_path / '1-labels' / 'teacher.json').write_text(
     (whole[0] / '1-labels' / 'teacher.json').read_text()
   )
-  with pytest.raises(
-    UserError, match=r'1-labels other pseudo-labels.*teacher: 0-teacher there, runs/b7 here'
-  ):
+  with pytest.raises(UserError, match='1-labels.*teacher.*0-teacher.*runs/b7'):
     self_train('runs/b7', [config()], tmp_path)
 
 
@@ -111,9 +109,7 @@ def test_a_setting_that_changed_is_refused_by_name_before_anything_is_done(whole
 
 def test_a_stage_that_is_gone_is_not_made_again_below_what_rests_on_it(whole, tmp_path):
   (tmp_path / '1-student').mkdir()
-  with pytest.raises(
-    UserError, match=r'1-student rests on a 0-teacher that is not there any more: remove it'
-  ):
+  with pytest.raises(UserError, match='1-student .*0-teacher'):
     self_train(config(), [config()], tmp_path)
 
 

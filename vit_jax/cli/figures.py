@@ -1,4 +1,4 @@
-"""figures: what a model learned, drawn and in numbers."""
+"""figures: plot and measure what a model has learned."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vit_jax.runtime.cluster import print_stderr
 
 
 def figures(args):
-  """Experiment 4 of the paper: filters, position embeddings, attention distance and attention maps of a model."""
+  """Plot a model's filters, position embeddings, attention distance and attention maps."""
   import vit_jax
   from vit_jax.paper.figures import (
     analyze_model,
@@ -21,71 +21,72 @@ def figures(args):
   model = load_model(args)
   source = open_figure_images(args.images, model) if args.images else None
   if source is None:
-    print_stderr('without --images there are neither attention distances nor attention maps')
-  seen = analyze_model(model, source)
+    print_stderr('without --images there are no attention distances and no attention maps')
+  analysis = analyze_model(model, source)
   out = Path(args.out)
-  for path in save_figures(
-    seen, out, title=Path(model.source).name, blur=max(model.model.shape.stride)
-  ):
+  blur = max(model.model.shape.stride)
+  for path in save_figures(analysis, out, title=Path(model.source).name, blur=blur):
     print(path)
-  columns = {
-    Path(model.source).name: summarize_analysis(seen),
+  summaries = {
+    Path(model.source).name: summarize_analysis(analysis),
     'untrained': summarize_analysis(analyze_model(reinitialize_model(model), source)),
   }
   for name in args.beside:
     other = vit_jax.load(name)
-    columns[Path(other.source).name] = summarize_analysis(
-      analyze_model(other, open_figure_images(args.images, other) if args.images else None)
-    )
-  rows = arrange_summaries(columns | published_summaries())
+    source = open_figure_images(args.images, other) if args.images else None
+    summaries[Path(other.source).name] = summarize_analysis(analyze_model(other, source))
+  rows = arrange_summaries(summaries | published_summaries())
+  table = format_markdown_table(rows)
   write_output(format_csv(rows), str(out / 'numbers.csv'))
-  write_output(format_markdown_table(rows), str(out / 'numbers.md'))
-  print(out / 'numbers.csv', out / 'numbers.md', format_markdown_table(rows), sep='\n', end='')
+  write_output(table, str(out / 'numbers.md'))
+  print(out / 'numbers.csv', out / 'numbers.md', table, sep='\n', end='')
 
 
-def open_figure_images(places: list[str], model):
-  """Files, folders and patterns, or one source such as builtin:digits; of many, as many as the paper took, evenly spread."""
+def open_figure_images(names: list[str], model):
+  """Open files, folders and patterns, or one source such as builtin:digits.
+
+  Of more than MAX_FIGURE_IMAGES images, that number is chosen at equal intervals.
+  """
   from vit_jax.data.sources import STORES, open_source
-  from vit_jax.evaluate.predict import ImageFiles, find_image_files
+  from vit_jax.evaluate.predict import Files, find_images
   from vit_jax.paper.figures import MAX_FIGURE_IMAGES
 
-  if len(places) == 1 and places[0].partition(':')[0] in STORES and ':' in places[0]:
-    return open_source(places[0], '').subsample(MAX_FIGURE_IMAGES)
-  paths = find_image_files(places)
+  if len(names) == 1 and ':' in names[0] and names[0].partition(':')[0] in STORES:
+    return open_source(names[0], '').spread(MAX_FIGURE_IMAGES)
+  paths = find_images(names)
   step = max(1, len(paths) / MAX_FIGURE_IMAGES)
-  return ImageFiles(tuple(paths[int(i * step)] for i in range(min(len(paths), MAX_FIGURE_IMAGES))))
+  count = min(len(paths), MAX_FIGURE_IMAGES)
+  return Files(tuple(paths[int(i * step)] for i in range(count)))
 
 
-def arrange_summaries(columns: dict[str, dict[str, float]]) -> list[tuple]:
-  """A row for each number, a column for each model; empty where there is none."""
-  names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
-  cell = lambda value: '' if value is None else f'{value:.3f}'
-  return [
-    ('', *columns),
-    *((name, *(cell(numbers.get(name)) for numbers in columns.values())) for name in names),
-  ]
+def arrange_summaries(summaries: dict[str, dict[str, float]]) -> list[tuple]:
+  """Return a row for each number and a column for each model, after a row of headings.
+
+  A cell is empty if a model lacks the number.
+  """
+  rows = [('', *summaries)]
+  for name in dict.fromkeys(name for summary in summaries.values() for name in summary):
+    values = [summary.get(name) for summary in summaries.values()]
+    rows.append((name, *('' if value is None else f'{value:.3f}' for value in values)))
+  return rows
 
 
 def format_markdown_table(rows: list[tuple]) -> str:
-  """The same for people."""
-  line = lambda cells: '| ' + ' | '.join(cells) + ' |\n'
-  return ''.join([line(rows[0]), '|---' * len(rows[0]) + '|\n', *map(line, rows[1:])])
+  """Format rows as a Markdown table. The first row is the heading."""
+  heading, *others = ('| ' + ' | '.join(cells) + ' |\n' for cells in rows)
+  return ''.join([heading, '|---' * len(rows[0]) + '|\n', *others])
 
 
 def add(commands):
-  """The arguments."""
+  """Add the command and its arguments."""
   command = commands.add_parser('figures', help=figures.__doc__, description=figures.__doc__)
   command.set_defaults(function=figures)
-  what = 'files, folders and patterns, or a source such as builtin:digits: what attention is looked at on'
-  command.add_argument('--images', nargs='+', default=[], metavar='IMAGE', help=what)
-  command.add_argument(
-    '--out', default='figures', metavar='DIR', help='where they go; by default figures'
+  images = (
+    'files, folders and patterns, or a source such as builtin:digits, to compute attention on'
   )
-  command.add_argument(
-    '--beside',
-    nargs='+',
-    default=[],
-    metavar='SOURCE',
-    help='other models whose numbers stand beside',
-  )
+  command.add_argument('--images', nargs='+', default=[], metavar='IMAGE', help=images)
+  out = 'directory of the figures; by default figures'
+  command.add_argument('--out', default='figures', metavar='DIR', help=out)
+  beside = 'other models to compare the numbers with'
+  command.add_argument('--beside', nargs='+', default=[], metavar='SOURCE', help=beside)
   add_model(command)

@@ -1,4 +1,4 @@
-"""What the commands that train share: the config flags, the runtime, and errors as one line."""
+"""Config flags, the runtime of training commands, and errors as one line."""
 
 import contextlib
 import faulthandler
@@ -26,8 +26,8 @@ from vit_jax.runtime.watchdog import Watchdog
 def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]]:
   """Set up this process for training, and yield the keyword arguments of `train`.
 
-  Signal handlers and the watchdog are installed, and the process has joined the other hosts. `hosts`
-  are the arguments of `initialize_cluster`.
+  Signal handlers and the watchdog are installed, and the process has joined the other hosts.
+  `hosts` are the arguments of `initialize_cluster`.
 
   Raises UserError if there are several hosts and no `workdir`.
   """

@@ -1,4 +1,4 @@
-"""Where a command's results go: stdout or a file for what was asked for, stderr for what the person should know."""
+"""Output of the commands: results go to stdout or a file, messages to stderr."""
 
 import contextlib
 import csv
@@ -17,7 +17,7 @@ STDOUT = '-'
 
 @contextlib.contextmanager
 def report_elapsed_time(text: str, every: float = 20):
-  """Says what is being done, and every so many seconds for how long already, until it is."""
+  """Print what is being done, and the elapsed time every `every` seconds until the block ends."""
   done, began = threading.Event(), time.monotonic()
 
   def remind():
@@ -34,39 +34,47 @@ def report_elapsed_time(text: str, every: float = 20):
     thread.join()
 
 
-def check_output_paths(**places: str | None):
-  """UserError where a file could not be written (before the work that would be lost), or two results go to stdout."""
-  asked = {f'--{name}': place for name, place in places.items() if place is not None}
-  if len(both := [flag for flag, place in asked.items() if place == STDOUT]) > 1:
-    raise UserError(f'{" and ".join(both)} both go to stdout: name a file for one of them')
-  for flag, place in asked.items():
-    if place != STDOUT and Path(place).is_dir():
-      raise UserError(f'{flag} {place} is a folder: name a file')
-    if place != STDOUT and not Path(place).parent.is_dir():
-      raise UserError(f'{flag} {place}: there is no folder {Path(place).parent}')
+def check_output_paths(**paths: str | None):
+  """Raise UserError if a result cannot be written, or if two results go to stdout.
+
+  Call it before the work whose result would be lost. A keyword is an option's name; its value is a
+  path, STDOUT, or None for no output.
+  """
+  outputs = {f'--{name}': path for name, path in paths.items() if path is not None}
+  on_stdout = [option for option, path in outputs.items() if path == STDOUT]
+  if len(on_stdout) > 1:
+    raise UserError(f'{" and ".join(on_stdout)} both go to stdout: choose a file for one of them')
+  for option, path in outputs.items():
+    if path != STDOUT and Path(path).is_dir():
+      raise UserError(f'{option} {path} is a folder: expected a file')
+    if path != STDOUT and not Path(path).parent.is_dir():
+      raise UserError(f'{option} {path}: the folder {Path(path).parent} does not exist')
 
 
-def write_output(text: str, place: str | None):
-  """The text into a file, to stdout, or nowhere. UserError where it cannot be written."""
-  if place == STDOUT:
+def write_output(text: str, path: str | None):
+  """Write text to a file, or to stdout if `path` is STDOUT. None discards it.
+
+  Raises UserError if the file cannot be written.
+  """
+  if path == STDOUT:
     sys.stdout.write(text)
-  elif place is not None:
+  elif path is not None:
     try:
-      # Names of files are bytes: those that are no text come out as they went in.
-      Path(place).write_text(text, encoding='utf-8', errors='surrogateescape', newline='')
+      # File names that are not valid UTF-8 are written back as their bytes.
+      Path(path).write_text(text, encoding='utf-8', errors='surrogateescape', newline='')
     except OSError as error:
-      raise UserError(f'{place} cannot be written: {error.strerror or error}') from None
+      raise UserError(f'{path} cannot be written: {error.strerror or error}') from None
 
 
 def format_csv(rows: Iterable[Iterable]) -> str:
-  """Comma-separated lines."""
+  """Format rows as CSV."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(rows)
   return text.getvalue()
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
-  """Aligned columns: the first to the left, the others to the right."""
+  """Format rows as aligned columns: the first to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
   return ''.join('  '.join(cells).rstrip() + '\n' for cells in aligned)

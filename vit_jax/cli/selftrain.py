@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 
 
 def self_train(args):
-  """Train students on labelled and teacher-labelled images (Noisy Student); complete stages stay."""
+  """Train students on labelled and teacher-labelled images (Noisy Student), or resume."""
   from vit_jax.cli.jobs import parse_config_flags, training_runtime
   from vit_jax.recipes import is_recipe
 

@@ -1,7 +1,8 @@
-"""tables: any table or figure of the paper, at full scale or in miniature, with the paper's numbers beside ours."""
+"""tables: make any table or figure of the paper, at full scale or in miniature, and compare it."""
 
 import argparse
 import functools
+import json
 from pathlib import Path
 
 from vit_jax.cli.arguments import positive, whole
@@ -10,7 +11,7 @@ from vit_jax.runtime.cluster import print_stderr
 
 
 def tables(args):
-  """Lists every table and figure of the paper with what makes it; or makes one, in miniature (`mini`: all) or at full scale."""
+  """List every table and figure of the paper, or make one at full scale or in miniature."""
   name = args.name or 'list'
   if name == 'list' or args.list:
     print_reproductions()
@@ -29,15 +30,15 @@ def tables(args):
 
 
 def print_reproductions():
-  """One paragraph each: the rows of a table would be too wide for any screen."""
+  """Print a paragraph for each table and figure; a table of them is wider than a screen."""
   from vit_jax.paper.reproductions import list_reproductions
 
-  for what, title, command, needs, status in list_reproductions():
-    print(f'{what:9} {title}\n{"":9} {command}\n{"":9} needs {needs}\n{"":9} {status}')
+  for name, title, command, needs, status in list_reproductions():
+    print(f'{name:9} {title}\n{"":9} {command}\n{"":9} needs {needs}\n{"":9} {status}')
 
 
 def print_dry_run(args, name: str):
-  """What would be done."""
+  """Print the commands of a table at full scale, their cost and their data."""
   from vit_jax.paper.reproductions import format_dry_run
 
   mfu = read_mfu(args)
@@ -48,23 +49,24 @@ def print_dry_run(args, name: str):
 
 
 def read_mfu(args) -> float:
-  """What --mfu says, or the plan of --plan found."""
-  import json
+  """Return the model FLOPs utilization of --plan or --mfu, as a fraction.
 
+  Raises UserError if --plan is not a file of `plan --json`.
+  """
   from vit_jax.tpu.cost import MFU
 
   if not args.plan:
     return args.mfu / 100 if args.mfu else MFU
   try:
-    return json.loads(Path(args.plan).read_text())['mfu']
+    return json.loads(Path(args.plan).read_text(encoding='utf-8'))['mfu']
   except (OSError, ValueError, KeyError) as error:
     raise UserError(
-      f'--plan {args.plan}: expected what `plan --json FILE` writes, got {error!r}'
+      f'--plan {args.plan}: expected a file written by `plan --json FILE`, got {error!r}'
     ) from None
 
 
 def run_full_scale(args, name: str):
-  """Does the runs here, one after another."""
+  """Train the runs of a table here, one at a time, and print them next to the paper's numbers."""
   from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.full_scale import replace_jft
   from vit_jax.paper.reproductions import (
@@ -75,48 +77,55 @@ def run_full_scale(args, name: str):
   from vit_jax.paper.results_page import format_paper_comparison
   from vit_jax.paper.runner import execute_runs, write_records_csv
 
-  each = find_reproduction(name)
-  if not each.runs:
-    raise UserError(f'{format_reproduction_title(name)} is made by {each.command}')
+  item = find_reproduction(name)
+  if not item.make_runs:
+    raise UserError(f'{format_reproduction_title(name)} is made by {item.command}')
   enable_compilation_cache()
-  runs = [replace_jft(run) if args.standin else run for run in each.runs()]
+  runs = [replace_jft(run) if args.standin else run for run in item.make_runs()]
   records = execute_runs(runs, Path(args.root))
   write_records_csv(records, Path(args.out) / f'{name}.csv')
   print(format_paper_comparison(records, reproduction_paper_cells(name)))
 
 
 def run_miniatures(args, only: str = ''):
-  """All experiments of mini.py, or the one that a table has, and the page about them."""
+  """Run all miniature experiments, or the one of a table, and write the page of results."""
   from absl import logging
 
   from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.mini import MINI_EXPERIMENTS, MiniEffort, check_photos, select_mini_runs
-  from vit_jax.paper.reproductions import find_reproduction, format_reproduction_title
-  from vit_jax.paper.results_page import write_results_page
+  from vit_jax.paper.results_page import PAGE_SECTIONS, write_results_page
   from vit_jax.paper.runner import execute_runs, write_records_csv
 
   effort = MiniEffort(
-    steps=args.effort, runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos
+    step_factor=args.effort, max_runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos
   )
   check_photos(effort)
-  if only and not find_reproduction(only).mini:
-    raise UserError(
-      f'{format_reproduction_title(only)} has no miniature; it is made by {find_reproduction(only).command or f"tables {only} --scale=full"}'
-    )
-  wanted = [find_reproduction(only).mini] if only else [*MINI_EXPERIMENTS]
-  logging.set_verbosity(logging.WARNING)
+  experiments = [find_mini_experiment(only)] if only else [*MINI_EXPERIMENTS]
+  logging.set_verbosity(logging.WARNING)  # Hide the progress messages of libraries.
   enable_compilation_cache()
-  for name in wanted:
-    print_stderr(f'{name}: {(MINI_EXPERIMENTS[name].__doc__ or "").splitlines()[0]}')
-    write_records_csv(
-      execute_runs(select_mini_runs(name, effort), Path(args.root)),
-      Path(args.out) / f'mini_{name}.csv',
-    )
+  for name in experiments:
+    print_stderr(f'{name}: {PAGE_SECTIONS[name].title}')
+    records = execute_runs(select_mini_runs(name, effort), Path(args.root))
+    write_records_csv(records, Path(args.out) / f'mini_{name}.csv')
     print_stderr(f'see {write_results_page(Path(args.out), effort)}')
 
 
+def find_mini_experiment(name: str) -> str:
+  """Return the miniature experiment of a table or figure.
+
+  Raises UserError if it has none.
+  """
+  from vit_jax.paper.reproductions import find_reproduction, format_reproduction_title
+
+  item = find_reproduction(name)
+  if not item.mini_experiment:
+    command = item.command or f'tables {name} --scale=full'
+    raise UserError(f'{format_reproduction_title(name)} has no miniature; it is made by {command}')
+  return item.mini_experiment
+
+
 def run_from_released(args, name: str):
-  """Released checkpoints fine-tuned on data that is here: the paper's numbers, those of its authors' code, and ours."""
+  """Fine-tune released checkpoints, and compare with the paper and its authors' code."""
   from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.paper.released_finetuning import format_released_comparison, released_finetune_runs
   from vit_jax.paper.runner import execute_runs, write_records_csv
@@ -124,11 +133,10 @@ def run_from_released(args, name: str):
 
   if name not in ('5', 'table5'):
     raise UserError(
-      f'tables {name} --from_released: Table 5 alone is about checkpoints that were released'
+      f'tables {name} --from_released: only Table 5 can be made from released checkpoints'
     )
-  runs = released_finetune_runs(
-    args.only, functools.partial(read_changed_settings, args.settings), tuple(range(args.seeds))
-  )
+  read_settings = functools.partial(read_changed_settings, args.settings)
+  runs = released_finetune_runs(args.only, read_settings, tuple(range(args.seeds)))
   if args.dry_run:
     print('\n'.join(format_run_command(run, Path(args.root)) for run in runs))
     return
@@ -138,19 +146,18 @@ def run_from_released(args, name: str):
   print(format_released_comparison(records))
 
 
-def read_changed_settings(settings: list[str], config: str) -> dict[str, object]:
-  """What --config.FIELD=VALUE flags make different from FILE:ARGUMENT."""
+def read_changed_settings(flags: list[str], recipe: str) -> dict[str, object]:
+  """Return the settings that --config.FIELD=VALUE flags change in a recipe."""
   from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.config import flatten_config
 
-  plain, said = (
-    flatten_config(parse_config_flags([f'--config={config}', *more])) for more in ([], settings)
-  )
-  return {name: value for name, value in said.items() if value != plain[name]}
+  default = flatten_config(parse_config_flags([], default=recipe))
+  changed = flatten_config(parse_config_flags(flags, default=recipe))
+  return {name: value for name, value in changed.items() if value != default[name]}
 
 
 def print_speeds(args):
-  """Figure 12, on the devices that are here."""
+  """Measure Figure 12 on the devices of this machine."""
   from vit_jax.paper.inference_speed import (
     MAX_BATCH_PER_DEVICE,
     figure_12_models,
@@ -158,91 +165,79 @@ def print_speeds(args):
     measure_speeds,
   )
 
-  chosen = args.only or figure_12_models()
-  for line in format_speeds(
-    measure_speeds(
-      chosen, args.sizes, dtype=args.dtype, largest=args.largest or MAX_BATCH_PER_DEVICE
-    )
-  ):
+  speeds = measure_speeds(
+    args.only or figure_12_models(),
+    args.sizes,
+    dtype=args.dtype,
+    max_batch=args.largest or MAX_BATCH_PER_DEVICE,
+  )
+  for line in format_speeds(speeds):
     print(line, flush=True)
 
 
 def add(commands):
-  """The arguments."""
+  """Add the command and its arguments."""
   command = commands.add_parser('tables', help=tables.__doc__, description=tables.__doc__)
   command.set_defaults(function=tables, takes_settings=True)
-  command.add_argument(
+  add = command.add_argument
+  add(
     'name',
     nargs='?',
     help='2 to 9, fig2 to fig14, selfsupervision; mini for all miniatures; by default the list',
   )
-  command.add_argument('--list', action='store_true', help='every table and figure')
-  command.add_argument('--scale', choices=('full', 'mini'), default='full', help='by default full')
-  command.add_argument(
-    '--dry_run', action='store_true', help='print the commands, their cost and the data they need'
-  )
-  command.add_argument(
-    '--standin', action='store_true', help='ImageNet-21k in the place of JFT-300M'
-  )
-  command.add_argument(
-    '--from_released', action='store_true', help='fine-tune checkpoints that Google released'
-  )
-  command.add_argument(
-    '--only',
-    nargs='+',
-    default=[],
-    metavar='WHAT',
-    help='--from_released: B/16,cifar10; fig12: B/16',
-  )
-  command.add_argument(
-    '--root', default='runs/tables', metavar='DIR', help='where runs are kept, and taken up again'
-  )
-  command.add_argument(
-    '--out', default='results', metavar='DIR', help='where CSV, plots and the page go'
-  )
-  command.add_argument(
-    '--chip',
-    default='v5e',
-    choices=('v4', 'v5e', 'v5p', 'v6e', 'tpu7x'),
-    help='whose hours are told',
-  )
-  command.add_argument(
-    '--mfu', type=positive, metavar='%', help='the share of its peak that is reached; by default 40'
-  )
-  command.add_argument('--plan', metavar='FILE', help='take it from what `plan --json FILE` wrote')
-  command.add_argument(
-    '--effort',
-    type=parse_effort,
-    default=1.0,
-    help='miniatures: a factor on all steps; by default 1',
-  )
-  command.add_argument(
-    '--runs',
-    type=whole,
-    default=0,
-    help='miniatures: of each experiment the first so many; by default all',
-  )
-  command.add_argument('--seeds', type=positive, default=3, help='miniatures: by default 3')
-  command.add_argument(
-    '--sizes', type=positive, nargs='+', default=[64, 128, 224, 384, 512], help='fig12: pixels'
-  )
-  command.add_argument(
-    '--largest', type=positive, help='fig12: images at once, for each device; by default 1024'
-  )
-  command.add_argument(
-    '--dtype', default='bfloat16', choices=('float32', 'bfloat16'), help='fig12: of the computation'
-  )
-  command.add_argument(
-    '--photos', default='', metavar='folder:DIR', help='miniatures: photographs to transfer to'
-  )
+  add('--list', action='store_true', help='list every table and figure')
+  add('--scale', choices=('full', 'mini'), default='full', help='by default full')
+  add('--dry_run', action='store_true', help='print the commands, their cost and their data')
+  add('--standin', action='store_true', help='use ImageNet-21k instead of JFT-300M')
+  add('--from_released', action='store_true', help='fine-tune checkpoints that Google released')
+  _add_run_arguments(command)
+  _add_cost_arguments(command)
+  _add_speed_arguments(command)
+
+
+def _add_run_arguments(command: argparse.ArgumentParser):
+  """Add the arguments that select runs and directories."""
+  add = command.add_argument
+  only = '--from_released: VARIANT,DATA such as B/16,cifar10; fig12: models such as B/16'
+  add('--only', nargs='+', default=[], metavar='NAME', help=only)
+  add('--root', default='runs/tables', metavar='DIR', help='directory of the runs; they resume')
+  add('--out', default='results', metavar='DIR', help='directory of the CSV, plots and page')
+  effort = 'miniatures: factor on all steps, above 0 and at most 10; by default 1'
+  add('--effort', type=parse_effort, default=1.0, metavar='FACTOR', help=effort)
+  runs = 'miniatures: number of runs of each experiment; by default all'
+  add('--runs', type=whole, default=0, metavar='N', help=runs)
+  add('--seeds', type=positive, default=3, metavar='N', help='number of seeds; by default 3')
+  photos = 'miniatures: photographs to fine-tune on'
+  add('--photos', default='', metavar='folder:DIR', help=photos)
+
+
+def _add_cost_arguments(command: argparse.ArgumentParser):
+  """Add the arguments of the cost estimate."""
+  add = command.add_argument
+  chips = ('v4', 'v5e', 'v5p', 'v6e', 'tpu7x')
+  add('--chip', default='v5e', choices=chips, help='TPU generation whose hours to estimate')
+  mfu = 'model FLOPs utilization in percent of the peak; by default 40'
+  add('--mfu', type=positive, metavar='PERCENT', help=mfu)
+  add('--plan', metavar='FILE', help='read the utilization from a file of `plan --json FILE`')
+
+
+def _add_speed_arguments(command: argparse.ArgumentParser):
+  """Add the arguments of fig12."""
+  add = command.add_argument
+  sizes = [64, 128, 224, 384, 512]
+  add('--sizes', type=positive, nargs='+', default=sizes, metavar='PIXELS', help='fig12')
+  largest = 'fig12: largest batch on each device; by default 1024'
+  add('--largest', type=positive, metavar='IMAGES', help=largest)
+  dtypes = ('float32', 'bfloat16')
+  add('--dtype', default='bfloat16', choices=dtypes, help='fig12: type of the computation')
 
 
 def parse_effort(text: str) -> float:
-  """A number above 0 and up to 10."""
+  """Parse a number above 0 and at most 10."""
   try:
     value = float(text)
   except ValueError:
-    value = 0.0
+    value = float('nan')
   if not 0 < value <= 10:
-    raise argparse.ArgumentTypeError(f'{text!r} is no number above 0')
+    raise argparse.ArgumentTypeError(f'{text!r}: expected a number above 0 and at most 10')
   return value

@@ -1,4 +1,4 @@
-"""train: pre-train or fine-tune by a recipe. run_pretrain.py and run_finetune.py are this command."""
+"""train: pre-train or fine-tune by a recipe. run_pretrain.py and run_finetune.py wrap it."""
 
 import argparse
 from pathlib import Path

@@ -1,9 +1,12 @@
-"""Figures 7 (right) and 11: the mean attention distance, which is for attention what the receptive field is for a convolution.
+"""Figures 7 (right) and 11: mean attention distance.
 
-Of each head: the distance in pixels between the patch that asks and each that is asked, weighted by the attention, averaged
-over the patches that ask and over images. The class token and registers are no place in the image: they are left out as queries
-and as keys, and what is left of a row is scaled up to sum 1 again (the paper does not say). In a hybrid a patch is one place of
-what the ResNet gives, and as many pixels wide as the ResNet strides.
+It is an analogue of the receptive field of a convolution.
+
+For each head: the distance in pixels between the query patch and each key patch, weighted by the
+attention, averaged over query patches and images. The class token and registers have no position in
+the image. They are dropped as queries and as keys, and the remaining weights are normalized to sum
+1 (the paper does not say). In a hybrid a patch is one position of the ResNet's output, as wide in
+pixels as the stride of the ResNet.
 
 Shapes: b images, l layers, h heads, n patches of a grid (height, width), t tokens.
 """
@@ -12,14 +15,20 @@ import numpy as np
 
 
 def patch_distances(grid: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-  """Pixels [n, n] between the patches of a grid, `stride` (height, width) pixels apart."""
+  """Return distances in pixels [n, n] between the patches of a grid.
+
+  `stride` is the (height, width) of a patch in pixels.
+  """
   y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-  gap = lambda places, step: np.subtract.outer(places, places) * step
-  return np.hypot(gap(y, stride[0]), gap(x, stride[1]))
+  dy, dx = np.subtract.outer(y, y) * stride[0], np.subtract.outer(x, x) * stride[1]
+  return np.hypot(dy, dx)
 
 
 def _renormalize_patch_attention(attention: np.ndarray, patches: int, first: int) -> np.ndarray:
-  """Attention [..., t, t] -> that of the patches among each other [..., n, n], rows of sum 1; token `first` is the first."""
+  """Return attention between patches [..., n, n] with rows of sum 1, from attention [..., t, t].
+
+  `first` is the index of the first patch among the tokens.
+  """
   chosen = slice(first, first + patches)
   weights = np.asarray(attention[..., chosen, chosen], np.float64)
   return weights / weights.sum(axis=-1, keepdims=True)
@@ -28,7 +37,10 @@ def _renormalize_patch_attention(attention: np.ndarray, patches: int, first: int
 def mean_attention_distance(
   attention: np.ndarray, grid: tuple[int, int], stride: tuple[int, int], *, first: int
 ) -> np.ndarray:
-  """Attention [b, l, h, t, t] -> pixels [b, l, h]. `first`: 1 where a class token comes before the patches, else 0."""
+  """Return the mean attention distance in pixels [b, l, h] of attention [b, l, h, t, t].
+
+  `first` is 1 if a class token precedes the patches, else 0.
+  """
   n = grid[0] * grid[1]
   each = np.einsum(
     '...qk,qk->...',
@@ -39,7 +51,7 @@ def mean_attention_distance(
 
 
 def plot_attention_distance(axes, pixels: np.ndarray, *, title: str):
-  """A dot for every head [l, h], over the depth."""
+  """Plot a dot for each head over the depth. `pixels` are mean distances [l, h]."""
   depth, heads = pixels.shape
   for head in range(heads):
     axes.plot(

@@ -1,18 +1,23 @@
-"""Figures 6 and 14: where in the image the class token looks, by attention rollout (arXiv 2005.00928).
+"""Figures 6 and 14: regions that the class token attends to, by rollout (arXiv 2005.00928).
 
-The attention of each layer is averaged over its heads, the identity added for the residual connection, rows scaled to sum 1,
-and the matrices of all layers multiplied. Without a class token it is the mean of all tokens that looks, which is what the head
-then reads. Shapes: b images, l layers, h heads, t tokens, n patches of a grid (height, width).
+The attention of each layer is averaged over its heads. The identity is added for the residual
+connection, rows are normalized to sum 1. The matrices of all layers are multiplied. Without a class
+token, the mean of all tokens takes its place, because the head reads that mean.
+
+Shapes: b images, l layers, h heads, t tokens, n patches of a grid (height, width).
 """
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-_PAIRS_PER_ROW = 8  # Pairs in a row of Figure 14.
+_PAIRS_PER_ROW = 8  # In Figure 14.
 
 
 def attention_rollout(attention: np.ndarray) -> np.ndarray:
-  """Attention [b, l, h, t, t] -> how much of each token (last axis) is in each token of the last layer [b, t, t]."""
+  """Return the rollout [b, t, t] of attention [b, l, h, t, t].
+
+  Entry [i, j] is the contribution of input token j to output token i.
+  """
   mean = np.asarray(attention, np.float64).mean(axis=2)  # [b, l, t, t]
   mixed = mean + np.eye(mean.shape[-1])
   mixed /= mixed.sum(axis=-1, keepdims=True)
@@ -23,16 +28,20 @@ def attention_rollout(attention: np.ndarray) -> np.ndarray:
 
 
 def rollout_mask(rolled: np.ndarray, grid: tuple[int, int], *, token: bool) -> np.ndarray:
-  """`attention_rollout` [b, t, t] -> what is looked at [b, height, width]: by the class token, or by the mean of all tokens."""
+  """Return the rollout over patches [b, height, width], of the class token or of all tokens.
+
+  `rolled` is the rollout [b, t, t]; `token` tells whether token 0 is a class token.
+  """
   n = grid[0] * grid[1]
   seen = rolled[:, 0, 1 : n + 1] if token else rolled.mean(axis=1)[:, :n]
   return seen.reshape(-1, *grid)
 
 
 def shade_image(image: np.ndarray, mask: np.ndarray, *, blur: int) -> np.ndarray:
-  """The image, uint8 [H, W, 3], darkened where the mask [height, width] is low: as the paper's first author drew it.
+  """Darken an image, uint8 [H, W, 3], where the mask [height, width] is low, as the authors did.
 
-  The mask over its largest number, enlarged (Lanczos), blurred by `blur` pixels, and stretched from 0 to 1.
+  The mask is divided by its maximum, enlarged (Lanczos), blurred by `blur` pixels, and stretched to
+  [0, 1].
   """
   large = Image.fromarray(np.uint8(255 * mask / mask.max())).resize(
     image.shape[1::-1], Image.Resampling.LANCZOS
@@ -43,14 +52,17 @@ def shade_image(image: np.ndarray, mask: np.ndarray, *, blur: int) -> np.ndarray
 
 
 def mask_concentration(masks: np.ndarray) -> np.ndarray:
-  """How many times the mean the largest tenth of each mask [b, height, width] is: 1 where it looks everywhere alike."""
+  """Return the mean of the largest tenth of each mask [b, height, width] over the mask's mean.
+
+  It is 1 for uniform attention.
+  """
   flat = np.sort(masks.reshape(len(masks), -1), axis=1)
   top = flat[:, -max(1, flat.shape[1] // 10) :].mean(axis=1)
   return top / flat.mean(axis=1)
 
 
 def rollout_figure_size(images: np.ndarray | None) -> tuple[float, float]:
-  """Inches that `plot_rollout` wants for so many images."""
+  """Return the (width, height) of `plot_rollout` in inches."""
   count = 0 if images is None else len(images)
   across = 1 if count <= 3 else min(_PAIRS_PER_ROW, count)
   side = 2.4 if count <= 3 else 0.9
@@ -58,7 +70,11 @@ def rollout_figure_size(images: np.ndarray | None) -> tuple[float, float]:
 
 
 def plot_rollout(figure, pairs: list[tuple[np.ndarray, np.ndarray]]):
-  """Pairs of an image and what `shade_image` made of it: three as Figure 6 has them, one a row; more as Figure 14, eight in a row."""
+  """Plot pairs of an image and its shaded image.
+
+  Up to three pairs are drawn one in a row, as in Figure 6, and more of them eight in a row, as in
+  Figure 14.
+  """
   across = 1 if len(pairs) <= 3 else min(_PAIRS_PER_ROW, len(pairs))
   axes = figure.subplots(-(-len(pairs) // across), 2 * across, squeeze=False)
   for each in axes.flat:

@@ -1,4 +1,4 @@
-"""Figure 7, left: the principal components of the patch embedding's filters, as pictures."""
+"""Figure 7 (left): the principal components of the filters of the patch embedding, as images."""
 
 import numpy as np
 
@@ -9,10 +9,11 @@ _FILTER_COLUMNS = 7
 def compute_filter_components(
   kernel: np.ndarray, count: int = _PRINCIPAL_COMPONENTS
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The filters [h, w, 3, d] of a patch embedding -> (the first principal components [count, h, w, 3] of length 1, the share
-  [count] of the variance that each explains).
+  """Return the principal components of a patch embedding [h, w, 3, d] and their variance.
 
-  A component's sign says nothing; here its largest number is positive. Fewer come of fewer filters.
+  The components [count, h, w, 3] have norm 1. The sign of a component is arbitrary: its largest
+  number is made positive. The explained variance [count] is a fraction of the total. Fewer filters
+  give fewer components.
   """
   h, w, c, d = kernel.shape
   filters = np.asarray(kernel, np.float64).reshape(-1, d).T  # [d, h·w·c]
@@ -23,23 +24,25 @@ def compute_filter_components(
 
 
 def components_to_rgb(components: np.ndarray) -> np.ndarray:
-  """Components [k, h, w, 3] -> colours in [0, 1], each by its own largest number: grey is 0."""
+  """Scale components [k, h, w, 3] to colors in [0, 1], each by its largest number; 0 is grey."""
   return components / (2 * np.abs(components).max(axis=(1, 2, 3), keepdims=True)) + 0.5
 
 
 def low_frequency_energy(components: np.ndarray) -> np.ndarray:
-  """The share [k] of each component's energy in waves at least as long as the patch, in height and in width.
+  """Return the fraction [k] of each component's energy in waves at least as long as the patch.
 
-  Of noise it is the share that such waves have of all, 9 of h·w; of a trained model far more, or far less.
+  For noise it is the fraction of such waves among all, 9 of h·w. For a trained model it is far
+  larger, or far smaller.
   """
   power = np.abs(np.fft.fft2(components, axes=(1, 2))) ** 2  # [k, h, w, 3]
-  wave = lambda n: np.minimum(np.arange(n), n - np.arange(n))
-  slow = np.maximum.outer(wave(components.shape[1]), wave(components.shape[2])) <= 1
+  # Frequency along each axis, in waves for each patch.
+  fy, fx = (np.minimum(np.arange(n), n - np.arange(n)) for n in components.shape[1:3])
+  slow = np.maximum.outer(fy, fx) <= 1
   return power[:, slow].sum(axis=(1, 2)) / power.sum(axis=(1, 2, 3))
 
 
 def plot_filters(figure, components: np.ndarray):
-  """Four rows of seven, as in the paper."""
+  """Plot the components in rows of seven, as in the paper."""
   rows = -(-len(components) // _FILTER_COLUMNS)
   figure.suptitle('RGB embedding filters\n(first 28 principal components)')
   axes = figure.subplots(rows, _FILTER_COLUMNS, squeeze=False)

@@ -1,7 +1,10 @@
-"""What a model learned, as §4.5 of the paper looks at it (arXiv 2010.11929): Figures 6, 7, 10, 11 and 14, and numbers that tell
-a trained model from an untrained one.
+"""Analyze what a model has learned, as in §4.5 of the paper (arXiv 2010.11929).
 
-filters.py, positions.py, distance.py and rollout.py each make one family of figures from arrays; here they meet a model.
+Figures 6, 7, 10, 11 and 14, and numbers that distinguish a trained model from an untrained one.
+Four modules plot arrays: embedding_filters, position_similarity, attention_distance and
+attention_rollout. This module computes the arrays of a model.
+
+Shapes: b images, l layers, h heads, n patches of a grid (height, width), k components.
 """
 
 import dataclasses
@@ -22,59 +25,65 @@ from vit_jax.paper import (
 )
 from vit_jax.paper.published import read_position_similarities, read_published_table
 
-MAX_FIGURE_IMAGES = 128  # The paper's.
-MAX_ATTENTION_BYTES = 2**28  # Bytes of attention weights that are held at a time.
+MAX_FIGURE_IMAGES = 128  # As in the paper.
+MAX_ATTENTION_BYTES = 2**28  # Attention weights in memory at a time.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelAnalysis:
-  """All that the figures show of a model; None where it has no such thing."""
+  """The arrays of a model that the figures show; None if the model has none."""
 
   grid: tuple[int, int]
   components: np.ndarray | None  # [k, h, w, 3]
-  variance: np.ndarray | None  # [k], shares of the whole.
+  variance: np.ndarray | None  # [k], fractions of the total variance
   cosines: np.ndarray | None  # [n, n]
-  pixels: np.ndarray | None  # [l, h]: mean attention distance.
-  uniform: float  # The distance of attention that is everywhere alike.
+  pixels: np.ndarray | None  # [l, h], pixels
+  uniform: float  # Mean distance of uniform attention, in pixels.
   images: np.ndarray | None  # uint8 [b, H, W, 3]
   masks: np.ndarray | None  # [b, height, width]
 
 
 def analyze_model(model, source=None) -> ModelAnalysis:
-  """Of a Pretrained, and of what it makes of the images of `source`, if that is given. UserError where it has no attention."""
+  """Analyze a Pretrained model, and its attention on the images of `source` if there is one.
+
+  Raises UserError if the model is not a Transformer.
+  """
   grid, first = _transformer_grid(model), int(model.config.pool == 'token')
   kernel = model.params.get('embedding', {}).get('kernel')
-  coloured = kernel is not None and kernel.ndim == 4 and kernel.shape[2] == 3
+  is_rgb = kernel is not None and kernel.ndim == 4 and kernel.shape[2] == 3
   components, variance = (
-    embedding_filters.compute_filter_components(kernel) if coloured else (None, None)
+    embedding_filters.compute_filter_components(kernel) if is_rgb else (None, None)
   )
   stride = tuple(side // places for side, places in zip(model.size, grid, strict=True))
-  pixels = images = masks = None
+  distances = images = masks = None
   if source is not None:
-    images, pixels, masks = _analyze_attention(model, source, grid, stride, first)
+    images, distances, masks = _analyze_attention(model, source, grid, stride, first)
   return ModelAnalysis(
     grid=grid,
-    components=components,
-    variance=variance,
-    cosines=_position_cosines(model.params, grid, first),
-    pixels=pixels,
-    uniform=float(attention_distance.patch_distances(grid, stride).mean()),
+    filter_components=components,
+    explained_variance=variance,
+    position_cosines=_position_cosines(model.params, grid, first),
+    attention_distances=distances,
+    uniform_distance=float(attention_distance.patch_distances(grid, stride).mean()),
     images=images,
-    masks=masks,
+    rollout_masks=masks,
   )
 
 
 def _transformer_grid(model) -> tuple[int, int]:
-  """Patches (height, width). UserError where the model is no Transformer."""
+  """Return the grid of patches (height, width).
+
+  Raises UserError if the model is not a Transformer.
+  """
   if 'Transformer' not in model.params:
     raise UserError(
-      f'{model.source} is no Transformer: it has neither attention nor position embeddings to look at'
+      f'{model.source} is not a Transformer: it has no attention and no position embeddings'
     )
   return model.grid
 
 
 def _position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
-  """Of the learned position embeddings; None where there are none."""
+  """Return the cosines [n, n] of the learned position embeddings, or None if there are none."""
   table = params['Transformer'].get('posembed_input', {}).get('pos_embedding')
   if table is None or table.shape[1] not in (first + grid[0] * grid[1], grid[0] * grid[1]):
     return None
@@ -84,11 +93,14 @@ def _position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.nda
 def _analyze_attention(
   model, source, grid, stride, first
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(images, the mean attention distance [l, h], rollout's masks [b, height, width]), a few images at a time."""
+  """Return images, mean attention distances [l, h] and rollout masks [b, height, width].
+
+  The images are processed in batches whose attention weights fit MAX_ATTENTION_BYTES.
+  """
   tokens = grid[0] * grid[1] + first + model.config.registers
   shape = model.model.shape
   batch = max(1, MAX_ATTENTION_BYTES // (4 * shape.depth * shape.heads * tokens**2))
-  images, pixels, masks = [], [], []
+  images, distances, masks = [], [], []
   for part in eval_batches(
     source,
     eval_data_config(model, batch=min(batch, len(source)), bad_images='error'),
@@ -97,17 +109,17 @@ def _analyze_attention(
   ):
     weights = np.asarray(model.attention(part['image']))[part['mask']]
     images.append(part['image'][part['mask']])
-    pixels.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
+    distances.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
     masks.append(
       attention_rollout.rollout_mask(
         attention_rollout.attention_rollout(weights), grid, token=first == 1
       )
     )
-  return np.concatenate(images), np.concatenate(pixels).mean(axis=0), np.concatenate(masks)
+  return np.concatenate(images), np.concatenate(distances).mean(axis=0), np.concatenate(masks)
 
 
 def reinitialize_model(model, seed: int = 0):
-  """The same model as it is before training."""
+  """Return the model with freshly initialized parameters."""
   shape = jax.ShapeDtypeStruct((1, *model.size, 3), np.uint8)
   init = jax.jit(
     lambda: model.model.init(jax.random.key(seed), np.zeros(shape.shape, shape.dtype))['params']
@@ -115,21 +127,23 @@ def reinitialize_model(model, seed: int = 0):
   return dataclasses.replace(model, params=jax.device_get(init()), source='untrained')
 
 
-def summarize_analysis(seen: ModelAnalysis) -> dict[str, float]:
-  """What tells a trained model from an untrained one, by name."""
+def summarize_analysis(analysis: ModelAnalysis) -> dict[str, float]:
+  """Return numbers that distinguish a trained model from an untrained one, by name."""
   out = {}
-  if seen.components is not None:
-    out['filters: variance in 28 components'] = float(seen.variance.sum())
+  if analysis.filter_components is not None:
+    out['filters: variance in 28 components'] = float(analysis.explained_variance.sum())
     out['filters: slow waves'] = float(
-      embedding_filters.low_frequency_energy(seen.components).mean()
+      embedding_filters.low_frequency_energy(analysis.filter_components).mean()
     )
-  if seen.cosines is not None:
+  if analysis.position_cosines is not None:
     out |= {
       f'positions: cosine, {name}': value
-      for name, value in position_similarity.mean_similarities(seen.cosines, seen.grid).items()
+      for name, value in position_similarity.mean_similarities(
+        analysis.position_cosines, analysis.grid
+      ).items()
     }
-  if seen.pixels is not None:
-    share = seen.pixels / seen.uniform
+  if analysis.attention_distances is not None:
+    share = analysis.attention_distances / analysis.uniform_distance
     first, last = share[0], share[-1]
     out |= {
       f'distance: first layer, {what.__name__}': float(what(first))
@@ -137,13 +151,16 @@ def summarize_analysis(seen: ModelAnalysis) -> dict[str, float]:
     }
     out['distance: last layer, mean'] = float(last.mean())
     out['rollout: largest tenth over mean'] = float(
-      attention_rollout.mask_concentration(seen.masks).mean()
+      attention_rollout.mask_concentration(analysis.rollout_masks).mean()
     )
   return out
 
 
 def published_summaries() -> dict[str, dict[str, float]]:
-  """The paper's numbers likewise: of ViT-L/16 in 14 epochs of JFT-300M, and of R50+ViT-L/16 where it shows that."""
+  """Return the same numbers of the paper's models.
+
+  They are ViT-L/16 after 14 epochs of JFT-300M, and R50+ViT-L/16 where the paper shows it.
+  """
   rows = [
     (row['model'], int(row['layer']), float(row['mean_attention_distance_px']))
     for row in read_published_table('fig11')
@@ -170,30 +187,35 @@ def published_summaries() -> dict[str, dict[str, float]]:
   return out
 
 
-def save_figures(seen: ModelAnalysis, out: Path, *, title: str, blur: int) -> list[Path]:
-  """Writes every figure that there is as PNG into `out`, and its numbers beside it; the files. UserError where that fails."""
+def save_figures(analysis: ModelAnalysis, out: Path, *, title: str, blur: int) -> list[Path]:
+  """Write each figure as a PNG, and its data, into `out`; return the paths.
+
+  Raises UserError if a file cannot be written.
+  """
   figures = {
     'filters': (
-      seen.components,
+      analysis.filter_components,
       (6, 4.4),
-      lambda figure: embedding_filters.plot_filters(figure, seen.components),
+      lambda figure: embedding_filters.plot_filters(figure, analysis.filter_components),
     ),
     'positions': (
-      seen.cosines,
+      analysis.position_cosines,
       (7, 6),
-      lambda figure: position_similarity.plot_position_similarity(figure, seen.cosines, seen.grid),
+      lambda figure: position_similarity.plot_position_similarity(
+        figure, analysis.position_cosines, analysis.grid
+      ),
     ),
     'distance': (
-      seen.pixels,
+      analysis.attention_distances,
       (4.5, 3.6),
       lambda figure: attention_distance.plot_attention_distance(
-        figure.subplots(), seen.pixels, title=title
+        figure.subplots(), analysis.attention_distances, title=title
       ),
     ),
     'rollout': (
-      seen.masks,
-      attention_rollout.rollout_figure_size(seen.images),
-      lambda figure: attention_rollout.plot_rollout(figure, _shade_images(seen, blur)),
+      analysis.rollout_masks,
+      attention_rollout.rollout_figure_size(analysis.images),
+      lambda figure: attention_rollout.plot_rollout(figure, _shade_images(analysis, blur)),
     ),
   }
   written = []
@@ -202,7 +224,7 @@ def save_figures(seen: ModelAnalysis, out: Path, *, title: str, blur: int) -> li
     for name, (present, size, draw) in figures.items():
       if present is not None:
         _save_png(out / f'{name}.png', size, draw)
-        written += [out / f'{name}.png', _FIGURE_DATA_WRITERS[name](out, seen)]
+        written += [out / f'{name}.png', _FIGURE_DATA_WRITERS[name](out, analysis)]
   except OSError as error:
     raise UserError(
       f'{error.filename or out} cannot be written: {error.strerror or error}'
@@ -210,16 +232,16 @@ def save_figures(seen: ModelAnalysis, out: Path, *, title: str, blur: int) -> li
   return written
 
 
-def _shade_images(seen: ModelAnalysis, blur: int) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Pairs of an image and the same darkened where nothing is looked at."""
+def _shade_images(analysis: ModelAnalysis, blur: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Return pairs of an image and the image darkened where attention is low."""
   return [
     (image, attention_rollout.shade_image(image, mask, blur=blur))
-    for image, mask in zip(seen.images, seen.masks, strict=True)
+    for image, mask in zip(analysis.images, analysis.rollout_masks, strict=True)
   ]
 
 
 def _save_png(path: Path, size: tuple[float, float], draw: Callable):
-  """A PNG of so many inches."""
+  """Write a PNG. `size` is (width, height) in inches."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import.
   from matplotlib.figure import Figure
 
@@ -230,14 +252,14 @@ def _save_png(path: Path, size: tuple[float, float], draw: Callable):
 
 
 def _save_npz(path: Path, **arrays: np.ndarray) -> Path:
-  """An .npz in single precision."""
+  """Write arrays as an .npz in single precision."""
   np.savez_compressed(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
   return path
 
 
-def _save_distance_csv(path: Path, pixels: np.ndarray) -> Path:
-  """The columns of the paper's Figure 11 in published.py."""
-  lines = [f'{layer},{head},{value:.2f}' for (layer, head), value in np.ndenumerate(pixels)]
+def _save_distance_csv(path: Path, distances: np.ndarray) -> Path:
+  """Write mean attention distances with the columns of the published Figure 11."""
+  lines = [f'{layer},{head},{value:.2f}' for (layer, head), value in np.ndenumerate(distances)]
   path.write_text(
     '\n'.join(['layer,head,mean_attention_distance_px', *lines, '']), encoding='utf-8'
   )
@@ -245,10 +267,14 @@ def _save_distance_csv(path: Path, pixels: np.ndarray) -> Path:
 
 
 _FIGURE_DATA_WRITERS: dict[str, Callable[[Path, ModelAnalysis], Path]] = {
-  'filters': lambda out, seen: _save_npz(
-    out / 'filters.npz', components=seen.components, variance=seen.variance
+  'filters': lambda out, analysis: _save_npz(
+    out / 'filters.npz', components=analysis.filter_components, variance=analysis.explained_variance
   ),
-  'positions': lambda out, seen: _save_npz(out / 'positions.npz', cosines=seen.cosines),
-  'distance': lambda out, seen: _save_distance_csv(out / 'distance.csv', seen.pixels),
-  'rollout': lambda out, seen: _save_npz(out / 'rollout.npz', masks=seen.masks),
+  'positions': lambda out, analysis: _save_npz(
+    out / 'positions.npz', cosines=analysis.position_cosines
+  ),
+  'distance': lambda out, analysis: _save_distance_csv(
+    out / 'distance.csv', analysis.attention_distances
+  ),
+  'rollout': lambda out, analysis: _save_npz(out / 'rollout.npz', masks=analysis.rollout_masks),
 }

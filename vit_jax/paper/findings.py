@@ -1,17 +1,20 @@
-"""What a miniature says of a claim of the paper: yes, no, or not to be told from chance, with the numbers."""
+"""Compare the results of the miniatures with the claims of the paper.
+
+Each claim gets a verdict and the differences it rests on, in percentage points.
+"""
 
 import statistics
 from collections.abc import Callable
 
 from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC
 
-ClaimFinding = tuple[str, str, str]  # The claim, the verdict, the numbers.
+ClaimFinding = tuple[str, str, str]  # (claim, verdict, numbers)
 
 
 def _seed_values(
   records: list[dict], row: str, column: str, metric: str = 'accuracy'
 ) -> list[float]:
-  """Per cent, at the last step, in the order of the seeds."""
+  """Return the values of a cell at the last step, in percent, ordered by seed."""
   chosen = [r for r in records if (r['row'], r['column'], r['metric']) == (row, column, metric)]
   last = max((int(r['steps']) for r in chosen), default=0)
   return [
@@ -22,9 +25,11 @@ def _seed_values(
 
 
 def assess_claim(differences: list[float], *, small: bool = False) -> str:
-  """Whether the mean of paired differences is above 0 by more than twice its standard error; with one seed, by a point.
+  """Return 'yes', 'no', 'within chance' or 'not run' for a claim about paired differences.
 
-  `small`: whether it is instead within a point of 0.
+  The claim is that their mean is above 0. It holds if the mean exceeds twice its standard error, or
+  one percentage point if there is one seed. With `small`, the claim is that the mean is within a
+  point of 0.
   """
   if not differences:
     return 'not run'
@@ -34,16 +39,16 @@ def assess_claim(differences: list[float], *, small: bool = False) -> str:
   margin = (
     2 * statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 1.0
   )
-  return 'yes' if mean > margin else 'no' if mean < -margin else 'not to be told from chance'
+  return 'yes' if mean > margin else 'no' if mean < -margin else 'within chance'
 
 
 def _paired_differences(ours: list[float], theirs: list[float]) -> list[float]:
-  """Seed by seed."""
+  """Return the differences of two lists of values, seed by seed."""
   return [a - b for a, b in zip(ours, theirs, strict=False)]
 
 
-def _format_differences(differences: list[float]) -> str:
-  """'+1.2 ± 0.3 points'."""
+def _points(differences: list[float]) -> str:
+  """Return the mean and standard deviation as text: '+1.2 ± 0.3 points'."""
   if not differences:
     return ''
   deviation = f' ± {statistics.stdev(differences):.1f}' if len(differences) > 1 else ''
@@ -51,7 +56,7 @@ def _format_differences(differences: list[float]) -> str:
 
 
 def _data_size_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Figures 3 and 4."""
+  """Assess the claims of Figures 3 and 4."""
   smallest, *_, largest = MINI_DATA_FRACTIONS
   gap = {
     share: _paired_differences(
@@ -77,53 +82,53 @@ def _data_size_findings(records: list[dict]) -> list[ClaimFinding]:
   )
   return [
     (
-      'a ResNet is ahead with little data',
+      'a ResNet is more accurate with little data',
       assess_claim(gap[smallest]),
-      f'R-M less ViT-M on 1/8: {_format_differences(gap[smallest])}',
+      f'R-M minus ViT-M on 1/8: {_points(gap[smallest])}',
     ),
     (
-      'ViT catches up with more',
+      'ViT catches up with more data',
       assess_claim(closing),
-      f'on all: {_format_differences(gap[largest])}; closer by {_format_differences(closing)}',
+      f'R-M minus ViT-M on all: {_points(gap[largest])}; smaller by {_points(closing)}',
     ),
     (
       'a larger ViT gains more from more data',
       assess_claim(larger),
-      f"ViT-L's gain from 1/8 to all less ViT-M's: {_format_differences(larger)}",
+      f"ViT-L's gain from 1/8 to all minus ViT-M's: {_points(larger)}",
     ),
     (
-      'more data helps few-shot',
+      'more data improves few-shot accuracy',
       assess_claim(few[0] + few[1]),
-      f'from 1/8 to all: ViT-M {_format_differences(few[0])}, R-M {_format_differences(few[1])}',
+      f'from 1/8 to all: ViT-M {_points(few[0])}, R-M {_points(few[1])}',
     ),
   ]
 
 
 def _scaling_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Table 6."""
+  """Assess the claims of Table 6."""
   of = lambda name: _seed_values(records, name, 'Fashion-MNIST')
   medium = [_paired_differences(of('R+ViT-M'), of(other)) for other in ('ViT-M', 'R-M')]
   large = _paired_differences(of('R+ViT-L'), of('ViT-L'))
   narrows = _paired_differences(medium[0], large)
   growth = _paired_differences(of('ViT-L'), of('ViT-S'))
-  numbers = f'R+ViT-M less ViT-M {_format_differences(medium[0])}, less R-M {_format_differences(medium[1])}'
+  numbers = f'R+ViT-M minus ViT-M {_points(medium[0])}, minus R-M {_points(medium[1])}'
   return [
-    ('a hybrid is ahead of ViT at small compute', assess_claim(medium[0]), numbers),
+    ('a hybrid is more accurate than ViT at small compute', assess_claim(medium[0]), numbers),
     (
-      'its lead vanishes for larger models',
+      'the advantage of the hybrid vanishes for larger models',
       assess_claim(narrows),
-      f'at L: {_format_differences(large)}; less by {_format_differences(narrows)}',
+      f'R+ViT-L minus ViT-L {_points(large)}; smaller by {_points(narrows)}',
     ),
     (
-      'ViT grows with compute',
+      'the accuracy of ViT grows with compute',
       assess_claim(growth),
-      f'ViT-L less ViT-S {_format_differences(growth)}',
+      f'ViT-L minus ViT-S {_points(growth)}',
     ),
   ]
 
 
 def _optimizer_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Table 7."""
+  """Assess the claim of Table 7."""
   ahead = [
     _paired_differences(
       *(_seed_values(records, 'Fashion-MNIST', f'R-M {kind}', metric) for kind in ('Adam', 'SGD'))
@@ -134,13 +139,13 @@ def _optimizer_findings(records: list[dict]) -> list[ClaimFinding]:
     (
       'Adam is no worse than SGD for ResNets',
       assess_claim([d + 0.5 for d in ahead[0]]),
-      f'Adam less SGD {_format_differences(ahead[0])}, few-shot {_format_differences(ahead[1])}',
+      f'Adam minus SGD {_points(ahead[0])}, few-shot {_points(ahead[1])}',
     )
   ]
 
 
 def _position_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Table 8."""
+  """Assess the claims of Table 8."""
   kinds = dict.fromkeys((r['row'], r['column']) for r in records if r['row'] != 'none')
   base = _seed_values(records, '1-D learned', 'Stem only')
   none = _paired_differences(base, _seed_values(records, 'none', 'Stem only'))
@@ -156,18 +161,18 @@ def _position_findings(records: list[dict]) -> list[ClaimFinding]:
     (
       'position embeddings matter',
       assess_claim(none),
-      f'1-D learned less none {_format_differences(none)}',
+      f'1-D learned minus none {_points(none)}',
     ),
     (
-      'their kind and place hardly do',
+      'their kind and place hardly matter',
       assess_claim(widest[1], small=True),
-      f'the farthest is {", ".join(widest[0])}: {_format_differences(widest[1])}',
+      f'the largest difference is that of {", ".join(widest[0])}: {_points(widest[1])}',
     ),
   ]
 
 
 def _pooling_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Figure 9."""
+  """Assess the claim of Figure 9."""
   of = lambda name: _seed_values(records, name, 'Fashion-MNIST')
   gaps = [
     _paired_differences(of('CLS lr=4e-3'), of(name)) for name in ('GAP lr=4e-3', 'GAP lr=1.5e-3')
@@ -175,15 +180,15 @@ def _pooling_findings(records: list[dict]) -> list[ClaimFinding]:
   best = min(gaps, key=lambda gap: statistics.mean(gap) if gap else 100)
   return [
     (
-      'class token and mean work alike, each at its rate',
+      'class token and mean are equally accurate, each at its learning rate',
       assess_claim(best, small=True),
-      f'CLS less GAP at 4e-3 {_format_differences(gaps[0])}, at 1.5e-3 {_format_differences(gaps[1])}',
+      f'CLS minus GAP at 4e-3 {_points(gaps[0])}, at 1.5e-3 {_points(gaps[1])}',
     )
   ]
 
 
 def _transfer_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of Table 5 and §3.2."""
+  """Assess the claims of Table 5 and §3.2."""
   models = ('ViT-M', 'R-M', 'R+ViT-M')
   over = lambda column, a, b: [
     d
@@ -208,18 +213,18 @@ def _transfer_findings(records: list[dict]) -> list[ClaimFinding]:
     (
       'more pre-training data transfers better',
       assess_claim(more),
-      f'digits, from all less from 1/8, over the models: {_format_differences(more)}',
+      f'digits, from all minus from 1/8, over the models: {_points(more)}',
     ),
     (
       'fine-tuning at a higher resolution helps',
       assess_claim(higher),
-      f'Fashion-MNIST, 64 less 32 px, over models and parts: {_format_differences(higher)}',
+      f'Fashion-MNIST, 64 minus 32 px, over models and parts: {_points(higher)}',
     ),
   ]
 
 
 def _masked_patch_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Of §4.6."""
+  """Assess the claim of §4.6."""
   gain = _paired_differences(
     *(
       _seed_values(records, row, 'Fashion-MNIST, 500 labels')
@@ -228,9 +233,9 @@ def _masked_patch_findings(records: list[dict]) -> list[ClaimFinding]:
   )
   return [
     (
-      'masked patches before fine-tuning beat none',
+      'masked patch prediction before fine-tuning improves accuracy',
       assess_claim(gain),
-      f'at as many steps of fine-tuning: {_format_differences(gain)}',
+      f'at the same number of fine-tuning steps: {_points(gain)}',
     )
   ]
 

@@ -1,6 +1,7 @@
-"""The paper's experiments at full scale: which runs, by Tables 3 and 4 and what the text adds (arXiv 2010.11929).
+"""Runs of the paper's experiments at full scale (arXiv 2010.11929).
 
-JFT-300M is not public: `replace_jft` puts ImageNet-21k in its place, with the recipe as it is.
+The recipes are those of Tables 3 and 4 and of the text. JFT-300M is not public: `replace_jft`
+replaces it with ImageNet-21k and leaves the recipe unchanged.
 """
 
 import dataclasses
@@ -9,15 +10,13 @@ from collections.abc import Callable, Iterable
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.models.families import family_name
 from vit_jax.paper.published import read_published_table
-from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
+from vit_jax.paper.runs import ExperimentRun, init_chain, repeat_over_seeds
 from vit_jax.recipes import import_recipe
 
 JFT, IMAGENET_21K, IMAGENET_1K = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
-_PRETRAIN_CONFIG, FINETUNE_CONFIG, _HYPERRULE_CONFIG = (
-  'configs/pretrain.py',
-  'configs/finetune.py',
-  'configs/bit_finetune.py',
-)
+_PRETRAIN_CONFIG = 'configs/pretrain.py'
+FINETUNE_CONFIG = 'configs/finetune.py'
+_HYPERRULE_CONFIG = 'configs/bit_finetune.py'
 _DATASET_ARGUMENTS = {JFT: 'jft', IMAGENET_21K: 'imagenet21k', IMAGENET_1K: 'imagenet'}
 _STANDIN_SETTINGS = {
   'data.train': 'folder:imagenet21k',
@@ -25,7 +24,8 @@ _STANDIN_SETTINGS = {
   'data.eval_split': 'train[:25600]',
 }
 
-# Table 4, App. B.1.1. Data set: configs/finetune.py's argument, and from where on the training split is held out in the sweep.
+# Table 4, App. B.1.1. {data set: (argument of configs/finetune.py, start of the part of the
+# training split that the sweep holds out)}.
 TRANSFER_DATASETS = {
   'CIFAR-10': ('cifar10', '98%'),
   'CIFAR-100': ('cifar100', '98%'),
@@ -33,16 +33,19 @@ TRANSFER_DATASETS = {
   'Oxford Flowers-102': ('flowers', '90%'),
   'Oxford-IIIT-Pets': ('pets', '90%'),
 }
-_FEWSHOT_EVALS = (
-  'fewshot:tfds:imagenet2012',
-)  # What Figures 4, 8, 9 and 13 and Table 8 have: ImageNet, five images a class.
+# Figures 4, 8, 9 and 13 and Table 8: ImageNet with five images for each class.
+_FEWSHOT_EVALS = ('fewshot:tfds:imagenet2012',)
 _FEWSHOT_MEASURES = ('imagenet2012_5shot',)
 
 
 def _pretrain_run(
   model: str, data: str, epochs: int = 0, /, *, row: str = '', column: str = '', **settings
 ) -> ExperimentRun:
-  """A row of Table 3 with settings (__ for a dot) of its own; H/14 on ImageNet-21k, which has none, by L/16's."""
+  """Return the run of a row of Table 3 with changed settings.
+
+  In the names of `settings`, '__' stands for a dot. Table 3 has no row for H/14 on ImageNet-21k; it
+  uses that of L/16.
+  """
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   if (model, data) == ('H/14', IMAGENET_21K):
     model, settings = 'L/16', {'model.variant': 'H/14'} | settings
@@ -58,8 +61,11 @@ def _pretrain_run(
 def _finetune_runs(
   start: ExperimentRun | str, model: str, target: str, *, row: str, column: str, **settings
 ) -> list[ExperimentRun]:
-  """Table 4's recipe at the best learning rate of a sweep, or for ResNets the BiT-HyperRule where that is better; then three
-  seeds on the whole training set. The paper does not say on which images the rule was better; here it is on those held out."""
+  """Return three seeds of Table 4's recipe, at the best learning rate of a sweep.
+
+  ResNets use the BiT-HyperRule where that is better. The paper does not say on which images it
+  compares the two; here it is the held-out part. The three seeds train on all training images.
+  """
   data, held_out = TRANSFER_DATASETS[target]
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   real = {'probes': ('real',)} if target == IMAGENET_1K else {}
@@ -82,7 +88,7 @@ def _finetune_runs(
 def _fewshot_run(
   model: str, data: str, epochs: int = 0, /, *, row: str, column: str, **settings
 ) -> ExperimentRun:
-  """A pre-training run that is judged by ImageNet 5-shot."""
+  """Return a pre-training run that is measured by ImageNet 5-shot accuracy."""
   return dataclasses.replace(
     _pretrain_run(model, data, epochs, row=row, column=column, probes=_FEWSHOT_EVALS, **settings),
     measures=_FEWSHOT_MEASURES,
@@ -90,7 +96,7 @@ def _fewshot_run(
 
 
 def _table_2_pretrain_runs() -> dict[str, ExperimentRun]:
-  """By the columns that Tables 2 and 9 have them in."""
+  """Return the models by their columns in Tables 2 and 9."""
   return {
     'ViT-H/14 (JFT)': _pretrain_run('H/14', JFT),
     'ViT-L/16 (JFT)': _pretrain_run('L/16', JFT, 14),
@@ -99,7 +105,10 @@ def _table_2_pretrain_runs() -> dict[str, ExperimentRun]:
 
 
 def table_2_runs() -> list[ExperimentRun]:
-  """Fine-tuned on ImageNet at 512 px (L/16) and 518 (H/14), and averaged with a decay of 0.9999; and Table 9."""
+  """Table 2: fine-tuning, with Table 9 for VTAB.
+
+  On ImageNet at 512 px (L/16) or 518 px (H/14), with parameters averaged at decay 0.9999.
+  """
   runs = []
   for column, start in _table_2_pretrain_runs().items():
     model, side = ('H/14', 518) if 'H/14' in column else ('L/16', 512)
@@ -110,7 +119,7 @@ def table_2_runs() -> list[ExperimentRun]:
 
 
 def table_5_runs(sets: Iterable[str] = (IMAGENET_1K, IMAGENET_21K, JFT)) -> list[ExperimentRun]:
-  """Every model of Table 1 pre-trained on every set, fine-tuned at 384 px."""
+  """Table 5: every model of Table 1 pre-trained on every data set, fine-tuned at 384 px."""
   runs = []
   for data in sets:
     for model in ('B/16', 'B/32', 'L/16', 'L/32', 'H/14'):
@@ -127,7 +136,7 @@ def table_5_runs(sets: Iterable[str] = (IMAGENET_1K, IMAGENET_21K, JFT)) -> list
 
 
 def table_6_runs() -> list[ExperimentRun]:
-  """The scaling study: every model on JFT-300M, fine-tuned."""
+  """Table 6, the scaling study: every model pre-trained on JFT-300M and fine-tuned."""
   runs = []
   for row in read_published_table('table6'):
     model, name = parse_paper_variant(row['Model']), f'{row["Model"]}, {row["Epochs"]} epochs'
@@ -141,13 +150,17 @@ def table_6_runs() -> list[ExperimentRun]:
 
 
 def parse_paper_variant(model: str) -> str:
-  """'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialViT-B/16' -> itself, 'AxialResNet50x1' -> 'AxialR50x1'."""
+  """Return our name of a model of the paper.
+
+  'R50x1+ViT-B/16' -> 'R50+B/16', 'ResNet50x1' -> 'R50x1', 'AxialResNet50x1' -> 'AxialR50x1'.
+  'AxialViT-B/16' is unchanged.
+  """
   plain = model.replace('ResNet', 'R').replace('R50x1+', 'R50+')
   return plain if plain.startswith('Axial') else plain.replace('ViT-', '')
 
 
 def table_7_runs() -> list[ExperimentRun]:
-  """ResNets by Adam, and by SGD with BiT's settings."""
+  """Table 7: ResNets pre-trained with Adam, and with SGD and BiT's settings."""
   runs = []
   for model, title in (('R50x1', 'R50'), ('R152x2', 'R152x2')):
     sgd = ExperimentRun(row=model, column=JFT, config=f'configs/bit_pretrain.py:{model},jft,7')
@@ -161,7 +174,7 @@ def table_7_runs() -> list[ExperimentRun]:
 
 
 def table_8_runs() -> list[ExperimentRun]:
-  """Position embeddings of ViT-B/16."""
+  """Table 8: position embeddings of ViT-B/16."""
   kinds = {
     'none': 'none',
     '1-D learned': 'learned',
@@ -180,7 +193,10 @@ def table_8_runs() -> list[ExperimentRun]:
 
 
 def figure_4_runs() -> list[ExperimentRun]:
-  """Parts of JFT-300M, with the same settings and as many steps for all; the paper takes the best step on held-out images."""
+  """Figure 4: parts of JFT-300M, with the same settings and number of steps for all.
+
+  The paper reports the best step on held-out images.
+  """
   models = {
     'ViT-L/16': 'L/16',
     'ViT-L/32': 'L/32',
@@ -189,11 +205,8 @@ def figure_4_runs() -> list[ExperimentRun]:
     'R50x1 (BiT)': 'R50x1',
     'R152x2 (BiT)': 'R152x2',
   }
-  halved = {
-    'model__width': 384,
-    'model__mlp': 1536,
-    'model__heads': 6,
-  }  # Every width of B halved, by heads of 64.
+  # Every width of B halved, with heads of 64.
+  halved = {'model__width': 384, 'model__mlp': 1536, 'model__heads': 6}
   runs = []
   for row, model in models.items():
     for millions in ('9.06', '30.2', '90.6', '302'):
@@ -208,7 +221,10 @@ def figure_4_runs() -> list[ExperimentRun]:
 
 
 def figure_8_runs() -> list[ExperimentRun]:
-  """Eight layers, width 1,024, MLP 2,048, patches of 32; one of them scaled, to the compute that the plot shows."""
+  """Figure 8: 8 layers, width 1,024, MLP 2,048 and patches of 32, with one of them scaled.
+
+  The values give the compute that the plot shows.
+  """
   base = {'model__depth': 8, 'model__width': 1024, 'model__mlp': 2048, 'model__heads': 16}
   scaled = {
     'Base': [{}],
@@ -223,18 +239,23 @@ def figure_8_runs() -> list[ExperimentRun]:
       {'model__depth': 16, 'model__width': 2048, 'model__mlp': 4096, 'model__heads': 32},
     ],
   }
-  named = lambda settings: (
-    ' '.join(f'{name.partition("__")[2]} {value}' for name, value in settings.items()) or 'base'
-  )
+
+  def format_settings(settings: dict[str, object]) -> str:
+    words = [f'{name.partition("__")[2]} {value}' for name, value in settings.items()]
+    return ' '.join(words) or 'base'
+
   return [
-    _fewshot_run('B/32', JFT, row=row, column=named(settings), **base | settings)
+    _fewshot_run('B/32', JFT, row=row, column=format_settings(settings), **base | settings)
     for row, choices in scaled.items()
     for settings in choices
   ]
 
 
 def figure_9_runs() -> list[ExperimentRun]:
-  """A class token and the mean of the patches; ViT-B/32, as the level and the learning rate suggest."""
+  """Figure 9: a class token and the mean of the patches.
+
+  The paper does not name the model; the accuracy and the learning rate suggest ViT-B/32.
+  """
   kinds = {
     'CLS lr=8e-4': ('token', 8e-4),
     'GAP lr=8e-4': ('gap', 8e-4),
@@ -249,7 +270,7 @@ def figure_9_runs() -> list[ExperimentRun]:
 
 
 def figure_10_runs() -> list[ExperimentRun]:
-  """Three ViT-L/16, whose position embeddings `figures` compares."""
+  """Figure 10: three ViT-L/16, whose position embeddings the command `figures` compares."""
   rows = ((7, 2e-4, 0.01), (7, 4e-4, 0.1), (14, 4e-4, 0.1))
   return [
     _pretrain_run(
@@ -265,7 +286,7 @@ def figure_10_runs() -> list[ExperimentRun]:
 
 
 def table_9_runs() -> list[ExperimentRun]:
-  """VTAB-1k: the models of Table 2, each on the 1,000 images of each task, three times."""
+  """Table 9, VTAB-1k: the models of Table 2 on the 1,000 images of each task, with three seeds."""
   runs = []
   for column, start in _table_2_pretrain_runs().items():
     config = f'{FINETUNE_CONFIG}:{"H/14" if "H/14" in column else "L/16"},vtab/'
@@ -277,7 +298,7 @@ def table_9_runs() -> list[ExperimentRun]:
 
 
 def figure_13_runs() -> list[ExperimentRun]:
-  """Axial models beside plain ones, at seven epochs."""
+  """Figure 13: axial models and plain models at seven epochs."""
   models = (
     'AxialViT-B/16',
     'AxialViT-B/32',
@@ -295,7 +316,7 @@ def figure_13_runs() -> list[ExperimentRun]:
 
 
 def self_supervision_runs() -> list[ExperimentRun]:
-  """§4.6: ViT-B/16 from masked patches, from scratch and from labels, each fine-tuned on ImageNet."""
+  """§4.6: ViT-B/16 fine-tuned on ImageNet after masked patches, from scratch, and after labels."""
   starts = {
     'masked patch prediction on JFT-300M (1M steps)': ExperimentRun(
       row='B/16', column=JFT, config='configs/self_supervised.py:B/16,jft'
@@ -313,13 +334,13 @@ def self_supervision_runs() -> list[ExperimentRun]:
 def make_dataset_filter(
   target: str,
 ) -> Callable[[Callable[[], list[ExperimentRun]]], Callable[[], list[ExperimentRun]]]:
-  """Of a table's runs those that end in one data set."""
+  """Return a decorator that keeps only the runs of a table that fine-tune on `target`."""
   data = TRANSFER_DATASETS[target][0]
   return lambda runs: lambda: [run for run in runs() if run.config.endswith(f',{data}')]
 
 
 def replace_jft(run: ExperimentRun) -> ExperimentRun:
-  """The same run with ImageNet-21k in the place of JFT-300M, wherever it is pre-trained on that."""
+  """Return the run with ImageNet-21k in place of JFT-300M, also in the runs that it starts from."""
   start = replace_jft(run.init) if isinstance(run.init, ExperimentRun) else run.init
   on_jft = ',jft' in run.config
   settings = run.settings | (_STANDIN_SETTINGS if on_jft else {})
@@ -327,8 +348,6 @@ def replace_jft(run: ExperimentRun) -> ExperimentRun:
 
 
 def uses_jft(runs: Iterable[ExperimentRun]) -> bool:
-  """Whether one of them, or one that they start from, is pre-trained on JFT-300M itself."""
-  start = lambda run: start(run.init) if isinstance(run.init, ExperimentRun) else run
-  return any(
-    ',jft' in start(run).config and 'data.train' not in start(run).settings for run in runs
-  )
+  """Return whether a run, or one that it starts from, pre-trains on JFT-300M itself."""
+  starts = [next(init_chain(run)) for run in runs]
+  return any(',jft' in run.config and 'data.train' not in run.settings for run in starts)

@@ -1,6 +1,7 @@
-"""Figure 12: how fast models predict, and how many images they take at once, by the size of the images, on these devices.
+"""Figure 12: inference speed and largest batch by image size, on the devices of this machine.
 
-As the paper (App. D.5): batches of 1, 2, 4, … 1,024 images, the speed of the fastest, the size of the largest that fits.
+As in the paper (App. D.5), batches have 1, 2, 4, … 1,024 images. The speed is that of the fastest
+batch.
 """
 
 import dataclasses
@@ -17,36 +18,39 @@ from vit_jax.paper.published import read_published_table
 from vit_jax.sharding.mesh import batch_sharding, describe_mesh, make_mesh, replicated
 from vit_jax.step import predict_logits
 
-MAX_BATCH_PER_DEVICE = 1024  # Images for each device.
+MAX_BATCH_PER_DEVICE = 1024  # Images.
 _SPEED_CLASSES = 1000
-_MIN_TIMING_SECONDS = 0.5  # Of measuring each batch, at least.
+_MIN_TIMING_SECONDS = 0.5  # The least time to measure a batch size.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpeedResult:
-  """Of one model at one size: images a second of a device, and the largest batch for one; 0 where none fits."""
+  """Speed of one model at one image size, for each device.
+
+  `max_batch` is in images, 0 if no batch fits.
+  """
 
   model: str
-  pixels: int
+  image_size: int  # Pixels of a side.
   images_per_second: float
-  largest: int
+  max_batch: int
 
 
 def measure_speeds(
-  models: list[str], sizes: list[int], *, dtype: str, largest: int = MAX_BATCH_PER_DEVICE
+  models: list[str], sizes: list[int], *, dtype: str, max_batch: int = MAX_BATCH_PER_DEVICE
 ) -> Iterator[SpeedResult]:
-  """One after another, each as soon as it is known."""
+  """Yield the speed of each model at each size, in pixels, as it is measured."""
   mesh = make_mesh(1, batches={})
   for model in models:
     for pixels in sizes:
-      yield _measure_speed(model, pixels, mesh=mesh, dtype=dtype, largest=largest)
+      yield _measure_speed(model, pixels, mesh=mesh, dtype=dtype, max_batch=max_batch)
 
 
-def _measure_speed(model: str, pixels: int, *, mesh, dtype: str, largest: int) -> SpeedResult:
-  """Over batches that double until one does not fit, or takes so long that the next would tell nothing new."""
+def _measure_speed(model: str, pixels: int, *, mesh, dtype: str, max_batch: int) -> SpeedResult:
+  """Measure a model with batches that double, up to `max_batch` or until one does not fit."""
   built = build_model(ModelConfig(variant=model, dtype=dtype), _SPEED_CLASSES)
   stride = built.shape.stride[0]
-  side = round(pixels / stride) * stride  # 70 for patches of 14, as the paper has it.
+  side = round(pixels / stride) * stride  # 70 for patches of 14, as in the paper.
   init = jax.jit(
     lambda: built.init(jax.random.key(0), jnp.zeros((1, side, side, 3), jnp.uint8)),
     out_shardings=replicated(mesh),
@@ -58,7 +62,7 @@ def _measure_speed(model: str, pixels: int, *, mesh, dtype: str, largest: int) -
     out_shardings=batch_sharding(mesh),
   )
   best, most, batch = 0.0, 0, 1
-  while batch <= largest:
+  while batch <= max_batch:
     try:
       seconds = _time_forward(
         run,
@@ -76,7 +80,7 @@ def _measure_speed(model: str, pixels: int, *, mesh, dtype: str, largest: int) -
 
 
 def _time_forward(run, params, images: jax.Array) -> float:
-  """Seconds of one call, over as many as half a second takes, after one that compiles."""
+  """Return the mean seconds of a call, over half a second, after one call that compiles."""
   jax.block_until_ready(run(params, images))
   calls, began = 0, time.monotonic()
   while (passed := time.monotonic() - began) < _MIN_TIMING_SECONDS:
@@ -86,7 +90,7 @@ def _time_forward(run, params, images: jax.Array) -> float:
 
 
 def _read_paper_speeds() -> dict[tuple[str, int], tuple[float, int]]:
-  """{(model, pixels): (images a second of a TPUv3 core, its largest batch)}."""
+  """Return {(model, pixels): (images per second, largest batch)} of a TPUv3 core."""
   found = {}
   for row in read_published_table('fig12'):
     key = row['model'].replace('ViT-', ''), int(row['input_px'])
@@ -98,15 +102,17 @@ def _read_paper_speeds() -> dict[tuple[str, int], tuple[float, int]]:
 
 
 def figure_12_models() -> list[str]:
-  """Of the figure."""
+  """Return the models of Figure 12."""
   return list(dict.fromkeys(model for model, _ in _read_paper_speeds()))
 
 
 def format_speeds(speeds: Iterator[SpeedResult]) -> Iterator[str]:
-  """A line for each, with the paper's TPUv3 core beside."""
+  """Yield a line for each result, with the paper's number for a TPUv3 core."""
   paper = _read_paper_speeds()
-  yield f'{describe_mesh(make_mesh(1, batches={}))}; images a second and largest batch of one; the paper: of a TPUv3 core'
+  devices = describe_mesh(make_mesh(1, batches={}))
+  yield f'{devices}; images per second and largest batch of a device; paper: of a TPUv3 core'
   for each in speeds:
-    speed, largest = paper.get((each.model, each.pixels), (None, None))
-    beside = f'  paper {speed:9,.1f}  {largest:5,}' if speed else ''
-    yield f'{each.model:8} {each.pixels:4} px {each.images_per_second:10,.1f}  {each.largest:5,}{beside}'
+    speed, largest = paper.get((each.model, each.image_size), (None, None))
+    paper_text = f'  paper {speed:9,.1f}  {largest:5,}' if speed else ''
+    ours = f'{each.images_per_second:10,.1f}  {each.max_batch:5,}'
+    yield f'{each.model:8} {each.image_size:4} px {ours}{paper_text}'

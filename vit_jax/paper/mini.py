@@ -1,6 +1,7 @@
-"""The paper's experiments in miniature: which runs, on Fashion-MNIST, digits and photographs of flowers.
+"""Runs of the paper's experiments in miniature, on Fashion-MNIST, digits and photos of flowers.
 
-Sizes and recipe are configs/mini.py's. Runs that several experiments share are done once.
+The sizes and the recipe are those of configs/mini.py. Runs that several experiments share are
+trained once.
 """
 
 import dataclasses
@@ -11,30 +12,36 @@ from vit_jax.errors import UserError
 from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
 from vit_jax.recipes import load_recipe
 
-MINI_TRAIN_IMAGES = 4000  # Of Fashion-MNIST, as configs/mini.py takes: a run sees the smallest part 38 times, and all of them 5 times.
+# Images of Fashion-MNIST in configs/mini.py. A run sees the smallest part 38 times, and all images
+# 5 times.
+MINI_TRAIN_IMAGES = 4000
 MINI_DATA_FRACTIONS = {'1/8': 8, '1/4': 4, '1/2': 2, '1': 1}
-MINI_FEWSHOT_METRIC = 'digits_5shot'  # Of a representation that Fashion-MNIST taught: the accuracy on digits, from five of each.
-FLOWERS = 'folder:photos'
+# Accuracy on digits of features learned from Fashion-MNIST, with five examples of each digit.
+MINI_FEWSHOT_METRIC = 'digits_5shot'
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MiniEffort:
-  """How much of it is done: a factor on all steps, and the seeds of which the deviation is told."""
+  """The amount of training in the miniatures."""
 
-  steps: float = 1.0
-  runs: int = 0  # Of each experiment the first so many; 0 means all.
+  step_factor: float = 1.0  # Multiplies the steps of every run.
+  max_runs: int = 0  # Runs of each experiment; the others are skipped. 0 means all.
   seeds: tuple[int, ...] = (0, 1, 2)
-  photos: str = ''  # A folder of photographs in class folders, such as TensorFlow's flower_photos; '' goes without.
+  # folder:PATH of photographs in class folders, such as TensorFlow's flower_photos. '' skips them.
+  photos: str = ''
 
 
 def _mini_pretrain_run(
-  effort: MiniEffort, model: str, row: str, column: str, *, share: str = '1', **settings
+  effort: MiniEffort, model: str, row: str, column: str, *, fraction: str = '1', **settings
 ) -> ExperimentRun:
-  """Of a model of configs/mini.py on a share of Fashion-MNIST; `settings` have __ for a dot."""
+  """Return the run of a model of configs/mini.py on a fraction of Fashion-MNIST.
+
+  In the names of `settings`, '__' stands for a dot.
+  """
   settings = {name.replace('__', '.'): value for name, value in settings.items()}
   config = f'configs/mini.py:{model},fashion_mnist'
-  if share != '1':
-    settings['data.split'] = f'train[:{MINI_TRAIN_IMAGES // MINI_DATA_FRACTIONS[share]}]'
+  if fraction != '1':
+    settings['data.split'] = f'train[:{MINI_TRAIN_IMAGES // MINI_DATA_FRACTIONS[fraction]}]'
   measures = ('accuracy', MINI_FEWSHOT_METRIC)
   return ExperimentRun(
     row=row,
@@ -46,28 +53,36 @@ def _mini_pretrain_run(
 
 
 def _scale_steps(effort: MiniEffort, config: str) -> dict[str, object]:
-  """The steps that are left of the config's; at least 3."""
-  return (
-    {} if effort.steps == 1 else {'steps': max(3, round(load_recipe(config).steps * effort.steps))}
-  )
+  """Return the setting of the scaled number of steps, at least 3; none if the factor is 1."""
+  if effort.step_factor == 1:
+    return {}
+  return {'steps': _scaled(load_recipe(config).steps, effort)}
+
+
+def _scaled(steps: int, effort: MiniEffort) -> int:
+  """Return the scaled number of steps, at least 3."""
+  return max(3, round(steps * effort.step_factor))
 
 
 def _data_size_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Experiment 2, as Figures 3 and 4: models of one compute, and a larger one, against the size of what they learn from."""
+  """Experiment 2, as in Figures 3 and 4: accuracy against the number of training images.
+
+  Two models of equal compute, and a larger one.
+  """
   runs = [
-    _mini_pretrain_run(effort, model, model, share, share=share)
+    _mini_pretrain_run(effort, model, model, fraction, fraction=fraction)
     for model in ('ViT-M', 'R-M')
-    for share in MINI_DATA_FRACTIONS
+    for fraction in MINI_DATA_FRACTIONS
   ]
   larger = [
-    _mini_pretrain_run(effort, 'ViT-L', 'ViT-L', share, share=share)
-    for share in MINI_DATA_FRACTIONS
+    _mini_pretrain_run(effort, 'ViT-L', 'ViT-L', fraction, fraction=fraction)
+    for fraction in MINI_DATA_FRACTIONS
   ]
   return repeat_over_seeds(runs, effort.seeds) + repeat_over_seeds(larger, effort.seeds[:1])
 
 
 def _scaling_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Experiment 3, as Table 6 and Figure 5: three families against the compute of their pre-training."""
+  """Experiment 3, as in Table 6 and Figure 5: accuracy of three families against compute."""
   medium = [
     _mini_pretrain_run(effort, model, model, 'Fashion-MNIST')
     for model in ('ViT-M', 'R-M', 'R+ViT-M')
@@ -80,7 +95,7 @@ def _scaling_runs(effort: MiniEffort) -> list[ExperimentRun]:
 
 
 def _optimizer_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """As Table 7: ResNets pre-trained with Adam and with SGD."""
+  """ResNets pre-trained with Adam and with SGD, as in Table 7."""
   sgd = {'optim__name': 'sgd', 'optim__lr': 0.1, 'optim__weight_decay': 1e-3}
   kinds = {'Adam': {}, 'SGD': sgd}
   runs = [
@@ -91,7 +106,7 @@ def _optimizer_runs(effort: MiniEffort) -> list[ExperimentRun]:
 
 
 def _position_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """As Table 8: position embeddings, by their kind and by where they are added."""
+  """Position embeddings by their kind and by where they are added, as in Table 8."""
   kinds = {
     'none': 'none',
     '1-D learned': 'learned',
@@ -110,7 +125,10 @@ def _position_runs(effort: MiniEffort) -> list[ExperimentRun]:
 
 
 def _pooling_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """As Figure 9: a class token, and the mean of the patches at its learning rate and at less than half of it."""
+  """A class token and the mean of the patches, as in Figure 9.
+
+  The mean is trained at the learning rate of the class token and at less than half of it.
+  """
   kinds = {
     'CLS lr=4e-3': {},
     'GAP lr=4e-3': {'model__pool': 'gap'},
@@ -124,7 +142,8 @@ def _pooling_runs(effort: MiniEffort) -> list[ExperimentRun]:
   return repeat_over_seeds(runs, effort.seeds)
 
 
-# Transfer: data set, its settings in fine-tuning. SGD at 0.03 without weight decay, as Table 4 has it.
+# Fine-tuning: SGD at learning rate 0.03 without weight decay, as in Table 4. {name: (data,
+# settings)}.
 _TRANSFER_SGD = {
   'optim.name': 'sgd',
   'optim.lr': 0.03,
@@ -142,16 +161,19 @@ _MINI_TRANSFERS = {
 
 
 def _transfer_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Experiment 1, as Tables 2, 5 and 9: fine-tuning what was pre-trained on a part and on all, at two resolutions."""
+  """Experiment 1, as in Tables 2, 5 and 9: fine-tuning at two resolutions.
+
+  The models are pre-trained on an eighth of the images and on all.
+  """
   runs = []
   for seed in effort.seeds[:1]:
     for model in ('ViT-M', 'R-M', 'R+ViT-M'):
-      for share in ('1/8', '1'):
+      for fraction in ('1/8', '1'):
         (start,) = repeat_over_seeds(
-          [_mini_pretrain_run(effort, model, model, share, share=share)], (seed,)
+          [_mini_pretrain_run(effort, model, model, fraction, fraction=fraction)], (seed,)
         )
         runs += [
-          _mini_finetune_run(effort, start, share, name)
+          _mini_finetune_run(effort, start, fraction, name)
           for name in _MINI_TRANSFERS
           if effort.photos or 'flowers' not in name
         ]
@@ -159,20 +181,21 @@ def _transfer_runs(effort: MiniEffort) -> list[ExperimentRun]:
 
 
 def _mini_finetune_run(
-  effort: MiniEffort, start: ExperimentRun, share: str, name: str
+  effort: MiniEffort, start: ExperimentRun, fraction: str, name: str
 ) -> ExperimentRun:
-  """`start` on the transfer of that name."""
+  """Return the run that fine-tunes `start` on an entry of _MINI_TRANSFERS."""
   data, settings = _MINI_TRANSFERS[name]
   settings = settings | _TRANSFER_SGD | {'probes': (), 'seed': start.settings['seed']}
-  settings |= {'steps': max(3, round(settings['steps'] * effort.steps))}
+  settings |= {'steps': _scaled(settings['steps'], effort)}
   settings |= {'data.train': effort.photos} if data == 'flowers' else {}
   config = f'configs/mini.py:{start.row},{data}'
   return ExperimentRun(
-    row=f'{start.row} from {share}', column=name, config=config, settings=settings, init=start
+    row=f'{start.row} from {fraction}', column=name, config=config, settings=settings, init=start
   )
 
 
-# Self-supervision: all images without their labels, in patches of which there are 49, and then the labels of the first 500.
+# Self-supervision: all images without labels, in 49 patches each; then the labels of the first 500
+# images.
 _MASKED_PATCH_SETTINGS = {
   'model.variant': 'Ti/4',
   'model.pool': 'gap',
@@ -183,13 +206,15 @@ _FEW_LABELS_SETTINGS = {'data.split': 'train[:500]', 'data.batch': 48, 'steps': 
 
 
 def _masked_patch_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Self-supervision, as §4.6: fine-tuning what masked patches taught, and as many steps from scratch, on few labels."""
+  """Self-supervision, as in §4.6: few labels after masked patch prediction, and from scratch.
+
+  Both are fine-tuned for the same number of steps.
+  """
   config, column = 'configs/mini.py:ViT-S,fashion_mnist', 'Fashion-MNIST, 500 labels'
-  times = lambda settings: settings | {'steps': max(3, round(settings['steps'] * effort.steps))}
-  mask = times(
-    _MASKED_PATCH_SETTINGS | {'mask.target': 'colour', 'optim.weight_decay': 0.0, 'steps': 600}
-  )
-  few = times(_MASKED_PATCH_SETTINGS | _FEW_LABELS_SETTINGS)
+  mask = {'mask.target': 'colour', 'optim.weight_decay': 0.0, 'steps': _scaled(600, effort)}
+  mask = _MASKED_PATCH_SETTINGS | mask
+  few = _MASKED_PATCH_SETTINGS | _FEW_LABELS_SETTINGS
+  few |= {'steps': _scaled(few['steps'], effort)}
   runs = []
   for seed in effort.seeds:
     start = ExperimentRun(
@@ -205,9 +230,9 @@ def _masked_patch_runs(effort: MiniEffort) -> list[ExperimentRun]:
 
 
 def select_mini_runs(experiment: str, effort: MiniEffort) -> list[ExperimentRun]:
-  """The runs of an experiment, as many as the effort says."""
+  """Return the runs of an experiment, at most `effort.max_runs` of them."""
   runs = MINI_EXPERIMENTS[experiment](effort)
-  return runs[: effort.runs] if effort.runs else runs
+  return runs[: effort.max_runs] if effort.max_runs else runs
 
 
 MINI_EXPERIMENTS: dict[str, Callable[[MiniEffort], list[ExperimentRun]]] = {
@@ -222,7 +247,7 @@ MINI_EXPERIMENTS: dict[str, Callable[[MiniEffort], list[ExperimentRun]]] = {
 
 
 def check_photos(effort: MiniEffort):
-  """UserError where the folder of photographs is none."""
+  """Raise UserError if the source of photographs cannot be opened."""
   if effort.photos and not effort.photos.startswith('folder:'):
     raise UserError(f'--photos={effort.photos}: expected folder:PATH')
   if effort.photos:

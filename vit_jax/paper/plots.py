@@ -1,4 +1,4 @@
-"""The plots of the miniatures, each beside the paper's own figure or table."""
+"""Plots of the miniatures, each next to the paper's own figure or table."""
 
 import statistics
 from collections.abc import Callable
@@ -9,15 +9,16 @@ from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC, MINI_TR
 from vit_jax.paper.published import read_published_table
 from vit_jax.recipes import load_recipe
 
-_FAMILY_COLORS = {
-  'ViT': 'tab:blue',
-  'R+': 'tab:green',
-  'R': 'tab:red',
-}  # By how a name starts, the first that fits.
+# Colors by the prefix of a model's name. The first that matches is used.
+_FAMILY_COLORS = {'ViT': 'tab:blue', 'R+': 'tab:green', 'R': 'tab:red'}
+_TITLES = {
+  'accuracy': 'Fashion-MNIST accuracy, %',
+  MINI_FEWSHOT_METRIC: 'digits 5-shot, %',
+}
 
 
 def save_mini_plot(plot: Callable, records: list[dict], path: Path):
-  """A PNG with ours in the left panels and the paper's in the last."""
+  """Save a PNG with our results in the left panels and the paper's in the last."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -33,7 +34,7 @@ def save_mini_plot(plot: Callable, records: list[dict], path: Path):
 
 
 def _family_color(name: str) -> str:
-  """Of a family."""
+  """Return the color of a model's family."""
   return next(
     (value for start, value in _FAMILY_COLORS.items() if name.startswith(start)), 'tab:gray'
   )
@@ -42,7 +43,7 @@ def _family_color(name: str) -> str:
 def _mean_and_std_by_key(
   records: list[dict], metric: str, key: Callable[[dict], object]
 ) -> dict[object, tuple[float, float]]:
-  """{key: (mean, deviation)} in per cent, over the seeds."""
+  """Return {key: (mean, standard deviation)} over the seeds, in percent."""
   grouped = {}
   for record in records:
     if record['metric'] == metric:
@@ -52,20 +53,14 @@ def _mean_and_std_by_key(
 
 
 def _plot_errorbars(axes, xs: list, pairs: list[tuple[float, float]], **style):
-  """With error bars."""
+  """Plot pairs of mean and standard deviation with error bars."""
   means, deviations = zip(*pairs, strict=True)
   axes.errorbar(xs, means, yerr=deviations, marker='o', capsize=3, **style)
 
 
 def _plot_data_size(panels, records: list[dict]):
-  """Accuracy and few-shot against the images learned from; Figure 4."""
-  styles = {'ViT-L': '--'}
-  for axes, metric, title in zip(
-    panels,
-    ('accuracy', MINI_FEWSHOT_METRIC),
-    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
-    strict=False,
-  ):
+  """Plot accuracy and few-shot accuracy against the number of training images, and Figure 4."""
+  for axes, (metric, title) in zip(panels, _TITLES.items(), strict=False):
     found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], r['column']))
     for model in dict.fromkeys(row for row, _ in found):
       shares = [share for share in MINI_DATA_FRACTIONS if (model, share) in found]
@@ -76,7 +71,7 @@ def _plot_data_size(panels, records: list[dict]):
         [found[model, share] for share in shares],
         label=model,
         color=_family_color(model),
-        ls=styles.get(model, '-'),
+        ls='--' if model == 'ViT-L' else '-',
       )
     axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
   for model in dict.fromkeys(row['model'] for row in read_published_table('fig4')):
@@ -96,21 +91,16 @@ def _plot_data_size(panels, records: list[dict]):
 
 
 def _forward_megaflops(record: dict) -> float:
-  """Of a forward pass of the model of a record, at its own resolution."""
+  """Return the MFLOPs of a forward pass of a record's model at its own resolution."""
   config = load_recipe(record['config'].split()[0])
   return build_model(config.model, 10).shape.flops(config.data.size) / 1e6
 
 
 def _plot_scaling(panels, records: list[dict]):
-  """Accuracy and few-shot against compute; Table 6's average of five."""
+  """Plot accuracy and few-shot accuracy against compute, and Table 6's average of five sets."""
   compute = {record['row']: _forward_megaflops(record) for record in records}
   families = {'ViT': 'ViT-', 'hybrid': 'R+', 'ResNet': 'R-'}
-  for axes, metric, title in zip(
-    panels,
-    ('accuracy', MINI_FEWSHOT_METRIC),
-    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
-    strict=False,
-  ):
+  for axes, (metric, title) in zip(panels, _TITLES.items(), strict=False):
     found = _mean_and_std_by_key(records, metric, lambda r: r['row'])
     for label, start in families.items():
       names = sorted((name for name in found if name.startswith(start)), key=compute.get)
@@ -138,14 +128,14 @@ def _plot_scaling(panels, records: list[dict]):
 
 
 def _figure_5_average(row: dict[str, str]) -> float:
-  """Of Figure 5's five data sets."""
+  """Return the average over Figure 5's five data sets."""
   return statistics.mean(
     float(row[name]) for name in ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')
   )
 
 
 def _plot_bars(axes, pairs: dict[str, tuple[float, float]], title: str):
-  """From a little below the lowest."""
+  """Plot bars of (mean, standard deviation). The axis starts a little below the lowest bar."""
   means, deviations = zip(*pairs.values(), strict=True)
   axes.bar(range(len(means)), means, yerr=deviations, capsize=3, color='tab:blue', alpha=0.7)
   axes.set_xticks(range(len(means)), list(pairs), rotation=30, ha='right', fontsize='small')
@@ -154,29 +144,35 @@ def _plot_bars(axes, pairs: dict[str, tuple[float, float]], title: str):
 
 
 def _make_bar_plot(
-  name: Callable[[dict], str], theirs: Callable[[], dict], caption: str
+  name: Callable[[dict], str], read_paper: Callable[[], dict], caption: str
 ) -> Callable:
-  """Bars of both measures, and the paper's."""
+  """Return a function that plots bars of both measures, and the paper's bars.
+
+  `name` gives the bar that a record belongs to.
+  """
 
   def plot(panels, records: list[dict]):
     _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', name), 'ours: accuracy, %')
     if few := _mean_and_std_by_key(records, MINI_FEWSHOT_METRIC, name):
       _plot_bars(panels[1], few, 'ours: digits 5-shot, %')
-    _plot_bars(panels[2], theirs(), caption)
+    _plot_bars(panels[2], read_paper(), caption)
 
   return plot
 
 
 def _record_row(record: dict) -> str:
+  """Return the row of a record."""
   return record['row']
 
 
 def _table_7_bars() -> dict[str, tuple[float, float]]:
+  """Return the averages of Table 7, without deviations."""
   average = next(row for row in read_published_table('table7') if row['Dataset'] == 'Average')
   return {name: (float(value), 0.0) for name, value in average.items() if name != 'Dataset'}
 
 
 def _table_8_bars() -> dict[str, tuple[float, float]]:
+  """Return Table 8 in percent, without deviations."""
   cells = {
     (row['Position embedding'], place): cell
     for row in read_published_table('table8')
@@ -190,18 +186,13 @@ def _table_8_bars() -> dict[str, tuple[float, float]]:
 
 
 def _format_position_label(kind: str, place: str) -> str:
-  """Short enough for a tick."""
+  """Return a tick label of a position embedding."""
   return kind if place == 'Stem only' else f'{kind}, {place.lower()}'
 
 
 def _plot_pooling(panels, records: list[dict]):
-  """Both measures along the run; Figure 9."""
-  for axes, metric, title in zip(
-    panels,
-    ('accuracy', MINI_FEWSHOT_METRIC),
-    ('Fashion-MNIST accuracy, %', 'digits 5-shot, %'),
-    strict=False,
-  ):
+  """Plot both measures over the run, and Figure 9."""
+  for axes, (metric, title) in zip(panels, _TITLES.items(), strict=False):
     found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], int(r['steps'])))
     for row in dict.fromkeys(row for row, _ in found):
       steps = sorted(step for name, step in found if name == row)
@@ -218,7 +209,7 @@ def _plot_pooling(panels, records: list[dict]):
 
 
 def _plot_transfer(panels, records: list[dict]):
-  """By the part that was learned from, for two of the transfers; Table 5's ViT-L/16."""
+  """Plot two of the transfers by the fraction of pre-training data, and Table 5's ViT-L/16."""
   found = _mean_and_std_by_key(records, 'accuracy', lambda r: (r['row'], r['column']))
   columns = [name for name in dict.fromkeys(column for _, column in found) if '64 px' in name][:2]
   for axes, column in zip(panels, columns, strict=False):
@@ -242,7 +233,7 @@ def _plot_transfer(panels, records: list[dict]):
 
 
 def _plot_masked_patches(panels, records: list[dict]):
-  """With masked patches first and without; §4.6's."""
+  """Plot accuracy with and without masked patch prediction first, and that of §4.6."""
   _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', _record_row), 'ours: accuracy, %')
   for seed in sorted({r['seed'] for r in records}):
     of_seed = {

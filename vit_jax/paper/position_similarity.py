@@ -1,18 +1,24 @@
-"""Figures 7 (centre) and 10: how alike the position embeddings are, each to all others. Shapes: n = h·w patches, d width."""
+"""Figures 7 (centre) and 10: cosine similarity of position embeddings.
+
+Shapes: n = h·w patches, d width.
+"""
 
 import numpy as np
 
 
 def position_similarity(embeddings: np.ndarray) -> np.ndarray:
-  """Position embeddings of the patches [n, d], without the class token's -> their cosines [n, n]."""
+  """Return the cosines [n, n] of the position embeddings of patches [n, d]."""
   x = np.asarray(embeddings, np.float64)
   x = x / np.linalg.norm(x, axis=1, keepdims=True)
   return x @ x.T
 
 
 def mean_similarities(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, float]:
-  """Mean cosine [n, n] over the pairs of patches of a grid (height, width): in one row, in one column, in neither, and of
-  neighbours (up, down, left, right). No pair of a patch with itself."""
+  """Return the mean of the cosines [n, n] over four groups of pairs of different patches.
+
+  The groups are pairs in the same row of the grid, in the same column, in neither, and neighbours
+  (up, down, left, right).
+  """
   y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   dy, dx = (np.abs(np.subtract.outer(each, each)) for each in (y, x))
   pairs = {
@@ -25,7 +31,10 @@ def mean_similarities(cosines: np.ndarray, grid: tuple[int, int]) -> dict[str, f
 
 
 def tile_similarity_maps(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """Similarities [n, n] -> one picture [h·(h + 1), w·(w + 1)]: at each patch's place the map of all others, and gaps of NaN."""
+  """Tile the similarity map of each patch at its position in the grid.
+
+  Returns an image [h·(h + 1), w·(w + 1)] of the similarities [n, n], with gaps of NaN.
+  """
   h, w = grid
   maps = np.pad(
     cosines.reshape(h, w, h, w), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan
@@ -34,7 +43,7 @@ def tile_similarity_maps(cosines: np.ndarray, grid: tuple[int, int]) -> np.ndarr
 
 
 def plot_position_similarity(figure, cosines: np.ndarray, grid: tuple[int, int]):
-  """A map for each patch, at its place: how alike all positions are to that one."""
+  """Plot for each patch, at its position, the similarity of all positions to it."""
   h, w = grid
   axes = figure.subplots()
   picture = axes.imshow(

@@ -1,6 +1,7 @@
-"""Table 5 from what Google released: ImageNet-21k checkpoints, fine-tuned by Table 4's recipe on data that is here.
+"""Table 5 from Google's released ImageNet-21k checkpoints, fine-tuned by Table 4's recipe.
 
-Beside ours stand the paper's numbers, and those of its authors' released code at dropout 0 (their README).
+The comparison has the paper's numbers, and those of the authors' released code at dropout 0 (their
+README).
 """
 
 from collections.abc import Callable
@@ -23,24 +24,31 @@ _RELEASED_MODELS = {
 
 
 def released_finetune_runs(
-  wanted: list[str], changed: Callable[[str], dict[str, object]], seeds: tuple[int, ...]
+  pairs: list[str], read_settings: Callable[[str], dict[str, object]], seeds: tuple[int, ...]
 ) -> list[ExperimentRun]:
-  """For each 'VARIANT,DATA' (all of them where none is wanted) the released model of that variant, fine-tuned.
+  """Return the runs that fine-tune a released model for each 'VARIANT,DATA'.
 
-  `changed` gives what the person sets otherwise than FILE:ARGUMENT. UserError for a variant or data that Table 5 lacks.
+  Args:
+    pairs: 'VARIANT,DATA' strings; all of Table 5 if empty.
+    read_settings: returns the settings of the user that differ from those of FILE:ARGUMENT.
+    seeds: seeds of each run.
+
+  Raises:
+    UserError: Table 5 has no such variant or data.
   """
   runs = []
-  for pair in wanted or [
+  for pair in pairs or [
     f'{model},{data}' for model in _RELEASED_MODELS for data in _DATASET_OF_ARGUMENT
   ]:
     model, _, data = pair.partition(',')
     for name, known in ((model, _RELEASED_MODELS), (data, _DATASET_OF_ARGUMENT)):
       if name not in known:
         raise UserError(
-          f'--only {pair}: expected VARIANT,DATA, and there is no {name!r}.{did_you_mean(name, known)}'
+          f'--only {pair}: expected VARIANT,DATA, but Table 5 has no {name!r}.'
+          f'{did_you_mean(name, known)}'
         )
     config = f'{FINETUNE_CONFIG}:{pair}'
-    settings = changed(config)
+    settings = read_settings(config)
     init = settings.pop('init', '') or _RELEASED_MODELS[model]
     runs.append(
       ExperimentRun(
@@ -51,7 +59,7 @@ def released_finetune_runs(
 
 
 def format_released_comparison(records: list[dict]) -> str:
-  """A table: the paper, its authors' code, ours."""
+  """Return a Markdown table of the paper, its authors' code, and our results."""
   mine = summarize_records(records)
   paper = {
     (parse_paper_variant(model), row['Transfer to']): row[model]

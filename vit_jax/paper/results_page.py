@@ -1,4 +1,4 @@
-"""results/README.md: what the miniatures gave, as tables and plots, with the paper's numbers beside ours."""
+"""Write results/README.md: tables and plots of the miniatures, next to the paper's numbers."""
 
 import dataclasses
 import statistics
@@ -16,23 +16,24 @@ TableCells = dict[tuple[str, str], str]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PageSection:
-  """Of one experiment: what the paper says, the tables of ours, and the paper's own."""
+  """The section of one experiment: the paper's claim, our tables, and the paper's own table."""
 
   title: str
-  paper: str  # What the paper finds.
-  measures: dict[str, str]  # Measure -> what it is called.
-  theirs: Callable[[], TableCells] | None = None
-  caption: str = ''  # Of the paper's table.
+  claim: str  # The paper's finding.
+  measures: dict[str, str]  # {measure: caption of our table}
+  read_paper_cells: Callable[[], TableCells] | None = None
+  paper_caption: str = ''  # Caption of the paper's table.
 
 
 def _table_cells_reader(name: str, row: str, columns: list[str]) -> Callable[[], TableCells]:
-  """The columns of a published table, by its column `row`."""
+  """Return a function that reads columns of a published table. `row` is the column of row names."""
   return lambda: {
     (each[row], column): each[column] for each in read_published_table(name) for column in columns
   }
 
 
 def _figure_4_cells() -> TableCells:
+  """Return Figure 4: few-shot accuracy by model and part of JFT-300M."""
   sizes = {'9.06': '3 %', '30.2': '10 %', '90.6': '30 %', '302': 'all 302M'}
   return {
     (row['model'], sizes[row['n_jft_millions']]): row['imagenet_5shot_pct']
@@ -41,6 +42,7 @@ def _figure_4_cells() -> TableCells:
 
 
 def _table_6_cells() -> TableCells:
+  """Return some columns of Table 6."""
   columns = ('exaFLOPs', 'ImageNet', 'CIFAR-10', 'CIFAR-100')
   return {
     (f'{row["Model"]}, {row["Epochs"]} epochs', name): row[name]
@@ -50,7 +52,7 @@ def _table_6_cells() -> TableCells:
 
 
 def _figure_9_cells() -> TableCells:
-  """At the epochs nearest to quarters of the run."""
+  """Return Figure 9 at the epochs nearest to quarters of the run."""
   rows, wanted = read_published_table('fig9'), {'25 %': 1.75, '50 %': 3.5, '75 %': 5.25, '100 %': 7}
   near = lambda series, epoch: min(
     (row for row in rows if row['series'] == series),
@@ -65,6 +67,7 @@ def _figure_9_cells() -> TableCells:
 
 
 def _table_5_cells() -> TableCells:
+  """Return some rows and models of Table 5."""
   sets = {'ImageNet': '1.3M images', 'ImageNet-21k': '14M', 'JFT-300M': '303M'}
   wanted = ('ImageNet', 'CIFAR-10', 'Oxford-IIIT-Pets')
   return {
@@ -75,68 +78,96 @@ def _table_5_cells() -> TableCells:
   }
 
 
+def _self_supervision_cells() -> TableCells:
+  """Return §4.6: ImageNet accuracy by pre-training."""
+  rows = read_published_table('selfsupervision')
+  return {(row['Pre-training'], row['Model']): row['ImageNet'] for row in rows}
+
+
 _ACCURACY_AND_FEWSHOT = {
   'accuracy': 'Test accuracy on Fashion-MNIST, %',
   MINI_FEWSHOT_METRIC: 'Digits, 5-shot linear on the frozen features, %',
 }
 PAGE_SECTIONS = {
   'data_size': PageSection(
-    title='Experiment 2: the size of what is learned from (Figures 3 and 4)',
-    paper='ResNets are ahead when there is little to learn from and level off; Vision Transformers go on and overtake them.',
+    title='Experiment 2: the size of the pre-training set (Figures 3 and 4)',
+    claim=(
+      'ResNets are more accurate with little pre-training data and level off. '
+      'Vision Transformers overtake them with more.'
+    ),
     measures=_ACCURACY_AND_FEWSHOT,
-    theirs=_figure_4_cells,
-    caption='Figure 4: ImageNet 5-shot, %, by the part of JFT-300M',
+    read_paper_cells=_figure_4_cells,
+    paper_caption='Figure 4: ImageNet 5-shot, %, by the part of JFT-300M',
   ),
   'scaling': PageSection(
     title='Experiment 3: accuracy against compute (Table 6, Figure 5)',
-    paper=(
-      'Vision Transformers take 2 to 4 times less compute than ResNets for the same accuracy; hybrids are ahead of them where '
-      'compute is small, and no longer where it is large.'
+    claim=(
+      'Vision Transformers need 2 to 4 times less compute than ResNets for the same accuracy. '
+      'Hybrids are more accurate than Vision Transformers at small compute, '
+      'and no longer at large compute.'
     ),
     measures=_ACCURACY_AND_FEWSHOT,
-    theirs=_table_6_cells,
-    caption='Table 6, of pre-training on JFT-300M',
+    read_paper_cells=_table_6_cells,
+    paper_caption='Table 6: pre-training on JFT-300M',
   ),
   'optimizers': PageSection(
     title='ResNets with Adam and with SGD (Table 7)',
-    paper='Adam is slightly ahead of SGD on average, which is why the paper pre-trains its ResNets with it.',
+    claim=(
+      'Adam is slightly better than SGD on average, so the paper pre-trains its ResNets with Adam.'
+    ),
     measures=_ACCURACY_AND_FEWSHOT,
-    theirs=_table_cells_reader('table7', 'Dataset', ['R50 Adam', 'R50 SGD', 'R152x2 Adam', 'R152x2 SGD']),
-    caption='Table 7, after fine-tuning, %',
+    read_paper_cells=_table_cells_reader(
+      'table7', 'Dataset', ['R50 Adam', 'R50 SGD', 'R152x2 Adam', 'R152x2 SGD']
+    ),
+    paper_caption='Table 7, after fine-tuning, %',
   ),
   'positions': PageSection(
     title='Position embeddings (Table 8)',
-    paper='To have none costs three points; of which kind they are, and where they are added, hardly matters.',
+    claim=(
+      'A model without position embeddings loses three points. '
+      'Their kind, and where they are added, hardly matter.'
+    ),
     measures=_ACCURACY_AND_FEWSHOT,
-    theirs=_table_cells_reader('table8', 'Position embedding', ['Stem only', 'Every layer', 'Every layer shared']),
-    caption='Table 8: ImageNet 5-shot of ViT-B/16, a share of 1',
+    read_paper_cells=_table_cells_reader(
+      'table8', 'Position embedding', ['Stem only', 'Every layer', 'Every layer shared']
+    ),
+    paper_caption='Table 8: ImageNet 5-shot of ViT-B/16, as a fraction',
   ),
   'pooling': PageSection(
     title='A class token or the mean of the patches (Figure 9)',
-    paper='Both work alike, but want different learning rates.',
-    measures={'accuracy': 'Test accuracy on Fashion-MNIST, %, by the share of the run', MINI_FEWSHOT_METRIC: 'Digits 5-shot, %, likewise'},
-    theirs=_figure_9_cells,
-    caption='Figure 9: ImageNet 5-shot, %, by the share of seven epochs',
+    claim='Both are equally accurate, but need different learning rates.',
+    measures={
+      'accuracy': 'Test accuracy on Fashion-MNIST, %, by the fraction of the run',
+      MINI_FEWSHOT_METRIC: 'Digits 5-shot, %, by the fraction of the run',
+    },
+    read_paper_cells=_figure_9_cells,
+    paper_caption='Figure 9: ImageNet 5-shot, %, by the fraction of seven epochs',
   ),
   'transfer': PageSection(
     title='Experiment 1: transfer (Tables 2, 5 and 9)',
-    paper='More pre-training data transfers better, most of all to larger models; a higher resolution in fine-tuning helps.',
+    claim=(
+      'More pre-training data transfers better, most of all for larger models. '
+      'A higher resolution in fine-tuning helps.'
+    ),
     measures={'accuracy': 'Test accuracy after fine-tuning, %'},
-    theirs=_table_5_cells,
-    caption='Table 5, at 384 px, %',
+    read_paper_cells=_table_5_cells,
+    paper_caption='Table 5, at 384 px, %',
   ),
   'masked_patches': PageSection(
     title='Self-supervision by masked patches (§4.6, Appendix B.1.2)',
-    paper='Two points better than from scratch, and four behind supervised pre-training.',
+    claim=(
+      'Two points better than training from scratch, '
+      'and four points worse than supervised pre-training.'
+    ),
     measures={'accuracy': 'Test accuracy after fine-tuning on 500 labelled images, %'},
-    theirs=lambda: {(row['Pre-training'], row['Model']): row['ImageNet'] for row in read_published_table('selfsupervision')},
-    caption='ImageNet top-1 after fine-tuning, %, by the pre-training',
+    read_paper_cells=_self_supervision_cells,
+    paper_caption='ImageNet top-1 after fine-tuning, %, by the pre-training',
   ),
-}  # fmt: skip
+}
 
 
 def write_results_page(out: Path, effort: MiniEffort) -> Path:
-  """The page about all miniatures of which there are results."""
+  """Write README.md and the plots of all miniatures whose results are in `out`; return its path."""
   found = {
     name: read_records_csv(path)
     for name in PAGE_SECTIONS
@@ -153,13 +184,14 @@ def write_results_page(out: Path, effort: MiniEffort) -> Path:
 
 
 def _format_introduction(found: dict[str, list[dict]], effort: MiniEffort) -> str:
-  """What this page is, how it was made, and what came out in a few lines."""
+  """Return the head of the page: the command, the runs, and the verdicts."""
   runs = {record['digest']: record for records in found.values() for record in records}
   hours = sum(float(record['hours']) for record in runs.values())
   devices = ', '.join(sorted({record['device'] for record in runs.values()}))
   commits = ', '.join(sorted({record['commit'] for record in runs.values()}))
   seeds = ' '.join(map(str, effort.seeds))
-  command = f'python -m vit_jax tables mini --effort={effort.steps:g} --seeds={len(effort.seeds)}'
+  command = f'python -m vit_jax tables mini --effort={effort.step_factor:g}'
+  command += f' --seeds={len(effort.seeds)}'
   command += f' --photos={effort.photos}' if effort.photos else ''
   verdicts = ''.join(
     f'| {text} | {verdict} | {numbers} |\n'
@@ -167,25 +199,27 @@ def _format_introduction(found: dict[str, list[dict]], effort: MiniEffort) -> st
     for text, verdict, numbers in MINI_FINDINGS[name](found[name])
   )
   left = ', '.join(f'`{name}`' for name in PAGE_SECTIONS if name not in found)
-  missing = f'Of these experiments there are no results here: {left}.\n' if left else ''
+  missing = f'There are no results of these experiments: {left}.\n' if left else ''
   return f"""# The paper's experiments in miniature
 
 ```sh
 {command}
 ```
 
-Models of three families, matched in compute, learn {MINI_TRAIN_IMAGES:,} images of Fashion-MNIST at 32x32 pixels, and are asked what they
-know of digits (`configs/mini.py`, `vit_jax/paper/mini.py`): not to match the paper's numbers, which stand beside ours, but to
-look for what it found. {len(runs)} runs, {hours:.2f} hours of training on {devices}; commit {commits}; seeds {seeds}, and
-mean ± standard deviation over them where there are several. Every number is a row of a `mini_*.csv` here, with its config.
+Models of three families with similar compute are trained on {MINI_TRAIN_IMAGES:,} images of
+Fashion-MNIST at 32x32 pixels, and their features are evaluated on digits (`configs/mini.py`,
+`vit_jax/paper/mini.py`). The purpose is to test the paper's findings, not to match its numbers,
+which are shown next to ours. {len(runs)} runs, {hours:.2f} hours of training on {devices};
+commit {commits}; seeds {seeds}. Cells with several seeds show mean ± standard deviation.
+Every number is a row of a `mini_*.csv` in this directory, with its config.
 {missing}
-| what the paper finds | here | numbers |
+| finding of the paper | holds here | numbers |
 |---|---|---|
 {verdicts}"""
 
 
 def _format_other_pages(out: Path) -> list[str]:
-  """What else there is to read in the directory."""
+  """Return a list of links to the other pages of the directory."""
   pages = {
     path.name: path.read_text(encoding='utf-8').partition('\n')[0].lstrip('# ')
     for path in sorted(out.glob('*.md'))
@@ -195,56 +229,70 @@ def _format_other_pages(out: Path) -> list[str]:
 
 
 def _format_section(name: str, records: list[dict]) -> str:
-  """A heading, what the paper says, our tables, the plot, the paper's table."""
-  s = PAGE_SECTIONS[name]
-  lines = [f'## {s.title}', '', f'The paper: {s.paper}', '', f'![{s.title}](mini_{name}.png)', '']
-  for measure, caption in s.measures.items():
+  """Return the section of an experiment: claim, plot, our tables and the paper's table."""
+  section = PAGE_SECTIONS[name]
+  lines = [
+    f'## {section.title}',
+    '',
+    f'The paper: {section.claim}',
+    '',
+    f'![{section.title}](mini_{name}.png)',
+    '',
+  ]
+  for measure, caption in section.measures.items():
     cells = summarize_records(
       [record for record in records if record['metric'] == measure], by_step=name == 'pooling'
     )
     if cells:
       lines += [f'{caption}, ours:', '', format_markdown_cells(cells), '']
-  if s.theirs:
-    lines += [f"The paper's {s.caption}:", '', format_markdown_cells(s.theirs()), '']
+  if section.read_paper_cells:
+    cells = format_markdown_cells(section.read_paper_cells())
+    lines += [f"The paper's {section.paper_caption}:", '', cells, '']
   return '\n'.join(lines)
 
 
 def summarize_records(records: list[dict], *, by_step: bool = False) -> TableCells:
-  """{(row, column): 'mean ± deviation' in per cent}, at the last step; `by_step` has a column for each share of the run."""
-  run = lambda record: (record['row'], record['column'], record['metric'])
+  """Return {(row, column): 'mean ± standard deviation'} in percent, at the last step.
+
+  With `by_step`, the columns are the steps at which the runs were evaluated, as percentages of the
+  run.
+  """
+
+  def cell_of(record: dict) -> tuple[str, str, str]:
+    return record['row'], record['column'], record['metric']
+
   last, grouped = {}, {}
   for record in records:
-    last[run(record)] = max(last.get(run(record), 0), int(record['steps']))
+    last[cell_of(record)] = max(last.get(cell_of(record), 0), int(record['steps']))
   for record in records:
-    share = int(record['steps']) / last[run(record)]
-    if by_step or share == 1:
-      column = f'{round(100 * share)} %' if by_step else record['column']
+    fraction = int(record['steps']) / last[cell_of(record)]
+    if by_step or fraction == 1:
+      column = f'{round(100 * fraction)} %' if by_step else record['column']
       grouped.setdefault((record['row'], column), []).append(100 * float(record['value']))
   return {key: format_mean_and_std(values) for key, values in grouped.items()}
 
 
 def format_mean_and_std(values: list[float]) -> str:
-  """'84.1 ± 0.3', or '84.1' of one."""
+  """Return '84.1 ± 0.3', or '84.1' for a single value."""
   deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
   return f'{statistics.mean(values):.1f}{deviation}'
 
 
 def format_markdown_cells(cells: TableCells) -> str:
-  """A table, rows and columns in the order in which they come."""
+  """Return a Markdown table. Rows and columns keep the order of their first cells."""
   rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in range(2))
   lines = [['', *columns], ['---', *['---:'] * len(columns)]]
   lines += [[row, *(cells.get((row, column)) or '' for column in columns)] for row in rows]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def format_paper_comparison(records: list[dict], theirs: TableCells) -> str:
-  """Of a table at full scale: a part for every measure, with the paper's number in brackets."""
-  measures = dict.fromkeys(record['metric'] for record in records)
-  beside = lambda key, value: f'{value} ({theirs[key]})' if theirs.get(key) else value
-  part = lambda name: {
-    key: beside(key, value)
-    for key, value in summarize_records([r for r in records if r['metric'] == name]).items()
-  }
-  return '\n\n'.join(
-    f'{name}, % (in brackets the paper)\n\n{format_markdown_cells(part(name))}' for name in measures
-  )
+def format_paper_comparison(records: list[dict], paper_cells: TableCells) -> str:
+  """Return a table for each measure, with the paper's numbers in brackets."""
+  parts = []
+  for name in dict.fromkeys(record['metric'] for record in records):
+    cells = summarize_records([record for record in records if record['metric'] == name])
+    for key in cells:
+      if paper_cells.get(key):
+        cells[key] += f' ({paper_cells[key]})'
+    parts.append(f'{name}, % (the paper in brackets)\n\n{format_markdown_cells(cells)}')
+  return '\n\n'.join(parts)

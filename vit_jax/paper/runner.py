@@ -1,7 +1,7 @@
 """Train the runs of an experiment, each once, and record their measurements as rows of a CSV.
 
-A complete run is read from its directory, and an interrupted one is resumed. Each row has the config,
-commit, seed, steps, device and hours of its run.
+A complete run is read from its directory, and an interrupted one is resumed. Each row has the
+config, commit, seed, steps, device and hours of its run.
 """
 
 import csv
@@ -28,7 +28,8 @@ from vit_jax.train import train
 
 _CHECKOUT = Path(__file__).parents[2]
 RECORD_COLUMNS = (
-  'row', 'column', 'metric', 'value', 'steps', 'seed', 'hours', 'device', 'commit', 'config', 'digest'
+  'row', 'column', 'metric', 'value', 'steps', 'seed', 'hours', 'device', 'commit',
+  'config', 'digest',
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def _load_or_train(run: ExperimentRun, root: Path) -> dict:
 
 
 def _read_run_measurements(workdir: Path) -> dict:
-  """Return {'hours': training time without evaluations, 'records': evaluations of metrics.jsonl}."""
+  """Return the 'hours' of training, without evaluations, and the 'records' of evaluations."""
   records, seconds, step = read_metrics(workdir), 0.0, 0
   for record in records:
     if 'seconds_per_step' in record:

@@ -1,4 +1,4 @@
-"""A training run of an experiment: its config, its initialization, what it measures, and its command."""
+"""A training run of an experiment: its config, initialization, measures and command."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ _RUN_SEEDS = (0, 1, 2)
 class ExperimentRun:
   """One training run.
 
-  Its measurement belongs to the cell of a table at `row` and `column`. Runs that differ only in their
-  seed share a cell.
+  Its measurement belongs to the cell of a table at `row` and `column`. Runs that differ only in
+  their seed share a cell.
   """
 
   row: str
@@ -94,7 +94,8 @@ def sweep_candidates(run: ExperimentRun) -> list[ExperimentRun]:
 def _hold_out_examples(run: ExperimentRun) -> ExperimentRun:
   """Return the run on the training split without its held-out part, evaluated on that part.
 
-  All seeds share one sweep, so the seed is removed. Raises UserError if the split is sliced already.
+  All seeds share one sweep, so the seed is removed. Raises UserError if the split is sliced
+  already.
   """
   data = run.build_config('-' if run.init else '').data
   if '[' in data.split:
