@@ -5,8 +5,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from vit_jax.data.fingerprint import describe_differences, fingerprint_data
+from vit_jax.data.fingerprint import describe_differences, fingerprint_data, source_facts
 from vit_jax.data.images import sample_crop_box
 from vit_jax.data.sampler import random_bits, shuffled_example
 from vit_jax.data.sources import open_source
@@ -97,6 +98,35 @@ def test_slices_of_a_tfds_dataset_differ(numbered):
     fingerprint_data(source('train'), source('validation')),
     fingerprint_data(source('train[:9]'), source('validation')),
   )
+
+
+def changed_facts(source, other) -> set[str]:
+  before, after = source_facts(source), source_facts(other)
+  return {name for name in before if before[name] != after[name]}
+
+
+def test_another_label_in_a_csv_changes_its_listing_and_content(photos):
+  names = [f'train/{"cat" if i % 2 else "dog"}/{i:02}.png' for i in range(30)]
+  sources = []
+  for labels in ('abc', 'bca'):
+    path = photos / f'{labels}.csv'
+    path.write_text(''.join(f'{name},{labels[i % 3]}\n' for i, name in enumerate(names)))
+    sources.append(open_source(f'csv:{path}', 'all'))
+  assert changed_facts(*sources) == {'listing', 'content'}
+
+
+def test_another_label_in_a_tfds_record_changes_the_content(tmp_path, write_tfds, png):
+  image = png(np.zeros((2, 2, 3), np.uint8))
+  features = {
+    'image': tfds.features.Image(),
+    'label': tfds.features.ClassLabel(names=['a', 'b']),
+  }
+  sources = []
+  for label in (0, 1):
+    dir = tmp_path / str(label)
+    write_tfds('one', dir, features, {'train': [{'image': image, 'label': label}]})
+    sources.append(open_source('tfds:one', 'train', dir=str(dir)))
+  assert changed_facts(*sources) == {'content'}
 
 
 def test_order_and_augmentation_match_their_versions():

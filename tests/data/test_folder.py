@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vit_jax.data.folder import split_train_test
 from vit_jax.data.images import BadImageError
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
@@ -49,6 +50,12 @@ def test_a_folder_without_splits_holds_out_a_tenth_of_each_class(flat):
   assert len(paths(train) | paths(test)) == 35
   # Depends only on the names: equal on every machine and in every later version.
   assert names(test) == ['2.jpg', '2.jpg', '15.jpg', '3.jpg']
+
+
+def test_a_tenth_of_a_class_and_at_least_one_of_two_images_is_held_out():
+  names = [b'%d.jpg' % i for i in range(100)]
+  sizes = {n: tuple(map(len, split_train_test(names[:n]))) for n in (1, 2, 34, 36, 100)}
+  assert sizes == {1: (1, 0), 2: (1, 1), 34: (31, 3), 36: (32, 4), 100: (90, 10)}
 
 
 def test_a_csv_combines_all_labels_of_an_image(tmp_path, touch):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
 from vit_jax.data.images import BadImageError, write_train_image
-from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.loader import diagnose_bad_example, eval_batches, max_bad_examples, train_batches
 from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import UserError
 
@@ -276,6 +276,18 @@ def test_a_skipped_image_is_masked(workers):
     assert not b['image'][~b['mask']].any()
     assert (b['label'][~b['mask']] == -1).all()
     assert (b['label'][b['mask'], 0] >= 0).all()
+
+
+def test_the_allowed_number_of_bad_images_is_rounded_up():
+  skip = config(bad_images='skip', max_bad_fraction=0.01)
+  assert [max_bad_examples(skip, n) for n in (0, 1, 100, 101)] == [0, 1, 1, 2]
+  assert max_bad_examples(config(max_bad_fraction=0.01), 1000) == 0
+
+
+def test_a_bad_image_is_diagnosed_by_reading_it_again():
+  source = Photos(4, bad=(2,))
+  assert diagnose_bad_example(source, 2, 10**6) == ('2.jpg', 'the file is truncated')
+  assert diagnose_bad_example(source, 1, 10**6)[0] == '1.jpg'
 
 
 @pytest.mark.parametrize('workers', [0, 1])

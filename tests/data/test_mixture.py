@@ -10,7 +10,7 @@ import pytest
 from vit_jax.config import DataConfig
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import train_batches
-from vit_jax.data.mixture import open_mixture
+from vit_jax.data.mixture import SMOOTH_TARGETS, open_mixture
 from vit_jax.data.pseudo_labels import (
   describe_pseudo_labels,
   start_pseudo_labels,
@@ -109,6 +109,15 @@ def test_targets_are_smoothed_labels_or_normalized_pseudo_labels(data, loss):
     example = source.unlabelled.indices[i - 60]
     p = np.load(f'{data.pseudo_labels}/00000.npy')[example].astype(np.float64)
     np.testing.assert_allclose(source[i][1], p / p.sum() if loss == 'softmax' else p, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('loss', 'expected'),
+  [('softmax', [0.47, 0.02, 0.47, 0.02, 0.02]), ('sigmoid', [0.9, 0.1, 0.9, 0.1, 0.1])],
+)
+def test_several_labels_share_the_probability_of_softmax_but_not_of_sigmoid(loss, expected):
+  targets = SMOOTH_TARGETS[loss](np.array([1, 0, 1, 0, 0], np.float32), 0.1)
+  np.testing.assert_allclose(targets, expected, rtol=1e-6)  # 0.9 / 2 + 0.1 / 5; 0.1 + 0.8.
 
 
 def test_only_confident_images_are_selected(data):

@@ -74,6 +74,20 @@ def test_an_unreadable_image_is_never_selected():
   ).tolist() == [1, 1, 1]
 
 
+def test_each_class_repeats_another_random_subset():
+  top_class, confidence = np.repeat(np.arange(2, dtype=np.int32), 50), np.ones(100, np.float32)
+  selected = select_balanced(top_class, confidence, classes=2, threshold=0.3, count=70, seed=0)
+  assert set(selected[50:70]) != set(selected[120:140] - 50)
+
+
+def test_a_confidence_equal_to_the_threshold_is_selected():
+  confidence = np.array([0.3, 0.29, 0.31], np.float32)
+  selected = select_balanced(
+    np.zeros(3, np.int32), confidence, classes=1, threshold=0.3, count=2, seed=0
+  )
+  assert selected.tolist() == [2, 0]
+
+
 def test_probabilities_written_in_parts_are_read_by_index(tmp_path, monkeypatch):
   labels = read_pseudo_labels(
     write_labels(tmp_path / 'labels', monkeypatch=monkeypatch), DIGITS, NAMES

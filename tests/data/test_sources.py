@@ -88,6 +88,20 @@ def test_a_combined_split_has_its_base_names_and_sizes():
     both[len(both)]
 
 
+@pytest.mark.parametrize(
+  ('start', 'stop', 'expected'),
+  [
+    (0, 2, ['test #0', 'test #1']),
+    (2, 5, ['test #2', 'train #5', 'train #6']),
+    (4, 5, ['train #6']),
+    (1294, 9999, ['train #1296']),
+  ],
+)
+def test_a_slice_may_span_several_splits(start, stop, expected):
+  part = open_source('builtin:digits', 'test[:3]+train[5:]').slice(start, stop)
+  assert [part[i][2] for i in range(len(part))] == [f'builtin:digits {name}' for name in expected]
+
+
 @pytest.mark.parametrize('kind', ['builtin', 'folder', 'csv', 'tfds'])
 def test_an_unpickled_source_gives_the_same_examples(kind, flat, tmp_path, request):
   csv = tmp_path / 'labels.csv'

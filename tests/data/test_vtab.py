@@ -32,7 +32,15 @@ def test_clevr_counts_three_to_ten_objects():
 
 @pytest.mark.parametrize(
   ('depths', 'label'),
-  [([7.9, 12], 0), ([9.2, 8.2], 1), ([8.7], 2), ([9.1, 30], 3), ([9.6], 4), ([10.1], 5)],
+  [
+    ([7.9, 12], 0),
+    ([8.5], 1),
+    ([9.2, 8.2], 1),
+    ([8.7], 2),
+    ([9.1, 30], 3),
+    ([9.6], 4),
+    ([10.1], 5),
+  ],
 )
 def test_clevr_distance_uses_the_nearest_object(depths, label):
   example = {'objects/pixel_coords': f32(*[[100, 7, depth] for depth in depths]).ravel()}
@@ -48,6 +56,7 @@ def test_clevr_distance_uses_the_nearest_object(depths, label):
     ([3, 4], [5, 6], 3),
     ([], [], 3),
     ([0], [-3], 0),
+    ([0], [8], 0),  # A distance equal to a threshold is in the bin below it.
   ],
 )
 def test_kitti_distance_uses_the_nearest_car_van_or_truck(types, z, label):
