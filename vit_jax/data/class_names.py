@@ -1,4 +1,4 @@
-"""Which logit an example's label means: the classes of a data set found among those of a model, by name."""
+"""Match the classes of a data set to those of a model by name."""
 
 import collections
 
@@ -12,72 +12,84 @@ _IMAGENET_VALIDATION_EXAMPLES = 50_000  # Images of ImageNet-1k's validation spl
 
 
 def match_classes(
-  theirs: tuple[str, ...], ours: tuple[str, ...], *, classes: int, source: str
+  data_names: tuple[str, ...], model_names: tuple[str, ...], *, classes: int, source: str
 ) -> tuple[np.ndarray, list[str]]:
-  """(for each of a data set's classes the number of its logit, what the person should know).
+  """Return the index of the logit for each class of a data set, and notes for the user.
 
-  `theirs`: the data set's names. `ours`: those of the model's `classes` logits, or () where nobody says. The data set may have
-  them in another order, may have only some of them, and may call ImageNet's by their synsets. UserError, with the names that
-  differ, where it has a class that the model lacks, and where a name could mean two logits.
+  The data set may order the classes differently, lack some, and use synsets for ImageNet's.
+
+  Args:
+    data_names: names of the data set's classes.
+    model_names: names of the model's classes, or () if unknown.
+    classes: number of the model's logits.
+    source: name of the model, for messages.
+
+  Raises UserError if the model lacks a class of the data set, or if a name means two logits.
   """
-  if theirs == ours:
+  if data_names == model_names:
     return np.arange(classes, dtype=np.int32), []
-  if not ours:
-    if len(theirs) != classes:
+  if not model_names:
+    if len(data_names) != classes:
       raise UserError(
-        f'the data has {len(theirs):,} classes, and {source} {classes:,} without names: say them with --labels'
+        f'the data has {len(data_names):,} classes, but {source} has {classes:,} without names: '
+        'name them with --labels'
       )
-    return np.arange(classes, dtype=np.int32), [
-      "the model does not name its classes: they are taken to be in the data's order"
-    ]
-  names = next((names for names in _candidate_class_names(ours) if set(theirs) <= set(names)), None)
+    note = 'the classes of the model have no names: assuming the order of the data'
+    return np.arange(classes, dtype=np.int32), [note]
+  candidates = _candidate_class_names(model_names)
+  names = next((names for names in candidates if set(data_names) <= set(names)), None)
   if names is None:
-    raise UserError(_format_class_mismatch(theirs, ours, source))
-  often, place = collections.Counter(names), {name: i for i, name in enumerate(names)}
-  if twice := [name for name in theirs if often[name] > 1]:
+    raise UserError(_format_class_mismatch(data_names, model_names, source))
+  counts, index = collections.Counter(names), {name: i for i, name in enumerate(names)}
+  if ambiguous := [name for name in data_names if counts[name] > 1]:
     raise UserError(
-      f'{source} has several classes of the name {twice[0]!r}: say names that differ with --labels'
+      f'{source} has several classes named {ambiguous[0]!r}: give distinct names with --labels'
     )
-  columns = np.array([place[name] for name in theirs], np.int32)
-  if len(theirs) < classes:
-    return columns, [
-      f'the data has {len(theirs):,} of the {classes:,} classes: a prediction of any other is wrong'
-    ]
-  same_order = (columns == np.arange(classes)).all()
-  return columns, [] if same_order else [
-    'the data has the classes in another order: they are matched by name'
+  columns = np.array([index[name] for name in data_names], np.int32)
+  if len(data_names) < classes:
+    note = (
+      f'the data has {len(data_names):,} of the {classes:,} classes: '
+      'predictions of other classes count as wrong'
+    )
+    return columns, [note]
+  if (columns == np.arange(classes)).all():
+    return columns, []
+  return columns, ['the data orders the classes differently: they are matched by name']
+
+
+def _candidate_class_names(model_names: tuple[str, ...]) -> list[tuple[str, ...]]:
+  """Return the model's names and, if they are ImageNet's, the synsets that TFDS uses."""
+  synsets = [
+    imagenet_synsets(label_set)
+    for label_set in _IMAGENET_LABEL_LISTS
+    if model_names == imagenet_class_names(label_set)
   ]
+  return [model_names, *synsets]
 
 
-def _candidate_class_names(ours: tuple[str, ...]) -> list[tuple[str, ...]]:
-  """The model's own names of its classes, and, where they are ImageNet's, the synsets, which is what TFDS calls them."""
-  return [
-    ours,
-    *(
-      imagenet_synsets(which)
-      for which in _IMAGENET_LABEL_LISTS
-      if ours == imagenet_class_names(which)
-    ),
-  ]
+def _format_class_mismatch(
+  data_names: tuple[str, ...], model_names: tuple[str, ...], source: str
+) -> str:
+  """Describe the names that only the data set or only the model has."""
+
+  def summarize(names: list[str]) -> str:
+    more = f' and {len(names) - 5:,} more' if len(names) > 5 else ''
+    return ', '.join(map(repr, names[:5])) + more
+
+  in_model, in_data = set(model_names), set(data_names)
+  missing = [name for name in data_names if name not in in_model]
+  unused = [name for name in model_names if name not in in_data]
+  other = f'; only the model has {summarize(unused)}' if unused else ''
+  return f'{source} lacks classes of the data: {summarize(missing)}{other}; rename with --labels'
 
 
-def _format_class_mismatch(theirs: tuple[str, ...], ours: tuple[str, ...], source: str) -> str:
-  """The two lists, where they are not the same."""
-  some = lambda names: (
-    f'{", ".join(map(repr, names[:5]))}'
-    + (f' and {len(names) - 5:,} more' if len(names) > 5 else '')
-  )
-  ours_known, theirs_known = set(ours), set(theirs)
-  lacks = [name for name in theirs if name not in ours_known]
-  has = [name for name in ours if name not in theirs_known]
-  only = f', and has {some(has)} instead' if has else ''
-  return f'{source} has no classes {some(lacks)}, which the data has{only}; --labels names them otherwise'
+def is_imagenet_validation(data_names: tuple[str, ...], *, examples: int, max_labels: int) -> bool:
+  """Return whether a split is ImageNet-1k's validation split, to which published accuracies refer.
 
-
-def is_imagenet_validation(theirs: tuple[str, ...], *, examples: int, max_labels: int) -> bool:
-  """Whether published accuracies speak of this split: its size and its classes tell it from ImageNet's others."""
-  named = any(
-    set(theirs) == set(names)
+  Its number of examples, classes and labels per image distinguish it from ImageNet's other splits.
+  """
+  is_imagenet = any(
+    set(data_names) == set(names)
     for names in (imagenet_class_names('imagenet1k'), imagenet_synsets('imagenet1k'))
   )
-  return named and examples == _IMAGENET_VALIDATION_EXAMPLES and max_labels == 1
+  return is_imagenet and examples == _IMAGENET_VALIDATION_EXAMPLES and max_labels == 1

@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes, in the order of the released heads."""
+"""ImageNet's classes in the order of the released heads, and its ReaL validation labels."""
 
 import csv
 import functools
@@ -8,33 +8,35 @@ from pathlib import Path
 NAMES_DIR = Path(__file__).parent / 'names'
 
 
-def imagenet_class_names(which: str) -> tuple[str, ...]:
-  """In words, each different from the others. `which`: imagenet1k (1,000) or imagenet21k (21,843)."""
-  return tuple(name for _, name in _read_class_table(which))
+def imagenet_class_names(label_set: str) -> tuple[str, ...]:
+  """Return the distinct English names of 'imagenet1k' (1,000) or 'imagenet21k' (21,843)."""
+  return tuple(name for _, name in _read_class_table(label_set))
 
 
-def imagenet_synsets(which: str) -> tuple[str, ...]:
-  """As WordNet numbers them, 'n01440764', which is what TFDS calls them."""
-  return tuple(synset for synset, _ in _read_class_table(which))
+def imagenet_synsets(label_set: str) -> tuple[str, ...]:
+  """Return the WordNet synsets, such as 'n01440764', which TFDS uses as names."""
+  return tuple(synset for synset, _ in _read_class_table(label_set))
 
 
 @functools.cache
-def _read_class_table(which: str) -> tuple[tuple[str, str], ...]:
-  """(synset, name) of each class."""
-  with (NAMES_DIR / f'{which}.csv').open(newline='') as file:
+def _read_class_table(label_set: str) -> tuple[tuple[str, str], ...]:
+  """Return (synset, name) of each class."""
+  with (NAMES_DIR / f'{label_set}.csv').open(newline='') as file:
     return tuple((row['synset'], row['name']) for row in csv.DictReader(file))
 
 
-def imagenet_subset_classes(which: str) -> tuple[int, ...]:
-  """Those of ImageNet-1k's classes that ImageNet-A ('a') or ImageNet-R ('r') has, by their numbers."""
-  place = {synset: i for i, synset in enumerate(imagenet_synsets('imagenet1k'))}
+def imagenet_subset_classes(subset: str) -> tuple[int, ...]:
+  """Return the ImageNet-1k indices of the classes of ImageNet-A ('a') or ImageNet-R ('r')."""
+  index = {synset: i for i, synset in enumerate(imagenet_synsets('imagenet1k'))}
   with (NAMES_DIR / 'imagenet_subsets.csv').open(newline='') as file:
-    return tuple(place[row['synset']] for row in csv.DictReader(file) if row['subset'] == which)
+    return tuple(index[row['synset']] for row in csv.DictReader(file) if row['subset'] == subset)
 
 
 @functools.cache
 def imagenet_real_labels() -> tuple[tuple[int, ...], ...]:
-  """For each of ImageNet-1k's 50,000 validation images, in the order of their file names, the classes that are right for it
-  (arXiv 2006.07159); none for some."""
+  """Return the ReaL labels (arXiv 2006.07159) of ImageNet-1k's 50,000 validation images.
+
+  Each image, in the order of file names, has the tuple of its correct classes, which may be empty.
+  """
   with gzip.open(NAMES_DIR / 'imagenet_real.txt.gz', 'rt') as file:
     return tuple(tuple(map(int, line.split())) for line in file)
