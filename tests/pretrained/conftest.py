@@ -1,4 +1,4 @@
-"""transformers, where it is installed; a test that asks for it is skipped where it is not."""
+"""Fixture for transformers. Tests that need it are skipped if it is not installed."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope='session')
 def transformers(timm):
-  """The module, which imports torchvision too."""
+  """Return the module transformers. Its import also imports torchvision."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     return pytest.importorskip('transformers')

@@ -1,6 +1,6 @@
-"""Every family of checkpoints that `load` reads, each with the independent implementation that its numbers are held to.
+"""Families of checkpoints that `load` reads, each with an independent reference implementation.
 
-python -m tests.pretrained.families     prints the README's table
+`python -m tests.pretrained.families` prints the table of docs/guides/checkpoints.md.
 """
 
 import dataclasses
@@ -21,7 +21,10 @@ SIZE = (64, 64)
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """`compare(tmp_path, images, timm or transformers)` gives (our numbers, theirs) for images of `size`."""
+  """A family of checkpoints.
+
+  `compare(tmp_path, images, library)` returns our outputs and those of timm or transformers.
+  """
 
   name: str
   files: str
@@ -32,7 +35,7 @@ class Family:
 
 
 def normalised(images: np.ndarray, mean: float | tuple = 127.5, scale: float | tuple = 127.5):
-  """uint8 [b, h, w, 3] as PyTorch's models take them."""
+  """Convert uint8 [b, h, w, 3] to a normalized PyTorch tensor [b, 3, h, w]."""
   import torch
 
   x = (images.astype(np.float32) - np.asarray(mean, np.float32)) / np.asarray(scale, np.float32)
@@ -40,7 +43,7 @@ def normalised(images: np.ndarray, mean: float | tuple = 127.5, scale: float | t
 
 
 def run(model, images: np.ndarray, **statistics) -> np.ndarray:
-  """The logits (or the features) of a model of timm's."""
+  """Return the logits, or the features, of a timm model."""
   import torch
 
   with torch.no_grad():
@@ -48,21 +51,25 @@ def run(model, images: np.ndarray, **statistics) -> np.ndarray:
 
 
 def timm_model(timm, config: ModelConfig, classes: int, size: tuple[int, int], **kwargs):
-  """timm's Vision Transformer of the same shape, with the tanh form of GELU, in which the released files were trained."""
+  """Return timm's Vision Transformer of the same shape.
+
+  It has the tanh form of GELU, with which the released files were trained.
+  """
   from vit_jax.models.vit import build_vit
 
   s = build_vit(config, classes).shape
   return timm.create_model(
     'vit_base_patch16_224',
     **{
-      'img_size': size, 'patch_size': s.patch[0], 'embed_dim': s.width, 'depth': s.depth, 'num_heads': s.heads,
-      'mlp_ratio': s.mlp / s.width, 'num_classes': classes, 'act_layer': 'gelu_tanh', **kwargs,
+      'img_size': size, 'patch_size': s.patch[0], 'embed_dim': s.width, 'depth': s.depth,
+      'num_heads': s.heads, 'mlp_ratio': s.mlp / s.width, 'num_classes': classes,
+      'act_layer': 'gelu_tanh', **kwargs,
     },
   )  # fmt: skip
 
 
 def google(variant: str, *, size: tuple[int, int] = SIZE, classes: int = 10, **fields):
-  """An .npz in the released layout, read by timm and by us."""
+  """Compare an .npz file in the released layout, read by timm and by `load`."""
 
   def compare(tmp_path: Path, images: np.ndarray, timm):
     config = ModelConfig(variant=variant, **fields)
@@ -75,7 +82,7 @@ def google(variant: str, *, size: tuple[int, int] = SIZE, classes: int = 10, **f
 
 
 def with_hidden_head(tmp_path: Path, images: np.ndarray, timm):
-  """timm has dropped the hidden layer: its features, and that layer and the head in float64."""
+  """Compare with timm's features, and a hidden layer and head in float64, as timm lacks them."""
   config = ModelConfig(variant='B/16', **TINY, hidden_head=True)
   flat = google_file(tmp_path / 'file.npz', config, classes=10, size=SIZE)
   theirs = timm_model(timm, config, 0, SIZE)
@@ -87,7 +94,7 @@ def with_hidden_head(tmp_path: Path, images: np.ndarray, timm):
 
 
 def optimizer_state(tmp_path: Path, images: np.ndarray, timm):
-  """SAM's S/16 is such a file."""
+  """Compare a file with the optimizer's state, such as SAM's S/16."""
   config = ModelConfig(variant='B/16', **TINY)
   arrays = {
     f'opt/target/{name}': array for name, array in to_google(draw(config, 10, SIZE)).items()
@@ -102,7 +109,10 @@ def optimizer_state(tmp_path: Path, images: np.ndarray, timm):
 
 
 def gsam(tmp_path: Path, images: np.ndarray, timm):
-  """Pooled by the mean, without a class token. timm reads such models under big_vision's names."""
+  """Compare a model without a class token, pooled by the mean.
+
+  timm reads such models only in big_vision's names.
+  """
   config = ModelConfig(variant='B/16', **TINY, pool='gap')
   flat = google_file(tmp_path / 'file.npz', config, classes=10, size=SIZE)
   np.savez(
@@ -126,7 +136,10 @@ NEWER = {
 
 
 def big_vision(*, pool: str, scanned: bool, prefix: str = 'params/', half: bool = False):
-  """big_vision's names: no row for the class token, blocks one by one or stacked, perhaps bfloat16 as two raw bytes."""
+  """Compare big_vision's layout, with stacked blocks (`scanned`) or bfloat16 (`half`).
+
+  The position embeddings have no row for the class token.
+  """
 
   def compare(tmp_path: Path, images: np.ndarray, timm):
     config, classes = ModelConfig(variant='B/16', **TINY, pool=pool), 0 if pool == 'map' else 10
@@ -153,10 +166,10 @@ def big_vision(*, pool: str, scanned: bool, prefix: str = 'params/', half: bool 
 def big_vision_arrays(
   flat: dict, *, pool: str, scanned: bool, prefix: str
 ) -> dict[str, np.ndarray]:
-  """Our tree under big_vision's names."""
+  """Rename our flat tree to big_vision's names."""
   arrays = dict(flat if scanned else to_google(flat))
   table = arrays.pop('Transformer/posembed_input/pos_embedding')
-  if pool == 'token':  # There the class token's own embedding is all it has.
+  if pool == 'token':  # big_vision has no position embedding for the class token.
     arrays['cls'], table = arrays['cls'] + table[:, :1], table[:, 1:]
   out = {'pos_embedding': table}
   for name, array in arrays.items():
@@ -167,8 +180,11 @@ def big_vision_arrays(
 
 
 def hybrid(variant: str, name: str, *, size: tuple[int, int], **fields):
-  """timm standardises by sqrt(variance + 1e-8) and has 1e-5 in its norms, the released code deviation + 1e-5 and 1e-6: timm's
-  side is made to compute the latter."""
+  """Compare a hybrid, with timm changed to the epsilons of the released code.
+
+  timm standardizes kernels by sqrt(variance + 1e-8) and has an epsilon of 1e-5 in its norms. The
+  released code standardizes by deviation + 1e-5 and has 1e-6.
+  """
 
   def compare(tmp_path: Path, images: np.ndarray, timm):
     import torch
@@ -185,18 +201,18 @@ def hybrid(variant: str, name: str, *, size: tuple[int, int], **fields):
         if isinstance(module, torch.nn.Conv2d):
           w = module.weight - module.weight.mean(dim=(1, 2, 3), keepdim=True)
           deviation = w.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
-          # Then timm's own standardisation has nothing left to do but for its own eps, which is undone.
+          # `use_plain_convolutions` removes timm's own standardization.
           module.weight.copy_(w / (deviation + 1e-5))
           module.eps = 0.0
           module.scale_by = (deviation / (deviation + 1e-5)).flatten()
-    standardise(theirs)
+    use_plain_convolutions(theirs)
     return vit_jax.load(str(tmp_path / 'file.npz')).logits(images), run(theirs, images)
 
   return compare
 
 
-def standardise(model):
-  """The convolutions of a stem use their kernels as they are now: they have been standardised."""
+def use_plain_convolutions(model):
+  """Replace the convolutions of a stem by plain ones: their kernels are standardized already."""
   import types
 
   import torch
@@ -214,7 +230,7 @@ def standardise(model):
 
 
 def redrawn(model, seed: int = 0):
-  """Every tensor of a PyTorch model drawn anew, at the scale that trained ones have."""
+  """Replace every tensor of a PyTorch model by random values at the scale of trained ones."""
   import torch
 
   generator = torch.Generator().manual_seed(seed)
@@ -235,32 +251,22 @@ def redrawn(model, seed: int = 0):
 
 
 def timm_file(name: str, *, headless: bool = False, **kwargs):
-  """A model of timm's, saved as safetensors, with a config.json as its hub has."""
+  """Compare a timm model, saved as safetensors with the config.json of timm's hub."""
 
   def compare(tmp_path: Path, images: np.ndarray, timm):
     import json
 
     from safetensors.torch import save_file
 
-    small = {
-      'img_size': SIZE,
-      'patch_size': 16,
-      'embed_dim': 48,
-      'depth': 3,
-      'num_heads': 3,
-    } | kwargs
+    sizes = {'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3}
+    small = {'img_size': SIZE} | sizes | kwargs
     theirs = redrawn(timm.create_model(name, num_classes=0 if headless else 10, **small))
     save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
     arguments = {key: value for key, value in small.items() if key in ('num_heads', 'act_layer')}
-    seen = {
-      'mean': (0.485, 0.456, 0.406),
-      'std': (0.229, 0.224, 0.225),
-      'input_size': (3, *SIZE),
-      'crop_pct': 0.9,
-    }
-    (tmp_path / 'config.json').write_text(
-      json.dumps({'architecture': name, 'model_args': arguments, 'pretrained_cfg': seen})
-    )
+    statistics = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+    pretrained = statistics | {'input_size': (3, *SIZE), 'crop_pct': 0.9}
+    config = {'architecture': name, 'model_args': arguments, 'pretrained_cfg': pretrained}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
     ours = vit_jax.load(str(tmp_path))
     assert ours.preprocessing['crop'] == 'center'
     expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
@@ -270,19 +276,14 @@ def timm_file(name: str, *, headless: bool = False, **kwargs):
 
 
 def huggingface(kind: str, **fields):
-  """A model of Hugging Face's, saved by its own save_pretrained."""
+  """Compare a Hugging Face model, saved by its own save_pretrained."""
 
   def compare(tmp_path: Path, images: np.ndarray, transformers):
     import torch
 
     config, model = (getattr(transformers, name) for name in HUGGINGFACE[kind])
-    sizes = {
-      'hidden_size': 48,
-      'num_hidden_layers': 3,
-      'num_attention_heads': 3,
-      'image_size': SIZE[0],
-      'patch_size': 16,
-    }
+    sizes = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 3}
+    sizes |= {'image_size': SIZE[0], 'patch_size': 16}
     sizes |= {'num_labels': 10} if 'Classification' in kind else {}
     theirs = redrawn(model(config(**sizes | fields)))
     theirs.save_pretrained(tmp_path)
@@ -305,7 +306,7 @@ HUGGINGFACE = {
 
 
 def run_directory(tmp_path: Path, images: np.ndarray, timm):
-  """A run of ours, and the same parameters written out for timm."""
+  """Compare a run directory with the same parameters in timm."""
   import jax
 
   from vit_jax.checkpoint.manager import CheckpointManager
@@ -336,137 +337,62 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
 
 
 NPZ, SAFE, HUB = 'Google `.npz`', '`.safetensors`', 'Hugging Face directory'
+S224, S384, S96 = (224, 224), (384, 384), (96, 96)
+# fmt: off
 FAMILIES = [
-  Family(
-    'ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64', with_hidden_head
-  ),
-  Family(
-    'ViT, 2020: fine-tuned; augreg; SAM: Ti/16',
-    NPZ,
-    'timm',
-    google('Ti/16', size=(224, 224)),
-    (224, 224),
-  ),
-  Family('… S/32', NPZ, 'timm', google('S/32', size=(224, 224)), (224, 224)),
-  Family(
-    '… B/16', NPZ, 'timm', google('B/16', size=(224, 224), classes=1000), (224, 224), slow=True
-  ),
-  Family(
-    '… B/16 at 384 px',
-    NPZ,
-    'timm',
-    google('B/16', size=(384, 384), classes=1000),
-    (384, 384),
-    slow=True,
-  ),
-  Family(
-    '… L/16', NPZ, 'timm', google('L/16', size=(224, 224), classes=1000), (224, 224), slow=True
-  ),
-  Family(
-    '… L/16 at 384 px',
-    NPZ,
-    'timm',
-    google('L/16', size=(384, 384), classes=1000),
-    (384, 384),
-    slow=True,
-  ),
-  Family('SAM: a whole optimizer state, `opt/target/`', NPZ, 'timm', optimizer_state),
+  Family('ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64',
+         with_hidden_head),
+  Family('ViT, 2020: fine-tuned; augreg; SAM: Ti/16', NPZ, 'timm',
+         google('Ti/16', size=S224), S224),
+  Family('… S/32', NPZ, 'timm', google('S/32', size=S224), S224),
+  Family('… B/16', NPZ, 'timm', google('B/16', size=S224, classes=1000), S224, slow=True),
+  Family('… B/16 at 384 px', NPZ, 'timm', google('B/16', size=S384, classes=1000), S384, slow=True),
+  Family('… L/16', NPZ, 'timm', google('L/16', size=S224, classes=1000), S224, slow=True),
+  Family('… L/16 at 384 px', NPZ, 'timm', google('L/16', size=S384, classes=1000), S384, slow=True),
+  Family('SAM: an optimizer state, `opt/target/`', NPZ, 'timm', optimizer_state),
   Family('GSAM: pooled by the mean', NPZ, 'timm', gsam),
-  Family(
-    'hybrid R+Ti/16',
-    NPZ,
-    'timm',
-    hybrid('R+Ti/16', 'vit_tiny_r_s16_p8_224', size=(96, 96)),
-    (96, 96),
-  ),
-  Family(
-    'hybrid R26+S/32',
-    NPZ,
-    'timm',
-    hybrid('R26+S/32', 'vit_small_r26_s32_224', size=(96, 96)),
-    (96, 96),
-  ),
-  Family(
-    'hybrid R50+B/16',
-    NPZ,
-    'timm',
-    hybrid('R50+B/16', 'vit_base_r50_s16_224', size=(224, 224)),
-    (224, 224),
-    slow=True,
-  ),
-  Family(
-    'hybrid R50+L/32',
-    NPZ,
-    'timm',
-    hybrid('R50+L/32', 'vit_large_r50_s32_224', size=(224, 224)),
-    (224, 224),
-    slow=True,
-  ),
+  Family('hybrid R+Ti/16', NPZ, 'timm',
+         hybrid('R+Ti/16', 'vit_tiny_r_s16_p8_224', size=S96), S96),
+  Family('hybrid R26+S/32', NPZ, 'timm',
+         hybrid('R26+S/32', 'vit_small_r26_s32_224', size=S96), S96),
+  Family('hybrid R50+B/16', NPZ, 'timm',
+         hybrid('R50+B/16', 'vit_base_r50_s16_224', size=S224), S224, slow=True),
+  Family('hybrid R50+L/32', NPZ, 'timm',
+         hybrid('R50+L/32', 'vit_large_r50_s32_224', size=S224), S224, slow=True),
   Family('big_vision: class token', NPZ, 'timm', big_vision(pool='token', scanned=False)),
-  Family(
-    'big_vision: mean of the patches, stacked blocks',
-    NPZ,
-    'timm',
-    big_vision(pool='gap', scanned=True),
-  ),
+  Family('big_vision: mean of the patches, stacked blocks', NPZ, 'timm',
+         big_vision(pool='gap', scanned=True)),
   Family('big_vision: MAP head', NPZ, 'timm', big_vision(pool='map', scanned=False)),
-  Family(
-    'big_vision: images of two towers (SigLIP)',
-    NPZ,
-    'timm',
-    big_vision(pool='map', scanned=True, prefix='params/img/'),
-  ),
-  Family(
-    'big_vision: bfloat16 as raw bytes',
-    NPZ,
-    'timm',
-    big_vision(pool='gap', scanned=True, half=True),
-  ),
+  Family('big_vision: images of two towers (SigLIP)', NPZ, 'timm',
+         big_vision(pool='map', scanned=True, prefix='params/img/')),
+  Family('big_vision: bfloat16 as raw bytes', NPZ, 'timm',
+         big_vision(pool='gap', scanned=True, half=True)),
   Family('timm `vit_*`, `deit_*`', SAFE, 'timm', timm_file('vit_tiny_patch16_224')),
   Family('timm DeiT', SAFE, 'timm', timm_file('deit_tiny_patch16_224')),
   Family('timm DINO', SAFE, 'timm', timm_file('vit_small_patch16_224', headless=True)),
-  Family(
-    'timm DINOv2, LayerScale folded in',
-    SAFE,
-    'timm',
-    timm_file('vit_small_patch14_dinov2', headless=True),
-  ),
-  Family(
-    'timm DINOv2 with registers',
-    SAFE,
-    'timm',
-    timm_file('vit_small_patch14_reg4_dinov2', headless=True),
-  ),
-  Family(
-    'timm SigLIP (MAP head)', SAFE, 'timm', timm_file('vit_base_patch16_siglip_224', headless=True)
-  ),
-  Family(
-    '`ViTForImageClassification`', HUB, 'transformers', huggingface('ViTForImageClassification')
-  ),
-  Family(
-    '`ViTModel` with its pooler',
-    HUB,
-    'transformers',
-    huggingface('ViTModel', hidden_act='gelu_pytorch_tanh'),
-  ),
+  Family('timm DINOv2, LayerScale folded in', SAFE, 'timm',
+         timm_file('vit_small_patch14_dinov2', headless=True)),
+  Family('timm DINOv2 with registers', SAFE, 'timm',
+         timm_file('vit_small_patch14_reg4_dinov2', headless=True)),
+  Family('timm SigLIP (MAP head)', SAFE, 'timm',
+         timm_file('vit_base_patch16_siglip_224', headless=True)),
+  Family('`ViTForImageClassification`', HUB, 'transformers',
+         huggingface('ViTForImageClassification')),
+  Family('`ViTModel` with its pooler', HUB, 'transformers',
+         huggingface('ViTModel', hidden_act='gelu_pytorch_tanh')),
   Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
-  Family(
-    '`Dinov2WithRegistersModel`', HUB, 'transformers', huggingface('Dinov2WithRegistersModel')
-  ),
-  Family('a run of ours', 'its directory', 'timm', run_directory),
+  Family('`Dinov2WithRegistersModel`', HUB, 'transformers',
+         huggingface('Dinov2WithRegistersModel')),
+  Family('run directory', 'the directory', 'timm', run_directory),
 ]
+# fmt: on
 
 
 def markdown() -> str:
-  """The README's table."""
-  rows = [(f'{family.name}', family.files, family.against) for family in FAMILIES]
-  return '\n'.join(
-    [
-      '| model family | files | checked against |',
-      '|---|---|---|',
-      *(f'| {" | ".join(row)} |' for row in rows),
-    ]
-  )
+  """Return the table of docs/guides/checkpoints.md."""
+  rows = ['| model family | files | checked against |', '|---|---|---|']
+  rows += [f'| {family.name} | {family.files} | {family.against} |' for family in FAMILIES]
+  return '\n'.join(rows)
 
 
 if __name__ == '__main__':

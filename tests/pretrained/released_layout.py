@@ -1,4 +1,4 @@
-"""Files in the released layouts, made from random parameters of any of our models: every array drawn, none of them zero."""
+"""Files in the released layouts with random parameters of any of our models, none of them zero."""
 
 import flax.traverse_util
 import numpy as np
@@ -12,7 +12,10 @@ from vit_jax.step import abstract_params
 def draw(
   config: ModelConfig, classes: int, size: tuple[int, int], seed: int = 0
 ) -> dict[str, np.ndarray]:
-  """The flat tree of a model, at the scale that trained ones have: norms around 1, kernels by their fan-in."""
+  """Return a random flat tree at the scale of trained models.
+
+  Norm scales are around 1, and kernels are scaled by their fan-in.
+  """
   rng = np.random.default_rng(seed)
   flat = flax.traverse_util.flatten_dict(
     abstract_params(build_model(config, classes), size), sep='/'
@@ -21,11 +24,10 @@ def draw(
 
 
 def value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """One array."""
+  """Return a random array for the parameter with this name."""
   noise = rng.standard_normal(shape, np.float32)
-  if name.endswith(
-    'gn3/scale'
-  ):  # Of a residual branch, which starts at zero: at one, a deep stem only amplifies rounding.
+  # The last norm of a residual branch starts at zero. At one, a deep stem only amplifies rounding.
+  if name.endswith('gn3/scale'):
     return 0.2 + 0.02 * noise
   if name.endswith('scale'):
     return 1 + 0.1 * noise
@@ -41,7 +43,7 @@ def value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
 def google_file(
   path, config: ModelConfig, *, classes: int, size: tuple[int, int], seed: int = 0, save=np.savez
 ):
-  """Writes an .npz as the released ones are; the flat tree it holds."""
+  """Write an .npz file in the layout of the released ones, and return its flat tree."""
   flat = draw(config, classes, size, seed)
   save(path, **to_google(flat))
   return flat

@@ -1,4 +1,4 @@
-"""What a pre-trained model says of images: against float64 NumPy of its own tokens and head, and of one block's attention."""
+"""Outputs of a pre-trained model, compared with a float64 computation in NumPy."""
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ def model(request, tmp_path):
   return vit_jax.load(str(tmp_path / 'model.npz'), size=SIZE, labels=tuple('abcde'))
 
 
-def test_features_are_what_the_head_reads_and_come_from_the_tokens(model):
+def test_features_are_pooled_tokens_and_the_input_of_the_head(model):
   tokens, features = (
     np.asarray(model.tokens(IMAGES), np.float64),
     np.asarray(model.features(IMAGES), np.float64),
@@ -36,12 +36,12 @@ def test_features_are_what_the_head_reads_and_come_from_the_tokens(model):
   np.testing.assert_allclose(model.logits(IMAGES), logits, rtol=0, atol=1e-5)
 
 
-def test_attention_is_the_softmax_of_queries_and_keys_for_every_block_and_head(model):
+def test_attention_is_the_softmax_of_queries_and_keys(model):
   weights = np.asarray(model.attention(IMAGES), np.float64)
   n = 12 + (model.config.pool == 'token')
   assert weights.shape == (3, 3, 4, n, n)
   np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=0, atol=1e-5)
-  # The first block by hand.
+  # Recompute the first block in NumPy.
   p = model.params
   x = (IMAGES.astype(np.float64) - 127.5) / 127.5
   patches = x.reshape(3, 4, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 12, -1)
@@ -65,10 +65,10 @@ def test_attention_is_the_softmax_of_queries_and_keys_for_every_block_and_head(m
   )
 
 
-def test_any_number_of_images_over_all_devices_gives_the_same_numbers(model):
-  whole = np.asarray(model.logits(np.concatenate([IMAGES] * 4)))
+def test_the_batch_size_does_not_change_the_logits(model):
+  all_logits = np.asarray(model.logits(np.concatenate([IMAGES] * 4)))
   for b in (1, 2, 3):
-    np.testing.assert_allclose(model.logits(IMAGES[:b]), whole[:b], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.logits(IMAGES[:b]), all_logits[:b], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_any_number_of_images_over_all_devices_gives_the_same_numbers(model):
   [IMAGES[0], IMAGES[:, :8], IMAGES.astype(np.int32), IMAGES[..., :1]],
   ids=['one', 'small', 'int32', 'grey'],
 )
-def test_images_of_another_kind_are_an_error_that_says_which_are_expected(model, images):
+def test_images_of_the_wrong_shape_or_dtype_raise(model, images):
   with pytest.raises(UserError, match=r'expected uint8 \[b, 32, 24, 3\]'):
     model.logits(images)
 
 
-def test_a_model_without_a_head_has_features_and_no_logits(tmp_path):
+def test_a_model_without_a_head_has_features_but_no_logits(tmp_path):
   google_file(tmp_path / 'model.npz', ModelConfig(variant='mu/8'), classes=0, size=(16, 16))
   model = vit_jax.load(str(tmp_path / 'model.npz'))
   assert model.features(IMAGES[:, :16, :16]).shape == (3, 32)
@@ -89,7 +89,7 @@ def test_a_model_without_a_head_has_features_and_no_logits(tmp_path):
     model.logits(IMAGES[:, :16, :16])
 
 
-def test_files_are_predicted_as_their_pixels_are(model, tmp_path):
+def test_predictions_of_files_equal_those_of_their_pixels(model, tmp_path):
   paths = []
   for i, image in enumerate(IMAGES):
     paths.append(str(tmp_path / f'{i}.png'))

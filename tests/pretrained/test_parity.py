@@ -1,4 +1,7 @@
-"""Every family of checkpoints gives the numbers of its reference implementation, on real photographs where there are any."""
+"""Each family of checkpoints computes the outputs of its reference implementation.
+
+The images are photographs if the data set is available, and noise otherwise.
+"""
 
 import io
 import tarfile
@@ -14,7 +17,7 @@ PHOTOS = Path(__file__).parents[3] / 'shared' / 'data' / 'flower_photos_1000.tar
 
 
 def photographs(count: int, size: tuple[int, int]) -> np.ndarray:
-  """uint8 [count, h, w, 3]: flowers, or noise where there are none."""
+  """Return uint8 [count, h, w, 3]: flowers, or noise if the data set is missing."""
   if not PHOTOS.is_file():
     return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
   with tarfile.open(PHOTOS) as archive:
@@ -34,20 +37,19 @@ CASES = [
 
 
 @pytest.mark.parametrize('family', CASES)
-def test_our_numbers_are_theirs_to_2e_5_of_their_scale(family, tmp_path, request):
+def test_our_outputs_equal_the_reference_to_2e_5(family, tmp_path, request):
   reference = request.getfixturevalue(
     'transformers' if family.against == 'transformers' else 'timm'
   )
   ours, theirs = family.compare(tmp_path, photographs(4, family.size), reference)
   assert ours.shape == theirs.shape
-  assert np.abs(theirs).max() > 0.1  # There is something to compare.
-  assert np.abs(theirs - theirs[0]).max() > 1e-3  # And it depends on the image.
+  assert np.abs(theirs).max() > 0.1  # The outputs are not all near zero.
+  assert np.abs(theirs - theirs[0]).max() > 1e-3  # The outputs depend on the image.
   difference = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
   print(f'{family.name}: {difference:.1e}')
   assert difference <= 2e-5
 
 
-def test_the_readme_lists_what_loads():
-  assert markdown() in (Path(__file__).parents[2] / 'docs' / 'guides' / 'checkpoints.md').read_text(
-    encoding='utf-8'
-  )
+def test_the_guide_lists_every_family():
+  guide = Path(__file__).parents[2] / 'docs' / 'guides' / 'checkpoints.md'
+  assert markdown() in guide.read_text(encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Resampling matrices against scipy, PyTorch, JAX and timm."""
+"""Resampling matrices compared with scipy, PyTorch, JAX and timm."""
 
 import jax
 import numpy as np
@@ -19,9 +19,13 @@ SIDES = range(1, 41)
 PAIRS = [(1, 5), (2, 9), (7, 12), (14, 24), (24, 14), (16, 37), (37, 16), (5, 1), (3, 2), (8, 8)]
 
 
-def test_corner_aligned_resampling_is_scipys_zoom_for_every_pair_of_sides_up_to_40():
-  """By default scipy takes the last row for one outside the table where its position is rounded up, and gives zeros: so it
-  does for 22 of the 1,600 pairs, 32 -> 16 and 28 -> 14 among them. With mode='nearest' it does not."""
+def test_corner_aligned_resampling_equals_scipy_zoom_for_all_sides_up_to_40():
+  """Compare with both modes of scipy.
+
+  By default, scipy returns zeros for a last row whose position is rounded up to outside the table.
+  This happens for 22 of the 1,600 pairs, such as 32 -> 16 and 28 -> 14. With mode='nearest' it
+  does not happen.
+  """
   zeros = 0
   for old in SIDES:
     table = 2 + RNG.random((old, 3))
@@ -34,24 +38,25 @@ def test_corner_aligned_resampling_is_scipys_zoom_for_every_pair_of_sides_up_to_
       lost = new > 1 and not default[-1].any()
       zeros += lost
       np.testing.assert_allclose(ours[: new - lost], default[: new - lost], rtol=0, atol=1e-6)
-  assert zeros <= 30  # The number is rounding's.
+  assert zeros <= 30  # The exact number depends on rounding.
 
 
 @pytest.mark.parametrize(
-  ('high', 'wide'), [((14, 24), (14, 24)), ((3, 6), (8, 5)), ((5, 1), (9, 13)), ((37, 16), (2, 40))]
+  ('heights', 'widths'),
+  [((14, 24), (14, 24)), ((3, 6), (8, 5)), ((5, 1), (9, 13)), ((37, 16), (2, 40))],
 )
-def test_a_grid_is_resampled_along_both_axes_as_scipy_does(high, wide):
-  table = RNG.normal(size=(high[0], wide[0], 4)).astype(np.float32)
+def test_both_axes_of_a_grid_are_resampled_as_in_scipy(heights, widths):
+  table = RNG.normal(size=(heights[0], widths[0], 4)).astype(np.float32)
   zoomed = scipy.ndimage.zoom(
-    table.astype(np.float64), (high[1] / high[0], wide[1] / wide[0], 1), order=1
+    table.astype(np.float64), (heights[1] / heights[0], widths[1] / widths[0], 1), order=1
   )
-  out = resample_grid(table, (high[1], wide[1]))
+  out = resample_grid(table, (heights[1], widths[1]))
   assert out.dtype == np.float32
   np.testing.assert_allclose(out, zoomed, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('method', RESAMPLE_METHODS)
-def test_the_same_side_is_the_identity_bit_for_bit_and_the_same_grid_the_very_table(method):
+def test_an_unchanged_side_gives_the_identity_matrix(method):
   for side in SIDES:
     np.testing.assert_array_equal(RESAMPLE_METHODS[method](side, side), np.eye(side))
   table = RNG.normal(size=(5, 3, 2))
@@ -59,7 +64,7 @@ def test_the_same_side_is_the_identity_bit_for_bit_and_the_same_grid_the_very_ta
 
 
 @pytest.mark.parametrize('method', RESAMPLE_METHODS)
-def test_a_constant_stays_what_it_is(method):
+def test_every_row_of_a_matrix_sums_to_one(method):
   for old, new in PAIRS:
     np.testing.assert_allclose(
       RESAMPLE_METHODS[method](old, new).sum(axis=1), 1, rtol=0, atol=1e-12
@@ -70,7 +75,7 @@ def test_a_constant_stays_what_it_is(method):
   ('matrix', 'mode'), [(half_pixel_matrix, 'bilinear'), (bicubic_matrix, 'bicubic')]
 )
 @pytest.mark.parametrize(('old', 'new'), PAIRS)
-def test_half_pixel_methods_are_pytorchs(matrix, mode, old, new):
+def test_half_pixel_methods_equal_pytorch(matrix, mode, old, new):
   torch = pytest.importorskip('torch')
   table = RNG.normal(size=(1, 1, old, 6))
   theirs = torch.nn.functional.interpolate(
@@ -82,9 +87,9 @@ def test_half_pixel_methods_are_pytorchs(matrix, mode, old, new):
 
 
 @pytest.mark.parametrize(('old', 'new'), PAIRS)
-def test_half_pixel_resampling_is_jaxs(old, new):
+def test_half_pixel_resampling_equals_jax(old, new):
   table = RNG.normal(size=(old, 6, 2))
-  with jax.enable_x64(True):  # In float32 its own weights are off by 1e-6.
+  with jax.enable_x64(True):  # In float32, JAX's weights are off by 1e-6.
     theirs = jax.image.resize(table, (new, 5, 2), 'bilinear', antialias=False)
   np.testing.assert_allclose(
     resample_grid(table, (new, 5), 'half_pixel'), theirs, rtol=0, atol=1e-10
@@ -92,7 +97,7 @@ def test_half_pixel_resampling_is_jaxs(old, new):
 
 
 @pytest.mark.parametrize(('old', 'new'), [(4, 7), (16, 32), (8, 5), (32, 16), (6, 6)])
-def test_pi_resize_is_timms(old, new, timm):
+def test_pi_resize_equals_timm(old, new, timm):
   kernel = RNG.normal(size=(old, old, 3, 8)).astype(np.float32)
   from timm.layers import resample_patch_embed
 
@@ -111,10 +116,10 @@ def test_pi_resize_is_timms(old, new, timm):
 @pytest.mark.parametrize(
   ('old', 'new'), [((4, 4), (7, 7)), ((16, 16), (32, 32)), ((6, 4), (9, 10))]
 )
-def test_a_grown_patch_is_embedded_as_the_patch_was(old, new):
+def test_pi_resize_preserves_the_embedding_of_an_enlarged_patch(old, new):
   kernel, patch = RNG.normal(size=(*old, 3, 5)), RNG.normal(size=(*old, 3))
   grown = resample_grid(patch, new, 'half_pixel')
-  then, now = (
+  before, after = (
     np.einsum('pqc,pqcd->d', x, w) for x, w in ((patch, kernel), (grown, pi_resize(kernel, new)))
   )
-  np.testing.assert_allclose(now, then, rtol=0, atol=1e-10)
+  np.testing.assert_allclose(after, before, rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""export: a model in another format."""
+"""Command `export`: write a model in another format."""
 
 from pathlib import Path
 
@@ -6,45 +6,44 @@ from vit_jax.cli.arguments import add_model, load_model
 from vit_jax.errors import UserError
 
 FORMATS = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
-SUFFIXES = {'.npz': ('npz',), '.onnx': ('onnx',), '.stablehlo': ('stablehlo',)}
+SUFFIXES = {'.npz': 'npz', '.onnx': 'onnx', '.stablehlo': 'stablehlo'}
 
 
 def export(args):
-  """Writes a model in another format, reads it back and says how far its logits are from what they were."""
-  format = format_of(Path(args.to), args.format)
+  """Write a model in another format, read it back, and compare its outputs."""
+  export_format = resolve_format(Path(args.to), args.format)
   model = load_model(args)
-  from vit_jax.pretrained.export import export_model as write_model
+  from vit_jax.pretrained.export import export_model
 
-  for line in write_model(model, Path(args.to), format):
+  for line in export_model(model, Path(args.to), export_format):
     print(line)
 
 
-def format_of(path: Path, said: str | None) -> str:
-  """What was said, or else what the suffix says. UserError where it says nothing, two things, or another."""
-  fits = SUFFIXES.get(path.suffix.lower(), ())
-  if said is None and len(fits) == 1:
-    return fits[0]
-  if said is None:
-    choice = ' or '.join(f'--format {name}' for name in fits or FORMATS)
-    raise UserError(f'--to {path}: its suffix does not tell the format; add {choice}')
-  if fits and said not in fits:
-    raise UserError(
-      f'--format {said} and --to {path} do not go together: {path.suffix} is for {" or ".join(fits)}'
-    )
-  return said
+def resolve_format(path: Path, flag: str | None) -> str:
+  """Return the format of --format, or the one that the suffix of the path implies.
+
+  Raises UserError if there is neither, or if they contradict each other.
+  """
+  implied = SUFFIXES.get(path.suffix.lower())
+  if flag is None and implied is None:
+    choices = ' or '.join(f'--format {name}' for name in FORMATS)
+    raise UserError(f'--to {path}: the suffix does not determine the format; add {choices}')
+  if flag and implied and flag != implied:
+    raise UserError(f'--format {flag} contradicts --to {path}: {path.suffix} means {implied}')
+  return flag or implied
 
 
 def add(commands):
-  """The arguments."""
+  """Add the command and its arguments to the parser."""
   command = commands.add_parser('export', help=export.__doc__, description=export.__doc__)
   command.set_defaults(function=export)
   command.add_argument(
     '--to',
     required=True,
-    metavar='FILE',
-    help='its suffix says the format: .npz, .onnx, .stablehlo',
+    metavar='PATH',
+    help='file or directory to write; the suffixes .npz, .onnx and .stablehlo determine the format',
   )
   command.add_argument(
-    '--format', choices=FORMATS, help='timm and huggingface, which are directories, must be said'
+    '--format', choices=FORMATS, help='required for timm and huggingface, which are directories'
   )
   add_model(command)

@@ -74,7 +74,7 @@ def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Itera
 
 def check_trained_head(model):
   """UserError where a Pretrained cannot classify: it has no head, or one that was never trained."""
-  model.refuse_no_head()
+  model.check_has_head()
   if not model.params['head']['kernel'].any():
     raise UserError(
       f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first'

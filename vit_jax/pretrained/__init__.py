@@ -1,1 +1,1 @@
-"""Parameters that somebody trained before, read and fitted to the model at hand."""
+"""Load, adapt and export pre-trained models."""

@@ -1,4 +1,8 @@
-"""Fits loaded parameters to another task, resolution and patch: a new head, resampled embeddings, all else as it was."""
+"""Adapt loaded parameters to a new task, resolution and patch size.
+
+The head is replaced, position embeddings and patch kernels are resampled, and all other arrays are
+unchanged.
+"""
 
 import dataclasses
 
@@ -6,26 +10,26 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, summarize_list
 from vit_jax.pretrained.resample import pi_resize, resample_positions
 
-POSITION_EMBEDDING = 'Transformer/posembed_input/pos_embedding'
-PATCH_KERNEL = 'embedding/kernel'
 HEAD_PREFIXES = ('head/', 'pre_logits/')
-MASKING_PREFIXES = (
-  'mask',
-  'patch_head/',
-)  # What masked patch prediction has besides, and begins anew.
-RGB_CHANNELS = 3  # Channels of a patch of pixels. One of a hybrid's stem has more, and no size that could be resized.
+MASKING_PREFIXES = ('mask', 'patch_head/')  # Only masked patch prediction has these arrays.
+RGB_CHANNELS = 3  # Only kernels over pixels can be resized. A hybrid's kernel has more channels.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ArrayChange:
-  """What became of one array: kept, new, resampled, 'PI-resized' or dropped. A shape is None where there was or is none."""
+  """Change of one array by `adapt_params`.
+
+  `action` is 'kept', 'new', 'resampled', 'PI-resized' or 'dropped'. A shape is None if the array
+  does not exist on that side.
+  """
 
   name: str
-  what: str
-  old: tuple[int, ...] | None
-  new: tuple[int, ...] | None
+  action: str
+  old_shape: tuple[int, ...] | None
+  new_shape: tuple[int, ...] | None
 
 
 def adapt_params(
@@ -37,44 +41,40 @@ def adapt_params(
   method: str = 'corner',
   keep_head: bool = False,
 ) -> tuple[dict, list[ArrayChange]]:
-  """(`loaded` in the shapes of `params`, what became of every array).
+  """Return `loaded` in the shapes of `params`, and what happened to every array.
 
-  The head and the hidden layer before it are those of `params` (arXiv 2010.11929, §3.2: fine-tuning drops both and starts a
-  zero head), or with `keep_head` the file's. Position embeddings are resampled from `old_grid` (None: a square) to `grid`
-  patches (height, width) by a method of resample.py; patch kernels of another size by FlexiViT's pseudo-inverse.
-  Everything else must be there in the same shape, and nothing of `loaded` left over: UserError that lists what does not fit.
+  The head and the hidden layer before it come from `params`, as in the paper (arXiv 2010.11929,
+  §3.2: fine-tuning drops both and starts a zero head). With `keep_head` they come from `loaded`.
+
+  Args:
+    loaded: nested parameters of the pre-trained model.
+    params: nested parameters of the new model, freshly initialized.
+    grid: patches (height, width) of the new model.
+    old_grid: patches (height, width) of the loaded model. None means a square.
+    method: how to resample position embeddings, a key of RESAMPLE_METHODS in resample.py.
+    keep_head: keep the head of `loaded`.
+
+  Raises UserError with a list of the arrays that do not fit.
   """
   old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (loaded, params))
   if keep_head:
     check_head_classes(old, new)
-  is_head = lambda name: name.startswith(HEAD_PREFIXES) and not keep_head
-  fitted, wrong = {}, []
+  replaced_prefixes = () if keep_head else HEAD_PREFIXES
+  fitted = {}
   for name, array in new.items():
-    if is_head(name) or name.startswith(MASKING_PREFIXES):
+    if name.startswith((*replaced_prefixes, *MASKING_PREFIXES)):
       fitted[name] = array
-    elif name not in old:
-      wrong.append(f'{name} is not in the file')
-    elif (
-      out := fit_array(name, old[name], array.shape, grid=grid, old_grid=old_grid, method=method)
-    ) is not None:
-      fitted[name] = out
-    else:
-      wrong.append(
-        f'{name} is {list(old[name].shape)} in the file, {list(array.shape)} in the model'
+    elif name in old:
+      fitted[name] = fit_array(
+        name, old[name], array.shape, grid=grid, old_grid=old_grid, method=method
       )
-  wrong += [
-    f'{name} {list(old[name].shape)} is not in the model'
-    for name in old
-    if name not in new and not is_head(name)
-  ]
-  if wrong:
-    more = f'; and {len(wrong) - 5} more' if len(wrong) > 5 else ''
-    raise UserError('config.init does not fit config.model: ' + '; '.join(wrong[:5]) + more)
-  size = lambda tree, name: tree[name].shape if name in tree else None
-  changes = [
-    ArrayChange(name, describe_change(name, old.get(name), array), size(old, name), array.shape)
-    for name, array in fitted.items()
-  ]
+  check_all_fit(old, new, fitted, replaced_prefixes)
+  changes = []
+  for name, array in fitted.items():
+    before = old.get(name)
+    old_shape = None if before is None else before.shape
+    action = describe_change(name, before, array)
+    changes.append(ArrayChange(name, action, old_shape, array.shape))
   changes += [
     ArrayChange(name, 'dropped', old[name].shape, None) for name in old if name not in new
   ]
@@ -82,42 +82,66 @@ def adapt_params(
 
 
 def check_head_classes(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> None:
-  """UserError where both flat trees have a head, of different numbers of classes."""
-  theirs, ours = (
+  """Raise UserError if both flat trees have a head, with different numbers of classes."""
+  old_classes, new_classes = (
     tree['head/bias'].shape[0] if 'head/bias' in tree else None for tree in (old, new)
   )
-  if theirs and ours and theirs != ours:
+  if old_classes and new_classes and old_classes != new_classes:
     raise UserError(
-      f'the head of config.init has {theirs:,} classes and this task {ours:,}: it cannot be kept, take a new one'
+      f'the head of config.init has {old_classes:,} classes and this task has {new_classes:,}: '
+      'the head cannot be kept; start a new one'
     )
+
+
+def check_all_fit(
+  old: dict[str, np.ndarray],
+  new: dict[str, np.ndarray],
+  fitted: dict[str, np.ndarray | None],
+  replaced_prefixes: tuple[str, ...],
+) -> None:
+  """Raise UserError if an array is missing from the file, unfit for the model, or unexpected."""
+  problems = []
+  for name, array in new.items():
+    if name not in fitted:
+      problems.append(f'{name} is not in the file')
+    elif fitted[name] is None:
+      problems.append(
+        f'{name} is {list(old[name].shape)} in the file, {list(array.shape)} in the model'
+      )
+  problems += [
+    f'{name} {list(array.shape)} is not in the model'
+    for name, array in old.items()
+    if name not in new and not name.startswith(replaced_prefixes)
+  ]
+  if problems:
+    raise UserError(f'config.init does not fit config.model: {summarize_list(problems)}')
 
 
 def fit_array(
   name: str,
   array: np.ndarray,
-  wanted: tuple[int, ...],
+  shape: tuple[int, ...],
   *,
   grid: tuple[int, int],
   old_grid: tuple[int, int] | None,
   method: str,
 ) -> np.ndarray | None:
-  """The array in the shape that is wanted, itself where it has it; None where there is no way."""
-  if name == POSITION_EMBEDDING and array.ndim == 3 and array.shape[-1] == wanted[-1]:
-    return resample_positions(array, wanted[1], grid, old_grid, method)
-  if array.shape == wanted:
+  """Return the array resampled to `shape`, or None if that is impossible.
+
+  Returns `array` itself if it has this shape already.
+  """
+  if name == POSITION_EMBEDDING and array.ndim == 3 and array.shape[-1] == shape[-1]:
+    return resample_positions(array, shape[1], grid, old_grid, method)
+  if array.shape == shape:
     return array
-  if (
-    name == PATCH_KERNEL
-    and array.ndim == 4
-    and array.shape[2:] == wanted[2:]
-    and wanted[2] == RGB_CHANNELS
-  ):
-    return pi_resize(array, wanted[:2])
+  same_channels = array.ndim == 4 and array.shape[2:] == shape[2:]
+  if name == PATCH_KERNEL and same_channels and shape[2] == RGB_CHANNELS:
+    return pi_resize(array, shape[:2])
   return None
 
 
 def describe_change(name: str, old: np.ndarray | None, new: np.ndarray) -> str:
-  """What became of `old`, in a word."""
+  """Return the action that turned `old` into `new`, as in `ArrayChange`."""
   if old is new:
     return 'kept'
   if old is None or name.startswith(HEAD_PREFIXES):
@@ -126,18 +150,17 @@ def describe_change(name: str, old: np.ndarray | None, new: np.ndarray) -> str:
 
 
 def format_changes(changes: list[ArrayChange]) -> list[str]:
-  """The lines of a table: a row for every array that was not simply kept, and one for all that were."""
-  text = lambda side: '' if side is None else str(list(side))
-  rows = [
-    (change.name, change.what, text(change.old), text(change.new))
-    for change in changes
-    if change.what != 'kept'
-  ]
-  kept = sum(change.what == 'kept' for change in changes)
-  widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
-  arrow = lambda old, new: f'{old} -> {new}' if old and new else old or new
+  """Format a table with a row for each array that changed, and the number of unchanged arrays."""
+
+  def format_shapes(change: ArrayChange) -> str:
+    shapes = [shape for shape in (change.old_shape, change.new_shape) if shape is not None]
+    return ' -> '.join(str(list(shape)) for shape in shapes)
+
+  rows = sorted((change for change in changes if change.action != 'kept'), key=lambda c: c.name)
+  name_width = max((len(change.name) for change in rows), default=0)
+  action_width = max((len(change.action) for change in rows), default=0)
   lines = [
-    f'{name:{widths[0]}}  {word:{widths[1]}}  {arrow(old, new)}'
-    for name, word, old, new in sorted(rows)
+    f'{change.name:{name_width}}  {change.action:{action_width}}  {format_shapes(change)}'
+    for change in rows
   ]
-  return [*lines, f'{kept} arrays kept']
+  return [*lines, f'{len(changes) - len(rows)} arrays kept']

@@ -1,12 +1,16 @@
-"""Files of named arrays, .npz and .safetensors: every header is checked against the file before anything is read.
+"""Read named arrays from .npz and .safetensors files, and stack the arrays of blocks.
 
-No pickle, no code, nothing written. A file that lies about its sizes, is cut short, or holds a name twice is a UserError.
+Every header is checked against the file before its data is read. Reading never unpickles, runs code
+or writes. A file with wrong sizes, missing data or a repeated name raises UserError.
+
+A flat tree maps '/'-joined parameter names to NumPy arrays:
+{'Transformer/encoderblock/LayerNorm_0/scale': [depth, d], 'cls': [1, 1, d], …}.
 """
 
 import dataclasses
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -14,24 +18,31 @@ import numpy as np
 from safetensors import safe_open
 
 from vit_jax.errors import UserError
+from vit_jax.runtime.files import summarize_error
 
-MAX_ZIP_EXPANSION = (
-  100  # A zip that grows more than this is a bomb: weights hardly compress. Below SMALL it may.
-)
-ZIP_SIZE_ALLOWANCE = 1 << 20  # Bytes.
-READ_CHUNK = 1 << 22  # Bytes read at a time, straight into the array.
-BFLOAT16 = np.dtype('V2')  # NumPy has none, and big_vision stores the two raw bytes.
+# Names in our parameter tree that more than one format needs.
+BLOCK_PREFIX = 'Transformer/encoderblock/'
+ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
+POSITION_EMBEDDING = 'Transformer/posembed_input/pos_embedding'
+PATCH_KERNEL = 'embedding/kernel'
+RESNET_ROOT_KERNEL = 'conv_root/kernel'
+PRE_HEAD_NORM_SCALE = 'norm-pre-head/scale'
+EFFICIENTNET_STEM_KERNEL = 'stem_conv/kernel'
+
+# Weights hardly compress, so a zip file that expands by more than this factor is a decompression
+# bomb.
+MAX_ZIP_EXPANSION = 100
+ZIP_SIZE_ALLOWANCE = 1 << 20  # Bytes that any zip file may expand to.
+READ_CHUNK = 1 << 22  # Bytes per read, straight into the array.
+BFLOAT16 = np.dtype('V2')  # NumPy has no bfloat16. big_vision stores the two raw bytes.
 SAFETENSORS_FLOATS = {
-  'F64': np.dtype('f8'),
-  'F32': np.dtype('f4'),
-  'F16': np.dtype('f2'),
-  'BF16': BFLOAT16,
-}  # safetensors' names.
+  'F64': np.dtype('f8'), 'F32': np.dtype('f4'), 'F16': np.dtype('f2'), 'BF16': BFLOAT16,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ArrayHeader:
-  """What a file says of one of its arrays. `read` gives it as it is on disk."""
+  """Shape and dtype of an array in a file. `read()` returns its data in the dtype of the file."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -39,7 +50,11 @@ class ArrayHeader:
 
 
 class LazyArrays(Mapping):
-  """The arrays of a file by name, read when asked for, as float32. UserError for one that is not all finite numbers."""
+  """Mapping from name to float32 array, which reads an array from its file on access.
+
+  Access raises UserError if the array is unreadable, is not floating-point, or holds NaN or
+  infinity.
+  """
 
   def __init__(self, source: str, headers: dict[str, ArrayHeader]):
     self.source, self._headers = source, headers
@@ -53,45 +68,44 @@ class LazyArrays(Mapping):
   def __contains__(self, name) -> bool:
     return name in self._headers
 
-  def shape(self, name: str) -> tuple[int, ...]:
-    """Of an array, without reading it."""
+  def shape_of(self, name: str) -> tuple[int, ...]:
+    """Return the shape of an array without reading its data."""
     return self._headers[name].shape
 
-  def header(self, name: str) -> ArrayHeader:
-    """What the file says of an array, for a view of the file under other names."""
+  def array_header(self, name: str) -> ArrayHeader:
+    """Return the header of an array, to build a view of the file under other names."""
     return self._headers[name]
 
-  def within(self, prefix: str) -> 'LazyArrays':
-    """Those whose name starts with `prefix`, without it."""
-    return LazyArrays(
-      self.source,
-      {
-        n.removeprefix(prefix): header
-        for n, header in self._headers.items()
-        if n.startswith(prefix)
-      },
-    )
+  def with_prefix(self, prefix: str) -> 'LazyArrays':
+    """Return the arrays whose names start with `prefix`, with the prefix removed."""
+    selected = {
+      name.removeprefix(prefix): header
+      for name, header in self._headers.items()
+      if name.startswith(prefix)
+    }
+    return LazyArrays(self.source, selected)
 
   def __getitem__(self, name: str) -> np.ndarray:
     header = self._headers[name]
     try:
       array = header.read()
-    except (
-      Exception
-    ) as error:  # Of a zip, of NumPy, of safetensors, of the disk: they raise what they like.
-      raise unreadable_error(self.source, f'{name}: {reason(error)}') from None
+    except Exception as error:  # zipfile, NumPy and safetensors raise many unrelated types.
+      raise unreadable_error(self.source, f'{name}: {summarize_error(error)}') from None
     if header.dtype == BFLOAT16:
       array = np.ascontiguousarray(array).view(ml_dtypes.bfloat16)
     elif header.dtype.kind != 'f':
-      raise UserError(f'{self.source}: {name} holds {header.dtype}, not floating-point numbers')
+      raise UserError(f'{self.source}: {name} has dtype {header.dtype}; expected floating point')
     array = np.ascontiguousarray(array, np.float32)
     if array.size and not np.isfinite((array.min(), array.max())).all():
-      raise UserError(f'{self.source}: {name} holds NaN or infinite values')
+      raise UserError(f'{self.source}: {name} contains NaN or infinite values')
     return array
 
 
 def allocate_aligned(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np.ndarray:
-  """As np.empty, at a multiple of 64 bytes: JAX then takes the array on a CPU as it is, where it would copy another."""
+  """Return an uninitialized array that starts at a multiple of 64 bytes.
+
+  JAX on a CPU uses such an array without a copy.
+  """
   size = math.prod(shape) * np.dtype(dtype).itemsize
   memory = np.empty(size + 64, np.uint8)
   start = -memory.ctypes.data % 64
@@ -99,98 +113,93 @@ def allocate_aligned(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np
 
 
 def open_arrays(path: Path) -> LazyArrays:
-  """The arrays of an .npz, a .safetensors file, or all *.safetensors of a directory. UserError for anything else."""
+  """Open an .npz file, a .safetensors file, or all *.safetensors files of a directory.
+
+  Raises UserError if a file is not readable or an array name occurs twice.
+  """
   files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
   if not files:
-    raise UserError(f'{path} holds no .safetensors file')
+    raise UserError(f'{path} contains no .safetensors file')
   headers = {}
   for file in files:
     try:
-      piece = read_headers(file)
+      new = read_headers(file)
     except Exception as error:
-      raise unreadable_error(str(file), reason(error)) from None
-    if twice := headers.keys() & piece.keys():
-      raise UserError(f'{path} holds {min(twice)} twice')
-    headers |= piece
+      raise unreadable_error(str(file), summarize_error(error)) from None
+    if repeated := headers.keys() & new.keys():
+      raise UserError(f'{path} contains {min(repeated)} twice')
+    headers |= new
   return LazyArrays(str(path), headers)
 
 
 def read_headers(path: Path) -> dict[str, ArrayHeader]:
-  """By the kind of file that its first bytes say it is."""
+  """Read all headers of a file, whose first bytes decide between zip and safetensors."""
   with path.open('rb') as file:
-    is_zip = file.read(2) == b'PK'  # An empty one too.
+    is_zip = file.read(2) == b'PK'  # True for an empty zip file too.
   return read_npz_headers(path) if is_zip else read_safetensors_headers(path)
 
 
 def unreadable_error(source: str, why: str) -> UserError:
-  """In one line."""
-  return UserError(f'{source} is not a readable file of arrays: {why}')
-
-
-def reason(error: Exception) -> str:
-  """The first line of an error, or its kind."""
-  return (str(error) or type(error).__name__).splitlines()[0]
+  """Return the one-line error for a file that cannot be read."""
+  return UserError(f'{source} is not a readable array file: {why}')
 
 
 def read_npz_headers(path: Path) -> dict[str, ArrayHeader]:
-  """Of each member of a zip of .npy files."""
+  """Read the header of each .npy member of a zip file."""
   size, headers = path.stat().st_size, {}
   with zipfile.ZipFile(path) as file:
     members = file.infolist()
     total = sum(member.file_size for member in members)
     if total > ZIP_SIZE_ALLOWANCE + MAX_ZIP_EXPANSION * size:
-      raise ValueError(f'{size:,} bytes claim to hold {total:,}')
+      raise ValueError(f'{size:,} bytes claim to expand to {total:,}')
     for member in members:
       name = member.filename.removesuffix('.npy')
       if name in headers:
-        raise ValueError(f'it holds {name} twice')
+        raise ValueError(f'it contains {name} twice')
       with file.open(member) as stream:
         headers[name] = read_npy_header(path, member, stream)
   return headers
 
 
 def read_npy_header(path: Path, member: zipfile.ZipInfo, stream) -> ArrayHeader:
-  """Of one member, whose size must be that of the header and of the array it speaks of."""
+  """Read the header of one member, and check that its size fits the shape and dtype."""
   version = np.lib.format.read_magic(stream)
   read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
   if version not in read:
-    raise ValueError(
-      f'{member.filename} has the .npy format {version}, which is neither 1.0 nor 2.0'
-    )
+    raise ValueError(f'{member.filename} has .npy format {version}; expected 1.0 or 2.0')
   shape, fortran, dtype = read[version](stream)
   if dtype.hasobject:
+    raise ValueError(f'{member.filename} contains pickled objects, which could run code')
+  start, size = stream.tell(), math.prod(shape)
+  if start + size * dtype.itemsize != member.file_size:
     raise ValueError(
-      f'{member.filename} holds pickled objects, which could run code: they are refused'
-    )
-  start, count = stream.tell(), math.prod(shape)
-  if start + count * dtype.itemsize != member.file_size:
-    raise ValueError(
-      f'{member.filename} says it is {dtype} {list(shape)}, and holds {member.file_size - start:,} bytes'
+      f'{member.filename} claims to be {dtype} {list(shape)}, '
+      f'but has {member.file_size - start:,} bytes of data'
     )
 
   def read_member() -> np.ndarray:
-    out = allocate_aligned((count,), dtype)
+    out = allocate_aligned((size,), dtype)
     view = memoryview(out.view(np.uint8)) if out.size else memoryview(b'')
     with zipfile.ZipFile(path) as file, file.open(member) as stream:
       stream.read(start)
       done = 0
       while done < len(view):
-        piece = stream.read(min(READ_CHUNK, len(view) - done))
-        if not piece:
-          raise EOFError(f'{member.filename} is cut short')
-        view[done : done + len(piece)] = piece
-        done += len(piece)
-      if stream.read(1):  # At the end, the checksum has been compared.
-        raise ValueError(f'{member.filename} is longer than it says')
+        chunk = stream.read(min(READ_CHUNK, len(view) - done))
+        if not chunk:
+          raise EOFError(f'{member.filename} is truncated')
+        view[done : done + len(chunk)] = chunk
+        done += len(chunk)
+      if stream.read(1):  # Reading to the end also verifies the zip file's CRC.
+        raise ValueError(f'{member.filename} is longer than its header says')
     return out.reshape(shape, order='F' if fortran else 'C')
 
   return ArrayHeader(tuple(shape), dtype, read_member)
 
 
 def read_safetensors_headers(path: Path) -> dict[str, ArrayHeader]:
-  """Of each tensor. The library checks the header against the file."""
+  """Read the header of each tensor. The safetensors library checks them against the file."""
   with safe_open(path, 'numpy') as file:
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict.
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- not a dict.
     return {
       name: ArrayHeader(
         tuple(tensor.get_shape()),
@@ -202,7 +211,7 @@ def read_safetensors_headers(path: Path) -> dict[str, ArrayHeader]:
 
 
 def make_tensor_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
-  """Reads one tensor of a file that is not kept open."""
+  """Return a function that opens the file and reads one tensor."""
 
   def read() -> np.ndarray:
     with safe_open(path, 'numpy') as file:
@@ -211,45 +220,56 @@ def make_tensor_reader(path: Path, name: str) -> Callable[[], np.ndarray]:
   return read
 
 
-BLOCK_PREFIX = 'Transformer/encoderblock/'
-
-
 def stack_blocks(
   arrays: Iterable[tuple[str, int | None, np.ndarray]], *, depth: int, source: str
 ) -> dict[str, np.ndarray]:
-  """A stream of (name in our tree, block or None, array) -> the flat tree; `depth` is the number of different blocks.
+  """Stack the arrays of each block along a leading depth axis, and return a flat tree.
 
-  Each array is copied to its place as it comes, so that a file is in memory once. UserError where a block lacks an array
-  that another has, or the blocks differ in a shape.
+  `arrays` yields (name in our tree, block index or None, array). Each array is copied to its place
+  as it arrives, so that the file is in memory once. `depth` is the number of distinct blocks.
+
+  Raises UserError if a block lacks an array that another block has, or if shapes differ between
+  blocks.
   """
-  flat, seen = {}, {}
+  flat, blocks_by_name = {}, {}
   for name, block, array in arrays:
     if block is None:
       flat[name] = array
       continue
-    if block >= depth:  # Before anything is allocated for so many.
-      raise UserError(f'{source}: there is a block {block}, and only {depth} blocks')
+    if block >= depth:  # Check before allocating memory for this many blocks.
+      raise UserError(f'{source}: block {block} is out of range for a depth of {depth}')
     if name not in flat:
       flat[name] = allocate_aligned((depth, *array.shape))
     out = flat[name]
     if out.shape[1:] != array.shape:
       raise UserError(
-        f'{source}: {name} is {list(array.shape)} in block {block}, and {list(out.shape[1:])} in others'
+        f'{source}: {name} has shape {list(array.shape)} in block {block}, '
+        f'and {list(out.shape[1:])} in other blocks'
       )
     out[block] = array
-    seen.setdefault(name, set()).add(block)
-  for name, blocks in seen.items():
+    blocks_by_name.setdefault(name, set()).add(block)
+  for name, blocks in blocks_by_name.items():
     if missing := set(range(depth)) - blocks:
-      raise UserError(
-        f'{source}: block {min(missing)} of {depth} has no {name.removeprefix(BLOCK_PREFIX)}'
-      )
+      short_name = name.removeprefix(BLOCK_PREFIX)
+      raise UserError(f'{source}: block {min(missing)} of {depth} has no {short_name}')
   return flat
 
 
 def unstack_blocks(flat: dict[str, np.ndarray]) -> Iterator[tuple[str, int | None, np.ndarray]]:
-  """The inverse of `stack_blocks`."""
+  """Yield (name, block index or None, array): the inverse of `stack_blocks`."""
   for name, array in flat.items():
     if name.startswith(BLOCK_PREFIX):
       yield from ((name, block, array[block]) for block in range(array.shape[0]))
     else:
       yield name, None, array
+
+
+def head_classes(flat: dict[str, np.ndarray]) -> int:
+  """Return the number of classes of the head, or 0 without a head."""
+  return flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
+
+
+def summarize_list(items: Sequence[str], *, limit: int = 5, separator: str = '; ') -> str:
+  """Join the first `limit` items, and say how many more there are."""
+  more = f'{separator}and {len(items) - limit} more' if len(items) > limit else ''
+  return separator.join(items[:limit]) + more

@@ -1,4 +1,8 @@
-"""A URL -> a whole file in the cache: resumed where it was interrupted, checked against what is known of it, renamed last."""
+"""Download a URL to a file in the cache.
+
+A download resumes where it was interrupted. The result is checked against the published size and
+digest, and gets its final name last.
+"""
 
 import base64
 import contextlib
@@ -23,100 +27,98 @@ from tqdm import tqdm
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import user_cache_dir
 
-MAX_DOWNLOAD_TRIES = 5  # In a row without a new byte.
-FIRST_RETRY_WAIT = 1.0  # Seconds before the second try; each later one waits twice as long.
+MAX_DOWNLOAD_TRIES = 5  # Consecutive tries without a new byte.
+FIRST_RETRY_WAIT = 1.0  # Seconds before the second try. Each later wait is twice as long.
 READ_TIMEOUT = 30.0  # Seconds without a byte.
 DOWNLOAD_CHUNK = 1 << 20  # Bytes.
 SIZE_UNITS = {'MiB': 2**20, 'GiB': 2**30}
 HTTP_SCHEMES = ('http', 'https')
-DISK_ERRNOS = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EIO,
-)  # What a disk says, and no network.
+# Errors of the disk, not of the network.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def released_cache_dir() -> Path:
-  """$VIT_JAX_CACHE, or 'vit_jax/released' in the user's cache."""
+  """Return $VIT_JAX_CACHE, or 'vit_jax/released' in the user's cache directory."""
   return Path(os.environ.get('VIT_JAX_CACHE') or user_cache_dir('released')).expanduser()
 
 
 def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = None) -> Path:
-  """Where the file of `url` lies on this machine; it is fetched if it is not there yet.
+  """Return the local path of the file at `url`, and download it if it is not cached.
 
-  `size`: as published, '393.69 MiB'; `md5`: in hexadecimal. What is there already is taken for whole if its size fits: only
-  whole files get their name here, but people put others there by hand. A file:// URL is that file itself, uncopied.
-  UserError that says what to do where the file can't be had, or is not what it should be.
+  Args:
+    url: an http(s) URL, a URL that fsspec can open, or a file:// URL, which is not copied.
+    size: published size, such as '393.69 MiB'. A cached file is checked only against its size,
+      because only complete downloads get their final name, but people also put files there by hand.
+    md5: published digest, in hexadecimal.
+    directory: root of the cache. The default is `released_cache_dir()`.
+
+  Raises UserError with a remedy if the file is unavailable, or if its content is wrong.
   """
   path = cache_path(url, directory or released_cache_dir())
   if path.is_file():
     return check_cached_size(path, size)
   scheme = urllib.parse.urlsplit(url).scheme
   if scheme == 'file':
-    raise UserError(f'{url}: there is no such file')
+    raise UserError(f'{url}: the file does not exist')
+  download = download_http if scheme in HTTP_SCHEMES else download_fsspec
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial_file(path) as part:
-      if not path.is_file():  # Nobody has fetched it while this waited.
-        found = (download_http if scheme in HTTP_SCHEMES else download_fsspec)(url, part)
-        check_content(url, part, size, md5 or found)
+      if not path.is_file():  # Another process may have finished it during the wait for the lock.
+        server_md5 = download(url, part)
+        check_content(url, part, size, md5 or server_md5)
         Path(part.name).replace(path)
         etag_path(part).unlink(missing_ok=True)
+  except urllib.error.URLError as error:
+    raise offline_error(url, path, size, error) from None
   except OSError as error:
-    if isinstance(error, urllib.error.URLError):
-      raise offline_error(url, path, size, error) from None
     raise UserError(
-      f'can not write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory'
+      f'cannot write {path}: {error.strerror or error}; set VIT_JAX_CACHE to another directory'
     ) from None
   return path
 
 
 def check_cached_size(path: Path, size: str) -> Path:
-  """The path. UserError where the file there is not of the published size."""
-  have = path.stat().st_size
-  if size and not matches_published_size(have, size):
-    raise UserError(
-      f'{path} has {have:,} bytes ({have / 2**20:.2f} MiB), and {size} were published: delete it, and try again'
-    )
+  """Return the path. Raises UserError if the file does not have the published size."""
+  actual = path.stat().st_size
+  if size and not matches_published_size(actual, size):
+    raise UserError(f'{path} {describe_wrong_size(actual, size)}: delete it, and try again')
   return path
 
 
 def cache_path(url: str, directory: Path) -> Path:
-  """The host and the path of the URL below the directory. UserError for a URL that would lie elsewhere, or names no file.
+  """Return the path of a URL in the cache: its host and path below `directory`.
 
-  Whatever tells two files apart is in it: a port, a query (by its digest), a scheme that isn't the web's.
+  The port, a digest of the query, and a scheme other than http(s) are part of it, so that different
+  files have different paths.
+
+  Raises UserError if the URL names no file, or if its path would leave the directory.
   """
   try:
     parts = urllib.parse.urlsplit(url)
     path = urllib.parse.unquote(parts.path)
   except ValueError as error:
-    raise UserError(f'{url!r} is no URL: {error}') from None
+    raise UserError(f'{url!r} is not a URL: {error}') from None
   if parts.scheme == 'file' and parts.netloc in ('', 'localhost'):
     return Path(path)
   host = parts.netloc.rpartition('@')[2]
   names = [name for name in (host, *path.split('/')) if name]
-  if (
-    len(names) < 2
-    or not host
-    or path.endswith('/')
-    or any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
-  ):
-    raise UserError(f'{url!r} names no file')
+  unsafe = any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
+  if len(names) < 2 or not host or path.endswith('/') or unsafe:
+    raise UserError(f'{url!r} does not name a file')
   if parts.query:
     names.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
-  return (
-    directory.joinpath(*names)
-    if parts.scheme in HTTP_SCHEMES
-    else directory.joinpath(parts.scheme, *names)
-  )
+  if parts.scheme not in HTTP_SCHEMES:
+    names.insert(0, parts.scheme)
+  return directory.joinpath(*names)
 
 
 @contextlib.contextmanager
 def open_partial_file(path: Path) -> Iterator[BinaryIO]:
-  """What has come of the file so far, to append to; nobody else has it, in whatever thread, container or host.
+  """Open the partial download of `path` for appending, under an exclusive lock.
 
-  Waits for whoever has it. What an interrupted process has left is gone on with; nothing is left where nothing came.
+  The lock excludes other threads, processes and hosts, and waits for them. A partial download of an
+  interrupted process is continued. An empty partial file is deleted at the end.
   """
   name = path.with_name(path.name + '.part')
   with open_locked(name) as part:
@@ -128,7 +130,11 @@ def open_partial_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_locked(name: Path) -> BinaryIO:
-  """The file of that name, opened and locked. One that was renamed, or refused, while this waited, is not it any more."""
+  """Open and lock the file with this name.
+
+  While this process waits for the lock, the previous owner may rename or delete the file. Then the
+  name is opened again.
+  """
   while True:
     part = name.open('a+b')
     fcntl.flock(part, fcntl.LOCK_EX)
@@ -139,33 +145,39 @@ def open_locked(name: Path) -> BinaryIO:
 
 
 def downloaded_bytes(part: BinaryIO) -> int:
-  """Bytes that are there already."""
+  """Return the number of bytes in the partial file."""
   part.flush()
   return os.fstat(part.fileno()).st_size
 
 
 def etag_path(part: BinaryIO) -> Path:
-  """Keeps the ETag of what has come, so that no two versions of a file are glued together."""
+  """Return the path that stores the ETag of the partial file.
+
+  The ETag prevents that two versions of a file are joined.
+  """
   return Path(part.name).with_suffix('.etag')
 
 
 def download_http(url: str, part: BinaryIO) -> str:
-  """Fetches what `part` lacks; the MD5 that the server gives, in hexadecimal, or ''. URLError where it is not to be had."""
+  """Download the missing bytes, with retries, and return the server's MD5 in hexadecimal, or ''.
+
+  Raises UserError if the server refuses, and URLError after `MAX_DOWNLOAD_TRIES` tries without
+  progress.
+  """
   tries, most = 0, downloaded_bytes(part)
   while True:
     try:
       return request_remaining(url, part)
     except urllib.error.HTTPError as error:
       error.close()
-      if error.code == 416:  # What is there is longer than the file: begin again.
+      if error.code == 416:  # The partial file is longer than the file: start again.
         part.truncate(0)
       elif error.code not in (408, 429) and error.code < 500:
-        raise UserError(
-          f'{url}: the server says {error.code} {" ".join(str(error.reason).split())}'
-        ) from None
+        reason = ' '.join(str(error.reason).split())
+        raise UserError(f'{url}: the server responds {error.code} {reason}') from None
       failure = error
     except (ValueError, http.client.InvalidURL) as error:
-      raise UserError(f'{url!r} is no URL: {error}') from None
+      raise UserError(f'{url!r} is not a URL: {error}') from None
     except (OSError, http.client.HTTPException) as error:
       if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         raise
@@ -173,65 +185,73 @@ def download_http(url: str, part: BinaryIO) -> str:
     tries = 0 if downloaded_bytes(part) > most else tries + 1
     most = max(most, downloaded_bytes(part))
     if tries == MAX_DOWNLOAD_TRIES:
-      raise (
-        failure if isinstance(failure, urllib.error.URLError) else urllib.error.URLError(failure)
-      )
+      is_url_error = isinstance(failure, urllib.error.URLError)
+      raise failure if is_url_error else urllib.error.URLError(failure)
     time.sleep(FIRST_RETRY_WAIT * 2 ** max(0, tries - 1))
 
 
 def request_remaining(url: str, part: BinaryIO) -> str:
-  """Asks for what is missing and appends it; the MD5 that the server gives. ConnectionError where not all of it came."""
-  have, version = downloaded_bytes(part), etag_path(part)
+  """Request the missing bytes once and append them. Returns the server's MD5 in hexadecimal, or ''.
+
+  Raises ConnectionError if bytes are missing at the end.
+  """
+  etag = read_etag(part)
+  offset = downloaded_bytes(part) if etag else 0
   headers = {'User-Agent': 'vit_jax', 'Accept-Encoding': 'identity'}
-  tag = version.read_text(errors='replace') if version.exists() else ''
-  tag = (
-    tag if re.fullmatch(r'"[\x21\x23-\x7e]*"', tag) else ''
-  )  # Neither a weak one, which may not be asked for, nor damage.
-  if have and tag:
-    headers |= {'Range': f'bytes={have}-', 'If-Range': tag}
-  with urllib.request.urlopen(
-    urllib.request.Request(quote_url(url), headers=headers), timeout=READ_TIMEOUT
-  ) as response:
+  if offset:
+    headers |= {'Range': f'bytes={offset}-', 'If-Range': etag}
+  request = urllib.request.Request(quote_url(url), headers=headers)
+  with urllib.request.urlopen(request, timeout=READ_TIMEOUT) as response:
     if response.headers.get_content_type() == 'text/html':
-      raise UserError(f'{url} is a web page, not a file of arrays')
-    begin = have if response.status == 206 else 0
-    if begin and not is_continuation(response.headers, begin, tag):
+      raise UserError(f'{url} is a web page, not an array file')
+    offset = offset if response.status == 206 else 0
+    if offset and not is_continuation(response.headers, offset, etag):
       part.truncate(0)
-      raise ConnectionError(f'another part came than that from {begin:,} bytes on')
-    if not begin:
+      raise ConnectionError(f'the response does not continue at byte {offset:,}')
+    if not offset:
       part.truncate(0)
-      version.write_text(response.headers.get('ETag') or '')
-    promised = response.headers.get('Content-Length')
-    total = begin + int(promised) if promised and promised.isdecimal() else None
-    with progress_bar(url, begin, total) as shown:
+      etag_path(part).write_text(response.headers.get('ETag') or '')
+    length = response.headers.get('Content-Length')
+    total = offset + int(length) if length and length.isdecimal() else None
+    with progress_bar(url, offset, total) as progress:
       while data := response.read1(DOWNLOAD_CHUNK):
         part.write(data)
-        shown.update(len(data))
+        progress.update(len(data))
   if total is not None and downloaded_bytes(part) < total:
-    raise ConnectionError(f'only {downloaded_bytes(part):,} of {total:,} bytes came')
-  return parse_md5_header(
-    ','.join(response.headers.get_all('x-goog-hash', []))
-  )  # One line for each digest, or one for all.
+    raise ConnectionError(f'received {downloaded_bytes(part):,} of {total:,} bytes')
+  # Servers send one header per digest, or one for all.
+  return parse_md5_header(','.join(response.headers.get_all('x-goog-hash', [])))
+
+
+def read_etag(part: BinaryIO) -> str:
+  """Return the stored ETag, or '' if it is missing, damaged, or weak.
+
+  HTTP does not allow a weak ETag in If-Range.
+  """
+  path = etag_path(part)
+  etag = path.read_text(errors='replace') if path.exists() else ''
+  return etag if re.fullmatch(r'"[\x21\x23-\x7e]*"', etag) else ''
 
 
 def quote_url(url: str) -> str:
-  """With spaces and other alphabets as servers want them; what is quoted already stays as it is."""
+  """Percent-encode spaces and non-ASCII characters, and leave existing escapes unchanged."""
   return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
-def is_continuation(headers: http.client.HTTPMessage, begin: int, tag: str) -> bool:
-  """Whether an answer goes on, in the same version of the file, where the part ends."""
-  span = re.fullmatch(r'bytes (\d+)-(\d+)/(\d+|\*)', headers.get('Content-Range') or '')
-  whole = span is not None and span[3] in ('*', str(int(span[2]) + 1))
-  return whole and int(span[1]) == begin and headers.get('ETag', tag) == tag
+def is_continuation(headers: http.client.HTTPMessage, offset: int, etag: str) -> bool:
+  """Return whether a response continues the same version of the file at `offset`, up to its end."""
+  match = re.fullmatch(r'bytes (\d+)-(\d+)/(\d+|\*)', headers.get('Content-Range') or '')
+  if not match or headers.get('ETag', etag) != etag:
+    return False
+  first, last, total = match.groups()
+  return int(first) == offset and total in ('*', str(int(last) + 1))
 
 
-def progress_bar(url: str, begin: int, total: int | None) -> tqdm:
-  """A progress bar, where somebody looks."""
-  name = url.rpartition('/')[2]
+def progress_bar(url: str, initial: int, total: int | None) -> tqdm:
+  """Return a progress bar in bytes, which is shown only on a terminal."""
   return tqdm(
-    desc=name,
-    initial=begin,
+    desc=url.rpartition('/')[2],
+    initial=initial,
     total=total,
     unit='B',
     unit_scale=True,
@@ -240,90 +260,99 @@ def progress_bar(url: str, begin: int, total: int | None) -> tqdm:
 
 
 def parse_md5_header(header: str) -> str:
-  """Of Google's 'crc32c=…,md5=…', in hexadecimal, or ''."""
+  """Return the MD5 in Google's header 'crc32c=…,md5=…' in hexadecimal, or ''."""
   match = re.search(r'md5=([\w+/]{22}==)', header)
   return base64.b64decode(match[1]).hex() if match else ''
 
 
 def download_fsspec(url: str, part: BinaryIO) -> str:
-  """Any other scheme, such as gs://; its library does the retrying."""
+  """Download a URL of another scheme, such as gs://, from the start.
+
+  fsspec's libraries retry. Returns '', because no digest is known.
+  """
   part.truncate(0)
-  with progress_bar(url, 0, None) as shown:
+  with progress_bar(url, 0, None) as progress:
     for data in read_fsspec_chunks(url):
       part.write(data)
-      shown.update(len(data))
+      progress.update(len(data))
   return ''
 
 
 def read_fsspec_chunks(url: str) -> Iterator[bytes]:
-  """What fsspec reads, all of it. UserError for whatever goes wrong in its many libraries, each with its own exceptions."""
+  """Yield the bytes that fsspec reads.
+
+  Raises UserError for any failure, because fsspec's libraries raise many unrelated exceptions.
+  """
   import fsspec
 
   try:
     with fsspec.open(url, 'rb') as source:
-      have = 0
+      received = 0
       while data := source.read(DOWNLOAD_CHUNK):
-        have += len(data)
+        received += len(data)
         yield data
-      if have != (getattr(source, 'size', None) or have):
-        raise ConnectionError(f'only {have:,} of {source.size:,} bytes came')
+      if received != (getattr(source, 'size', None) or received):
+        raise ConnectionError(f'received {received:,} of {source.size:,} bytes')
   except ImportError as error:
-    needs = (
-      "needs gcsfs: pip install 'vit-jax[gcp]'"
-      if url.startswith('gs://')
-      else f'can not be read: {error}'
-    )
-    raise UserError(f'{url} {needs}{public_bucket_hint(url)}') from None
+    needs_gcsfs = "needs gcsfs: pip install 'vit-jax[gcp]'"
+    problem = needs_gcsfs if url.startswith('gs://') else f'is not readable: {error}'
+    raise UserError(f'{url} {problem}{public_bucket_hint(url)}') from None
   except FileNotFoundError:
-    raise UserError(f'{url}: there is no such file') from None
+    raise UserError(f'{url}: the file does not exist') from None
   except Exception as error:
-    raise UserError(
-      f'{url}: {" ".join(str(error).split()) or type(error).__name__}{public_bucket_hint(url)}'
-    ) from None
+    problem = ' '.join(str(error).split()) or type(error).__name__
+    raise UserError(f'{url}: {problem}{public_bucket_hint(url)}') from None
 
 
 def public_bucket_hint(url: str) -> str:
-  """Where a file of a public bucket is to be had without an account."""
+  """Return the https URL at which public buckets are readable without an account, or ''."""
   scheme, _, rest = url.partition('://')
-  return (
-    f'; public buckets are at https://storage.googleapis.com/{rest} too' if scheme == 'gs' else ''
-  )
+  if scheme != 'gs':
+    return ''
+  return f'; public buckets are also at https://storage.googleapis.com/{rest}'
 
 
 def check_content(url: str, part: BinaryIO, size: str, md5: str):
-  """UserError, and no part left, where the file is not of the published size or has another digest, or is a web page."""
-  got = downloaded_bytes(part)
-  wrong = '' if got else 'it is empty'
-  if size and not matches_published_size(got, size):
-    wrong = f'it has {got:,} bytes ({got / 2**20:.2f} MiB), and {size} were published'
+  """Check a complete download.
+
+  Raises UserError, and deletes the partial content, if it is empty, a web page, or of the wrong
+  size or MD5.
+  """
+  actual = downloaded_bytes(part)
+  problem = '' if actual else 'the file is empty'
+  if size and not matches_published_size(actual, size):
+    problem = f'the file {describe_wrong_size(actual, size)}'
   part.seek(0)
   if part.read(512).removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'<':
-    wrong = 'it is a web page, not a file of arrays'
+    problem = 'the file is a web page, not an array file'
   part.seek(0)
-  if md5 and not wrong and hashlib.file_digest(part, 'md5').hexdigest() != md5.lower():
-    wrong = f'its MD5 is not {md5}'
-  if wrong:
+  if md5 and not problem and hashlib.file_digest(part, 'md5').hexdigest() != md5.lower():
+    problem = f'the MD5 of the file is not {md5}'
+  if problem:
     part.truncate(0)
     etag_path(part).unlink(missing_ok=True)
-    raise UserError(f'{url}: {wrong}')
+    raise UserError(f'{url}: {problem}')
 
 
 def matches_published_size(count: int, size: str) -> bool:
-  """Whether so many bytes are '393.69 MiB', to the precision that is printed."""
+  """Return whether a number of bytes is `size`, such as '393.69 MiB', to its printed precision."""
   number, unit = size.split()
   decimals = len(number.partition('.')[2])
   return abs(count / SIZE_UNITS[unit] - float(number)) <= 0.6 * 10**-decimals
 
 
+def describe_wrong_size(count: int, size: str) -> str:
+  """Compare a number of bytes with the published size."""
+  return f'has {count:,} bytes ({count / 2**20:.2f} MiB), but the published size is {size}'
+
+
 def offline_error(url: str, path: Path, size: str, error: Exception) -> UserError:
-  """What to do by hand."""
-  why = getattr(error, 'reason', error)
-  why = (
-    why.strerror
-    if isinstance(why, OSError) and not isinstance(why, socket.gaierror) and why.strerror
-    else why
-  )
-  much = f' ({size})' if size else ''
+  """Return the error for an unreachable server, which explains how to add the file by hand."""
+  reason = getattr(error, 'reason', error)
+  if isinstance(reason, OSError) and not isinstance(reason, socket.gaierror) and reason.strerror:
+    reason = reason.strerror
+  of_size = f' ({size})' if size else ''
   return UserError(
-    f'can not fetch {url} ({why}): get it on another machine{much} and put it at {path}'
+    f'cannot download {url} ({reason}): '
+    f'download it on another machine{of_size} and put it at {path}'
   )

@@ -1,4 +1,7 @@
-"""A model given back in another format. Whatever is written is read again, and its numbers compared with the model's own."""
+"""Export a model to another format.
+
+Every export is read again, and its outputs are compared with those of the model.
+"""
 
 import dataclasses
 import json
@@ -17,139 +20,159 @@ from safetensors.numpy import save_file
 from vit_jax.errors import UserError, check_installed, did_you_mean
 from vit_jax.models.families import family_name, with_article
 from vit_jax.models.layers import sincos2d_embedding
+from vit_jax.pretrained.arrays import POSITION_EMBEDDING
 from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import to_bit, to_google
 from vit_jax.pretrained.timm_vit import to_timm
 
-MAX_RELATIVE_ERROR = 1e-4  # Of the largest difference, relative to the largest number.
+MAX_RELATIVE_ERROR = 1e-4  # Largest difference of an output, relative to the largest output.
 COMPARED_IMAGES = 3
 STABLEHLO_PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-MAX_STABLEHLO_BYTES = (
-  2**31 - 2**24
-)  # Bytes: what jax.export can serialise, and room for the program.
-MAX_ONNX_BYTES = 2**31 - 2**24  # Bytes: an ONNX file; beyond, its arrays lie in a file beside it.
-EXPORTED_FILES = {
-  'model.safetensors',
-  'config.json',
-  'preprocessor_config.json',
-}  # What those of timm and huggingface hold.
+MAX_STABLEHLO_BYTES = 2**31 - 2**24  # jax.export serializes up to 2 GiB, including the program.
+MAX_ONNX_BYTES = 2**31 - 2**24  # Larger ONNX models store their arrays in a separate file.
+# Files of a timm or huggingface directory.
+EXPORTED_FILES = {'model.safetensors', 'config.json', 'preprocessor_config.json'}
 
 
 def export_model(model: PretrainedModel, to: Path, format: str) -> list[str]:
-  """Writes `model` to the file or directory `to`, as npz, timm, huggingface, onnx or stablehlo; lines that say what came of it.
+  """Write a model to the file or directory `to`, and return lines that describe the result.
 
-  Only StableHLO holds a program, of the model's dtype; all others are parameters, compared in float32. UserError, and
-  nothing left behind, where the format cannot hold the model or what was written gives other numbers.
+  `format` is npz, timm, huggingface, onnx or stablehlo. StableHLO contains a program in the model's
+  dtype. All other formats contain parameters, and are compared in float32.
+
+  Raises UserError, and leaves nothing behind, if the format cannot represent the model or if the
+  outputs differ.
   """
-  if format not in EXPORT_FORMATS:
-    raise UserError(f'--format={format}.{did_you_mean(format, EXPORT_FORMATS)}')
-  kind = family_name(model.config.variant)
-  if format not in (formats := FORMATS_BY_FAMILY.get(kind, EXPORT_FORMATS)):
-    raise UserError(
-      f'--format={format}: {with_article(kind)} goes to {" and to ".join(formats)} only'
-    )
-  write, read = EXPORT_FORMATS[format]
-  check_installed(f'--format={format}', 'export', *REQUIRED_PACKAGES.get(format, ()))
+  check_format(model, format)
   check_destination(to, format)
   check_exportable(model, format)
-  place = to.resolve()
+  write, read = EXPORT_FORMATS[format]
+  destination = to.resolve()
   if format != 'stablehlo':
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype='float32'))
   try:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f'.{place.name}.') as folder:
-      made = Path(folder) / place.name
-      write(model, made)
-      difference = export_relative_error(model, read(made))
-      if not difference <= MAX_RELATIVE_ERROR:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f'.{destination.name}.'
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=prefix) as folder:
+      written = Path(folder) / destination.name
+      write(model, written)
+      relative_error = export_relative_error(model, read(written))
+      if not relative_error <= MAX_RELATIVE_ERROR:  # Also true for NaN.
         raise UserError(
-          f'{to}: read again, it differs by {difference:.1e} of the largest number, and {MAX_RELATIVE_ERROR:.0e} is the most'
+          f'{to}: the relative error after reading it again is {relative_error:.1e}; '
+          f'at most {MAX_RELATIVE_ERROR:.0e} is allowed'
         )
-      size = move_into_place(made, place)
+      size = move_into_place(written, destination)
   except (OSError, SafetensorError) as error:
-    raise UserError(f'can not write {to}: {getattr(error, "strerror", None) or error}') from None
+    raise UserError(f'cannot write {to}: {getattr(error, "strerror", None) or error}') from None
+  mib = size / 2**20
   lines = [
-    f'{to}: {format}, {size / 2**20:,.1f} MiB; read again, it differs by {difference:.1e} of the largest number'
+    f'{to}: {format}, {mib:,.1f} MiB; relative error after reading it again: {relative_error:.1e}'
   ]
   if model.loss == 'sigmoid' and format != 'npz':
     lines.append(
-      f'{to}: its logits are of a sigmoid for each class, not of a softmax, which {format} does not tell'
+      f'{to}: the logits are for a sigmoid per class, not a softmax; {format} does not record this'
     )
   return lines
 
 
+def check_format(model: PretrainedModel, format: str):
+  """Raise UserError if the format is unknown, unsupported for the model, or lacks a package."""
+  if format not in EXPORT_FORMATS:
+    raise UserError(f'--format={format}.{did_you_mean(format, EXPORT_FORMATS)}')
+  family = family_name(model.config.variant)
+  formats = FORMATS_BY_FAMILY.get(family, EXPORT_FORMATS)
+  if format not in formats:
+    raise UserError(
+      f'--format={format} does not support {with_article(family)}; use {" or ".join(formats)}'
+    )
+  check_installed(f'--format={format}', 'export', *REQUIRED_PACKAGES.get(format, ()))
+
+
 def check_exportable(model: PretrainedModel, format: str):
-  """UserError where only a program could say how the model uses its arrays."""
+  """Raise UserError if only a program can represent the model's position embeddings."""
   c = model.config
   if format != 'stablehlo' and (c.position in ('learned2d', 'relative') or c.position_at != 'stem'):
     raise UserError(
-      f'{format} knows no position embeddings that are {c.position} at {c.position_at}; --format stablehlo does'
+      f'{format} does not support position embeddings that are {c.position} at {c.position_at}; '
+      'use --format stablehlo'
     )
 
 
 def check_destination(to: Path, format: str):
-  """UserError where `to` is not what the format is, or holds what is not ours to replace."""
-  directory = format in ('timm', 'huggingface')
-  if to.is_dir() and not directory:
-    raise UserError(f'--to={to} is a directory, and {format} is a file')
-  if directory and to.is_file():
-    raise UserError(f'--to={to} is a file, and {format} is a directory')
+  """Raise UserError if `to` is of the wrong kind, or contains files that are not exports."""
+  is_directory_format = format in ('timm', 'huggingface')
+  if to.is_dir() and not is_directory_format:
+    raise UserError(f'--to={to} is a directory, but {format} is a file')
+  if is_directory_format and to.is_file():
+    raise UserError(f'--to={to} is a file, but {format} is a directory')
   if to.is_dir() and (others := {path.name for path in to.iterdir()} - EXPORTED_FILES):
-    raise UserError(f'--to={to} is a directory that holds {min(others)}: choose a new one')
+    raise UserError(f'--to={to} is a directory that contains {min(others)}: choose a new one')
   if format == 'npz' and to.suffix != '.npz':
     raise UserError(f'--to={to}: expected a name that ends in .npz')
   if format == 'npz' and to.with_suffix('.json').exists() and not to.exists():
-    raise UserError(
-      f'--to={to}: {to.stem}.json would be written beside it, and lies there already: choose another name'
-    )
+    raise UserError(f'--to={to} would replace {to.stem}.json, which exists: choose another name')
 
 
-def move_into_place(made: Path, place: Path) -> int:
-  """To where it was asked for, files beside a file before it; the bytes that they have."""
-  source, target = (made, place) if made.is_dir() else (made.parent, place.parent)
+def move_into_place(written: Path, destination: Path) -> int:
+  """Move the exported files to their destination, and return their size in bytes.
+
+  The file itself moves last, so that the files beside it exist before it does.
+  """
+  is_directory = written.is_dir()
+  source = written if is_directory else written.parent
+  target = destination if is_directory else destination.parent
   target.mkdir(exist_ok=True)
-  files = sorted(source.iterdir(), key=lambda file: file == made)
+  files = sorted(source.iterdir(), key=lambda file: file == written)
   size = sum(file.stat().st_size for file in files)
   umask = os.umask(0)
   os.umask(umask)
   for file in files:
-    file.chmod(0o666 & ~umask)  # safetensors and onnx make files that nobody but their owner reads.
+    file.chmod(0o666 & ~umask)  # safetensors and onnx create files that only their owner can read.
     file.replace(target / file.name)
-  for name in EXPORTED_FILES - {file.name for file in files} if target == place else ():
-    (place / name).unlink(missing_ok=True)  # Of another format.
+  if is_directory:
+    for name in EXPORTED_FILES - {file.name for file in files}:
+      (destination / name).unlink(missing_ok=True)  # Left by an export in the other format.
   return size
 
 
 def export_relative_error(
-  model: PretrainedModel, again: Callable[[np.ndarray], np.ndarray]
+  model: PretrainedModel, exported: Callable[[np.ndarray], np.ndarray]
 ) -> float:
-  """The largest difference between what the model and `again` say of random images, relative to the largest number.
+  """Return the largest difference between two models' outputs, relative to the largest output.
 
-  On the CPU: accelerators round the products of float32 by more than the limit, and not all alike.
+  The images are random. The comparison runs on the CPU, because accelerators round float32 products
+  by more than the limit, and not all alike.
   """
   images = np.random.default_rng(0).integers(0, 256, (COMPARED_IMAGES, *model.size, 3), np.uint8)
   with jax.default_device('cpu'):
-    ours, theirs = np.asarray(forward_function(model)(images)), np.asarray(again(images))
-  if ours.shape != theirs.shape:
+    expected, actual = np.asarray(forward_function(model)(images)), np.asarray(exported(images))
+  if expected.shape != actual.shape:
     return float('inf')
-  return float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-30))
+  return float(np.abs(expected - actual).max() / max(np.abs(expected).max(), 1e-30))
 
 
 def forward_function(model: PretrainedModel) -> Callable[[np.ndarray], jax.Array]:
-  """Images [b, h, w, 3] -> logits, or features where there is no head, wherever JAX computes by default."""
+  """Return a function from images [b, h, w, 3] to logits, or to features without a head.
+
+  It runs on JAX's default device.
+  """
   apply = jax.jit(lambda params, images: model.model.apply({'params': params}, images))
   return lambda images: apply(model.params, images)
 
 
 def read_with_load(to: Path) -> Callable[[np.ndarray], jax.Array]:
-  """By `load`, with nothing said besides."""
+  """Read an export with `load`, without overrides."""
   return forward_function(load(str(to)))
 
 
 def write_npz(model: PretrainedModel, to: Path):
-  """Google's layout, of 2020 or of BiT, and beside it, in a .json, what its arrays cannot tell."""
+  """Write Google's 2020 layout or BiT's.
+
+  A .json file beside it contains the facts that arrays do not determine.
+  """
   flat = flatten_with_positions(model)
   np.savez(to, **(to_google(flat) if 'Transformer' in model.params else to_bit(flat)))
   facts = {
@@ -159,103 +182,112 @@ def write_npz(model: PretrainedModel, to: Path):
     **model.preprocessing,
   }
   facts |= {'labels': model.labels} if model.labels else {}
-  to.with_suffix('.json').write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
+  write_json(to.with_suffix('.json'), facts)
 
 
 def write_timm(model: PretrainedModel, to: Path):
-  """A directory that `timm.create_model('local-dir:DIRECTORY', pretrained=True)` takes."""
-  arrays, config = to_timm(
-    flatten_with_positions(model), model.config, model.preprocessing, model.labels
-  )
+  """Write a directory for `timm.create_model('local-dir:DIRECTORY', pretrained=True)`."""
+  flat = flatten_with_positions(model)
+  arrays, config = to_timm(flat, model.config, model.preprocessing, model.labels)
   write_safetensors_directory(to, arrays, {'config.json': config})
 
 
 def write_huggingface(model: PretrainedModel, to: Path):
-  """A directory that transformers' `from_pretrained` takes."""
+  """Write a directory for `from_pretrained` of transformers."""
+  flat = flatten_with_positions(model)
   arrays, config, preprocessor = to_huggingface(
-    flatten_with_positions(model), model.config, model.preprocessing, model.labels
+    flat, model.config, model.preprocessing, model.labels
   )
-  write_safetensors_directory(
-    to, arrays, {'config.json': config, 'preprocessor_config.json': preprocessor}
-  )
+  configs = {'config.json': config, 'preprocessor_config.json': preprocessor}
+  write_safetensors_directory(to, arrays, configs)
 
 
 def flatten_with_positions(model: PretrainedModel) -> dict[str, np.ndarray]:
-  """The flat tree, in which fixed position embeddings are a table as learned ones are: others know no other."""
+  """Return the flat tree, with fixed position embeddings stored like learned ones.
+
+  Other libraries support only learned position embeddings.
+  """
   flat = flax.traverse_util.flatten_dict(model.params, sep='/')
   if model.config.position == 'learned':
     return flat
   d, (h, w) = model.model.shape.width, model.grid
-  fixed = (
-    sincos2d_embedding((h, w), d)
-    if model.config.position == 'sincos2d'
-    else np.zeros((1, h * w, d), np.float32)
-  )
-  rows = [np.zeros((1, 1, d), np.float32)] if model.config.pool == 'token' else []
-  return flat | {
-    'Transformer/posembed_input/pos_embedding': np.concatenate([*rows, np.asarray(fixed)], axis=1)
-  }
+  table = np.zeros((1, h * w, d), np.float32)
+  if model.config.position == 'sincos2d':
+    table = np.asarray(sincos2d_embedding((h, w), d))
+  if model.config.pool == 'token':
+    table = np.concatenate([np.zeros((1, 1, d), np.float32), table], axis=1)
+  return flat | {POSITION_EMBEDDING: table}
 
 
-def write_safetensors_directory(to: Path, arrays: dict[str, np.ndarray], texts: dict[str, dict]):
-  """model.safetensors and JSON files."""
+def write_safetensors_directory(to: Path, arrays: dict[str, np.ndarray], configs: dict[str, dict]):
+  """Write model.safetensors and JSON files, given by file name."""
   to.mkdir()
   save_file(arrays, to / 'model.safetensors', metadata={'format': 'pt'})
-  for name, content in texts.items():
-    (to / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  for name, content in configs.items():
+    write_json(to / name, content)
+
+
+def write_json(path: Path, content: dict):
+  """Write an indented JSON file."""
+  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
 
 
 def write_stablehlo(model: PretrainedModel, to: Path):
-  """A function of images uint8 [b, h, w, 3], b free, with its parameters inside, for every platform that JAX knows."""
+  """Write a function of images uint8 [b, h, w, 3] for every platform, with its parameters inside.
+
+  The batch size b is symbolic. Raises UserError if the parameters exceed 2 GiB.
+  """
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
   if size > MAX_STABLEHLO_BYTES:
     raise UserError(
-      f'StableHLO files end at 2 GiB, and the parameters have {size / 2**30:.2f}: export to npz'
+      f'the parameters have {size / 2**30:.2f} GiB, and StableHLO files are limited to 2 GiB: '
+      'use --format npz'
     )
   (b,) = jax.export.symbolic_shape('b')
   function = jax.jit(lambda images: model.model.apply({'params': model.params}, images))
-  exported = jax.export.export(function, platforms=STABLEHLO_PLATFORMS)(
-    jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8)
-  )
+  images = jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8)
+  exported = jax.export.export(function, platforms=STABLEHLO_PLATFORMS)(images)
   to.write_bytes(exported.serialize())
 
 
 def read_stablehlo(to: Path) -> Callable[[np.ndarray], jax.Array]:
-  """As anyone would who has JAX and the file."""
+  """Return the function in a StableHLO file. It needs only JAX and the file."""
   return jax.export.deserialize(bytearray(to.read_bytes())).call
 
 
 def write_onnx(model: PretrainedModel, to: Path):
-  """With 'images' uint8 [b, h, w, 3] in and 'logits' or 'features' out, b free."""
+  """Write an ONNX graph from 'images' uint8 [b, h, w, 3] to 'logits' or 'features'.
+
+  The batch size b is free.
+  """
   import onnx
 
   from vit_jax.pretrained.onnx_graph import to_onnx
 
   large = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) > MAX_ONNX_BYTES
-  beside = {'save_as_external_data': True, 'location': f'{to.name}.data'} if large else {}
-  onnx.save_model(to_onnx(model), to, format='protobuf', **beside)
+  options = {'save_as_external_data': True, 'location': f'{to.name}.data'} if large else {}
+  onnx.save_model(to_onnx(model), to, format='protobuf', **options)
 
 
 def read_onnx(to: Path) -> Callable[[np.ndarray], np.ndarray]:
-  """By onnxruntime, on the CPU."""
+  """Return a function that runs an ONNX graph with onnxruntime on the CPU."""
   import onnxruntime
 
   session = onnxruntime.InferenceSession(to, providers=['CPUExecutionProvider'])
   return lambda images: session.run(None, {'images': images})[0]
 
 
-EXPORT_FORMATS = {
+EXPORT_FORMATS = {  # Format -> (write, read).
   'npz': (write_npz, read_with_load),
   'timm': (write_timm, read_with_load),
   'huggingface': (write_huggingface, read_with_load),
   'onnx': (write_onnx, read_onnx),
   'stablehlo': (write_stablehlo, read_stablehlo),
 }
-REQUIRED_PACKAGES = {
-  'onnx': ('onnx', 'onnxruntime'),
-  'stablehlo': ('flatbuffers',),
-}  # Packages of the extra `export_model`.
-# Of families whose models nobody else knows all of, or whose arrays do not tell what they are of.
+# Packages of the extra 'export'.
+REQUIRED_PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'stablehlo': ('flatbuffers',)}
+# Families that other libraries do not support completely, or whose arrays do not determine the
+# model.
 FORMATS_BY_FAMILY = {
   'BiT ResNet': ('npz', 'stablehlo'),
   'EfficientNet': ('npz', 'stablehlo'),

@@ -1,35 +1,36 @@
-"""Hugging Face's names (ViT, DINOv2 without and with registers, as their files have them) to our tree and back."""
+"""Convert Hugging Face's ViT and DINOv2, with and without registers, to our tree and back."""
 
 import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.variants import vit_shape
-from vit_jax.pretrained.arrays import LazyArrays
-from vit_jax.pretrained.torch_layout import (
+from vit_jax.models.variants import ViTShape, vit_shape
+from vit_jax.pretrained.arrays import (
   ATTENTION_MODULE,
-  NUMBER_TYPES,
   POSITION_EMBEDDING,
+  LazyArrays,
+  head_classes,
+)
+from vit_jax.pretrained.config_fields import (
+  NUMBER_TYPES,
+  read_field,
+  read_image_size,
+  read_pixel_statistics,
+)
+from vit_jax.pretrained.torch_layout import (
   TorchLayout,
   index_count,
   infer_heads,
   normalize_position_rows,
   patch_count,
   patch_kernel_size,
-  read_field,
-  read_image_size,
-  read_pixel_statistics,
 )
 
 HF_PATCH_WEIGHT = 'embeddings.patch_embeddings.projection.weight'
-HF_BACKBONE_PREFIXES = (
-  '',
-  'vit.',
-  'dinov2.',
-  'dinov2_with_registers.',
-)  # Of the backbone in a model with a head.
+# Prefixes of the backbone. A model with a head has one.
+HF_BACKBONE_PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.')
 
-HF_TABLES = {
+HF_SINGLE_ARRAYS = {
   'embeddings.cls_token': 'cls',
   'embeddings.position_embeddings': POSITION_EMBEDDING,
   'embeddings.register_tokens': 'registers',
@@ -47,7 +48,7 @@ HF_ATTENTION_NAMES = {
   'attention.output.dense': (f'{ATTENTION_MODULE}/out', 'out'),
 }
 HF_VIT_LAYOUT = TorchLayout(
-  HF_TABLES,
+  HF_SINGLE_ARRAYS,
   HF_TOP_NAMES,
   'encoder.layer.{}.',
   HF_ATTENTION_NAMES
@@ -60,7 +61,7 @@ HF_VIT_LAYOUT = TorchLayout(
   {},
 )
 HF_DINOV2_LAYOUT = TorchLayout(
-  HF_TABLES,
+  HF_SINGLE_ARRAYS,
   HF_TOP_NAMES,
   'encoder.layer.{}.',
   HF_ATTENTION_NAMES
@@ -73,228 +74,238 @@ HF_DINOV2_LAYOUT = TorchLayout(
   {'layer_scale1.lambda1': f'{ATTENTION_MODULE}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
 )
 HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
-HF_DEFAULT_NORM_EPS = {
-  'dinov2': 1e-6,
-  'dinov2_with_registers': 1e-6,
-}  # Where config.json does not say; ViT's is 1e-12.
-PIL_BILINEAR = 2  # Pillow's number of it.
+# Defaults of layer_norm_eps by model_type. ViT's default is 1e-12.
+HF_DEFAULT_NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6}
+PIL_BILINEAR = 2  # Pillow's number for bilinear resampling.
 PREPROCESSOR_FILE = 'preprocessor_config.json'
-PIXEL_STATISTICS = {'mean': 'mean', 'scale': 'std'}  # Ours, theirs.
+PIXEL_STATISTICS = {'mean': 'image_mean', 'scale': 'image_std'}  # Our names -> Hugging Face's.
 
 
 def is_huggingface(arrays: LazyArrays) -> bool:
-  """Whether the names are those of Hugging Face's transformers."""
+  """Return whether a file contains a Vision Transformer in the names of transformers."""
   return any(prefix + HF_PATCH_WEIGHT in arrays for prefix in HF_BACKBONE_PREFIXES)
 
 
 def read_huggingface(
   arrays: LazyArrays, config: dict | None, preprocessor: dict | None, *, heads: int
 ) -> tuple[dict[str, np.ndarray], dict]:
-  """(the flat tree, what is known besides) of the arrays, config.json and preprocessor_config.json."""
+  """Read the arrays, config.json and preprocessor_config.json, and return the flat tree and facts.
+
+  `heads` is the number of heads, or 0 to infer it. Raises UserError for an unsupported model.
+  """
   config = config or {}
   prefix = next(prefix for prefix in HF_BACKBONE_PREFIXES if prefix + HF_PATCH_WEIGHT in arrays)
   width, patch = patch_kernel_size(arrays, prefix + HF_PATCH_WEIGHT)
-  dino = any('.layer_scale1.' in name for name in arrays)
-  if dino and 'classifier.weight' in arrays:
+  is_dinov2 = any('.layer_scale1.' in name for name in arrays)
+  if is_dinov2 and 'classifier.weight' in arrays:
     raise UserError(
-      f"{arrays.source} holds DINOv2's classifier, which reads the class token and the mean of the patches side by side: "
-      'no head here does. Save its backbone alone (model.dinov2.save_pretrained), and fine-tune that'
+      f"{arrays.source} contains DINOv2's classifier, which reads the class token and the mean of "
+      'the patches side by side. This head is not supported. Save only the backbone '
+      '(model.dinov2.save_pretrained), and fine-tune that'
     )
-  inside, notes = select_backbone(arrays, prefix)
-  if 'pooler.dense.weight' in inside and read_field(config, 'pooler_act', str) not in (
-    None,
-    'tanh',
-  ):
-    raise UserError(
-      f'{arrays.source}: pooler_act is {config["pooler_act"]!r}, and only tanh is known here'
-    )
-  heads = infer_heads(
-    heads or read_field(config, 'num_attention_heads', int),
-    width,
-    index_count(inside, 'encoder.layer.'),
-    arrays.source,
-  )
-  facts = read_hf_config(config, dino)
-  flat = (HF_DINOV2_LAYOUT if dino else HF_VIT_LAYOUT).read(inside, heads)
+  backbone, notes = select_backbone(arrays, prefix)
+  activation = read_field(config, 'pooler_act', str)
+  if 'pooler.dense.weight' in backbone and activation not in (None, 'tanh'):
+    raise UserError(f"{arrays.source}: pooler_act={activation!r} is not supported; expected 'tanh'")
+  heads = heads or read_field(config, 'num_attention_heads', int)
+  heads = infer_heads(heads, width, index_count(backbone, 'encoder.layer.'), arrays.source)
+  facts = read_hf_config(config, is_dinov2)
+  layout = HF_DINOV2_LAYOUT if is_dinov2 else HF_VIT_LAYOUT
+  flat = layout.from_torch_arrays(backbone, heads)
   flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
-  return flat, facts | read_hf_preprocessor(preprocessor or {}, facts.get('size')) | {
-    'notes': notes
-  }
+  facts |= read_hf_preprocessor(preprocessor or {}, facts.get('size'))
+  return flat, facts | {'notes': notes}
 
 
 def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[str, ...]]:
-  """(the arrays by their names in the backbone, a line for each that is left out). UserError where two have one name."""
-  notes, kept = [], {}
+  """Return the arrays without the backbone's prefix, and a note for each array that is ignored.
+
+  Raises UserError if two arrays then have the same name.
+  """
+  notes, headers = [], {}
   for name in arrays:
-    inside = name.removeprefix(prefix)
+    short_name = name.removeprefix(prefix)
     if name.endswith('mask_token'):
-      notes.append(f'{name}, which only pre-training uses, is left out')
-    elif inside.startswith('pooler.') and 'classifier.weight' in arrays:
-      notes.append(f'{name}, which the classifier does not read, is left out')
-    elif inside in kept:
-      raise UserError(f'{arrays.source} holds {inside} with and without {prefix} before it')
+      notes.append(f'{name}, which only pre-training uses, is ignored')
+    elif short_name.startswith('pooler.') and 'classifier.weight' in arrays:
+      notes.append(f'{name}, which the classifier does not read, is ignored')
+    elif short_name in headers:
+      raise UserError(f'{arrays.source} contains {short_name} with and without the prefix {prefix}')
     else:
-      kept[inside] = arrays.header(name)
-  return LazyArrays(arrays.source, kept), tuple(notes)
+      headers[short_name] = arrays.array_header(name)
+  return LazyArrays(arrays.source, headers), tuple(notes)
 
 
-def read_hf_config(config: dict, dino: bool) -> dict:
-  """What config.json says that arrays don't."""
+def read_hf_config(config: dict, is_dinov2: bool) -> dict:
+  """Return the facts in config.json."""
   activation = read_field(config, 'hidden_act', str) or 'gelu'
   if activation not in HF_GELU:
-    raise UserError(f'the activation {activation!r} is not among those here: {", ".join(HF_GELU)}')
+    raise UserError(
+      f'config.json: hidden_act {activation!r} is not supported; expected {", ".join(HF_GELU)}'
+    )
   eps = read_field(config, 'layer_norm_eps', NUMBER_TYPES)
-  usual = HF_DEFAULT_NORM_EPS.get(read_field(config, 'model_type', str), 1e-6 if dino else 1e-12)
-  facts = {'gelu': HF_GELU[activation], 'norm_eps': usual if eps is None else eps}
-  facts['positions'] = 'bicubic'  # As transformers' own interpolation does.
-  facts['assumed'] = () if config else ('gelu', 'norm_eps')
+  if eps is None:
+    model_type = read_field(config, 'model_type', str)
+    eps = HF_DEFAULT_NORM_EPS.get(model_type, 1e-6 if is_dinov2 else 1e-12)
+  facts = {
+    'gelu': HF_GELU[activation],
+    'norm_eps': eps,
+    'positions': 'bicubic',  # The interpolation of transformers.
+    'assumed': () if config else ('gelu', 'norm_eps'),
+  }
   if size := read_image_size(config.get('image_size'), 'image_size'):
     facts['size'] = size
   labels = read_id2label(read_field(config, 'id2label', dict) or {})
-  return facts | ({'labels': labels} if labels and labels != default_hf_labels(len(labels)) else {})
+  if labels and labels != default_hf_labels(len(labels)):
+    facts['labels'] = labels
+  return facts
 
 
-def read_id2label(names: dict[str, str]) -> tuple[str, ...]:
-  """In the order of the logits. UserError where they are not numbered from 0."""
-  if names.keys() != {str(i) for i in range(len(names))}:
-    raise UserError(
-      f'config.json: id2label has the keys {", ".join(names)[:60]}: expected "0", "1" and so on'
-    )
-  return tuple(str(names[str(i)]) for i in range(len(names)))
+def read_id2label(id2label: dict[str, str]) -> tuple[str, ...]:
+  """Return the labels in the order of the logits.
+
+  Raises UserError unless the keys are the numbers from 0.
+  """
+  if id2label.keys() != {str(i) for i in range(len(id2label))}:
+    keys = ', '.join(id2label)[:60]
+    raise UserError(f'config.json: id2label has the keys {keys}: expected "0", "1" and so on')
+  return tuple(str(id2label[str(i)]) for i in range(len(id2label)))
 
 
 def default_hf_labels(classes: int) -> tuple[str, ...]:
-  """What transformers calls classes that nobody named."""
+  """Return the names that transformers gives to unnamed classes."""
   return tuple(f'LABEL_{i}' for i in range(classes))
 
 
-def read_hf_preprocessor(preprocessor: dict, native: tuple[int, int] | None) -> dict:
-  """What preprocessor_config.json says, for a model whose positions are for images of `native`.
+def read_hf_preprocessor(preprocessor: dict, native_size: tuple[int, int] | None) -> dict:
+  """Return the facts in preprocessor_config.json.
 
-  A short side is said for images of the size that is cropped, and told in proportion to `native`. UserError for a step that
-  we don't have.
+  `native_size` is the image size (height, width) of the position embeddings. The file states the
+  short side for images of the crop size. The returned short side is scaled to `native_size`.
+
+  Raises UserError for an unsupported preprocessing step.
   """
-  says = lambda name, kind: read_field(preprocessor, name, kind, PREPROCESSOR_FILE)
-  sides = lambda name: read_image_size(preprocessor.get(name), name, PREPROCESSOR_FILE)
-  factor = says('rescale_factor', NUMBER_TYPES)
-  if says('do_rescale', bool) is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
-    got = 'do_rescale=false' if factor is None else f'rescale_factor={factor}'
-    raise UserError(f'{PREPROCESSOR_FILE}: {got}, and only pixels times 1/255 are known here')
-  if says('do_normalize', bool) is False:
-    facts = {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
-  else:
-    shares = {
-      ours: read_pixel_statistics(preprocessor, f'image_{theirs}', PREPROCESSOR_FILE)
-      for ours, theirs in PIXEL_STATISTICS.items()
-    }
-    facts = {name: values for name, values in shares.items() if values}
+  facts = read_hf_normalization(preprocessor)
   size = preprocessor.get('size') or None
-  edge = (
-    read_field(size, 'shortest_edge', int, PREPROCESSOR_FILE) if isinstance(size, dict) else None
-  )
-  if not says('do_center_crop', bool) or not preprocessor.get('crop_size'):
-    return facts | ({'crop': 'resize', 'wanted': sides('size')} if size and not edge else {})
-  wanted = sides('crop_size')
-  short = edge or (min(sides('size')) if size else None)
-  if short and native and native != wanted:
-    short = round(short * max(native) / max(wanted))
-  return facts | {'crop': 'center', 'wanted': wanted} | ({'short_side': short} if short else {})
+  edge = None
+  if isinstance(size, dict):
+    edge = read_field(size, 'shortest_edge', int, PREPROCESSOR_FILE)
+  if size and not edge:
+    size = read_image_size(size, 'size', PREPROCESSOR_FILE)
+  crops = read_field(preprocessor, 'do_center_crop', bool, PREPROCESSOR_FILE)
+  if not crops or not preprocessor.get('crop_size'):
+    return facts | ({'crop': 'resize', 'target_size': size} if size and not edge else {})
+  crop_size = read_image_size(preprocessor['crop_size'], 'crop_size', PREPROCESSOR_FILE)
+  short_side = edge or (min(size) if size else None)
+  if short_side and native_size and native_size != crop_size:
+    short_side = round(short_side * max(native_size) / max(crop_size))
+  facts |= {'crop': 'center', 'target_size': crop_size}
+  return facts | ({'short_side': short_side} if short_side else {})
+
+
+def read_hf_normalization(preprocessor: dict) -> dict:
+  """Return the mean and scale of pixels in [0, 255] that preprocessor_config.json states."""
+  factor = read_field(preprocessor, 'rescale_factor', NUMBER_TYPES, PREPROCESSOR_FILE)
+  rescales = read_field(preprocessor, 'do_rescale', bool, PREPROCESSOR_FILE)
+  if rescales is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
+    setting = 'do_rescale=false' if factor is None else f'rescale_factor={factor}'
+    raise UserError(f'{PREPROCESSOR_FILE}: {setting} is not supported; expected a factor of 1/255')
+  if read_field(preprocessor, 'do_normalize', bool, PREPROCESSOR_FILE) is False:
+    return {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
+  statistics = {
+    fact: read_pixel_statistics(preprocessor, field, PREPROCESSOR_FILE)
+    for fact, field in PIXEL_STATISTICS.items()
+  }
+  return {fact: values for fact, values in statistics.items() if values}
 
 
 def to_huggingface(
   flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict, dict]:
-  """(arrays, config.json, preprocessor_config.json). UserError for what no model of theirs is."""
-  head = 'head/kernel' in flat
+  """Return arrays, config.json and preprocessor_config.json for `from_pretrained`.
+
+  Raises UserError if no Hugging Face model is equivalent.
+  """
+  has_head = 'head/kernel' in flat
   s = vit_shape(
     config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
   )
-  wrong = {
+  h, w = preprocessing['size']
+  unsupported = {
     f'pooling by {config.pool!r}': config.pool != 'token',
     'a ResNet stem': s.stem is not None,
     'norms around the patches': config.patch_norm,
     'fixed position embeddings': POSITION_EMBEDDING not in flat,
-    'a hidden layer before a head': config.hidden_head and head,
-    'registers and a head or hidden layer': config.registers > 0 and (head or config.hidden_head),
-    'patches that are no squares': s.patch[0] != s.patch[1],
-    'images that are no squares': preprocessing['size'][0] != preprocessing['size'][1],
+    'a hidden layer before a head': config.hidden_head and has_head,
+    'registers and a head or hidden layer': config.registers > 0
+    and (has_head or config.hidden_head),
+    'patches that are not square': s.patch[0] != s.patch[1],
+    'images that are not square': h != w,
+    f'registers and an MLP of {s.mlp} for a width of {s.width}': config.registers > 0
+    and s.mlp % s.width != 0,
   }
-  if found := [what for what, is_so in wrong.items() if is_so]:
-    raise UserError(f'no model of Hugging Face has {found[0]}')
-  arrays = (HF_DINOV2_LAYOUT if config.registers else HF_VIT_LAYOUT).write(flat)
-  if config.registers:
+  if problems := [feature for feature, present in unsupported.items() if present]:
+    raise UserError(f'no Hugging Face model has {problems[0]}')
+  layout = HF_DINOV2_LAYOUT if config.registers else HF_VIT_LAYOUT
+  arrays = layout.to_torch_arrays(flat)
+  if config.registers:  # DINOv2 also has layer scales and a mask token.
     ones = np.ones(s.width, np.float32)
     arrays |= {
       f'encoder.layer.{i}.layer_scale{n}.lambda1': ones for i in range(s.depth) for n in (1, 2)
     }
     arrays['embeddings.mask_token'] = np.zeros((1, s.width), np.float32)
-  if head:
+  if has_head:
     arrays = {
       name if name.startswith('classifier.') else f'vit.{name}': array
       for name, array in arrays.items()
     }
-  return (
-    arrays,
-    hf_config_json(config, s, preprocessing, labels, flat),
-    hf_preprocessor_json(config, preprocessing),
-  )
+  config_json = hf_config_json(config, s, h, labels, head_classes(flat))
+  return arrays, config_json, hf_preprocessor_json(config, preprocessing)
 
 
 def hf_config_json(
-  config: ModelConfig, s, preprocessing: dict, labels: tuple[str, ...], flat: dict[str, np.ndarray]
+  config: ModelConfig, s: ViTShape, image_size: int, labels: tuple[str, ...], classes: int
 ) -> dict:
-  """What `from_pretrained` builds the model from."""
-  classes = flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0
-  names = labels or default_hf_labels(classes)
-  made = {
-    'architectures': [
-      'Dinov2WithRegistersModel'
-      if config.registers
-      else 'ViTForImageClassification'
-      if classes
-      else 'ViTModel'
-    ],
+  """Return the config.json from which `from_pretrained` builds the model."""
+  content = {
     'model_type': 'dinov2_with_registers' if config.registers else 'vit',
     'hidden_size': s.width,
     'num_hidden_layers': s.depth,
     'num_attention_heads': s.heads,
     'hidden_act': {'erf': 'gelu', 'tanh': 'gelu_pytorch_tanh'}[config.gelu],
     'layer_norm_eps': config.norm_eps,
-    'image_size': preprocessing['size'][0],
+    'image_size': image_size,
     'patch_size': s.patch[0],
     'num_channels': 3,
     'qkv_bias': True,
   }
   if config.registers:
-    if s.mlp % s.width:
-      raise UserError(
-        f'no model of Hugging Face with registers has an MLP of {s.mlp} for a width of {s.width}'
-      )
-    made |= {
+    return content | {
+      'architectures': ['Dinov2WithRegistersModel'],
       'num_register_tokens': config.registers,
       'mlp_ratio': s.mlp // s.width,
       'use_swiglu_ffn': False,
     }
-  else:
-    made |= {'intermediate_size': s.mlp, 'pooler_act': 'tanh', 'pooler_output_size': s.width}
+  content |= {
+    'architectures': ['ViTForImageClassification' if classes else 'ViTModel'],
+    'intermediate_size': s.mlp,
+    'pooler_act': 'tanh',
+    'pooler_output_size': s.width,
+  }
   if classes:
-    made |= {
+    names = labels or default_hf_labels(classes)
+    content |= {
       'id2label': {str(i): name for i, name in enumerate(names)},
       'label2id': {name: i for i, name in enumerate(names)},
     }
-  return made
+  return content
 
 
 def hf_preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
-  """What an image goes through before it."""
-  high, wide = preprocessing['size']
-  center = preprocessing['crop'] == 'center'
-  made = {
-    'image_processor_type': 'BitImageProcessor' if center else 'ViTImageProcessor',
+  """Return the preprocessor_config.json of a model."""
+  h, w = preprocessing['size']
+  content = {
     'do_resize': True,
-    'size': {'shortest_edge': preprocessing['short_side']}
-    if center
-    else {'height': high, 'width': wide},
     'resample': PIL_BILINEAR,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
@@ -302,6 +313,12 @@ def hf_preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
     'image_mean': [value / 255 for value in config.mean],
     'image_std': [value / 255 for value in config.scale],
   }
-  return made | (
-    {'do_center_crop': True, 'crop_size': {'height': high, 'width': wide}} if center else {}
-  )
+  if preprocessing['crop'] != 'center':
+    resize = {'image_processor_type': 'ViTImageProcessor', 'size': {'height': h, 'width': w}}
+    return resize | content
+  return content | {
+    'image_processor_type': 'BitImageProcessor',
+    'size': {'shortest_edge': preprocessing['short_side']},
+    'do_center_crop': True,
+    'crop_size': {'height': h, 'width': w},
+  }

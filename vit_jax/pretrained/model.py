@@ -1,8 +1,8 @@
-"""A pre-trained model in the hand: its parameters, what is known of it, and what it says of images."""
+"""The result of `load`: parameters, known facts, and functions of images."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -18,133 +18,156 @@ from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_glob
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PretrainedModel:
-  """What `vit_jax.load` returns. Images are uint8 [b, h, w, 3] of `size` (or float32 with the same range).
+  """The result of `vit_jax.load`.
 
-  They go to all devices together: a batch is filled up to a multiple of their number, and the result cut back.
+  Methods take images as uint8 [b, h, w, 3] of `size`, or as float32 in the same range [0, 255]. A
+  batch is split over all devices. It is padded to a multiple of their number, and the result is cut
+  to b rows.
+
+  Attributes:
+    source: name, path or URL of the model.
+    params: nested float32 NumPy arrays, in the parameter tree of `model`.
+    config: config of the model.
+    classes: number of classes, or 0 without a head.
+    preprocessing: size (height, width), crop, short_side, mean and scale of images in training.
+    labels: names of the classes in the order of the logits, or () if unknown.
+    loss: loss that the logits were trained with, 'softmax' or 'sigmoid'.
+    notes: assumptions, and arrays that were ignored or changed while loading.
+    assumed: config fields that the source does not state. They have the format's usual values.
+    accuracy: published top-1 accuracy on ImageNet's validation split, in percent.
+    accuracy_from: source of the accuracy.
   """
 
   source: str
-  params: dict  # NumPy arrays, float32, in the tree of the model.
+  params: dict
   config: ModelConfig
-  classes: int  # 0 where there is no head.
-  preprocessing: dict  # size (height, width), crop, short_side, mean and scale: what an image went through in training.
-  labels: tuple[str, ...] = ()  # In the order of the logits; () where nobody says.
-  loss: str = 'softmax'  # What the logits were trained with: softmax, or sigmoid.
-  notes: tuple[str, ...] = ()  # What was assumed, left out or changed on the way in.
-  assumed: tuple[
-    str, ...
-  ] = ()  # Fields that nobody said: they are what files of this format usually have.
-  accuracy: float | None = (
-    None  # Expected top-1 on ImageNet's validation split in percent, where one is published …
-  )
-  accuracy_from: str = ''  # … and by whom.
+  classes: int
+  preprocessing: dict
+  labels: tuple[str, ...] = ()
+  loss: str = 'softmax'
+  notes: tuple[str, ...] = ()
+  assumed: tuple[str, ...] = ()
+  accuracy: float | None = None
+  accuracy_from: str = ''
 
   @property
   def size(self) -> tuple[int, int]:
-    """Height and width in pixels of the images it takes."""
+    """Image size (height, width) in pixels."""
     return tuple(self.preprocessing['size'])
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Patches (height, width) of such an image."""
+    """Grid (height, width) in patches of an image of `size`."""
     return self.model.shape.grid(self.size)
 
   @functools.cached_property
   def model(self) -> nn.Module:
-    """The linen module that `params` are of."""
+    """The Linen module that `params` belong to."""
     return build_model(self.config, self.classes)
 
   def logits(self, images: np.ndarray) -> jax.Array:
-    """[b, h, w, 3] -> [b, classes]. UserError where the model has no head."""
-    self.refuse_no_head()
-    return self._run(self._logits, images)
+    """Return logits [b, classes] of images [b, h, w, 3].
 
-  def refuse_no_head(self):
-    """UserError where there is nothing to classify with."""
+    Raises UserError if the model has no head.
+    """
+    self.check_has_head()
+    return self._apply_on_all_devices(self._logits, images)
+
+  def check_has_head(self):
+    """Raise UserError if the model has no head."""
     if not self.classes:
       raise UserError(
-        f'{self.source} has no head, hence no logits: fine-tune it, or use its features'
+        f'{self.source} has no head, and therefore no logits: fine-tune it, or use its features'
       )
 
   def features(self, images: np.ndarray) -> jax.Array:
-    """[b, h, w, 3] -> [b, d]: what the head reads."""
-    return self._run(self._features, images)
+    """Return features [b, d] of images [b, h, w, 3]: the input of the head."""
+    return self._apply_on_all_devices(self._features, images)
 
   def tokens(self, images: np.ndarray) -> jax.Array:
-    """[b, h, w, 3] -> [b, n, d]: every token after the last norm; the class token, where there is one, is the first."""
-    return self._run(self._tokens, images)
+    """Return tokens [b, n, d] of images [b, h, w, 3], after the last norm.
+
+    The class token, if there is one, is first.
+    """
+    return self._apply_on_all_devices(self._tokens, images)
 
   def attention(self, images: np.ndarray) -> jax.Array:
-    """[b, h, w, 3] -> [b, depth, heads, n, n]: how much of each token (last axis) each token takes.
+    """Return attention weights [b, depth, heads, n, n] of images [b, h, w, 3].
 
-    The class token, where there is one, is the first, and registers are the last.
+    Each token (second to last axis) attends to each token (last axis). The class token, if there is
+    one, is first, and registers are last.
     """
-    return self._run(self._attention, images)
+    return self._apply_on_all_devices(self._attention, images)
 
   def predict(self, paths: Iterable[str], *, top: int = 5, batch: int = 32) -> list[Prediction]:
-    """The `top` most probable classes of each image file, of any size and kind, in the order of `paths`."""
+    """Return the `top` most probable classes of each image file, in the order of `paths`.
+
+    Files may have any image size and format.
+    """
     return list(predict_files(self, paths, top=top, batch=batch))
 
-  def _run(self, function, images: np.ndarray) -> jax.Array:
-    """Over all devices. UserError for images of another size or kind."""
+  def _apply_on_all_devices(self, function: Callable, images: np.ndarray) -> jax.Array:
+    """Apply a jitted function. Raises UserError for images of the wrong shape or dtype."""
     images = np.asarray(images)
-    if (
-      images.ndim != 4
-      or images.shape[1:] != (*self.size, 3)
-      or images.dtype not in (np.uint8, np.float32)
-    ):
-      expected = f'uint8 [b, {self.size[0]}, {self.size[1]}, 3]'
+    h, w = self.size
+    valid_shape = images.ndim == 4 and images.shape[1:] == (h, w, 3)
+    if not valid_shape or images.dtype not in (np.uint8, np.float32):
       raise UserError(
-        f'images are {images.dtype} {list(images.shape)}: expected {expected}; load(…, size=…) changes the size'
+        f'images are {images.dtype} {list(images.shape)}: expected uint8 [b, {h}, {w}, 3]; '
+        'load(…, size=…) changes the size'
       )
-    b, devices = images.shape[0], self._mesh.size
-    full = np.concatenate([images, np.zeros((-b % devices, *images.shape[1:]), images.dtype)])
-    with jax.set_mesh(self._mesh):  # Kernels ask it how a batch is split.
-      return function(self._placed, to_global({'image': full}, self._mesh)['image'])[:b]
+    b, devices = images.shape[0], self.mesh.size
+    padded = np.concatenate([images, np.zeros((-b % devices, *images.shape[1:]), images.dtype)])
+    with jax.set_mesh(self.mesh):  # Kernels look up how the batch is split.
+      batch = to_global({'image': padded}, self.mesh)
+      return function(self.device_params, batch['image'])[:b]
 
   @functools.cached_property
-  def _mesh(self) -> jax.sharding.Mesh:
+  def mesh(self) -> jax.sharding.Mesh:
+    """The mesh of all devices. Each device has a copy of the parameters."""
     return make_mesh(1, batches={})
 
   @functools.cached_property
-  def _placed(self) -> dict:
-    """The parameters on every device."""
-    return jax.device_put(self.params, replicated(self._mesh))
+  def device_params(self) -> dict:
+    """The parameters as JAX arrays, replicated on every device."""
+    return jax.device_put(self.params, replicated(self.mesh))
 
   @functools.cached_property
   def _logits(self):
-    return self._compiled(lambda params, images: self.model.apply({'params': params}, images))
+    return self._jit(lambda params, images: self.model.apply({'params': params}, images))
 
   @functools.cached_property
   def _features(self):
-    return self._compiled(
-      lambda params, images: self._sown(params, images, 'features')['features'][0]
+    return self._jit(
+      lambda params, images: self._sown_values(params, images, 'features')['features'][0]
     )
 
   @functools.cached_property
   def _tokens(self):
-    return self._compiled(lambda params, images: self._sown(params, images, 'tokens')['tokens'][0])
+    return self._jit(
+      lambda params, images: self._sown_values(params, images, 'tokens')['tokens'][0]
+    )
 
   @functools.cached_property
   def _attention(self):
     def attention(params, images):
-      blocks = self._sown(params, images, 'attention')['Transformer']['encoderblock']
-      (weights,) = jax.tree.leaves(blocks)
-      return jnp.moveaxis(weights, 0, 1)  # [b, depth, heads, n, n]
+      sown = self._sown_values(params, images, 'attention')['Transformer']['encoderblock']
+      (weights,) = jax.tree.leaves(sown)  # [depth, b, heads, n, n]
+      return jnp.moveaxis(weights, 0, 1)
 
-    return self._compiled(attention)
+    return self._jit(attention)
 
-  def _sown(self, params: dict, images: jax.Array, collection: str) -> dict:
-    found = self.model.apply({'params': params}, images, mutable=[collection])[1]
-    if collection not in found:
-      raise UserError(
-        f'{self.source} is {with_article(family_name(self.config.variant))}, which has no {collection}'
-      )
-    return found[collection]
+  def _sown_values(self, params: dict, images: jax.Array, collection: str) -> dict:
+    """Return the values that the model sows into a Linen collection."""
+    variables = self.model.apply({'params': params}, images, mutable=[collection])[1]
+    if collection not in variables:
+      family = with_article(family_name(self.config.variant))
+      raise UserError(f'{self.source} is {family}, which has no {collection}')
+    return variables[collection]
 
-  def _compiled(self, function):
+  def _jit(self, function: Callable):
     return jax.jit(
       function,
-      in_shardings=(replicated(self._mesh), batch_sharding(self._mesh)),
-      out_shardings=batch_sharding(self._mesh),
+      in_shardings=(replicated(self.mesh), batch_sharding(self.mesh)),
+      out_shardings=batch_sharding(self.mesh),
     )

@@ -1,9 +1,10 @@
-"""Our model as an ONNX graph, node by node, with the `onnx` package's own helpers.
+"""Build an ONNX graph of a Vision Transformer with the helpers of the `onnx` package.
 
-Written out rather than converted: the graph is as short as the model, and a converter follows one release of JAX. jax2onnx
-0.13, the last for Python 3.11, does not trace flax's `nn.scan`, which is around our blocks.
+The graph is written by hand, because no converter without TensorFlow covers our models. jax2onnx
+0.17 cannot trace Flax's `nn.scan`, produces a max pooling for hybrids that onnxruntime rejects, and
+requires an older Orbax than ours.
 
-Shapes: b batch, n tokens, d width, h heads, c channels of a head.
+Shapes: b batch, n tokens, d width, h heads, c channels of a head, k classes.
 """
 
 from collections.abc import Sequence
@@ -16,201 +17,211 @@ from onnx import TensorProto, helper, numpy_helper
 from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.models.resnet import RESNET_V1
 from vit_jax.models.variants import NORM_GROUPS
+from vit_jax.pretrained.arrays import ATTENTION_MODULE
 from vit_jax.pretrained.model import PretrainedModel
 
-ONNX_OPSET = 20  # The first with Gelu.
-ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
+ONNX_OPSET = 20  # The first opset with Gelu.
+ONNX_IR_VERSION = 10  # The IR version of this opset. Runtimes do not support newer ones yet.
 
 
 class OnnxGraph:
-  """Nodes and constants as they are added; a value is known by its name."""
+  """A growing list of nodes and constants. Values are identified by their names."""
 
   def __init__(self):
     self.nodes, self.constants = [], []
 
-  def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes):
-    """Adds a node; the name of its output, or their list."""
-    names = [f'{kind}_{len(self.nodes)}_{i}' for i in range(outputs)]
-    self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
-    return names[0] if outputs == 1 else names
+  def add_node(self, kind: str, *inputs: str, **attributes) -> str:
+    """Add a node, and return the name of its output."""
+    name = f'{kind}_{len(self.nodes)}'
+    self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+    return name
 
-  def constant(self, array: np.ndarray | Sequence[int] | int) -> str:
-    """Adds an array, or integers that say a shape."""
-    array = (
-      np.asarray(array, np.int64)
-      if not isinstance(array, np.ndarray)
-      else np.ascontiguousarray(array, np.float32)
-    )
+  def add_constant(self, value: np.ndarray | Sequence[int] | int) -> str:
+    """Add an array as float32, or integers as int64, and return its name."""
+    is_array = isinstance(value, np.ndarray)
+    array = np.ascontiguousarray(value, np.float32) if is_array else np.asarray(value, np.int64)
     self.constants.append(numpy_helper.from_array(array, f'constant_{len(self.constants)}'))
     return self.constants[-1].name
 
-  def reshape(self, x: str, *shape: int) -> str:
-    """0 keeps an axis."""
-    return self.op('Reshape', x, self.constant(shape))
+  def add_reshape(self, x: str, *shape: int) -> str:
+    """Add a reshape. 0 keeps the size of an axis, and -1 infers it."""
+    return self.add_node('Reshape', x, self.add_constant(shape))
 
-  def dense(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
-    """[…, i] -> […, o] by a kernel [i, o]."""
-    return self.op(
-      'Add', self.op('MatMul', x, self.constant(kernel)), self.constant(bias.reshape(-1))
-    )
+  def add_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
+    """Add a dense layer [..., i] -> [..., o] with a kernel [i, o]."""
+    y = self.add_node('MatMul', x, self.add_constant(kernel))
+    return self.add_node('Add', y, self.add_constant(bias.reshape(-1)))
 
-  def norm(self, x: str, params: dict, eps: float) -> str:
-    """LayerNorm over the last axis."""
-    scale, bias = self.constant(params['scale']), self.constant(params['bias'])
-    return self.op('LayerNormalization', x, scale, bias, axis=-1, epsilon=eps)
+  def add_layer_norm(self, x: str, params: dict, eps: float) -> str:
+    """Add a layer norm over the last axis."""
+    scale, bias = self.add_constant(params['scale']), self.add_constant(params['bias'])
+    return self.add_node('LayerNormalization', x, scale, bias, axis=-1, epsilon=eps)
 
 
 def to_onnx(model: PretrainedModel) -> onnx.ModelProto:
-  """'images' uint8 [b, h, w, 3] -> 'logits' [b, k], or 'features' [b, d] of a model without a head; b is free."""
+  """Return a graph from 'images' uint8 [b, h, w, 3] to 'logits' [b, k].
+
+  Without a head, the output is 'features' [b, d]. The batch size b is free.
+  """
   g, config, params = OnnxGraph(), model.config, model.params
-  x = g.op('Cast', 'images', to=TensorProto.FLOAT)
-  x = g.op('Sub', x, g.constant(np.array(config.mean, np.float32)))
-  x = g.op('Div', x, g.constant(np.array(config.scale, np.float32)))
+  x = g.add_node('Cast', 'images', to=TensorProto.FLOAT)
+  x = g.add_node('Sub', x, g.add_constant(np.array(config.mean, np.float32)))
+  x = g.add_node('Div', x, g.add_constant(np.array(config.scale, np.float32)))
   if model.model.shape.stem:
     x = add_resnet_stem(g, x, params, model.model.shape.stem.blocks)
   x = add_encoder(g, add_patch_embedding(g, x, model), model)
   x = add_pooling(g, x, model)
   if config.hidden_head:
-    x = g.op('Tanh', g.dense(x, **params['pre_logits']))
-  out = 'logits' if model.classes else 'features'
-  x = g.dense(x, **params['head']) if model.classes else x
-  g.nodes.append(helper.make_node('Identity', [x], [out]))
-  width = model.classes or model.model.shape.width
-  images = helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *model.size, 3])
-  result = helper.make_tensor_value_info(out, TensorProto.FLOAT, ['b', width])
-  graph = helper.make_graph(g.nodes, 'vision_transformer', [images], [result], g.constants)
-  made = helper.make_model(
-    graph, opset_imports=[helper.make_opsetid('', ONNX_OPSET)], producer_name='vit_jax'
-  )
-  made.ir_version = 10  # Of that opset; the package's newest is ahead of runtimes.
-  return made
+    x = g.add_node('Tanh', g.add_dense(x, **params['pre_logits']))
+  x = g.add_dense(x, **params['head']) if model.classes else x
+  output = 'logits' if model.classes else 'features'
+  g.nodes.append(helper.make_node('Identity', [x], [output]))
+  return make_model_proto(g, model.size, output, model.classes or model.model.shape.width)
+
+
+def make_model_proto(
+  g: OnnxGraph, size: tuple[int, int], output: str, width: int
+) -> onnx.ModelProto:
+  """Declare the input images [b, *size, 3] and the output [b, width]."""
+  inputs = [helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *size, 3])]
+  outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ['b', width])]
+  graph = helper.make_graph(g.nodes, 'vision_transformer', inputs, outputs, g.constants)
+  opsets = [helper.make_opsetid('', ONNX_OPSET)]
+  proto = helper.make_model(graph, opset_imports=opsets, producer_name='vit_jax')
+  proto.ir_version = ONNX_IR_VERSION
+  return proto
+
+
+def add_conv(g: OnnxGraph, x: str, kernel: np.ndarray, stride: int) -> str:
+  """Add a weight-standardized convolution of x [b, c, h, w] with a kernel [p, q, i, o]."""
+  kernel = kernel - kernel.mean(axis=(0, 1, 2))
+  kernel = kernel / (kernel.std(axis=(0, 1, 2)) + RESNET_V1.std_eps)
+  kernel = kernel.transpose(3, 2, 0, 1)
+  attributes = {'kernel_shape': list(kernel.shape[2:]), 'strides': [stride, stride]}
+  return g.add_node('Conv', x, g.add_constant(kernel), auto_pad='SAME_UPPER', **attributes)
+
+
+def add_group_norm(g: OnnxGraph, x: str, params: dict) -> str:
+  """Add a group norm of x [b, c, h, w], as an instance norm whose channels are the groups."""
+  ones = g.add_constant(np.ones(NORM_GROUPS, np.float32))
+  zeros = g.add_constant(np.zeros(NORM_GROUPS, np.float32))
+  groups = g.add_reshape(x, 0, NORM_GROUPS, -1)
+  groups = g.add_node('InstanceNormalization', groups, ones, zeros, epsilon=RESNET_V1.norm_eps)
+  x = g.add_node('Reshape', groups, g.add_node('Shape', x))
+  x = g.add_node('Mul', x, g.add_constant(params['scale'].reshape(-1, 1, 1)))
+  return g.add_node('Add', x, g.add_constant(params['bias'].reshape(-1, 1, 1)))
 
 
 def add_resnet_stem(g: OnnxGraph, x: str, params: dict, blocks: tuple[int, ...]) -> str:
-  """The ResNet of a hybrid, [b, h, w, c] -> [b, h, w, c]; channels come second in between."""
+  """Add a hybrid's ResNet, from [b, h, w, c] to [b, h, w, c] at its stride.
 
-  def conv(x: str, kernel: np.ndarray, stride: int) -> str:
-    kernel = kernel - kernel.mean(axis=(0, 1, 2))
-    kernel = (kernel / (kernel.std(axis=(0, 1, 2)) + RESNET_V1.std_eps)).transpose(3, 2, 0, 1)
-    sides = list(kernel.shape[2:])
-    return g.op(
-      'Conv',
-      x,
-      g.constant(kernel),
-      auto_pad='SAME_UPPER',
-      kernel_shape=sides,
-      strides=[stride, stride],
-    )
-
-  def norm(x: str, params: dict) -> str:  # A group is one row.
-    ones, zeros = (
-      g.constant(np.ones(NORM_GROUPS, np.float32)),
-      g.constant(np.zeros(NORM_GROUPS, np.float32)),
-    )
-    rows = g.op(
-      'InstanceNormalization',
-      g.reshape(x, 0, NORM_GROUPS, -1),
-      ones,
-      zeros,
-      epsilon=RESNET_V1.norm_eps,
-    )
-    x = g.op('Reshape', rows, g.op('Shape', x))
-    x = g.op('Mul', x, g.constant(params['scale'].reshape(-1, 1, 1)))
-    return g.op('Add', x, g.constant(params['bias'].reshape(-1, 1, 1)))
-
-  x = g.op('Transpose', x, perm=[0, 3, 1, 2])
-  x = g.op('Relu', norm(conv(x, params['conv_root']['kernel'], 2), params['gn_root']))
-  x = g.op('MaxPool', x, kernel_shape=[3, 3], strides=[2, 2], auto_pad='SAME_UPPER')
+  `blocks` are the units of each stage. In between, channels are the second axis.
+  """
+  x = g.add_node('Transpose', x, perm=[0, 3, 1, 2])
+  x = add_group_norm(g, add_conv(g, x, params['conv_root']['kernel'], 2), params['gn_root'])
+  x = g.add_node('Relu', x)
+  x = g.add_node('MaxPool', x, kernel_shape=[3, 3], strides=[2, 2], auto_pad='SAME_UPPER')
   for stage, units in enumerate(blocks):
     for unit in range(units):
-      p, stride = params[f'block{stage + 1}'][f'unit{unit + 1}'], 2 if stage and not unit else 1
-      shortcut = (
-        norm(conv(x, p['conv_proj']['kernel'], stride), p['gn_proj']) if 'conv_proj' in p else x
-      )
-      y = g.op('Relu', norm(conv(x, p['conv1']['kernel'], 1), p['gn1']))
-      y = g.op('Relu', norm(conv(y, p['conv2']['kernel'], stride), p['gn2']))
-      x = g.op('Relu', g.op('Add', shortcut, norm(conv(y, p['conv3']['kernel'], 1), p['gn3'])))
-  return g.op('Transpose', x, perm=[0, 2, 3, 1])
+      stride = 2 if stage and not unit else 1
+      x = add_resnet_unit(g, x, params[f'block{stage + 1}'][f'unit{unit + 1}'], stride)
+  return g.add_node('Transpose', x, perm=[0, 2, 3, 1])
+
+
+def add_resnet_unit(g: OnnxGraph, x: str, params: dict, stride: int) -> str:
+  """Add a bottleneck unit: three convolutions and a shortcut."""
+  shortcut = x
+  if 'conv_proj' in params:
+    shortcut = add_conv(g, x, params['conv_proj']['kernel'], stride)
+    shortcut = add_group_norm(g, shortcut, params['gn_proj'])
+  y = add_group_norm(g, add_conv(g, x, params['conv1']['kernel'], 1), params['gn1'])
+  y = g.add_node('Relu', y)
+  y = add_group_norm(g, add_conv(g, y, params['conv2']['kernel'], stride), params['gn2'])
+  y = g.add_node('Relu', y)
+  y = add_group_norm(g, add_conv(g, y, params['conv3']['kernel'], 1), params['gn3'])
+  return g.add_node('Relu', g.add_node('Add', shortcut, y))
 
 
 def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
-  """[b, H, W, c] -> tokens [b, n, d] with their positions, and the class token first."""
+  """Add the patch embedding, from images [b, H, W, c] to tokens [b, n, d].
+
+  Position embeddings are added. The class token is first, and registers are last.
+  """
   params, config, (h, w) = model.params['embedding'], model.config, model.grid
   p, q, c, d = params['kernel'].shape
-  x = g.op('Transpose', g.reshape(x, 0, h, p, w, q, c), perm=[0, 1, 3, 2, 4, 5])
-  x = g.reshape(x, 0, h * w, p * q * c)
-  x = g.norm(x, params['norm_before'], config.norm_eps) if config.patch_norm else x
-  x = g.dense(x, params['kernel'].reshape(-1, d), params['bias'])
-  x = g.norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
+  x = g.add_node('Transpose', g.add_reshape(x, 0, h, p, w, q, c), perm=[0, 1, 3, 2, 4, 5])
+  x = g.add_reshape(x, 0, h * w, p * q * c)
+  x = g.add_layer_norm(x, params['norm_before'], config.norm_eps) if config.patch_norm else x
+  x = g.add_dense(x, params['kernel'].reshape(-1, d), params['bias'])
+  x = g.add_layer_norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
   if config.position == 'sincos2d':
-    x = g.op('Add', x, g.constant(np.asarray(sincos2d_embedding(model.grid, d))))
+    x = g.add_node('Add', x, g.add_constant(np.asarray(sincos2d_embedding(model.grid, d))))
   if config.pool == 'token':
-    x = g.op('Concat', repeat_tokens(g, x, model.params['cls']), x, axis=1)
+    x = g.add_node('Concat', repeat_tokens(g, x, model.params['cls']), x, axis=1)
   if config.position == 'learned':
-    x = g.op('Add', x, g.constant(model.params['Transformer']['posembed_input']['pos_embedding']))
-  return (
-    g.op('Concat', x, repeat_tokens(g, x, model.params['registers']), axis=1)
-    if config.registers
-    else x
-  )
+    table = model.params['Transformer']['posembed_input']['pos_embedding']
+    x = g.add_node('Add', x, g.add_constant(table))
+  if config.registers:
+    x = g.add_node('Concat', x, repeat_tokens(g, x, model.params['registers']), axis=1)
+  return x
 
 
 def repeat_tokens(g: OnnxGraph, x: str, tokens: np.ndarray) -> str:
-  """Tokens [1, n, d] for each of the b images that `x` has."""
-  b = g.op('Shape', x, start=0, end=1)
-  return g.op('Expand', g.constant(tokens), g.op('Concat', b, g.constant(tokens.shape[1:]), axis=0))
+  """Repeat tokens [1, n, d] for each of the b images of `x`."""
+  b = g.add_node('Shape', x, start=0, end=1)
+  shape = g.add_node('Concat', b, g.add_constant(tokens.shape[1:]), axis=0)
+  return g.add_node('Expand', g.add_constant(tokens), shape)
 
 
 def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
-  """The blocks and the last norm, and no registers any more."""
+  """Add the blocks and the last norm, and remove the registers."""
   config, shape = model.config, model.model.shape
   stacked = flax.traverse_util.flatten_dict(model.params['Transformer']['encoderblock'])
   for i in range(shape.depth):
     p = flax.traverse_util.unflatten_dict({name: array[i] for name, array in stacked.items()})
-    y = g.norm(x, p['LayerNorm_0'], config.norm_eps)
-    x = g.op('Add', x, add_attention(g, y, y, p[ATTENTION_MODULE]))
-    x = g.op(
-      'Add',
-      x,
-      add_mlp(g, g.norm(x, p['LayerNorm_2'], config.norm_eps), p['MlpBlock_3'], config.gelu),
-    )
-  x = g.norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
+    y = g.add_layer_norm(x, p['LayerNorm_0'], config.norm_eps)
+    x = g.add_node('Add', x, add_attention(g, y, y, p[ATTENTION_MODULE]))
+    y = g.add_layer_norm(x, p['LayerNorm_2'], config.norm_eps)
+    x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_3'], config.gelu))
+  x = g.add_layer_norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
   if config.registers:
-    x = g.op('Slice', x, g.constant([0]), g.constant([-config.registers]), g.constant([1]))
+    start, end, axis = (g.add_constant([value]) for value in (0, -config.registers, 1))
+    x = g.add_node('Slice', x, start, end, axis)
   return x
 
 
 def add_attention(g: OnnxGraph, x: str, context: str, params: dict) -> str:
-  """Of x [b, n, d] over context [b, m, d]."""
+  """Add multi-head attention of x [b, n, d] over context [b, m, d]."""
   d, heads, channels = params['query']['kernel'].shape
 
   def project(x: str, name: str, perm: list[int]) -> str:
-    y = g.dense(x, params[name]['kernel'].reshape(d, -1), params[name]['bias'])
-    return g.op('Transpose', g.reshape(y, 0, 0, heads, channels), perm=perm)
+    y = g.add_dense(x, params[name]['kernel'].reshape(d, -1), params[name]['bias'])
+    return g.add_node('Transpose', g.add_reshape(y, 0, 0, heads, channels), perm=perm)
 
-  q = g.op('Mul', project(x, 'query', [0, 2, 1, 3]), g.constant(np.float32([channels**-0.5])))
+  q = g.add_node(
+    'Mul', project(x, 'query', [0, 2, 1, 3]), g.add_constant(np.float32([channels**-0.5]))
+  )
   k, v = project(context, 'key', [0, 2, 3, 1]), project(context, 'value', [0, 2, 1, 3])
-  y = g.op('MatMul', g.op('Softmax', g.op('MatMul', q, k), axis=-1), v)
-  y = g.reshape(g.op('Transpose', y, perm=[0, 2, 1, 3]), 0, 0, heads * channels)
-  return g.dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias'])
+  y = g.add_node('MatMul', g.add_node('Softmax', g.add_node('MatMul', q, k), axis=-1), v)
+  y = g.add_reshape(g.add_node('Transpose', y, perm=[0, 2, 1, 3]), 0, 0, heads * channels)
+  return g.add_dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias'])
 
 
 def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
-  """[b, n, d] -> [b, n, d]."""
-  x = g.op(
-    'Gelu', g.dense(x, **params['Dense_0']), approximate={'tanh': 'tanh', 'erf': 'none'}[gelu]
-  )
-  return g.dense(x, **params['Dense_1'])
+  """Add an MLP block, from [b, n, d] to [b, n, d]."""
+  x = g.add_dense(x, **params['Dense_0'])
+  x = g.add_node('Gelu', x, approximate={'tanh': 'tanh', 'erf': 'none'}[gelu])
+  return g.add_dense(x, **params['Dense_1'])
 
 
 def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
-  """[b, n, d] -> [b, d]."""
+  """Add the pooling, from [b, n, d] to [b, d]."""
   if model.config.pool == 'token':
-    return g.op('Gather', x, g.constant(0), axis=1)
+    return g.add_node('Gather', x, g.add_constant(0), axis=1)
   if model.config.pool == 'gap':
-    return g.op('ReduceMean', x, g.constant([1]), keepdims=0)
+    return g.add_node('ReduceMean', x, g.add_constant([1]), keepdims=0)
   p = model.params['MAPHead_0']
   x = add_attention(g, repeat_tokens(g, x, p['probe']), x, p['MultiHeadDotProductAttention_0'])
-  y = g.norm(x, p['LayerNorm_0'], model.config.norm_eps)
-  x = g.op('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config.gelu))
-  return g.op('Squeeze', x, g.constant([1]))
+  y = g.add_layer_norm(x, p['LayerNorm_0'], model.config.norm_eps)
+  x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config.gelu))
+  return g.add_node('Squeeze', x, g.add_constant([1]))

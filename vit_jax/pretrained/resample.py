@@ -1,4 +1,4 @@
-"""Resampling grids as what it is: a matrix [new, old] along each axis. Position embeddings and patch kernels go through it."""
+"""Resample position embeddings and patch kernels. Each axis is resampled by a matrix [new, old]."""
 
 import math
 
@@ -10,49 +10,52 @@ BICUBIC_COEFFICIENT = -0.75  # The coefficient of PyTorch's and OpenCV's bicubic
 
 
 def corner_aligned_matrix(old: int, new: int) -> np.ndarray:
-  """Linear, first to first and last to last: `scipy.ndimage.zoom(order=1)`, which the paper's own code calls.
+  """Return the linear interpolation that maps first to first and last to last.
 
-  Half-pixel centres would be off by 7 % for the paper's grids. A single new row is the first old one, as scipy has it.
+  It equals `scipy.ndimage.zoom(order=1)`, which the paper's own code calls. Half-pixel centers
+  would be off by 7 % for the paper's grids. If `new` is 1, the result is the first old row, as in
+  scipy.
   """
   return linear_matrix(np.linspace(0, old - 1, new), old)
 
 
 def half_pixel_matrix(old: int, new: int) -> np.ndarray:
-  """Linear between the centres of pixels, without antialiasing: `tf.image.resize`, PyTorch's 'bilinear'."""
+  """Return the linear interpolation between pixel centers, without antialiasing.
+
+  It equals `tf.image.resize` and PyTorch's 'bilinear'.
+  """
   return linear_matrix(np.clip(pixel_centers(old, new), 0, old - 1), old)
 
 
 def bicubic_matrix(old: int, new: int) -> np.ndarray:
-  """Cubic between the centres of pixels, no antialiasing: PyTorch's 'bicubic', by which DINOv2 and Hugging Face resample."""
+  """Return the cubic interpolation between pixel centers, without antialiasing.
+
+  It equals PyTorch's 'bicubic', with which DINOv2 and Hugging Face resample.
+  """
   at = pixel_centers(old, new)
   first = np.floor(at).astype(int)
-  matrix = np.zeros((new, old))
+  matrix, a = np.zeros((new, old)), BICUBIC_COEFFICIENT
   for offset in (-1, 0, 1, 2):
     x = np.abs(at - first - offset)
-    near = ((BICUBIC_COEFFICIENT + 2) * x - (BICUBIC_COEFFICIENT + 3)) * x * x + 1
-    far = (
-      (BICUBIC_COEFFICIENT * x - 5 * BICUBIC_COEFFICIENT) * x + 8 * BICUBIC_COEFFICIENT
-    ) * x - 4 * BICUBIC_COEFFICIENT
-    np.add.at(
-      matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far)
-    )
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    column = np.clip(first + offset, 0, old - 1)
+    np.add.at(matrix, (np.arange(new), column), np.where(x <= 1, near, far))
   return matrix
 
 
 RESAMPLE_METHODS = {
-  'corner': corner_aligned_matrix,
-  'half_pixel': half_pixel_matrix,
-  'bicubic': bicubic_matrix,
-}
+  'corner': corner_aligned_matrix, 'half_pixel': half_pixel_matrix, 'bicubic': bicubic_matrix,
+}  # fmt: skip
 
 
 def pixel_centers(old: int, new: int) -> np.ndarray:
-  """Where the centres of `new` pixels lie among the old ones."""
+  """Return the positions [new] of the new pixel centers, in units of old pixels."""
   return (np.arange(new) + 0.5) * old / new - 0.5
 
 
 def linear_matrix(at: np.ndarray, old: int) -> np.ndarray:
-  """Rows that mix the two old places around each of `at`."""
+  """Return rows that interpolate between the two old positions around each element of `at`."""
   low = np.minimum(at.astype(int), max(0, old - 2))
   rows, matrix = np.arange(len(at)), np.zeros((len(at), old))
   matrix[rows, low] = 1 - (at - low)
@@ -62,26 +65,17 @@ def linear_matrix(at: np.ndarray, old: int) -> np.ndarray:
 
 
 def resample_grid(table: np.ndarray, grid: tuple[int, int], method: str = 'corner') -> np.ndarray:
-  """[h, w, d] -> [*grid, d] in the table's own type; the very same table where the grid is as it was."""
+  """Resample [h, w, d] to [*grid, d] in the same dtype.
+
+  Returns `table` itself if the grid is unchanged.
+  """
   if table.shape[:2] == tuple(grid):
     return table
-  high, wide = (
+  vertical, horizontal = (
     RESAMPLE_METHODS[method](old, new) for old, new in zip(table.shape, grid, strict=False)
   )
-  return np.einsum('Hh,Ww,hwd->HWd', high, wide, table, optimize=True).astype(table.dtype)
-
-
-def pi_resize(kernel: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
-  """A patch kernel [p, q, c, d] for patches of another size, by FlexiViT's pseudo-inverse (arXiv 2212.08013, §3.4).
-
-  The new kernel gives a resized patch the embedding that the old one gives the patch: exactly where patches grow, and as
-  nearly as least squares can where they shrink.
-  """
-  high, wide = (
-    np.linalg.pinv(half_pixel_matrix(old, new)).T
-    for old, new in zip(kernel.shape, patch, strict=False)
-  )
-  return np.einsum('Pp,Qq,pqcd->PQcd', high, wide, kernel, optimize=True).astype(kernel.dtype)
+  resampled = np.einsum('Hh,Ww,hwd->HWd', vertical, horizontal, table, optimize=True)
+  return resampled.astype(table.dtype)
 
 
 def resample_positions(
@@ -91,22 +85,37 @@ def resample_positions(
   old_grid: tuple[int, int] | None = None,
   method: str = 'corner',
 ) -> np.ndarray:
-  """Position embeddings [1, n, d] of `old_grid` (None: a square) -> [1, tokens, d] for `grid`.
+  """Resample position embeddings [1, n, d] to [1, tokens, d].
 
-  The rows before the grid, of a class token, stay as they are; so does the whole table where the grids are equal.
-  UserError where the numbers of tokens do not work out.
+  Grids are (height, width) in patches. `old_grid=None` means a square. Rows before the grid, such
+  as the class token's, are unchanged. Returns `positions` itself if the grids are equal.
+
+  Raises UserError if the numbers of tokens do not match the grids.
   """
   extra = tokens - math.prod(grid)
   side = math.isqrt(max(0, positions.shape[1] - extra))
   old_grid = old_grid or (side, side)
   if math.prod(old_grid) != positions.shape[1] - extra:
     raise UserError(
-      f'{positions.shape[1]} position embeddings are not {extra} for a class token and a grid of '
-      f'{old_grid[0]}x{old_grid[1]}: is config.model.pool as it was?'
+      f'{positions.shape[1]} position embeddings do not match {extra} class tokens and a grid of '
+      f'{old_grid[0]}x{old_grid[1]}: check that config.model.pool is that of the loaded model'
     )
   if old_grid == grid:
     return positions
   new = resample_grid(positions[0, extra:].reshape(*old_grid, -1), grid, method)
-  return np.concatenate([positions[:, :extra], new.reshape(1, math.prod(grid), -1)], axis=1).astype(
-    positions.dtype
+  new = new.reshape(1, math.prod(grid), -1)
+  return np.concatenate([positions[:, :extra], new], axis=1).astype(positions.dtype)
+
+
+def pi_resize(kernel: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
+  """Resize a patch kernel [p, q, c, d] by FlexiViT's pseudo-inverse (arXiv 2212.08013, §3.4).
+
+  The new kernel gives a resized patch the embedding that the old kernel gives the original patch.
+  The match is exact if patches grow, and the least-squares optimum if they shrink.
+  """
+  vertical, horizontal = (
+    np.linalg.pinv(half_pixel_matrix(old, new)).T
+    for old, new in zip(kernel.shape, patch, strict=False)
   )
+  resized = np.einsum('Pp,Qq,pqcd->PQcd', vertical, horizontal, kernel, optimize=True)
+  return resized.astype(kernel.dtype)

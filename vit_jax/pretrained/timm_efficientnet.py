@@ -1,14 +1,17 @@
-"""timm's names of EfficientNets (`tf_efficientnet_*`, Noisy Student's among them) to our tree, and files in our own names."""
+"""Convert timm's EfficientNets (`tf_efficientnet_*`, Noisy Student) to our parameter tree.
+
+Files that `export` wrote in our own names are read too.
+"""
 
 import re
 
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.arrays import LazyArrays
+from vit_jax.pretrained.arrays import EFFICIENTNET_STEM_KERNEL, LazyArrays
 from vit_jax.pretrained.timm_vit import read_timm_preprocessing
 
-TIMM_STEM_WEIGHT, EFFICIENTNET_STEM_KERNEL = 'conv_stem.weight', 'stem_conv/kernel'
+TIMM_STEM_WEIGHT = 'conv_stem.weight'
 EFFICIENTNET_TOP_NAMES = {
   'conv_stem': 'stem_conv',
   'bn1': 'stem_norm',
@@ -16,7 +19,8 @@ EFFICIENTNET_TOP_NAMES = {
   'bn2': 'top_norm',
   'classifier': 'head',
 }
-# Of a block. The first stage's, which do not expand, have other names for what others have.
+# Layers of a block. Blocks of the first stage do not expand, so that the same timm names mean other
+# layers.
 EFFICIENTNET_BLOCK_NAMES = {
   'conv_pw': 'expand',
   'bn1': 'expand_norm',
@@ -32,12 +36,8 @@ EFFICIENTNET_FIRST_STAGE_NAMES = EFFICIENTNET_BLOCK_NAMES | {
   'conv_pw': 'project',
   'bn2': 'project_norm',
 }
-BATCH_NORM_NAMES = {
-  'weight': 'scale',
-  'bias': 'bias',
-  'running_mean': 'running_mean',
-  'running_var': 'running_var',
-}
+BATCH_NORM_NAMES = {'weight': 'scale'}
+KERNEL_NAMES = {'weight': 'kernel'}
 IMAGENET_PREPROCESSING = {
   'mean': (123.675, 116.28, 103.53),
   'scale': (58.395, 57.12, 57.375),
@@ -46,55 +46,46 @@ IMAGENET_PREPROCESSING = {
 
 
 def is_efficientnet(arrays: LazyArrays) -> bool:
-  """Whether the names are those of an EfficientNet, timm's or ours."""
+  """Return whether a file contains an EfficientNet, in timm's names or ours."""
   return TIMM_STEM_WEIGHT in arrays or EFFICIENTNET_STEM_KERNEL in arrays
 
 
 def read_efficientnet(
   arrays: LazyArrays, config: dict | None
 ) -> tuple[dict[str, np.ndarray], dict]:
-  """(the flat tree, what is known besides) of the arrays and of timm's config.json.
+  """Read an EfficientNet and timm's config.json, and return its flat tree and facts.
 
-  UserError for a name that no EfficientNet has.
+  Raises UserError for an array that no EfficientNet has.
   """
   if EFFICIENTNET_STEM_KERNEL in arrays:
     return {name: arrays[name] for name in arrays}, {'assumed': ()}
-  names = [name for name in arrays if not name.endswith('num_batches_tracked')]
   flat = {
     from_timm_efficientnet_name(name, arrays.source): transpose_timm_kernel(name, arrays[name])
-    for name in names
+    for name in arrays
+    if not name.endswith('num_batches_tracked')
   }
   facts = IMAGENET_PREPROCESSING | read_timm_preprocessing(config or {}, {})
   return flat, facts | {'assumed': () if config else tuple(IMAGENET_PREPROCESSING)}
 
 
 def from_timm_efficientnet_name(name: str, source: str) -> str:
-  """Of one of timm's arrays."""
+  """Return our name of one of timm's arrays."""
   module, _, leaf = name.rpartition('.')
-  place, table = '', EFFICIENTNET_TOP_NAMES
+  prefix, layers = '', EFFICIENTNET_TOP_NAMES
   if match := re.match(r'blocks\.(\d+)\.(\d+)\.', name):
-    place = f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}/'
-    module, table = (
-      module.removeprefix(match[0]),
-      EFFICIENTNET_BLOCK_NAMES if int(match[1]) else EFFICIENTNET_FIRST_STAGE_NAMES,
-    )
-  if module not in table:
-    raise UserError(f'{source}: {name} is in no EfficientNet that is known here')
-  layer = table[module]
-  inside = (
-    BATCH_NORM_NAMES.get(leaf, leaf)
-    if layer.endswith('norm')
-    else {'weight': 'kernel'}.get(leaf, leaf)
-  )
-  return f'{place}{layer}/{inside}'
+    stage, unit = int(match[1]), int(match[2])
+    prefix = f'block{stage + 1}/unit{unit + 1}/'
+    module = module.removeprefix(match[0])
+    layers = EFFICIENTNET_BLOCK_NAMES if stage else EFFICIENTNET_FIRST_STAGE_NAMES
+  if module not in layers:
+    raise UserError(f'{source}: no supported EfficientNet has {name}')
+  layer = layers[module]
+  leaves = BATCH_NORM_NAMES if layer.endswith('norm') else KERNEL_NAMES
+  return f'{prefix}{layer}/{leaves.get(leaf, leaf)}'
 
 
 def transpose_timm_kernel(name: str, array: np.ndarray) -> np.ndarray:
-  """Kernels with their outputs last."""
-  return (
-    array.transpose(2, 3, 1, 0)
-    if array.ndim == 4
-    else array.T
-    if name == 'classifier.weight'
-    else array
-  )
+  """Move the output channels of a kernel to its last axis, and return other arrays unchanged."""
+  if array.ndim == 4:
+    return array.transpose(2, 3, 1, 0)
+  return array.T if name == 'classifier.weight' else array

@@ -1,27 +1,38 @@
-"""timm's names (`vit_*`, `deit_*`, DINO, DINOv2, SigLIP; hybrids too) to our tree and back."""
+"""Convert timm's Vision Transformers to our parameter tree and back.
 
+Supported: `vit_*` with hybrids, `deit_*`, DINO, DINOv2 and SigLIP.
+"""
+
+import dataclasses
 import math
 import re
+from collections.abc import Collection
 
 import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ResNetBackbone, ViTShape, vit_shape
-from vit_jax.pretrained.arrays import ArrayHeader, LazyArrays
-from vit_jax.pretrained.torch_layout import (
+from vit_jax.pretrained.arrays import (
   ATTENTION_MODULE,
-  NUMBER_TYPES,
   POSITION_EMBEDDING,
+  ArrayHeader,
+  LazyArrays,
+  head_classes,
+)
+from vit_jax.pretrained.config_fields import (
+  NUMBER_TYPES,
+  read_field,
+  read_image_size,
+  read_pixel_statistics,
+)
+from vit_jax.pretrained.torch_layout import (
   TorchLayout,
   index_count,
   infer_heads,
   normalize_position_rows,
   patch_count,
   patch_kernel_size,
-  read_field,
-  read_image_size,
-  read_pixel_statistics,
 )
 
 TIMM_PATCH_WEIGHT = 'patch_embed.proj.weight'
@@ -29,13 +40,13 @@ MAP_HEAD_ATTENTION = 'MAPHead_0/MultiHeadDotProductAttention_0'
 TIMM_STEM_PREFIX = 'patch_embed.backbone.'
 
 TIMM_LAYOUT = TorchLayout(
-  tables={
+  single_arrays={
     'cls_token': 'cls',
     'pos_embed': POSITION_EMBEDDING,
     'reg_token': 'registers',
     'attn_pool.latent': 'MAPHead_0/probe',
   },
-  top={
+  top_layers={
     'patch_embed.proj': ('embedding', 'conv'),
     'norm': ('Transformer/encoder_norm', 'norm'),
     'pre_logits.fc': ('pre_logits', 'dense'),
@@ -50,8 +61,8 @@ TIMM_LAYOUT = TorchLayout(
     f'{TIMM_STEM_PREFIX}stem.conv': ('conv_root', 'conv'),
     f'{TIMM_STEM_PREFIX}stem.norm': ('gn_root', 'norm'),
   },
-  block='blocks.{}.',
-  layers={
+  block_prefix='blocks.{}.',
+  block_layers={
     'norm1': ('LayerNorm_0', 'norm'),
     'attn.q': (f'{ATTENTION_MODULE}/query', 'in'),
     'attn.k': (f'{ATTENTION_MODULE}/key', 'in'),
@@ -61,9 +72,9 @@ TIMM_LAYOUT = TorchLayout(
     'mlp.fc1': ('MlpBlock_3/Dense_0', 'dense'),
     'mlp.fc2': ('MlpBlock_3/Dense_1', 'dense'),
   },
-  scales={'ls1.gamma': f'{ATTENTION_MODULE}/out', 'ls2.gamma': 'MlpBlock_3/Dense_1'},
+  layer_scales={'ls1.gamma': f'{ATTENTION_MODULE}/out', 'ls2.gamma': 'MlpBlock_3/Dense_1'},
 )
-# A unit of a stem's stage: {our name: theirs}.
+# Layers of a unit of a hybrid's stem: our name -> (timm's name, kind).
 TIMM_UNIT_NAMES = {
   **{f'conv{i}': (f'conv{i}', 'conv') for i in (1, 2, 3)},
   **{f'gn{i}': (f'norm{i}', 'norm') for i in (1, 2, 3)},
@@ -75,17 +86,19 @@ FUSED_PROJECTIONS = {
   'attn_pool.kv': ('attn_pool.k', 'attn_pool.v'),
 }
 
-# Other models by an array that only they have.
+# Arrays that identify an unsupported model.
 UNSUPPORTED_ARRAYS = {
-  'dist_token': 'a distilled DeiT with its two heads',
+  'dist_token': 'a distilled DeiT with two heads',
   'fc_norm.weight': 'a model whose last norm comes after pooling',
-  'norm_pre.weight': 'a model with a norm before the blocks, as CLIP has',
+  'norm_pre.weight': 'a model with a norm before the blocks, as in CLIP',
 }
-# These are defined with the tanh form (timm 1.0.31, models/vision_transformer.py); all others with erf.
+# timm defines these models with the tanh approximation, and all others with erf (timm 1.0.31,
+# models/vision_transformer.py).
 TANH_GELU_MODELS = re.compile(
-  r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|(so400m|giantopt)_patch16_siglip)'
+  r'vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512'
+  r'|(so400m|giantopt)_patch16_siglip)'
 )
-REGISTER_POOLING_MODELS = ('test_vit3',)  # Are defined with pool_include_prefix.
+REGISTER_POOLING_MODELS = ('test_vit3',)  # timm defines these with pool_include_prefix.
 TIMM_GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh'}
 TIMM_POOL = {'token': 'token', 'gap': 'avg', 'map': 'map'}
 TIMM_NORM_EPS = 1e-6
@@ -98,188 +111,181 @@ TIMM_HYBRIDS = {
 
 
 def is_timm(arrays: LazyArrays) -> bool:
-  """Whether the names are timm's."""
+  """Return whether a file contains a Vision Transformer in timm's names."""
   return TIMM_PATCH_WEIGHT in arrays
 
 
 def read_timm(
   arrays: LazyArrays, config: dict | None, *, heads: int
 ) -> tuple[dict[str, np.ndarray], dict]:
-  """(the flat tree, what is known besides) of timm's arrays and its config.json. UserError for a model that we are not."""
-  for name, other in UNSUPPORTED_ARRAYS.items():
+  """Read timm's arrays and config.json, and return the flat tree and the facts.
+
+  `heads` is the number of heads, or 0 to infer it. Raises UserError for an unsupported model.
+  """
+  for name, description in UNSUPPORTED_ARRAYS.items():
     if name in arrays:
-      raise UserError(
-        f'{arrays.source} holds {name}: it is {other}, which is not among the models here'
-      )
+      raise UserError(f'{arrays.source} contains {name}: {description} is not supported')
   config = config or {}
   arguments = read_field(config, 'model_args', dict) or {}
   check_pooling(arrays, config, arguments)
   width, patch = patch_kernel_size(arrays, TIMM_PATCH_WEIGHT)
-  heads = infer_heads(
-    heads or read_field(arguments, 'num_heads', int),
-    width,
-    index_count(arrays, 'blocks.'),
-    arrays.source,
-  )
-  kept = {name: arrays.header(name) for name in arrays if name != 'mask_token'}
-  flat = add_stem_layers(arrays).read(
-    LazyArrays(arrays.source, split_fused_projections(kept, arrays.source)), heads
-  )
+  heads = heads or read_field(arguments, 'num_heads', int)
+  heads = infer_heads(heads, width, index_count(arrays, 'blocks.'), arrays.source)
+  headers = {name: arrays.array_header(name) for name in arrays if name != 'mask_token'}
+  split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, arrays.source))
+  flat = add_stem_layers(arrays).from_torch_arrays(split_arrays, heads)
   facts = read_timm_config(config, arguments)
-  step = (
-    ResNetBackbone((0,) * index_count(arrays, f'{TIMM_STEM_PREFIX}stages.'), 0).stride
-    if any(name.startswith(TIMM_STEM_PREFIX) for name in arrays)
-    else 1
-  )
-  flat = normalize_position_rows(
-    flat, patch_count(facts.get('size'), (patch[0] * step, patch[1] * step)), arrays.source
-  )
-  notes = (
-    ('mask_token, which only pre-training uses, is left out',) if 'mask_token' in arrays else ()
-  )
-  return flat, facts | {'notes': notes}
+  stride = 1
+  if any(name.startswith(TIMM_STEM_PREFIX) for name in arrays):
+    stages = index_count(arrays, f'{TIMM_STEM_PREFIX}stages.')
+    stride = ResNetBackbone((0,) * stages, 0).stride
+  patches = patch_count(facts.get('size'), (patch[0] * stride, patch[1] * stride))
+  flat = normalize_position_rows(flat, patches, arrays.source)
+  ignored = 'mask_token, which only pre-training uses, is ignored'
+  return flat, facts | {'notes': (ignored,) if 'mask_token' in arrays else ()}
 
 
 def check_pooling(arrays: LazyArrays, config: dict, arguments: dict):
-  """UserError where config.json says that the head reads something else than it does here with these arrays."""
-  ours = 'map' if 'attn_pool.latent' in arrays else 'token' if 'cls_token' in arrays else 'avg'
-  said = read_field(arguments, 'global_pool', str) or read_field(config, 'global_pool', str) or ours
-  if said != ours:
+  """Raise UserError if config.json states another pooling than the arrays imply."""
+  implied = 'map' if 'attn_pool.latent' in arrays else 'token' if 'cls_token' in arrays else 'avg'
+  pool = read_field(arguments, 'global_pool', str) or read_field(config, 'global_pool', str)
+  if pool not in (None, '', implied):
     raise UserError(
-      f'{arrays.source}: its config.json says global_pool={said!r}, and with these arrays only {ours!r} is known here'
+      f'{arrays.source}: config.json has global_pool={pool!r}, '
+      f'but its arrays are supported only with {implied!r}'
     )
-  over_registers = read_field(arguments, 'pool_include_prefix', bool)
-  if over_registers is None:
-    over_registers = read_field(config, 'architecture', str) in REGISTER_POOLING_MODELS
-  if over_registers:
+  pools_registers = read_field(arguments, 'pool_include_prefix', bool)
+  if pools_registers is None:
+    pools_registers = read_field(config, 'architecture', str) in REGISTER_POOLING_MODELS
+  if pools_registers:
     raise UserError(
-      f'{arrays.source}: its head reads registers (pool_include_prefix), and none here does'
+      f'{arrays.source}: pooling over registers (pool_include_prefix) is not supported'
     )
 
 
 def split_fused_projections(headers: dict[str, ArrayHeader], source: str) -> dict[str, ArrayHeader]:
-  """The fused projections one by one. UserError for one that does not divide, or that is there by itself too."""
+  """Replace each fused projection by its parts.
+
+  Raises UserError if its size is not divisible, or if a part also exists as a separate array.
+  """
   out = {}
   for name, header in headers.items():
-    module, _, part = name.rpartition('.')
-    fused = next(
-      (fused for fused in FUSED_PROJECTIONS if module == fused or module.endswith('.' + fused)),
-      None,
-    )
+    module, _, leaf = name.rpartition('.')
+    fused = next((f for f in FUSED_PROJECTIONS if f'.{module}'.endswith(f'.{f}')), None)
     if fused is None:
       out[name] = header
       continue
-    pieces = FUSED_PROJECTIONS[fused]
-    if not header.shape or header.shape[0] % len(pieces):
+    parts = FUSED_PROJECTIONS[fused]
+    if not header.shape or header.shape[0] % len(parts):
       raise UserError(
-        f'{source}: {name} is {list(header.shape)}: it does not divide into {len(pieces)} projections'
+        f'{source}: {name} is {list(header.shape)}, not divisible into {len(parts)} projections'
       )
-    rows = header.shape[0] // len(pieces)
-    for i, piece in enumerate(pieces):
-      read = lambda header=header, i=i, rows=rows: header.read()[i * rows : (i + 1) * rows]
-      made = f'{module.removesuffix(fused)}{piece}.{part}'
-      if made in headers:
-        raise UserError(f'{source} holds {made}, which {name} holds too')
-      out[made] = ArrayHeader((rows, *header.shape[1:]), header.dtype, read)
+    for i, part in enumerate(parts):
+      part_name = f'{module.removesuffix(fused)}{part}.{leaf}'
+      if part_name in headers:
+        raise UserError(f'{source} contains {part_name}, which is also part of {name}')
+      out[part_name] = slice_header(header, i, len(parts))
   return out
 
 
-def add_stem_layers(arrays) -> TorchLayout:
-  """The layout with the units of a hybrid's stem, as many as there are. A stem without stages has shorter names."""
+def slice_header(header: ArrayHeader, i: int, parts: int) -> ArrayHeader:
+  """Return the header of the `i`-th of equal parts along the first axis."""
+  rows = header.shape[0] // parts
+
+  def read() -> np.ndarray:
+    return header.read()[i * rows : (i + 1) * rows]
+
+  return ArrayHeader((rows, *header.shape[1:]), header.dtype, read)
+
+
+def add_stem_layers(names: Collection[str]) -> TorchLayout:
+  """Return timm's layout with the units of a hybrid's stem that occur in `names`.
+
+  In a stem without stages, timm uses shorter names.
+  """
   units = {}
-  for name in arrays:
-    if match := re.match(rf'{re.escape(TIMM_STEM_PREFIX)}stages\.(\d+)\.blocks\.(\d+)\.', name):
-      ours = f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}'
-      units |= {
-        match[0] + theirs: (f'{ours}/{mine}', kind)
-        for mine, (theirs, kind) in TIMM_UNIT_NAMES.items()
-      }
-  top = TIMM_LAYOUT.top | units
-  if f'{TIMM_STEM_PREFIX}conv.weight' in arrays:
-    top = {
-      name.replace(f'{TIMM_STEM_PREFIX}stem.', TIMM_STEM_PREFIX): place
-      for name, place in top.items()
-    }
-  return TorchLayout(
-    TIMM_LAYOUT.tables, top, TIMM_LAYOUT.block, TIMM_LAYOUT.layers, TIMM_LAYOUT.scales
-  )
+  unit_pattern = re.compile(rf'{re.escape(TIMM_STEM_PREFIX)}stages\.(\d+)\.blocks\.(\d+)\.')
+  for name in names:
+    if match := unit_pattern.match(name):
+      our_unit = f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}'
+      for our_layer, (layer, kind) in TIMM_UNIT_NAMES.items():
+        units[match[0] + layer] = (f'{our_unit}/{our_layer}', kind)
+  layers = TIMM_LAYOUT.top_layers | units
+  if f'{TIMM_STEM_PREFIX}conv.weight' in names:
+    long_prefix = f'{TIMM_STEM_PREFIX}stem.'
+    layers = {name.replace(long_prefix, TIMM_STEM_PREFIX): ours for name, ours in layers.items()}
+  return dataclasses.replace(TIMM_LAYOUT, top_layers=layers)
 
 
 def read_timm_config(config: dict, arguments: dict) -> dict:
-  """What timm's config.json says that arrays don't."""
+  """Return the facts in timm's config.json, whose field model_args is `arguments`."""
   tanh = TANH_GELU_MODELS.match(read_field(config, 'architecture', str) or '')
   activation = read_field(arguments, 'act_layer', str) or ('gelu_tanh' if tanh else 'gelu')
   if activation not in TIMM_GELU:
     raise UserError(
-      f'the activation {activation!r} is not among those here: {", ".join(TIMM_GELU)}'
+      f'config.json: act_layer {activation!r} is not supported; expected {", ".join(TIMM_GELU)}'
     )
   facts = {'gelu': TIMM_GELU[activation], 'norm_eps': TIMM_NORM_EPS}
-  return (
-    facts | {'assumed': () if config else tuple(facts)} | read_timm_preprocessing(config, arguments)
-  )
+  assumed = () if config else tuple(facts)
+  return facts | {'assumed': assumed} | read_timm_preprocessing(config, arguments)
 
 
 def read_timm_preprocessing(config: dict, arguments: dict) -> dict:
-  """What it says of images and labels."""
+  """Return the facts about images and labels in timm's config.json."""
+  # Older files have all fields at one level.
+  pretrained = read_field(config, 'pretrained_cfg', dict) or config
   facts = {}
-  seen = (
-    read_field(config, 'pretrained_cfg', dict) or config
-  )  # Older files have it all at one level.
-  statistics = {
-    'mean': read_pixel_statistics(seen, 'mean'),
-    'scale': read_pixel_statistics(seen, 'std'),
-  }
-  facts |= {name: value for name, value in statistics.items() if value}
-  size = read_image_size(
-    arguments.get('img_size') or (read_field(seen, 'input_size', list) or [])[1:] or None,
-    'the size of an image',
-  )
+  for fact, field in (('mean', 'mean'), ('scale', 'std')):
+    if values := read_pixel_statistics(pretrained, field):
+      facts[fact] = values
+  input_size = (read_field(pretrained, 'input_size', list) or [])[1:]  # Without channels.
+  size = read_image_size(arguments.get('img_size') or input_size or None, 'img_size or input_size')
   if size:
-    share = read_field(seen, 'crop_pct', NUMBER_TYPES)
-    share = 1 if share is None else share
-    if share <= 0:
-      raise UserError(f'config.json: crop_pct is {share}: expected a positive number')
-    facts |= {'size': size, 'crop': 'center' if share < 1 else 'resize'}
-    facts |= {'short_side': math.floor(max(size) / share)} if share < 1 else {}
-  labels = read_field(config, 'label_names', list) or read_field(seen, 'label_names', list)
+    crop_pct = read_field(pretrained, 'crop_pct', NUMBER_TYPES)
+    crop_pct = 1 if crop_pct is None else crop_pct
+    if crop_pct <= 0:
+      raise UserError(f'config.json: crop_pct is {crop_pct}: expected a positive number')
+    facts |= {'size': size, 'crop': 'resize'}
+    if crop_pct < 1:
+      facts |= {'crop': 'center', 'short_side': math.floor(max(size) / crop_pct)}
+  labels = read_field(config, 'label_names', list) or read_field(pretrained, 'label_names', list)
   return facts | ({'labels': tuple(map(str, labels))} if labels else {})
 
 
 def to_timm(
   flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict]:
-  """(arrays, config.json) for `timm.create_model('local-dir:…')`. UserError for what timm's Vision Transformer cannot be."""
+  """Return arrays and config.json for `timm.create_model('local-dir:…')`.
+
+  Raises UserError if timm's Vision Transformer has no equivalent.
+  """
   s = vit_shape(
     config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
   )
-  wrong = {
-    'no norms around its patches': config.patch_norm,
-    'no hidden layer in its head': config.hidden_head,
-    f'norms with an epsilon of {TIMM_NORM_EPS}, not {config.norm_eps}': config.norm_eps
-    != TIMM_NORM_EPS,
-    f'the hybrids {", ".join(TIMM_HYBRIDS)}, and no {config.variant}': s.stem is not None
-    and config.variant not in TIMM_HYBRIDS,
-    f'stems of 64 channels, not {config.stem_width}': s.stem is not None
+  unsupported = {
+    'norms around the patches': config.patch_norm,
+    'a hidden layer in the head': config.hidden_head,
+    f'norm_eps={config.norm_eps}, only {TIMM_NORM_EPS}': config.norm_eps != TIMM_NORM_EPS,
+    f'hybrid {config.variant}, only {", ".join(TIMM_HYBRIDS)}': (
+      s.stem is not None and config.variant not in TIMM_HYBRIDS
+    ),
+    f'stem of {config.stem_width} channels, only 64': s.stem is not None
     and config.stem_width != 64,
   }
-  if found := [what for what, is_so in wrong.items() if is_so]:
-    raise UserError(f"timm's Vision Transformer has {found[0]}")
-  if config.registers and POSITION_EMBEDDING in flat:  # There, registers have positions too.
+  if problems := [feature for feature, present in unsupported.items() if present]:
+    raise UserError(f"timm's Vision Transformer has no {problems[0]}")
+  if config.registers and POSITION_EMBEDDING in flat:  # In timm, registers have positions too.
     table, d = flat[POSITION_EMBEDDING], flat[POSITION_EMBEDDING].shape[-1]
-    first = int(config.pool == 'token')
-    rows = [table[:, :first], np.zeros((1, config.registers, d), np.float32), table[:, first:]]
+    cls = int(config.pool == 'token')
+    rows = [table[:, :cls], np.zeros((1, config.registers, d), np.float32), table[:, cls:]]
     flat = flat | {POSITION_EMBEDDING: np.concatenate(rows, axis=1)}
-  stages = (
-    [
-      f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.'
-      for i, n in enumerate(s.stem.blocks)
-      for j in range(n)
-    ]
-    if s.stem
-    else []
-  )
-  short = [f'{TIMM_STEM_PREFIX}conv.weight'] if s.stem and not s.stem.blocks else []
-  arrays = fuse_projections(add_stem_layers([*stages, *short]).write(flat))
+  stem_names = []
+  if s.stem:
+    stages = enumerate(s.stem.blocks)
+    stem_names = [
+      f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.' for i, units in stages for j in range(units)
+    ] or [f'{TIMM_STEM_PREFIX}conv.weight']
+  arrays = fuse_projections(add_stem_layers(stem_names).to_torch_arrays(flat))
   return arrays, timm_config_json(flat, config, s, preprocessing, labels)
 
 
@@ -290,11 +296,9 @@ def timm_config_json(
   preprocessing: dict,
   labels: tuple[str, ...],
 ) -> dict:
-  """What `create_model` builds the model from, and what an image goes through before it."""
-  size, classes = (
-    tuple(preprocessing['size']),
-    flat['head/kernel'].shape[-1] if 'head/kernel' in flat else 0,
-  )
+  """Return the config.json from which `create_model` builds the model and its preprocessing."""
+  size, short_side = tuple(preprocessing['size']), preprocessing['short_side']
+  classes = head_classes(flat)
   center = preprocessing['crop'] == 'center'
   arguments = {
     'img_size': list(size),
@@ -302,7 +306,7 @@ def timm_config_json(
     'depth': s.depth,
     'num_heads': s.heads,
     'mlp_ratio': s.mlp / s.width,
-    'act_layer': {ours: theirs for theirs, ours in TIMM_GELU.items()}[config.gelu],
+    'act_layer': {ours: name for name, ours in TIMM_GELU.items()}[config.gelu],
     'class_token': config.pool == 'token',
     'global_pool': TIMM_POOL[config.pool],
     'fc_norm': False,
@@ -310,10 +314,10 @@ def timm_config_json(
   }
   if not s.stem:
     arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
-  seen = {
+  pretrained = {
     'input_size': [3, *size],
     'interpolation': 'bilinear',
-    'crop_pct': timm_crop_pct(max(size), preprocessing['short_side']) if center else 1.0,
+    'crop_pct': timm_crop_pct(max(size), short_side) if center else 1.0,
     'crop_mode': 'center' if center else 'squash',
     'mean': [value / 255 for value in config.mean],
     'std': [value / 255 for value in config.scale],
@@ -321,30 +325,30 @@ def timm_config_json(
     'first_conv': 'patch_embed.proj',
     'classifier': 'head',
   }
-  architecture = TIMM_HYBRIDS.get(config.variant, 'vit_base_patch16_224')
-  made = {
-    'architecture': architecture,
+  content = {
+    'architecture': TIMM_HYBRIDS.get(config.variant, 'vit_base_patch16_224'),
     'num_classes': classes,
     'num_features': s.width,
     'model_args': arguments,
+    'pretrained_cfg': pretrained,
   }
-  return made | {'pretrained_cfg': seen} | ({'label_names': list(labels)} if labels else {})
+  return content | ({'label_names': list(labels)} if labels else {})
 
 
 def timm_crop_pct(side: int, short_side: int) -> float:
-  """What a crop keeps of a short side: side / share, rounded down as timm does, is that short side again."""
-  share = side / short_side
-  return share if math.floor(side / share) == short_side else math.nextafter(share, 0)
+  """Return the crop_pct for which timm's floor(side / crop_pct) is exactly `short_side`."""
+  crop_pct = side / short_side
+  exact = math.floor(side / crop_pct) == short_side
+  return crop_pct if exact else math.nextafter(crop_pct, 0)
 
 
 def fuse_projections(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The inverse of `split_fused_projections`."""
+  """Concatenate the parts of fused projections: the inverse of `split_fused_projections`."""
   out = dict(arrays)
   for name in arrays:
-    for fused, pieces in FUSED_PROJECTIONS.items():
-      before, found, part = name.partition(pieces[0] + '.')
-      if found and (not before or before.endswith('.')):
-        out[f'{before}{fused}.{part}'] = np.concatenate(
-          [out.pop(f'{before}{piece}.{part}') for piece in pieces]
-        )
+    for fused, parts in FUSED_PROJECTIONS.items():
+      prefix, matched, leaf = name.partition(parts[0] + '.')
+      if matched and (not prefix or prefix.endswith('.')):
+        pieces = [out.pop(f'{prefix}{part}.{leaf}') for part in parts]
+        out[f'{prefix}{fused}.{leaf}'] = np.concatenate(pieces)
   return out

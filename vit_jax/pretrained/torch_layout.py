@@ -1,7 +1,9 @@
-"""What timm's and Hugging Face's files have in common: PyTorch's shapes of the layers that we have, to ours and back.
+"""Convert between PyTorch's layouts of a Vision Transformer and our parameter tree.
 
-A layer is 'module.weight' and 'module.bias' there, 'module/kernel' (or scale) and 'module/bias' here. Shapes: d width, h heads,
-c channels of a head, i inputs, o outputs, p q patch.
+timm and Hugging Face share this code. They name a layer 'module.weight' and 'module.bias'. We name
+it 'module/kernel' (or scale) and 'module/bias'.
+
+Shapes: d width, h heads, c channels of a head, i inputs, o outputs, p q patch.
 """
 
 import dataclasses
@@ -13,178 +15,191 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.variants import VIT_VARIANTS
-from vit_jax.pretrained.arrays import BLOCK_PREFIX, LazyArrays, stack_blocks, unstack_blocks
+from vit_jax.pretrained.arrays import (
+  BLOCK_PREFIX,
+  POSITION_EMBEDDING,
+  LazyArrays,
+  stack_blocks,
+  summarize_list,
+  unstack_blocks,
+)
 
-POSITION_EMBEDDING = 'Transformer/posembed_input/pos_embedding'
-ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
-BLOCK_NUMBER_PATTERN = re.compile(
-  '0|[1-9][0-9]*'
-)  # Of a block, as these libraries write it: none has two names.
+# A block index as these libraries write it. Leading zeros are excluded, so that no block has two
+# names.
+BLOCK_NUMBER_PATTERN = re.compile('0|[1-9][0-9]*')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerConversion:
-  """A kind of layer: our name of its weight, and how its weight and its bias come here and go there."""
+  """Our name of one kind of layer's weight, and the conversions of its weight and bias."""
 
-  weight: str
-  here: Callable[[np.ndarray, int], np.ndarray] = lambda w, heads: w
-  there: Callable[[np.ndarray], np.ndarray] = lambda w: w
-  bias_here: Callable[[np.ndarray, int], np.ndarray] = lambda b, heads: b
+  weight_name: str
+  from_torch: Callable[[np.ndarray, int], np.ndarray] = lambda w, heads: w
+  to_torch: Callable[[np.ndarray], np.ndarray] = lambda w: w
+  bias_from_torch: Callable[[np.ndarray, int], np.ndarray] = lambda b, heads: b
 
 
-flatten_array = lambda x: x.reshape(-1)
 LAYER_CONVERSIONS = {
   'norm': LayerConversion('scale'),
-  'dense': LayerConversion('kernel', lambda w, heads: w.T, lambda w: w.T),  # [o, i] there.
+  # PyTorch [o, i], ours [i, o].
+  'dense': LayerConversion('kernel', lambda w, heads: w.T, lambda w: w.T),
+  # PyTorch [o, i, p, q], ours [p, q, i, o].
   'conv': LayerConversion(
     'kernel', lambda w, heads: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)
-  ),  # [o, i, p, q] there.
-  'in': LayerConversion(  # [h·c, d] there, [d, h, c] here; its bias [h·c] there, [h, c] here.
+  ),
+  # Query, key or value: PyTorch [h·c, d], ours [d, h, c]. Bias: PyTorch [h·c], ours [h, c].
+  'in': LayerConversion(
     'kernel',
     lambda w, heads: w.T.reshape(w.shape[1], heads, -1),
     lambda w: w.reshape(w.shape[0], -1).T,
     lambda b, heads: b.reshape(heads, -1),
   ),
+  # Output projection of attention: PyTorch [d, h·c], ours [h, c, d].
   'out': LayerConversion(
     'kernel',
     lambda w, heads: w.T.reshape(heads, -1, w.shape[0]),
     lambda w: w.reshape(-1, w.shape[-1]).T,
   ),
 }
-WEIGHT_RANKS = {
-  'table': 3,
-  'scale': 1,
-  'norm': 1,
-  'dense': 2,
-  'conv': 4,
-  'in': 2,
-  'out': 2,
-}  # Of a weight, or of an array by itself.
-HEAD_AXES = {
-  ('in', 'weight'): 0,
-  ('in', 'bias'): 0,
-  ('out', 'weight'): 1,
-}  # The axis that is h·c there.
+# Number of axes of a weight, or of an array outside any layer (table, scale).
+WEIGHT_RANKS = {'table': 3, 'scale': 1, 'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}
+# The axis of a PyTorch array that is h·c.
+HEAD_AXES = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}
 
-# Their module -> (our module, kind), for the layers outside the blocks, and for those of a block. Tables are single arrays.
-LayerNames = dict[str, tuple[str, str]]
+LayerNames = dict[str, tuple[str, str]]  # PyTorch's module -> (our module, kind of layer).
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TorchLayout:
-  """The names of one of these libraries. `block` is what stands before a layer of block {}."""
+  """Names of the arrays in one library.
 
-  tables: dict[str, str]
-  top: LayerNames
-  block: str
-  layers: LayerNames
-  scales: dict[
-    str, str
-  ]  # LayerScale: their array of a block -> the layer of ours that it is folded into.
+  Attributes:
+    single_arrays: arrays outside any layer, such as the class token -> our names.
+    top_layers: layers outside the blocks.
+    block_prefix: prefix of the layers of a block, with {} for its index.
+    block_layers: layers of a block, without the prefix.
+    layer_scales: LayerScale's arrays of a block -> our layers into which they are folded.
+  """
 
-  def read(self, arrays: LazyArrays, heads: int) -> dict[str, np.ndarray]:
-    """The flat tree. UserError that lists the arrays which have no place in it."""
-    found = {name: self.find(name) for name in arrays}
-    if unknown := [name for name, place in found.items() if place is None]:
-      more = f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''
-      raise UserError(
-        f'{arrays.source} holds what this Vision Transformer has no place for: {", ".join(unknown[:5])}{more}'
-      )
-    depth = len({block for _, block, _, _ in found.values() if block is not None})
+  single_arrays: dict[str, str]
+  top_layers: LayerNames
+  block_prefix: str
+  block_layers: LayerNames
+  layer_scales: dict[str, str]
 
-    for name, (_, _, kind, part) in found.items():
-      if wrong := describe_shape_mismatch(arrays.shape(name), kind, part, heads):
-        raise UserError(f'{arrays.source}: {name} is {list(arrays.shape(name))}: {wrong}')
+  def from_torch_arrays(self, arrays: LazyArrays, heads: int) -> dict[str, np.ndarray]:
+    """Convert the arrays of a file to a flat tree.
 
-    def stream() -> Iterator[tuple[str, int | None, np.ndarray]]:
-      for name, (ours, block, kind, part) in found.items():
+    Raises UserError for arrays that the layout does not name, or that have the wrong shape.
+    """
+    locations = {name: self.locate_array(name) for name in arrays}
+    if unknown := [name for name, location in locations.items() if location is None]:
+      names = summarize_list(unknown, separator=', ')
+      raise UserError(f'{arrays.source} contains arrays of an unsupported model: {names}')
+    for name, (_, _, kind, part) in locations.items():
+      if problem := describe_shape_mismatch(arrays.shape_of(name), kind, part, heads):
+        raise UserError(f'{arrays.source}: {name} is {list(arrays.shape_of(name))}: {problem}')
+
+    def convert() -> Iterator[tuple[str, int | None, np.ndarray]]:
+      for name, (our_name, block, kind, part) in locations.items():
         array = arrays[name]
         if kind in LAYER_CONVERSIONS:
-          array = (
-            LAYER_CONVERSIONS[kind].here(array, heads)
-            if part == 'weight'
-            else LAYER_CONVERSIONS[kind].bias_here(array, heads)
-          )
-        yield ours, block, array
+          conversion = LAYER_CONVERSIONS[kind]
+          function = conversion.from_torch if part == 'weight' else conversion.bias_from_torch
+          array = function(array, heads)
+        yield our_name, block, array
 
-    return fold_layer_scale(
-      stack_blocks(stream(), depth=depth, source=arrays.source), self.scales, arrays.source
-    )
+    depth = len({block for _, block, _, _ in locations.values() if block is not None})
+    flat = stack_blocks(convert(), depth=depth, source=arrays.source)
+    return fold_layer_scale(flat, self.layer_scales, arrays.source)
 
-  def find(self, name: str) -> tuple[str, int | None, str, str] | None:
-    """(our name, block, kind, weight or bias) of an array of theirs; None where it has no place."""
-    if name in self.tables:
-      return self.tables[name], None, 'table', ''
-    before, _, after = self.block.partition('{}')
+  def locate_array(self, name: str) -> tuple[str, int | None, str, str] | None:
+    """Return (our name, block index or None, kind, 'weight' or 'bias') of an array.
+
+    Returns None if the layout does not name it.
+    """
+    if name in self.single_arrays:
+      return self.single_arrays[name], None, 'table', ''
+    before, _, after = self.block_prefix.partition('{}')
     number, _, rest = name.removeprefix(before).partition(after)
-    block = (
-      int(number) if name.startswith(before) and BLOCK_NUMBER_PATTERN.fullmatch(number) else None
-    )
-    if block is not None and rest in self.scales:
+    in_block = name.startswith(before) and BLOCK_NUMBER_PATTERN.fullmatch(number)
+    block = int(number) if in_block else None
+    if in_block and rest in self.layer_scales:
       return BLOCK_PREFIX + rest, block, 'scale', ''
-    module, _, part = (name if block is None else rest).rpartition('.')
-    ours, kind = (self.top if block is None else self.layers).get(module, ('', ''))
-    if not ours or part not in ('weight', 'bias'):
+    module, _, part = (rest if in_block else name).rpartition('.')
+    layers = self.block_layers if in_block else self.top_layers
+    if module not in layers or part not in ('weight', 'bias'):
       return None
-    leaf = LAYER_CONVERSIONS[kind].weight if part == 'weight' else 'bias'
-    return f'{"" if block is None else BLOCK_PREFIX}{ours}/{leaf}', block, kind, part
+    our_module, kind = layers[module]
+    leaf = LAYER_CONVERSIONS[kind].weight_name if part == 'weight' else 'bias'
+    return f'{BLOCK_PREFIX if in_block else ""}{our_module}/{leaf}', block, kind, part
 
-  def write(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their arrays. UserError for an array of ours that they have no name for."""
-    modules = {ours: (theirs, kind) for theirs, (ours, kind) in self.top.items()}
-    layers = {ours: (theirs, kind) for theirs, (ours, kind) in self.layers.items()}
-    tables = {ours: theirs for theirs, ours in self.tables.items()}
+  def to_torch_arrays(self, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Convert a flat tree to the arrays of a file.
+
+    Raises UserError for an array that the layout does not name.
+    """
+    top_layers = {ours: (name, kind) for name, (ours, kind) in self.top_layers.items()}
+    block_layers = {ours: (name, kind) for name, (ours, kind) in self.block_layers.items()}
+    single_arrays = {ours: name for name, ours in self.single_arrays.items()}
     out = {}
     for name, block, array in unstack_blocks(flat):
-      if name in tables:
-        out[tables[name]] = np.ascontiguousarray(array)
+      if name in single_arrays:
+        out[single_arrays[name]] = np.ascontiguousarray(array)
         continue
-      module, _, part = name.removeprefix(BLOCK_PREFIX).rpartition('/')
-      theirs, kind = (modules if block is None else layers).get(module, ('', ''))
-      if not theirs:
-        raise UserError(f'there is no name for {name} in that layout')
-      before = '' if block is None else self.block.format(block)
-      array = flatten_array(array) if part == 'bias' else LAYER_CONVERSIONS[kind].there(array)
-      out[f'{before}{theirs}.{"bias" if part == "bias" else "weight"}'] = np.ascontiguousarray(
-        array
-      )
+      our_module, _, leaf = name.removeprefix(BLOCK_PREFIX).rpartition('/')
+      layers = top_layers if block is None else block_layers
+      if our_module not in layers:
+        raise UserError(f'the format has no name for {name}')
+      module, kind = layers[our_module]
+      prefix = '' if block is None else self.block_prefix.format(block)
+      is_bias = leaf == 'bias'
+      array = array.reshape(-1) if is_bias else LAYER_CONVERSIONS[kind].to_torch(array)
+      part = 'bias' if is_bias else 'weight'
+      out[f'{prefix}{module}.{part}'] = np.ascontiguousarray(array)
     return out
 
 
 def describe_shape_mismatch(shape: tuple[int, ...], kind: str, part: str, heads: int) -> str:
-  """What is wrong with the shape of an array of theirs; '' where it can come here."""
+  """Describe what is wrong with the shape of a PyTorch array, or return '' if nothing is."""
   axes = 1 if part == 'bias' else WEIGHT_RANKS[kind]
   if len(shape) != axes:
-    return f'{axes} axes are expected'
+    return f'expected {axes} axes'
   axis = HEAD_AXES.get((kind, part))
-  return (
-    f'it does not divide into {heads} heads' if axis is not None and shape[axis] % heads else ''
-  )
+  indivisible = axis is not None and shape[axis] % heads
+  return f'not divisible into {heads} heads' if indivisible else ''
 
 
 def patch_kernel_size(arrays: LazyArrays, name: str) -> tuple[int, tuple[int, int]]:
-  """(width, height and width of a patch) by the kernel of the patches. UserError where it is none."""
-  shape = arrays.shape(name)
+  """Return the width of the model and the patch size (height, width) from the patch kernel's shape.
+
+  Raises UserError if it is not [d, channels, p, q].
+  """
+  shape = arrays.shape_of(name)
   if len(shape) != 4 or not all(shape):
     raise UserError(
-      f'{arrays.source}: {name} is {list(shape)}: expected [width, channels, height, width of a patch]'
+      f'{arrays.source}: {name} is {list(shape)}: '
+      'expected [width, channels, patch height, patch width]'
     )
   return shape[0], shape[2:]
 
 
 def fold_layer_scale(
-  flat: dict[str, np.ndarray], scales: dict[str, str], source: str
+  flat: dict[str, np.ndarray], layer_scales: dict[str, str], source: str
 ) -> dict[str, np.ndarray]:
-  """LayerScale's vectors [depth, d] multiplied into the layers whose results they scale: the same function without them."""
+  """Multiply LayerScale's vectors [depth, d] into the layers whose outputs they scale.
+
+  The model computes the same function without them.
+  """
   flat = dict(flat)
-  for scale, layer in scales.items():
+  for scale, layer in layer_scales.items():
     if BLOCK_PREFIX + scale not in flat:
       continue
     gamma = flat.pop(BLOCK_PREFIX + scale)
     for name in (f'{BLOCK_PREFIX}{layer}/kernel', f'{BLOCK_PREFIX}{layer}/bias'):
       if name not in flat or flat[name].shape[-1:] != gamma.shape[1:]:
         raise UserError(
-          f'{source}: {scale} is {list(gamma.shape[1:])}, and there is no {name} of as many outputs'
+          f'{source}: {scale} is {list(gamma.shape[1:])}, but no {name} has as many outputs'
         )
       flat[name] = flat[name] * gamma.reshape(gamma.shape[0], *[1] * (flat[name].ndim - 2), -1)
   return flat
@@ -193,106 +208,69 @@ def fold_layer_scale(
 def normalize_position_rows(
   flat: dict[str, np.ndarray], patches: int, source: str
 ) -> dict[str, np.ndarray]:
-  """Position embeddings with a row for the class token and none for registers, whichever rows the file has.
+  """Give the position embeddings a row for the class token, and none for registers.
 
-  A file may have none for the class token (whose own embedding then is all there is: a row of zeros), or some for the
-  registers, which are added to them: they are always at the same place. What is left are rows for `patches`, or as many as
-  make a square where that is not known (0). UserError where there is no table: places are then told in a way unknown here.
+  A file without a row for the class token gets a row of zeros, because that token's own embedding
+  is complete. Rows for registers are added to the registers, because their position never changes.
+
+  `patches` is the number of patches, or 0 if unknown. Then the rows of patches must form a square.
+
+  Raises UserError if there are no position embeddings, as in models with rotary or relative ones.
   """
   if POSITION_EMBEDDING not in flat:
     raise UserError(
-      f'{source} has no position embeddings: rotary or relative ones are not among those here'
+      f'{source} has no position embeddings; rotary and relative ones are not supported'
     )
   table, registers = flat[POSITION_EMBEDDING], flat.get('registers')
   cls, rows = int('cls' in flat), table.shape[1]
-  square = lambda n: n > 0 and math.isqrt(n) ** 2 == n
-  layouts = (
-    cls,
-    0,
-    cls + (0 if registers is None else registers.shape[1]),
-  )  # Rows before those of the patches.
-  before = next(
-    (n for n in layouts if rows - n == patches), next((n for n in layouts if square(rows - n)), cls)
-  )
-  if before < cls:
+  # The possible numbers of rows before those of the patches.
+  candidates = (cls, 0, cls + (0 if registers is None else registers.shape[1]))
+  exact = [n for n in candidates if rows - n == patches]
+  square = [n for n in candidates if rows > n and math.isqrt(rows - n) ** 2 == rows - n]
+  extra = [*exact, *square, cls][0]
+  if extra < cls:
     return flat | {POSITION_EMBEDDING: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
-  if before == cls:
+  if extra == cls:
     return flat
-  theirs = table[:, cls:before]
-  if registers.shape != theirs.shape:
+  register_rows = table[:, cls:extra]
+  if registers.shape != register_rows.shape:
     raise UserError(
-      f'{source}: registers are {list(registers.shape)}, and their position embeddings {list(theirs.shape)}'
+      f'{source}: registers are {list(registers.shape)}, '
+      f'and their position embeddings {list(register_rows.shape)}'
     )
-  kept = np.concatenate([table[:, :cls], table[:, before:]], axis=1)
-  return flat | {POSITION_EMBEDDING: kept, 'registers': registers + theirs}
+  table = np.concatenate([table[:, :cls], table[:, extra:]], axis=1)
+  return flat | {POSITION_EMBEDDING: table, 'registers': registers + register_rows}
 
 
 def patch_count(size: tuple[int, int] | None, stride: tuple[int, int]) -> int:
-  """In an image of `size`, one for each `stride` (both height, width in pixels); 0 where the size is not known."""
+  """Return the number of patches in an image, or 0 if `size` is None.
+
+  `size` and `stride` are (height, width) in pixels.
+  """
   return (size[0] // stride[0]) * (size[1] // stride[1]) if size else 0
 
 
-def infer_heads(said: int | None, width: int, depth: int, source: str) -> int:
-  """As said; else what the variant of that width and depth has, else one for each 64 channels: flat kernels can't tell."""
-  if said:
-    if said < 1:
-      raise UserError(f'{source}: {said} heads: expected a positive number')
-    return said
+def infer_heads(heads: int | None, width: int, depth: int, source: str) -> int:
+  """Return the number of heads, which flat attention kernels do not determine.
+
+  It is `heads` if given, else that of the variant with this width and depth, else width / 64.
+
+  Raises UserError if `heads` is negative, or if the width is not divisible by 64.
+  """
+  if heads:
+    if heads < 1:
+      raise UserError(f'{source}: {heads} heads: expected a positive number')
+    return heads
   for row in VIT_VARIANTS.values():
     if row[:2] == (width, depth):
       return row[3]
   if width % 64:
-    raise UserError(
-      f'{source}: a width of {width} does not say how many heads there are: add heads=…'
-    )
+    raise UserError(f'{source}: a width of {width} does not determine the heads: add heads=…')
   return width // 64
 
 
-def index_count(names: Iterable[str], before: str) -> int:
-  """Different numbers that follow `before` in names."""
+def index_count(names: Iterable[str], prefix: str) -> int:
+  """Return the number of distinct indices that follow `prefix` in the names."""
   return len(
-    {name.removeprefix(before).partition('.')[0] for name in names if name.startswith(before)}
+    {name.removeprefix(prefix).partition('.')[0] for name in names if name.startswith(prefix)}
   )
-
-
-NUMBER_TYPES = (int, float)
-TYPE_DESCRIPTIONS = {
-  int: 'a whole number', NUMBER_TYPES: 'a number', str: 'a text', bool: 'true or false', list: 'a list', dict: 'an object',
-}  # fmt: skip
-
-
-def read_field(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
-  """What a JSON object says by `name`; None where it does not, or says null. UserError where that is of another kind."""
-  value = config.get(name)
-  if value is not None and (
-    not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)
-  ):
-    raise UserError(f'{file}: {name} is {value!r}: expected {TYPE_DESCRIPTIONS[kind]}')
-  return value
-
-
-def read_pixel_statistics(
-  config: dict, name: str, file: str = 'config.json'
-) -> tuple[float, float, float] | None:
-  """Means or deviations of a pixel in [0, 1] -> of a uint8 channel, as a person would write them; None where there are none."""
-  values = read_field(config, name, list, file)
-  if values is None:
-    return None
-  if len(values) != 3 or not all(isinstance(value, NUMBER_TYPES) for value in values):
-    raise UserError(f'{file}: {name} is {values}: expected three numbers')
-  return tuple(round(255 * value, 6) for value in values)
-
-
-def read_image_size(value, name: str, file: str = 'config.json') -> tuple[int, int] | None:
-  """(height, width) in pixels, of one number, a list or an object of the two; None for null."""
-  if value is None:
-    return None
-  sides = [value.get('height'), value.get('width')] if isinstance(value, dict) else value
-  sides = [sides, sides] if isinstance(sides, int) else sides
-  if (
-    not isinstance(sides, list)
-    or len(sides) != 2
-    or not all(isinstance(side, int) and side > 0 for side in sides)
-  ):
-    raise UserError(f'{file}: {name} is {value!r}: expected a height and a width in pixels')
-  return tuple(sides)
