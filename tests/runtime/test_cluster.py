@@ -16,7 +16,7 @@ from vit_jax.runtime.cluster import (
 
 
 def test_nothing_said_and_no_cluster_around_is_a_single_process():
-  initialize_cluster(coordinator=None, processes=0, process=None, timeout=1)
+  initialize_cluster(coordinator=None, processes=0, process_id=None, timeout=1)
   assert cluster_from_flags(None, 0, None) is None
   assert detect_cluster({}) is None
 

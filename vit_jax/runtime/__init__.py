@@ -1,1 +1,1 @@
-"""A process that trains: cluster, signals, watchdog, crash log, run lock, small files."""
+"""Cluster discovery, preemption, watchdog, crash log, run lock and small files."""

@@ -1,9 +1,10 @@
-"""Record the starts of a run that crashed, so that a run that cannot progress is not restarted forever.
+"""Record crashed starts, so that a run that cannot progress is not restarted forever.
 
     WORKDIR/failures/STEP-START-hostI.txt
 
-STEP is the checkpoint that the start resumed from and START counts the starts from it. The file holds the
-traceback. Kills, preemptions, crashes of other hosts and user errors leave no file. No clock is involved.
+STEP is the checkpoint that the start resumed from and START counts the starts from it. The file
+holds the traceback. Kills, preemptions, crashes of other hosts and user errors leave no file.
+No clock is involved.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ MAX_FAILED_STARTS = 3  # Crashed starts from one checkpoint before the next star
 
 
 class CrashLog:
-  """The crashes of one host of the run in `workdir`; before `register_start` the step is unknown."""
+  """The crash files of one host; before `register_start` the step is unknown."""
 
   def __init__(self, workdir: Path, *, host: int):
     self._folder, self._host, self._start_name = workdir / 'failures', host, 'start'
@@ -31,8 +32,8 @@ class CrashLog:
     starts = {path.name.split('-')[1] for path in self._folder.glob(f'{step}-*.txt')}
     if len(starts) >= MAX_FAILED_STARTS:
       raise CrashLoopError(
-        f'{len(starts)} starts from step {step} crashed before the next checkpoint; their tracebacks are '
-        f'in {self._folder}. Fix the cause, remove that folder, and start again'
+        f'{len(starts)} starts from step {step} crashed before the next checkpoint; see the '
+        f'tracebacks in {self._folder}. Fix the cause, remove that folder, and start again'
       )
     self._start_name = f'{step}-{len(starts) + 1}'
 

@@ -1,4 +1,7 @@
-"""Small files on storage that now and then fails: written whole or not at all, read within bounds, tried a few times."""
+"""Small files on storage that fails occasionally.
+
+Writes are atomic, reads are bounded in size, and both are retried.
+"""
 
 import contextlib
 import errno
@@ -13,19 +16,20 @@ from vit_jax.errors import StorageError, UserError
 
 T = TypeVar('T')
 
-RETRY_DELAYS = (0.5, 1.0, 2.0)  # Seconds before a second, third and fourth try.
-MAX_TEXT_BYTES = 64 * 2**20  # Bytes of a file of text; that of ViT-G's leaves has 20 KB.
+RETRY_DELAYS = (0.5, 1.0, 2.0)  # Seconds before the second, third and fourth attempt.
+MAX_TEXT_BYTES = 64 * 2**20  # Limit for text files; leaves.json of ViT-G has 20 KB.
 
-# Errors that do not go away by themselves.
+# Errors that retrying cannot fix.
 PERMANENT_ERRNOS = {
   errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
 
 
 def retry_io(what: str, function: Callable[[], T]) -> T:
-  """`function()`, tried again after each of `RETRY_DELAYS` where the storage fails; then StorageError.
+  """Return `function()`, retrying after each of `RETRY_DELAYS` if it raises OSError.
 
-  An error that will stay comes through at once, as it is.
+  `what` names the operation in the message. Raises StorageError if all attempts fail. An OSError
+  that retrying cannot fix is raised immediately.
   """
   for pause in RETRY_DELAYS:
     try:
@@ -38,29 +42,29 @@ def retry_io(what: str, function: Callable[[], T]) -> T:
     return function()
   except OSError as error:
     raise StorageError(
-      f'{what}: {summarize_error(error)}, {len(RETRY_DELAYS) + 1} times'
+      f'{what}: {summarize_error(error)} ({len(RETRY_DELAYS) + 1} attempts)'
     ) from error
 
 
 def summarize_error(error: BaseException) -> str:
-  """An error in half a line."""
+  """Return the first line of an error, at most 300 characters; its type if it has no text."""
   text = getattr(error, 'strerror', None) or str(error).strip() or type(error).__name__
   return text.splitlines()[0][:300]
 
 
 @contextlib.contextmanager
 def explain_write_errors(workdir: Path) -> Iterator[None]:
-  """In here an OSError is a UserError that asks for another directory."""
+  """Turn an OSError inside the context into a UserError that suggests another --workdir."""
   try:
     yield
   except OSError as error:
     raise UserError(
-      f'can not write to {workdir}: {summarize_error(error)}; choose another --workdir'
+      f'cannot write to {workdir}: {summarize_error(error)}; choose another --workdir'
     ) from None
 
 
 def write_atomically(path: Path, content: str | bytes):
-  """Writes a file that others read meanwhile: they see the old one or the new one, as does who comes after a crash."""
+  """Replace a file atomically: readers see the old or the new content, also after a crash."""
 
   def write():
     part = path.with_name(f'.{path.name}.part')
@@ -74,7 +78,7 @@ def write_atomically(path: Path, content: str | bytes):
 
 
 def read_text_file(path: Path) -> str:
-  """A file of text. UserError where it is none, or far larger than any of ours."""
+  """Return the text of a file. Raises UserError if it is unreadable or over 64 MiB."""
 
   def read() -> bytes:
     with path.open('rb') as file:
@@ -83,23 +87,25 @@ def read_text_file(path: Path) -> str:
   try:
     content = retry_io(f'reading {path}', read)
     if len(content) > MAX_TEXT_BYTES:
-      raise UserError(f'{path} is larger than {MAX_TEXT_BYTES // 2**20} MiB: it is none of ours')
+      raise UserError(
+        f'{path} is larger than {MAX_TEXT_BYTES // 2**20} MiB, the limit for text files'
+      )
     return content.decode()
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'can not read {path}: {summarize_error(error)}') from None
+    raise UserError(f'cannot read {path}: {summarize_error(error)}') from None
 
 
 def read_json_object(path: Path) -> dict:
-  """A JSON object. UserError where there is none."""
+  """Return the JSON object in a file. Raises UserError if it holds anything else."""
   try:
     content = json.loads(read_text_file(path))
   except (ValueError, RecursionError) as error:
-    raise UserError(f'{path} is no JSON: {summarize_error(error)}') from None
+    raise UserError(f'{path} is not valid JSON: {summarize_error(error)}') from None
   if not isinstance(content, dict):
-    raise UserError(f'{path} holds {type(content).__name__}, and a JSON object is expected')
+    raise UserError(f'{path} holds a JSON {type(content).__name__}; expected an object')
   return content
 
 
 def user_cache_dir(name: str) -> Path:
-  """The folder for things of one kind in the user's cache directory; it need not be there yet."""
+  """Return the folder `name` in the user's cache directory; it may not exist yet."""
   return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'vit_jax' / name

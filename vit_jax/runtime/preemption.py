@@ -1,9 +1,10 @@
-"""Save and exit on SIGTERM, which platforms send before they take a machine away, and on SIGINT (Ctrl-C).
+"""Save and exit on SIGTERM and SIGINT.
 
-Before the first step there is nothing to save, and the process exits immediately. Afterwards all hosts save
-after the same step, whichever of them got the signal. A second SIGTERM has no effect; a second Ctrl-C ends
-the process immediately. A thread handles the signals, because Python runs its own handlers in the main
-thread, which may be busy compiling.
+Platforms send SIGTERM before they take a machine away; SIGINT is Ctrl-C. Before the first step
+there is nothing to save, and the process exits immediately. Afterwards all hosts save after the
+same step, no matter which of them got the signal. A second SIGTERM has no effect; a second Ctrl-C
+ends the process immediately. A thread handles the signals, because Python runs its own handlers in
+the main thread, which may be busy compiling.
 """
 
 import collections
@@ -35,8 +36,8 @@ class Preemption:
   def install_handlers(self):
     """Handle SIGTERM and SIGINT in a thread for the rest of the process.
 
-    Call it in the main thread before other threads and processes are started: they inherit the blocked
-    signals and leave them to the thread.
+    Call it in the main thread before other threads and processes are started: they inherit the
+    blocked signals and leave them to the thread.
     """
     self._installed = True
     reader, writer = socket.socketpair()
@@ -53,16 +54,16 @@ class Preemption:
   def start_saving(self, any_host: Callable[[bool], object] | None = None):
     """Declare that there is state to save from now on.
 
-    With several hosts, `any_host(flag)` starts a vote and returns a lazy boolean: True if the flag of any
-    host is True.
+    With several hosts, `any_host(flag)` starts a vote and returns a lazy boolean: True if the flag
+    of any host is True.
     """
     self._can_save, self._any_host = True, any_host
 
   def should_stop(self) -> bool:
     """Return True if the run should save and stop here, the same on all hosts.
 
-    All hosts have to call it equally often. With several hosts the answer lags by 2 calls, so that no
-    step waits for a vote.
+    All hosts have to call it equally often. With several hosts the answer lags by 2 calls, so that
+    no step waits for a vote.
     """
     signalled = self._signal is not None
     if self._any_host is None:
@@ -71,10 +72,10 @@ class Preemption:
     return len(self._pending_votes) > _VOTE_LAG and bool(self._pending_votes.popleft())
 
   def stop_saving(self):
-    """Declare that the run is complete.
+    """Declare that the run is complete, so that nothing is left to save.
 
-    If another stage follows, a signal exits immediately until its `start_saving`. Otherwise SIGTERM is
-    ignored: it comes too late to matter.
+    If another stage follows, a signal exits immediately until its `start_saving`. Otherwise
+    SIGTERM is ignored, because it comes too late to matter.
     """
     if self.has_next_stage:
       self._can_save, self._any_host = False, None

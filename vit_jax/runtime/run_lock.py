@@ -1,8 +1,9 @@
-"""One trainer a directory: a lock that dies with its process, and a sign of life for machines between which locks don't reach.
+"""Allow one trainer per run directory: a file lock, and a heartbeat for other machines.
 
-The lock is the kernel's, on WORKDIR/.lock: however the process ends, it is free at once. Storage that is mounted on several
-machines may not lock between them, so whoever trains writes WORKDIR/trainer.json again and again, and a trainer on another
-machine first watches whether it changes. No clocks are compared.
+The kernel holds the lock on WORKDIR/.lock and releases it however the process ends. Storage that is
+mounted on several machines may not lock between them. The trainer therefore rewrites
+WORKDIR/trainer.json periodically, and a trainer on another machine first watches whether the file
+changes. Clocks are never compared.
 """
 
 import contextlib
@@ -19,87 +20,91 @@ from pathlib import Path
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import read_json_object, summarize_error, write_atomically
 
-HEARTBEAT_PERIOD = 5.0  # Seconds between two signs of life.
-STALE_AFTER = (
-  20.0  # Seconds without one after which a trainer on another machine is taken to be gone.
-)
+HEARTBEAT_PERIOD = 5.0  # Seconds between two writes of trainer.json.
+STALE_AFTER = 20.0  # Seconds without a heartbeat after which a remote trainer is considered dead.
 
 
 class RunLock:
-  """The right to train in a directory, which exists. UserError that names the process that has it."""
+  """The right to train in an existing directory.
+
+  Raises UserError that names the process that holds it.
+  """
 
   def __init__(self, workdir: Path):
-    self._workdir, self._path, self._lost = workdir, workdir / 'trainer.json', ''
-    self._file = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
-    local = _try_lock_file(self._file)
+    self._workdir, self._path, self._lost_reason = workdir, workdir / 'trainer.json', ''
+    self._lock_fd = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
+    local = _try_lock_file(self._lock_fd)
     if local == 'taken':
-      os.close(self._file)
-      raise UserError(_format_locked_message(workdir, self._read()))
-    self._refuse_others(local)
-    self._me = {
+      os.close(self._lock_fd)
+      raise UserError(_format_locked_message(workdir, self._read_owner()))
+    self._check_no_remote_trainer(local)
+    self._owner = {
       'host': platform.node(),
       'pid': os.getpid(),
       'boot': _boot_id(),
       'token': uuid.uuid4().hex,
       'beat': 0,
     }
-    self._write()
-    self._ended = threading.Event()
+    self._write_heartbeat()
+    self._released = threading.Event()
     threading.Thread(
-      target=_run_heartbeat, args=(weakref.ref(self), self._ended), name='lock', daemon=True
+      target=_run_heartbeat, args=(weakref.ref(self), self._released), name='lock', daemon=True
     ).start()
 
   def check_held(self):
-    """UserError where another trainer has taken the directory over, as it may when this process stood still for long."""
-    if self._lost:
-      raise UserError(self._lost)
+    """Raise UserError if another trainer took the directory over while this process was suspended."""
+    if self._lost_reason:
+      raise UserError(self._lost_reason)
 
   def release(self):
-    """Lets the next one in at once."""
-    if self._ended.is_set():
+    """Release the directory, so that the next trainer need not wait."""
+    if self._released.is_set():
       return
-    self._ended.set()
+    self._released.set()
     with contextlib.suppress(OSError, UserError):
-      if (self._read() or {}).get('token') == self._me['token']:
+      if (self._read_owner() or {}).get('token') == self._owner['token']:
         self._path.unlink()
-    os.close(self._file)
+    os.close(self._lock_fd)
 
-  def _refuse_others(self, local: str):
-    """UserError where a trainer that this machine's locks don't reach shows signs of life."""
-    seen = self._read()
+  def _check_no_remote_trainer(self, local: str):
+    """Raise UserError if a trainer beyond the reach of this machine's locks sends heartbeats."""
+    seen = self._read_owner()
     if not seen or (local == 'ours' and seen.get('boot') == _boot_id()):
       return
     end = time.monotonic() + STALE_AFTER
     while time.monotonic() < end:
       time.sleep(HEARTBEAT_PERIOD / 5)
-      if (now := self._read()) and now != seen:
-        os.close(self._file)
+      if (now := self._read_owner()) and now != seen:
+        os.close(self._lock_fd)
         raise UserError(_format_locked_message(self._workdir, now))
 
-  def _read(self) -> dict | None:
-    """Who trains, if the file says so."""
+  def _read_owner(self) -> dict | None:
+    """Return the content of trainer.json, or None if it is missing or invalid."""
     with contextlib.suppress(UserError):
       return read_json_object(self._path)
     return None
 
-  def _write(self):
-    write_atomically(self._path, json.dumps(self._me) + '\n')
+  def _write_heartbeat(self):
+    write_atomically(self._path, json.dumps(self._owner) + '\n')
 
-  def _beat(self):
-    """A sign of life; or the end, where the directory is another's by now."""
-    now = self._read()
-    if now and now.get('token') != self._me['token']:
-      self._lost = _format_locked_message(self._workdir, now) + '. It took this one to be gone'
+  def _renew_heartbeat(self):
+    """Write a heartbeat, or note that another trainer has taken the directory."""
+    now = self._read_owner()
+    if now and now.get('token') != self._owner['token']:
+      self._lost_reason = (
+        _format_locked_message(self._workdir, now) + '; it considered this process dead'
+      )
       return
-    self._me['beat'] += 1
-    with contextlib.suppress(
-      OSError, UserError
-    ):  # What matters fails elsewhere, and is said there.
-      self._write()
+    self._owner['beat'] += 1
+    with contextlib.suppress(OSError, UserError):  # Checkpoints report storage errors.
+      self._write_heartbeat()
 
 
 def _try_lock_file(file: int) -> str:
-  """'ours', 'taken', or 'unknown' where the file system has no locks. A process has it until it ends; its children don't."""
+  """Try to lock a file: return 'ours', 'taken', or 'unknown' if the file system has no locks.
+
+  The process holds the lock until it ends; its children do not inherit it.
+  """
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except (BlockingIOError, PermissionError):
@@ -109,25 +114,25 @@ def _try_lock_file(file: int) -> str:
   return 'ours'
 
 
-def _run_heartbeat(lock: weakref.ref, ended: threading.Event):
-  """Gives signs of life until the lock is released, lost or forgotten."""
-  while not ended.wait(HEARTBEAT_PERIOD):
+def _run_heartbeat(lock: weakref.ref, released: threading.Event):
+  """Write heartbeats until the lock is released, lost or garbage-collected."""
+  while not released.wait(HEARTBEAT_PERIOD):
     held = lock()
-    if held is None or held._lost:
+    if held is None or held._lost_reason:
       return
-    held._beat()
+    held._renew_heartbeat()
     del held
 
 
 def _boot_id() -> str:
-  """This start of this machine's kernel, which containers on it share."""
+  """Return an ID of this boot of the machine's kernel, which its containers share."""
   try:
     return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError as error:
     return f'{platform.node()} ({summarize_error(error)})'
 
 
-def _format_locked_message(workdir: Path, who: dict | None) -> str:
-  """Who has it."""
-  who = f'process {who.get("pid")} on {who.get("host")}' if who else 'another process'
-  return f'{workdir} is being trained in by {who}: wait until it ends, or choose another --workdir'
+def _format_locked_message(workdir: Path, owner: dict | None) -> str:
+  """Return the message that names the process that trains in `workdir`."""
+  who = f'process {owner.get("pid")} on {owner.get("host")}' if owner else 'another process'
+  return f'{who} is training in {workdir}; wait until it ends, or choose another --workdir'

@@ -1,7 +1,7 @@
-"""End a process that hangs: a thread waits for signs of progress and prints the stacks of all threads.
+"""End a process that hangs, after printing the stacks of all its threads.
 
-The thread runs while the main thread waits in a collective, for data or for a file system, because none of
-these holds Python's global interpreter lock.
+A thread waits for signs of progress. It runs while the main thread waits in a collective, for data
+or for a file system, because none of these holds Python's global interpreter lock.
 """
 
 import collections
@@ -35,8 +35,8 @@ class Watchdog:
   def start(self, *, single_process: bool):
     """Start the thread.
 
-    With `single_process=False`, native code that holds the interpreter lock is ended too. A process that
-    was suspended for longer than the limit is then ended as well.
+    With `single_process=False`, native code that holds the interpreter lock is ended too. A process
+    that was suspended for longer than the limit is then ended as well.
     """
     threading.Thread(
       target=self._watch, args=(single_process,), name='watchdog', daemon=True
@@ -49,8 +49,8 @@ class Watchdog:
   def set_timeouts(self, *, step: float, slow: float):
     """Set the limits of one run, in seconds, and arm the slow one; 0 disables a limit.
 
-    `step` limits a training step or one batch of an evaluation. `slow` limits all other work, such as
-    compilation, restoring and saving.
+    `step` limits a training step or one batch of an evaluation. `slow` limits all other work, such
+    as compilation, restoring and saving.
     """
     self._step_timeout, self._slow_timeout = step, slow
     self._in_flight.clear()
@@ -63,8 +63,8 @@ class Watchdog:
   def step_done(self, result):
     """Report that the step that computes `result` was dispatched, and arm the step limit.
 
-    Waits for the result of 3 calls ago. The host therefore notices a hanging device, and never runs so far
-    ahead of the devices that stopping takes long.
+    Waits for the result of 3 calls ago. The host therefore notices a hanging device, and never runs
+    so far ahead of the devices that stopping takes long.
     """
     import jax  # Slow to import, and not needed for --help.
 
