@@ -92,7 +92,7 @@ def initialization(config: Config) -> str:
 def initial_params(config: Config) -> list[bytes]:
   """Return the parameters that a run of the config starts with."""
   with tempfile.TemporaryDirectory() as workdir:
-    checkpoints = CheckpointManager(Path(workdir), keep=1, keep_every=0)
+    checkpoints = CheckpointManager(Path(workdir), max_to_keep=1, keep_every=0)
     state = restore_or_init_state(tiny_program(config), checkpoints)[0]
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
 

@@ -91,8 +91,8 @@ def between_steps(state: TrainState, log: StepLog, watchdog: Watchdog) -> Iterat
 
 def open_checkpoints(run: Run) -> CheckpointManager:
   """Return the manager of the checkpoints in the directory of a run."""
-  keep, keep_every = run.config.max_to_keep, run.every['keep_every']
-  return CheckpointManager(run.workdir, keep=keep, keep_every=keep_every)
+  max_to_keep, keep_every = run.config.max_to_keep, run.every['keep_every']
+  return CheckpointManager(run.workdir, max_to_keep=max_to_keep, keep_every=keep_every)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run describes itself, and another one in its directory is refused by the fields that differ."""
+"""The files of a run directory, and errors that name the fields in which another run differs."""
 
 import json
 
@@ -15,7 +15,7 @@ from vit_jax.config import Config
 from vit_jax.errors import UserError
 
 
-def test_a_run_describes_itself(tmp_path):
+def test_config_labels_preprocessing_and_versions_are_written(tmp_path):
   config = Config(steps=5)
   write_run_description(tmp_path, config, ('cat', 'dog'))
   assert read_run_config(tmp_path) == config
@@ -25,19 +25,17 @@ def test_a_run_describes_itself(tmp_path):
   assert json.loads((tmp_path / 'versions.json').read_text())['jax'] == jax.__version__
 
 
-def test_another_run_in_the_directory_is_refused_with_the_fields_that_differ(tmp_path):
+def test_another_run_in_the_directory_is_an_error_that_lists_the_differing_fields(tmp_path):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
-  other = Config(steps=6, log_every='1')  # How often it logs is free to change.
-  with pytest.raises(UserError, match='differ in steps: 5 there, 6 here$'):
+  other = Config(steps=6, log_every='1')  # log_every may change.
+  with pytest.raises(UserError, match=r'differ in steps: 5 [^;]* 6 [^;]*$'):
     write_run_description(tmp_path, other, ('cat', 'dog'))
-  with pytest.raises(UserError, match='other classes'):
+  with pytest.raises(UserError, match='classes'):
     write_run_description(tmp_path, Config(steps=5), ('cat', 'cow'))
   write_run_description(tmp_path, Config(steps=5, log_every='1'), ('cat', 'dog'))
 
 
-def test_other_data_are_refused_with_the_facts_that_differ_until_the_file_that_tells_is_removed(
-  tmp_path,
-):
+def test_changed_data_are_an_error_until_data_json_is_removed(tmp_path):
   write_run_description(
     tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 800, 'order': 1}
   )
@@ -46,7 +44,7 @@ def test_other_data_are_refused_with_the_facts_that_differ_until_the_file_that_t
   )
   with pytest.raises(
     UserError,
-    match='holds a run on other data .*: train.examples: 800 there, 801 here. Choose another',
+    match=r'train\.examples: 800 .*data\.json',
   ):
     write_run_description(
       tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 801, 'order': 1}
@@ -58,14 +56,14 @@ def test_other_data_are_refused_with_the_facts_that_differ_until_the_file_that_t
   assert json.loads((tmp_path / 'data.json').read_text()) == {'train.examples': 801, 'order': 1}
 
 
-def test_a_place_that_can_not_be_written_is_refused(tmp_path):
+def test_an_unwritable_directory_is_an_error(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='can not write to .*choose another --workdir'):
+  with pytest.raises(UserError, match='cannot write to .*--workdir'):
     write_run_description(tmp_path / 'file' / 'run', Config(steps=5), ('cat',))
 
 
-def test_a_directory_without_a_run_is_refused(tmp_path):
-  with pytest.raises(UserError, match='no run directory'):
+def test_a_directory_without_config_json_is_an_error(tmp_path):
+  with pytest.raises(UserError, match='config.json'):
     read_run_config(tmp_path)
 
 
@@ -80,7 +78,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
     ('step', 3, "config field 'step' is unknown. Did you mean 'steps'"),
   ],
 )
-def test_a_config_that_was_changed_by_hand_is_refused_by_field(tmp_path, field, value, message):
+def test_an_invalid_config_json_is_an_error_that_names_the_field(tmp_path, field, value, message):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
   content = json.loads((tmp_path / 'config.json').read_text()) | {field: value}
   (tmp_path / 'config.json').write_text(json.dumps(content))
@@ -99,10 +97,10 @@ def test_a_config_that_was_changed_by_hand_is_refused_by_field(tmp_path, field, 
     ('more', 1),
   ],
 )
-def test_preprocessing_that_no_run_writes_is_refused(tmp_path, field, value):
+def test_invalid_preprocessing_is_an_error_that_names_the_field(tmp_path, field, value):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
   assert read_run_preprocessing(tmp_path)['size'] == (224, 224)
   content = json.loads((tmp_path / 'preprocessing.json').read_text()) | {field: value}
   (tmp_path / 'preprocessing.json').write_text(json.dumps(content))
-  with pytest.raises(UserError, match=f'preprocessing.json: {field} is'):
+  with pytest.raises(UserError, match=f'preprocessing.json: {field}='):
     read_run_preprocessing(tmp_path)

@@ -29,13 +29,13 @@ def launch(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 MEET = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from vit_jax.runtime.cluster import initialize, parting
+from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
 env = os.environ
-said = dict(processes=int(env['VIT_JAX_PROCESSES']), process=int(env['VIT_JAX_PROCESS']), timeout=60)
-initialize(coordinator=env['VIT_JAX_COORDINATOR'], **said)
+said = dict(processes=int(env['VIT_JAX_PROCESSES']), process_id=int(env['VIT_JAX_PROCESS']), timeout=60)
+initialize_cluster(coordinator=env['VIT_JAX_COORDINATOR'], **said)
 import jax
 from jax.experimental.multihost_utils import sync_global_devices
-with parting(jax.process_count()):
+with exit_on_error(jax.process_count()):
   sync_global_devices('all are there')
   print('there', flush=True)
   if jax.process_index() == 1:

@@ -1,4 +1,4 @@
-"""Starts that end in an error are counted, each once; starts that were killed or preempted, or got on, are not."""
+"""Crashed starts are counted once each; kills, preemptions and progress are not counted."""
 
 import pytest
 
@@ -7,28 +7,29 @@ from vit_jax.runtime.crash_log import MAX_FAILED_STARTS, CrashLog
 
 
 def start(workdir, step, error=None, hosts=1):
-  """One start of all hosts from `step`, which ends in `error` on each."""
+  """Start a run on all hosts from `step`; it raises `error` on each."""
   all_hosts = [CrashLog(workdir, host=host) for host in range(hosts)]
-  for failures in all_hosts:
-    failures.register_start(step)
-  for failures in all_hosts if error else []:
-    with pytest.raises(type(error)), failures.record_errors():
+  for crash_log in all_hosts:
+    crash_log.register_start(step)
+  for crash_log in all_hosts if error else []:
+    with pytest.raises(type(error)), crash_log.record_errors():
       raise error
 
 
-def test_after_three_errors_from_one_checkpoint_a_start_is_refused_and_the_evidence_kept(tmp_path):
+def test_after_three_crashes_from_one_checkpoint_a_start_is_an_error(tmp_path):
   for i in range(MAX_FAILED_STARTS):
     start(tmp_path, 20, ZeroDivisionError(f'number {i}'), hosts=2)
   with pytest.raises(CrashLoopError, match=f'step 20 .*{tmp_path / "failures"}'):
     start(tmp_path, 20)
-  kept = {path.name: path.read_text() for path in (tmp_path / 'failures').iterdir()}
-  assert kept.keys() == {f'20-{i}-host{host}.txt' for i in (1, 2, 3) for host in (0, 1)}
+  files = {path.name: path.read_text() for path in (tmp_path / 'failures').iterdir()}
+  assert files.keys() == {f'20-{i}-host{host}.txt' for i in (1, 2, 3) for host in (0, 1)}
   assert (
-    'ZeroDivisionError: number 2' in kept['20-3-host1.txt'] and 'in start' in kept['20-3-host1.txt']
+    'ZeroDivisionError: number 2' in files['20-3-host1.txt']
+    and 'in start' in files['20-3-host1.txt']
   )
 
 
-def test_a_new_checkpoint_starts_the_count_anew(tmp_path):
+def test_a_new_checkpoint_resets_the_count(tmp_path):
   for step in (20, 20, 40, 40, 60):
     start(tmp_path, step, ZeroDivisionError())
   start(tmp_path, 60)
@@ -38,23 +39,23 @@ def test_a_new_checkpoint_starts_the_count_anew(tmp_path):
 @pytest.mark.parametrize(
   'error',
   [
-    UserError('mend me'),
+    UserError('of the user'),
     ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer'),
     SystemExit(75),
   ],
 )
-def test_what_is_no_error_of_this_run_is_not_counted(tmp_path, error):
+def test_user_errors_lost_hosts_and_preemptions_are_not_counted(tmp_path, error):
   for _ in range(2 * MAX_FAILED_STARTS):
     start(tmp_path, 20, error)
   assert not (tmp_path / 'failures').exists()
 
 
-def test_numbers_that_are_not_finite_are_counted(tmp_path):
+def test_divergence_is_counted(tmp_path):
   start(tmp_path, 20, DivergedError('not finite'))
   assert (tmp_path / 'failures' / '20-1-host0.txt').read_text() == 'not finite\n'
 
 
-def test_where_nothing_can_be_written_the_error_itself_comes_through(tmp_path):
+def test_the_crash_is_raised_even_if_it_cannot_be_written(tmp_path):
   (tmp_path / 'failures').write_text('in the way')
   start(tmp_path, 0, ZeroDivisionError())
   assert (tmp_path / 'failures').read_text() == 'in the way'

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, tried again where storage fails, and read within bounds."""
+"""Atomic writes, retries on failing storage, and bounded reads of small files."""
 
 import errno
 import os
@@ -37,27 +37,26 @@ def failing(times: int, code: int):
 @pytest.mark.parametrize(
   'code', [errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY]
 )
-def test_storage_may_fail_three_times_and_not_four(code):
+def test_three_failures_are_retried_and_the_fourth_is_an_error(code):
   assert retry_io('reading x', failing(3, code)) == 'done'
-  with pytest.raises(StorageError, match=f'reading x: {os.strerror(code)}, 4 times'):
+  with pytest.raises(StorageError, match=f'reading x: {os.strerror(code)}'):
     retry_io('reading x', failing(4, code))
 
 
-def test_what_does_not_go_away_is_not_waited_for():
+def test_permanent_errors_are_not_retried(monkeypatch):
+  monkeypatch.setattr(files, 'RETRY_DELAYS', (60.0,))
   began = time.monotonic()
   with pytest.raises(FileNotFoundError):
     retry_io('reading x', failing(1, errno.ENOENT))
   with (
-    pytest.raises(
-      UserError, match='can not write to here: Read-only file system; choose another --workdir'
-    ),
+    pytest.raises(UserError, match='here: Read-only file system.*--workdir'),
     explain_write_errors('here'),
   ):
     retry_io('writing x', failing(1, errno.EROFS))
   assert time.monotonic() - began < 5
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_a_file_is_replaced_without_leftovers(tmp_path):
   write_atomically(tmp_path / 'x', 'one')
   write_atomically(tmp_path / 'x', 'two')
   assert read_text_file(tmp_path / 'x') == 'two'
@@ -67,21 +66,21 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (b'', 'is no JSON'),
-    (b'{"a": 1', 'is no JSON'),
-    (b'[' * 100000, 'is no JSON'),
-    (b'[1]', 'holds list, and a JSON object is expected'),
-    (b'\xff\xfe', 'can not read .*codec'),
-    (b' ' * 2000, 'is larger than'),
+    (b'', 'JSON'),
+    (b'{"a": 1', 'JSON'),
+    (b'[' * 100000, 'JSON'),
+    (b'[1]', 'list.*object'),
+    (b'\xff\xfe', 'codec'),
+    (b' ' * 2000, 'MiB'),
   ],
 )
-def test_what_is_no_object_is_refused(tmp_path, monkeypatch, content, message):
+def test_a_file_without_a_json_object_is_an_error(tmp_path, monkeypatch, content, message):
   monkeypatch.setattr(files, 'MAX_TEXT_BYTES', 200000 if len(content) == 100000 else 1000)
   (tmp_path / 'x').write_bytes(content)
   with pytest.raises(UserError, match=message):
     read_json_object(tmp_path / 'x')
 
 
-def test_what_is_not_there_is_said(tmp_path):
-  with pytest.raises(UserError, match='can not read .*x: No such file'):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+  with pytest.raises(UserError, match='x: No such file'):
     read_json_object(tmp_path / 'x')

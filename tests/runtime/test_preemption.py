@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, as they come: to one process, to a group, to one host of two, while training, evaluating and starting."""
+"""SIGTERM and Ctrl-C sent to one process, to a process group, and to one host of two."""
 
 import signal
 import subprocess
@@ -13,13 +13,13 @@ from vit_jax.runtime.preemption import Preemption
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory) -> dict:
-  """The account of a run on one host with two devices."""
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  """Return the account of an uninterrupted run on one host with two devices."""
+  workdir = tmp_path_factory.mktemp('runs') / 'uninterrupted'
   finished(workdir)
   return account(workdir)
 
 
-def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the_same(
+def test_a_run_stopped_three_times_on_one_and_two_hosts_equals_an_uninterrupted_run(
   uninterrupted, tmp_path
 ):
   workdir = tmp_path / 'run'
@@ -40,31 +40,30 @@ def test_a_run_stopped_in_three_ways_on_one_host_and_on_two_ends_bit_for_bit_the
     run.until('step 40/60  loss')
     run.send(signal.SIGINT)
     assert run.codes() == [130], run.text()
-    assert (
-      stopped_at(run.text()) >= 40
-    )  # Where that was before its evaluation ended, it is made up for.
+    # The evaluation at step 40 may be missing; the next start makes up for it.
+    assert stopped_at(run.text()) >= 40
   finished(workdir)
   assert account(workdir) == uninterrupted
 
 
-def test_before_the_first_step_a_run_ends_at_once(tmp_path):
+def test_a_signal_before_the_first_step_ends_the_run_immediately(tmp_path):
   with Run(tmp_path / 'run') as run:
     time.sleep(2)
     run.send(signal.SIGTERM)
     began = time.monotonic()
-    assert run.codes() in ([75], [143])  # On a slow machine, Python itself may not be there yet.
+    assert run.codes() in ([75], [143])  # 143: before Python has installed the handlers.
     assert time.monotonic() - began < 30
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
-LISTEN = """
+WITH_HANDLERS = """
 import sys, time
 sys.path.insert(0, {root!r})
 from vit_jax.runtime.preemption import Preemption
 preemption = Preemption()
 preemption.install_handlers()
 preemption.start_saving()
-print('listening', flush=True)
+print('ready', flush=True)
 {then}
 """
 WAIT = 'while not preemption.should_stop(): time.sleep(0.01)\npreemption.stop_saving(); time.sleep(1); sys.exit(preemption.exit_code)'
@@ -83,12 +82,12 @@ HANG = (
     (HANG, [signal.SIGINT, signal.SIGINT], 130),
   ],
 )
-def test_the_exit_code_says_which_signal_it_was(then, signals, code):
-  command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=then)]
+def test_the_exit_code_depends_on_the_first_signal(then, signals, code):
+  command = [sys.executable, '-c', WITH_HANDLERS.format(root=str(ROOT), then=then)]
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   ) as process:
-    assert process.stdout.readline() == 'listening\n'
+    assert process.stdout.readline() == 'ready\n'
     for number in signals:
       process.send_signal(number)
       time.sleep(0.2)
@@ -103,23 +102,23 @@ BETWEEN = (
 )
 
 
-def test_between_two_runs_there_is_nothing_to_save_and_a_signal_ends_the_process():
-  command = [sys.executable, '-c', LISTEN.format(root=str(ROOT), then=BETWEEN)]
+def test_a_signal_between_two_stages_ends_the_process():
+  command = [sys.executable, '-c', WITH_HANDLERS.format(root=str(ROOT), then=BETWEEN)]
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   ) as process:
-    assert [process.stdout.readline() for _ in range(2)] == ['listening\n', 'between\n']
+    assert [process.stdout.readline() for _ in range(2)] == ['ready\n', 'between\n']
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=50)
   assert (process.returncode, err) == (75, 'SIGTERM: there is nothing to save yet\n')
 
 
-def test_hosts_stop_at_one_question_whichever_of_them_was_told():
-  """Two of them, in step; a vote is what either said."""
-  told = [False, True]
+def test_hosts_stop_after_the_same_step_if_any_of_them_got_a_signal():
+  """Two hosts in lockstep. The third answer is the vote of the first call."""
+  flags = [False, True]
   ours, theirs = Preemption(), Preemption()
   for preemption in (ours, theirs):
-    preemption.start_saving(lambda said: any(told))
+    preemption.start_saving(lambda flag: any(flags))
   assert [ours.should_stop(), theirs.should_stop(), ours.should_stop(), theirs.should_stop()] == [
     False
   ] * 4
@@ -127,7 +126,7 @@ def test_hosts_stop_at_one_question_whichever_of_them_was_told():
   assert ours.exit_code == 75
 
 
-def test_one_that_does_not_listen_is_never_told():
+def test_without_handlers_no_signal_is_noticed():
   preemption = Preemption()
   preemption.start_saving()
   assert not preemption.should_stop()

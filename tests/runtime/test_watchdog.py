@@ -1,11 +1,14 @@
-"""Processes that are stuck in three ways, and one that only seems to be."""
+"""The watchdog ends processes that hang, and only those."""
 
 import signal
 import subprocess
 import sys
 import time
 
+import jax
+
 from tests.runs import ROOT
+from vit_jax.runtime.watchdog import Watchdog
 
 STUCK = """
 import sys, time
@@ -16,13 +19,13 @@ watchdog.on_hang = lambda text: open({file!r}, 'w').write(text)
 watchdog.start(single_process={single_process})
 watchdog.arm({seconds})
 print('started', flush=True)
-def waiting_for_ever():
+def hang():
   {how}
-waiting_for_ever()
+hang()
 """
 
 
-def stuck(
+def run_watched(
   tmp_path, how: str, *, seconds: float = 1, single_process: bool = True
 ) -> subprocess.CompletedProcess:
   code = STUCK.format(
@@ -37,36 +40,37 @@ def stuck(
   )
 
 
-def test_one_that_waits_for_ever_is_ended_and_shows_where(tmp_path):
-  done = stuck(
+def test_a_hanging_process_is_ended_and_its_stacks_are_shown(tmp_path):
+  done = run_watched(
     tmp_path, 'import threading; threading.Lock().acquire() and threading.Event().wait()'
   )
   assert done.returncode == 76
   for text in (done.stderr, (tmp_path / 'stacks').read_text()):
-    assert text.startswith('no progress for 1 s')
-    assert 'MainThread:' in text and 'in waiting_for_ever' in text
+    assert 'MainThread:' in text and 'in hang' in text
 
 
-def test_native_code_that_keeps_pythons_lock_is_ended_too(tmp_path):
-  done = stuck(
+def test_native_code_that_holds_the_interpreter_lock_is_ended(tmp_path):
+  done = run_watched(
     tmp_path,
     'import ctypes; time.sleep(1); ctypes.PyDLL(None).sleep(90)',
     seconds=3,
     single_process=False,
   )
   assert done.returncode == 1
-  assert 'Timeout (0:00:13)!' in done.stderr and 'in waiting_for_ever' in done.stderr
+  assert 'Timeout (0:00:13)!' in done.stderr and 'in hang' in done.stderr
 
 
-def test_signs_of_life_keep_it_quiet(tmp_path):
-  assert stuck(tmp_path, 'for _ in range(20): watchdog.arm(1.5); time.sleep(0.1)').returncode == 0
+def test_a_process_that_arms_it_in_time_is_not_ended(tmp_path):
+  assert (
+    run_watched(tmp_path, 'for _ in range(20): watchdog.arm(1.5); time.sleep(0.1)').returncode == 0
+  )
 
 
-def test_without_a_limit_it_is_quiet(tmp_path):
-  assert stuck(tmp_path, 'watchdog.arm(0); time.sleep(2)', seconds=0.5).returncode == 0
+def test_a_limit_of_0_is_no_limit(tmp_path):
+  assert run_watched(tmp_path, 'watchdog.arm(0); time.sleep(2)', seconds=0.5).returncode == 0
 
 
-def test_time_in_which_the_process_was_suspended_does_not_count(tmp_path):
+def test_time_while_suspended_does_not_count(tmp_path):
   code = STUCK.format(
     root=str(ROOT),
     file=str(tmp_path / 'stacks'),
@@ -80,3 +84,21 @@ def test_time_in_which_the_process_was_suspended_does_not_count(tmp_path):
     time.sleep(9)
     process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=60) == 0
+
+
+def test_step_done_waits_for_the_result_of_three_calls_ago_and_arms_the_step_limit(monkeypatch):
+  waited, armed = [], []
+  monkeypatch.setattr(jax, 'block_until_ready', waited.append)
+  watchdog = Watchdog()
+  monkeypatch.setattr(watchdog, 'arm', armed.append)
+  watchdog.set_timeouts(step=3, slow=70)
+  assert armed == [70]
+  for step in range(5):
+    watchdog.step_done(step)
+  assert waited == [0, 1] and armed == [70] + [3] * 5
+  watchdog.set_timeouts(step=4, slow=80)  # The next stage: no step of the last one is waited for.
+  for step in range(10, 13):
+    watchdog.step_done(step)
+  assert waited == [0, 1] and armed[6:] == [80, 4, 4, 4]
+  watchdog.arm_slow()
+  assert armed[-1] == 80

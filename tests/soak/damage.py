@@ -146,7 +146,7 @@ def replace_with_previous_file(path: Path, file: Path):
 def save_three_checkpoints(workdir: Path, mib: float):
   """A run with three checkpoints."""
   workdir.mkdir()
-  checkpoints = CheckpointManager(workdir, keep=3)
+  checkpoints = CheckpointManager(workdir, max_to_keep=3)
   for step in (1, 2, 3):
     checkpoints.save(make_state(step, mib), step)
   checkpoints.close()

@@ -59,7 +59,7 @@ def states_equal(state: TrainState, other: TrainState) -> bool:
 
 def save_forever(workdir: Path, log: int, mib: float):
   """Takes up what is there, and saves one step after another for ever; every milestone is a line in `log`."""
-  checkpoints = CheckpointManager(workdir, keep=2, keep_every=10)
+  checkpoints = CheckpointManager(workdir, max_to_keep=2, keep_every=10)
   restored = checkpoints.restore(state_shapes(mib))
   step = int(restored[0].step) if restored else 0
   exact = states_equal(restored[0], make_state(step, mib)) if restored else True

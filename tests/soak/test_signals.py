@@ -81,18 +81,18 @@ INTERRUPT_SCENARIOS = {
 @pytest.fixture(scope='module')
 def uninterrupted_run(tmp_path_factory) -> Path:
   """A run that nothing interrupted, with all its checkpoints."""
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  workdir = tmp_path_factory.mktemp('runs') / 'uninterrupted'
   finished(workdir, *FLAGS, '--config.max_to_keep=12')
   return workdir
 
 
 @pytest.mark.parametrize('name', [*SIGNAL_SCENARIOS, *INTERRUPT_SCENARIOS])
-def test_a_signalled_run_saves_and_exits_within_the_grace_period(whole, tmp_path, name):
+def test_a_signalled_run_saves_and_exits_within_the_grace_period(uninterrupted_run, tmp_path, name):
   situation, workdir = (SIGNAL_SCENARIOS | INTERRUPT_SCENARIOS)[name], tmp_path / 'run'
   other = '--config.model.width=48' in situation.flags
   step, slowest = 0, 0.0
   if name == 'restoring' or situation.late:
-    copy_run_at_step(whole, workdir, step := STEPS - 20)
+    copy_run_at_step(uninterrupted_run, workdir, step := STEPS - 20)
   for i in range(DELAYS):
     with Run(
       workdir,
@@ -117,18 +117,21 @@ def test_a_signalled_run_saves_and_exits_within_the_grace_period(whole, tmp_path
       assert set(codes) <= set(situation.codes), (codes, run.text()[-3000:])
       if situation.late:
         finished(workdir, *FLAGS)
-        assert account(workdir) == account(whole)
+        assert account(workdir) == account(uninterrupted_run)
         shutil.rmtree(workdir)
-        copy_run_at_step(whole, workdir, step)
+        copy_run_at_step(uninterrupted_run, workdir, step)
       elif 'stopped and saved' in run.text():
         step = stopped_at(run.text())
   print(f'{name}: {DELAYS} of {DELAYS}, the slowest {slowest:.1f} s')
   assert slowest < GRACE
   if not other:
     finished(workdir, *FLAGS)
-    assert {**account(workdir), 'evaluations': []} == {**account(whole), 'evaluations': []}
+    assert {**account(workdir), 'evaluations': []} == {
+      **account(uninterrupted_run),
+      'evaluations': [],
+    }
     mine = {tuple(record.items()) for record in account(workdir)['evaluations']}
-    assert {tuple(record.items()) for record in account(whole)['evaluations']} <= mine
+    assert {tuple(record.items()) for record in account(uninterrupted_run)['evaluations']} <= mine
 
 
 def next_step(step: int, situation: Scenario) -> int:
@@ -150,9 +153,11 @@ def read_if_exists(path: Path) -> str:
   return path.read_text() if path.exists() else ''
 
 
-def copy_run_at_step(whole: Path, workdir: Path, step: int):
+def copy_run_at_step(uninterrupted_run: Path, workdir: Path, step: int):
   """A copy of a run as it was after `step`."""
   later = [str(saved) for saved in range(step + 1, STEPS + 1)]
-  shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns(*later, 'trainer.json', '.lock'))
+  shutil.copytree(
+    uninterrupted_run, workdir, ignore=shutil.ignore_patterns(*later, 'trainer.json', '.lock')
+  )
   with contextlib.suppress(FileNotFoundError):
     (workdir / 'curves.png').unlink()

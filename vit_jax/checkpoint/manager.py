@@ -1,9 +1,12 @@
-"""The checkpoints of a run, in WORKDIR/checkpoints/STEP: saved in the background, kept as long as asked, and taken up again.
+"""The checkpoints of a run, in WORKDIR/checkpoints/STEP: saving, retention and restoring.
 
-What there is, is what the directory lists: nothing is decided by what was begun, nor by a clock. On several hosts the first one
-lists, renames and deletes, and all go on by the same verdict.
+Checkpoints are saved in the background. The directory listing is the only source of truth: no
+decision depends on a save that was started, nor on a clock. With several hosts, host 0 lists,
+renames and deletes, and all hosts follow its result.
 """
 
+import functools
+import itertools
 import re
 import shutil
 import threading
@@ -27,97 +30,101 @@ from vit_jax.runtime.files import RETRY_DELAYS, explain_write_errors, retry_io, 
 from vit_jax.runtime.run_lock import RunLock
 from vit_jax.step import TrainState
 
-SAVE_TIMEOUT = (
-  1800.0  # Seconds until a checkpoint that is still not written is given up, and the run with it.
-)
-MAX_FAILED_SAVES = 3  # Saves in a row that may fail before the run ends.
-LEFTOVER_NAME = re.compile(
-  r'\d+\.(orbax-checkpoint-tmp.*|deleted)'
-)  # What an interrupted save, or an interrupted deletion, leaves.
+# Seconds after which an unfinished save is given up, which ends the run.
+SAVE_TIMEOUT = 1800.0
+MAX_FAILED_SAVES = 3  # Failed saves in a row before the run ends.
+# Directories that interrupted saves and deletions leave behind.
+LEFTOVER_NAME = re.compile(r'\d+\.(orbax-checkpoint-tmp.*|deleted)')
 
 
 class CheckpointManager:
-  """The checkpoints of one run, for the one process (the first, of several hosts) that trains in its directory.
+  """Save and restore the checkpoints of one run.
 
-  The newest `keep` and every one at a multiple of `keep_every` are kept. UserError where another process has the directory.
+  The newest `max_to_keep` checkpoints and those at multiples of `keep_every` steps are retained.
+  If `workdir` exists, the constructor acquires it.
+
+  Raises UserError if another process is training in `workdir`.
   """
 
-  def __init__(self, workdir: Path, *, keep: int = 1, keep_every: int = 0):
-    self._workdir, self._place, self._keep, self._keep_every = (
-      workdir,
-      workdir / 'checkpoints',
-      keep,
-      keep_every,
-    )
-    self._opened, self._lock, self._saving = False, None, None
-    self._newest, self._failed, self._problem = (
-      -1,
-      0,
-      '',
-    )  # A step; saves in a row that did, and how the last did.
+  def __init__(self, workdir: Path, *, max_to_keep: int = 1, keep_every: int = 0):
+    self._workdir, self._directory = workdir, workdir / 'checkpoints'
+    self._max_to_keep, self._keep_every = max_to_keep, keep_every
+    self._acquired, self._lock, self._pending = False, None, None
+    self._newest_step, self._failed_saves, self._last_error = -1, 0, ''
     self._writer = CheckpointWriter()
-    if broadcast_first('there' if workdir.exists() else ''):
+    if broadcast_first('exists' if workdir.exists() else ''):
       self.acquire_directory()
 
   def acquire_directory(self):
-    """Takes the directory for this process, and makes it if need be: at the latest the first save does so."""
-    if self._opened:
+    """Create and lock the directory, unless this was done before.
+
+    The first save does it at the latest. Raises UserError if another process is training there.
+    """
+    if self._acquired:
       return
-    problem = ''
+    message = ''
     try:
       if jax.process_index() == 0:
-        self._take()
+        self._acquire()
     except UserError as error:
-      problem = str(error)
-    if problem := broadcast_first(problem):
-      raise UserError(problem)
-    self._opened, self._newest = True, self._find_newest()
+      message = str(error)
+    if message := broadcast_first(message):
+      raise UserError(message)
+    self._acquired, self._newest_step = True, self._find_newest_step()
 
-  def _take(self):
+  def _acquire(self):
     with explain_write_errors(self._workdir):
-      retry_io(f'creating {self._place}', lambda: self._place.mkdir(parents=True, exist_ok=True))
+      retry_io(
+        f'creating {self._directory}',
+        lambda: self._directory.mkdir(parents=True, exist_ok=True),
+      )
       self._lock = RunLock(self._workdir)
-      self._sweep()
+      self._remove_temporaries()
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
     """Return (state, counters) of the newest intact checkpoint; None if nothing was ever saved.
 
-    The state has the layout of `like` (shapes with shardings), bit for bit. `counters` is the dictionary given to `save`;
-    it is empty in checkpoints that were written without one.
+    The state has the layout of `like` (shapes with shardings), bit for bit. `counters` is the
+    dictionary given to `save`; it is empty for checkpoints that were written without one.
 
-    Damaged ones that are newer are named with what is wrong, and moved to checkpoints/damaged. UserError where there are only
-    damaged ones, and where a checkpoint holds another architecture (its leaves are listed).
+    Newer checkpoints that are damaged are reported and moved to checkpoints/damaged. Raises
+    UserError if all checkpoints are damaged, and if one holds another architecture.
     """
-    rejected: dict[int, str] = {}
+    damaged: dict[int, str] = {}
     while True:
-      left = [step for step in list_saved_steps(self._place) if step not in rejected]
-      step = int(broadcast_first(str(max(left, default=-1))))
+      candidates = [step for step in list_saved_steps(self._directory) if step not in damaged]
+      step = int(broadcast_first(str(max(candidates, default=-1))))
       if step < 0:
         break
-      restored, problem = self._try(step, like)
-      if not problem:
-        self._set_aside(rejected)
-        self._newest = step
+      restored, reason = self._restore_step(step, like)
+      if not reason:
+        self._quarantine(damaged)
+        self._newest_step = step
         return restored
-      rejected[step] = problem
+      damaged[step] = reason
       if jax.process_index() == 0:
-        print_stderr(f'{self._place / str(step)} is damaged: {problem}')
-    if broadcast_first('damaged' if rejected or (self._place / 'damaged').is_dir() else ''):
+        print_stderr(f'{self._directory / str(step)} is damaged: {reason}')
+    if broadcast_first('damaged' if damaged or (self._directory / 'damaged').is_dir() else ''):
       raise UserError(
-        f'none of the checkpoints in {self._place} is intact, and starting again from step 0 is for you to decide: '
-        'choose another --workdir, or remove them'
+        f'all checkpoints in {self._directory} are damaged; to start again from step 0, choose '
+        'another --workdir, or remove them'
       )
     return None
 
-  def _try(self, step: int, like: TrainState) -> tuple[tuple[TrainState, dict] | None, str]:
-    """Return ((state, counters), '') of a checkpoint, or (None, the reason why it is damaged), the same on all hosts."""
-    problem = ''
+  def _restore_step(
+    self, step: int, like: TrainState
+  ) -> tuple[tuple[TrainState, dict] | None, str]:
+    """Return ((state, counters), ''), or (None, the reason why the checkpoint is damaged).
+
+    The result is the same on all hosts.
+    """
+    reason = ''
     try:
-      state, expected, counters = restore_state(self._place / str(step), like)
+      state, expected, counters = restore_state(self._directory / str(step), like)
     except CorruptCheckpointError as error:
-      problem = str(error)
-    if problem := broadcast_first(problem):
-      return None, problem
+      reason = str(error)
+    if reason := broadcast_first(reason):
+      return None, reason
     try:
       check_checksums(state_to_dict(state), expected)
     except (CorruptCheckpointError, NonFiniteStateError) as error:  # The same on all hosts.
@@ -125,157 +132,169 @@ class CheckpointManager:
     return (state, counters), ''
 
   def save(self, state: TrainState, step: int, counters: dict | None = None):
-    """Copy the state off the devices and write it in the background; do nothing if `step` is the newest saved step.
+    """Copy the state off the devices, and write it in the background.
 
-    `counters` is a small JSON-compatible dictionary of host-side values that is saved with the state.
-    ValueError for an older step. StorageError where too many saves in a row have failed, or one does not end; UserError where
-    one was of numbers that are not finite.
+    Returns without saving if `step` is the newest saved step.
+
+    Args:
+      state: The state after `step`.
+      step: The step, not older than the newest saved one, else ValueError.
+      counters: A small JSON-compatible dictionary of host values, which is saved with the state.
+    Raises StorageError if 3 saves in a row have failed or one does not finish in 30 minutes, and
+    NonFiniteStateError if the previous state was not finite.
     """
     self.acquire_directory()
     self.check_for_errors()
-    self._settle()
-    if step < self._newest:
-      raise ValueError(f'step {step} is to be saved, and {self._newest} is saved')
-    if step == self._newest:
+    self._wait_for_save()
+    if step < self._newest_step:
+      raise ValueError(f'cannot save step {step}: step {self._newest_step} is saved already')
+    if step == self._newest_step:
       return
-    if self._failed >= MAX_FAILED_SAVES:
+    if self._failed_saves >= MAX_FAILED_SAVES:
       raise StorageError(
-        f'{self._failed} checkpoints in a row could not be saved; the last was {self._problem}'
+        f'{self._failed_saves} checkpoints in a row could not be saved; the last error: '
+        f'{self._last_error}'
       )
-    saving = _PendingSave(self._place / str(step))
+    saving = _PendingSave(self._directory / str(step))
     try:
       self._writer.save(saving.path, state, step, counters or {})
-      threading.Thread(target=self._wait, args=(saving,), name='checkpoint', daemon=True).start()
+      threading.Thread(
+        target=self._finish_in_background, args=(saving,), name='checkpoint', daemon=True
+      ).start()
     except OSError as error:
-      if jax.process_count() > 1:  # The others wait for this one.
-        raise StorageError(f'{saving.path} could not be made: {summarize_error(error)}') from None
-      saving.end(error)
-    self._saving = saving
+      if jax.process_count() > 1:  # The other hosts wait for this one.
+        raise StorageError(f'cannot create {saving.path}: {summarize_error(error)}') from None
+      saving.complete(error)
+    self._pending = saving
 
   def check_for_errors(self):
-    """Says at once what went wrong in the background, if anything did. To be called at every step: it costs nothing.
+    """Report errors of the background save; cheap enough for every step.
 
-    UserError where numbers to save were not finite, or another trainer has taken the directory over.
+    Raises NonFiniteStateError if the state was not finite, and UserError if another trainer has
+    taken over the directory.
     """
     if self._lock:
       self._lock.check_held()
-    if self._saving:
-      self._saving.tell()
+    if self._pending:
+      self._pending.report_error()
 
   def finish(self, state: TrainState, step: int, counters: dict | None = None):
-    """The last save, tried again where it fails, and `close`."""
-    for pause in (*RETRY_DELAYS, 0):
+    """Save the last state, with retries, and close the manager.
+
+    Takes the arguments of `save`. Raises StorageError if all attempts fail.
+    """
+    for delay in (*RETRY_DELAYS, 0):
       self.save(state, step, counters)
-      self._settle()
-      if not self._problem:
+      self._wait_for_save()
+      if not self._last_error:
         break
-      time.sleep(pause)
+      time.sleep(delay)
     self.close()
 
   def close(self):
-    """Waits until all is written, and lets another process have the directory. StorageError where the last save failed."""
-    self._settle()
+    """Wait for the pending save, and release the directory.
+
+    Raises StorageError if the last save failed.
+    """
+    self._wait_for_save()
     self._writer.close()
     if self._lock:
       self._lock.release()
-    if self._problem:
-      raise StorageError(self._problem)
+    if self._last_error:
+      raise StorageError(self._last_error)
 
-  def _wait(self, saving: '_PendingSave'):
-    """In a thread of its own: for Orbax's to end."""
+  def _finish_in_background(self, saving: '_PendingSave'):
+    """Wait in a thread for Orbax's threads, then delete old checkpoints."""
     try:
       self._writer.wait()
       if jax.process_index() == 0:
-        self._delete_old()
-      saving.end(None)
-    except BaseException as error:  # Whatever it is, it is the main thread's.
-      saving.end(error)
+        self._delete_old_checkpoints()
+      saving.complete(None)
+    except BaseException as error:  # The main thread reports it.
+      saving.complete(error)
 
-  def _settle(self):
-    """Waits for the save that goes on, and finds out what came of it: the same on all hosts."""
-    if not self._saving:
+  def _wait_for_save(self):
+    """Wait for the pending save and record its result, the same on all hosts."""
+    if not self._pending:
       return
-    if not self._saving.done.wait(SAVE_TIMEOUT):
-      raise StorageError(f'{self._saving.path} is still not written after {SAVE_TIMEOUT:.0f} s')
-    self._saving.tell()
-    problem, step = broadcast_first(self._saving.problem), int(self._saving.path.name)
-    self._newest = self._find_newest()
-    self._problem = problem if self._newest < step else ''
-    self._failed = self._failed + 1 if self._problem else 0
-    self._saving = None
-    if self._problem and jax.process_index() == 0:
-      self._sweep()
+    if not self._pending.done.wait(SAVE_TIMEOUT):
+      raise StorageError(f'{self._pending.path} is not written after {SAVE_TIMEOUT:.0f} s')
+    self._pending.report_error()
+    message, step = broadcast_first(self._pending.error_message), int(self._pending.path.name)
+    self._newest_step = self._find_newest_step()
+    self._last_error = message if self._newest_step < step else ''
+    self._failed_saves = self._failed_saves + 1 if self._last_error else 0
+    self._pending = None
+    if self._last_error and jax.process_index() == 0:
+      self._remove_temporaries()
 
-  def _find_newest(self) -> int:
-    return int(broadcast_first(str(max(list_saved_steps(self._place), default=-1))))
+  def _find_newest_step(self) -> int:
+    return int(broadcast_first(str(max(list_saved_steps(self._directory), default=-1))))
 
-  def _delete_old(self):
-    """Each under another name first: a directory whose name is a step is whole. What can't be deleted is told, and stays."""
-    there = list_saved_steps(self._place)
-    for step in sorted(set(there) - _steps_to_keep(there, self._keep, self._keep_every)):
-      gone = self._place / f'{step}.deleted'
+  def _delete_old_checkpoints(self):
+    """Delete checkpoints that need not be retained; failures are reported and ignored.
+
+    Each is renamed first, because a directory that is named after a step has to be complete.
+    """
+    steps = list_saved_steps(self._directory)
+    for step in sorted(set(steps) - _steps_to_keep(steps, self._max_to_keep, self._keep_every)):
+      renamed = self._directory / f'{step}.deleted'
       try:
-        (self._place / str(step)).rename(gone)
-        _remove_path(gone)
+        (self._directory / str(step)).rename(renamed)
+        _remove_path(renamed)
       except OSError as error:
-        print_stderr(f'could not delete {gone}: {summarize_error(error)}')
+        print_stderr(f'cannot delete {renamed}: {summarize_error(error)}')
 
-  def _sweep(self):
-    """Removes what interrupted saves and deletions have left; nobody writes meanwhile."""
-    for path in self._place.iterdir():
+  def _remove_temporaries(self):
+    """Remove leftovers of interrupted saves and deletions, while no save is pending."""
+    for path in self._directory.iterdir():
       if LEFTOVER_NAME.fullmatch(path.name):
         retry_io(f'removing {path}', lambda path=path: _remove_path(path))
 
-  def _set_aside(self, rejected: dict[int, str]):
-    """Moves damaged checkpoints to where none is looked for."""
-    if not rejected or jax.process_index():
+  def _quarantine(self, damaged: dict[int, str]):
+    """Move damaged checkpoints to checkpoints/damaged, under unused names."""
+    if not damaged or jax.process_index():
       return
-    damaged = self._place / 'damaged'
-    damaged.mkdir(exist_ok=True)
-    for step in rejected:
-      free = next(
-        to for i in range(10**6) if not (to := damaged / f'{step}{f"-{i}" if i else ""}').exists()
-      )
-      retry_io(
-        f'moving {step} to {free}',
-        lambda step=step, free=free: (self._place / str(step)).rename(free),
-      )
-      print_stderr(f'{self._place / str(step)} is moved to {free}')
+    folder = self._directory / 'damaged'
+    folder.mkdir(exist_ok=True)
+    for step in damaged:
+      source = self._directory / str(step)
+      names = (f'{step}-{i}' if i else f'{step}' for i in itertools.count())
+      target = next(folder / name for name in names if not (folder / name).exists())
+      retry_io(f'moving {source} to {target}', functools.partial(source.rename, target))
+      print_stderr(f'{source} is moved to {target}')
 
 
 class _PendingSave:
-  """A save that goes on."""
+  """A save in the background: its directory, and its error message once it is done."""
 
   def __init__(self, path: Path):
-    self.path, self.done, self.problem, self._error, self._told = (
-      path,
-      threading.Event(),
-      '',
-      None,
-      False,
-    )
+    self.path, self.done, self.error_message = path, threading.Event(), ''
+    self._error, self._reported = None, False
 
-  def end(self, error: BaseException | None):
-    """What came of it."""
+  def complete(self, error: BaseException | None):
+    """Record the result."""
     self._error = error
-    self.problem = f'{self.path} could not be saved: {summarize_error(error)}' if error else ''
+    if error:
+      self.error_message = f'{self.path} could not be saved: {summarize_error(error)}'
     self.done.set()
 
-  def tell(self):
-    """Says once that it failed, if it did. NotFinite where that is why: going on would help nobody."""
-    if not self.done.is_set() or not self.problem:
+  def report_error(self):
+    """Print an error once. Raises NonFiniteStateError if the state was not finite."""
+    if not self.done.is_set() or not self.error_message:
       return
     if isinstance(self._error, NonFiniteStateError):
-      raise NonFiniteStateError(self.problem)
-    if not self._told:
-      print_stderr(self.problem)
-    self._told = True
+      raise NonFiniteStateError(self.error_message)
+    if not self._reported:
+      print_stderr(self.error_message)
+    self._reported = True
 
 
 def load_newest_params(workdir: Path) -> tuple[dict, int]:
-  """The parameters (their moving average, if the run keeps one) of the newest checkpoint, as NumPy arrays, and its step.
+  """Return (parameters, step) of the newest checkpoint, as NumPy arrays.
 
-  UserError where the run has saved nothing yet, and where that checkpoint is not what was saved.
+  The parameters are the moving average if the run has one. Raises UserError if there is no
+  checkpoint, and if the newest one is damaged.
   """
   while True:
     step = max(list_saved_steps(workdir / 'checkpoints'), default=None)
@@ -285,37 +304,36 @@ def load_newest_params(workdir: Path) -> tuple[dict, int]:
     try:
       return next(iter(read_checkpoint_as_numpy(path, 'ema', 'params').values())), step
     except (CorruptCheckpointError, NonFiniteStateError) as error:
-      if path.exists():  # Else a run that goes on has deleted it, and has a newer one.
-        raise UserError(
-          f'{path} is damaged: {error}. `python -m vit_jax verify {workdir}` says which are good; '
-          'a run that goes on there moves the others aside'
-        ) from None
+      if not path.exists():  # A running trainer has deleted it, and has a newer one.
+        continue
+      raise UserError(
+        f'{path} is damaged: {error}. `vit-jax verify {workdir}` lists the intact checkpoints; '
+        'resuming the run moves the others aside'
+      ) from None
 
 
-def list_saved_steps(place: Path) -> list[int]:
-  """Of the checkpoints in a directory, which need not be there: those that have got their names."""
-  if not place.is_dir():
+def list_saved_steps(directory: Path) -> list[int]:
+  """Return the steps of the complete checkpoints in a directory, which need not exist."""
+  if not directory.is_dir():
     return []
-  return [
-    int(path.name)
-    for path in retry_io(f'listing {place}', lambda: list(place.iterdir()))
-    if _is_step_name(path.name)
-  ]
+  paths = retry_io(f'listing {directory}', lambda: list(directory.iterdir()))
+  return [int(path.name) for path in paths if _is_step_name(path.name)]
 
 
 def _is_step_name(name: str) -> bool:
-  """Whether it is a number as we write it."""
+  """Return True if the name is a step: a decimal number without leading zeros."""
   return re.fullmatch('0|[1-9][0-9]{0,17}', name) is not None
 
 
-def _steps_to_keep(steps: list[int], keep: int, keep_every: int) -> set[int]:
-  """The newest `keep`, and the multiples of `keep_every`."""
-  return {
-    *sorted(steps)[-keep:],
-    *(step for step in steps if keep_every and step % keep_every == 0),
-  }
+def _steps_to_keep(steps: list[int], max_to_keep: int, keep_every: int) -> set[int]:
+  """Return the newest `max_to_keep` steps and the multiples of `keep_every`."""
+  milestones = (step for step in steps if keep_every and step % keep_every == 0)
+  return {*sorted(steps)[-max_to_keep:], *milestones}
 
 
 def _remove_path(path: Path):
-  """A directory with all that is in it, or a link."""
-  shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+  """Remove a file, a link or a directory tree."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""A run's directory: what the run is (config, preprocessing, labels, data, versions), for whoever has it and nothing else.
+"""The files that make a run directory self-contained.
 
-    config.json  preprocessing.json  labels.txt  data.json  versions.json  metrics.jsonl  tensorboard/  checkpoints/STEP/
+    config.json  preprocessing.json  labels.txt  data.json  versions.json
+    metrics.jsonl  tensorboard/  checkpoints/STEP/
 
-The checkpoints are checkpoint.py's.
+This module writes and reads the first line; manager.py handles the checkpoints.
 """
 
 import importlib.metadata
@@ -23,56 +24,52 @@ from vit_jax.runtime.files import (
   write_atomically,
 )
 
-# Settings that may differ when a run goes on: they change what is shown, kept or how fast it goes, or say where data lie, and
-# no number.
+# Settings that may differ when a run is resumed. They change no result: only what is shown or
+# retained, the speed, or where data are.
+# fmt: off
 MUTABLE_ON_RESUME = {
-  'log_every', 'eval_every', 'save_every', 'max_to_keep', 'keep_every', 'mesh.fsdp', 'model.remat', 'model.unroll',
-  'data.dir', 'data.pseudo_labels', 'data.eval_batch', 'data.workers', 'data.threads', 'data.prefetch', 'data.max_bad_fraction',
-  'optim.max_bad_steps', 'log_ids', 'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2',
-}  # fmt: skip
-
+  'log_every', 'eval_every', 'save_every', 'max_to_keep', 'keep_every', 'mesh.fsdp', 'model.remat',
+  'model.unroll', 'data.dir', 'data.pseudo_labels', 'data.eval_batch', 'data.workers',
+  'data.threads', 'data.prefetch', 'data.max_bad_fraction', 'optim.max_bad_steps', 'log_ids',
+  'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2',
+}
 _RECORDED_PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'numpy',
-  'opencv-python-headless',
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless',
   'simplejpeg',
 )
+# fmt: on
 
 
 def write_run_description(
   workdir: Path, config: Config, labels: tuple[str, ...], facts: dict[str, object] | None = None
 ):
-  """Writes what the run is, so that whoever has the directory needs nothing else; the first of several hosts does.
+  """Write the config, preprocessing, labels, data facts and package versions of a run.
 
-  `facts`: of its data, as fingerprint.py tells them. UserError where the directory holds a run with another config or other
-  data (the differing fields are listed) or can't be written.
+  Host 0 writes. `facts` describe the data, as `fingerprint_data` returns them. Raises UserError if
+  the directory holds another run (see `check_same_run`) or cannot be written.
   """
   check_same_run(workdir, config, labels, facts)
   if jax.process_index():
     return
+  data, model = config.data, config.model
+  preprocessing = {
+    'size': data.size,
+    'crop': data.eval_crop,
+    'short_side': data.eval_short_side,
+    'mean': model.mean,
+    'scale': model.scale,
+  }
+  versions = {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES}
+  texts = {
+    'preprocessing.json': json.dumps(preprocessing, indent=2),
+    'labels.txt': '\n'.join(labels),
+    'versions.json': json.dumps(versions | {'python': platform.python_version()}, indent=2),
+    **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
+    # Last, so that a directory with a config has all the files.
+    'config.json': json.dumps(config_to_dict(config), indent=2),
+  }
   with explain_write_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES} | {
-      'python': platform.python_version()
-    }
-    data, model = config.data, config.model
-    preprocessing = {
-      'size': data.size, 'crop': data.eval_crop, 'short_side': data.eval_short_side, 'mean': model.mean, 'scale': model.scale,
-    }  # fmt: skip
-    texts = {
-      'preprocessing.json': json.dumps(preprocessing, indent=2),
-      'labels.txt': '\n'.join(labels),
-      'versions.json': json.dumps(versions, indent=2),
-      **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
-      'config.json': json.dumps(
-        config_to_dict(config), indent=2
-      ),  # Last: a directory that has it has all.
-    }
     for name, text in texts.items():
       write_atomically(workdir / name, text + '\n')
 
@@ -80,7 +77,10 @@ def write_run_description(
 def check_same_run(
   workdir: Path, config: Config, labels: tuple[str, ...], facts: dict[str, object] | None = None
 ):
-  """UserError where `workdir` holds a run that this one would not continue. `facts` are its data's."""
+  """Raise UserError if `workdir` holds a run with another config, other labels or other data.
+
+  `facts` describe the data, as `fingerprint_data` returns them. The message lists the differences.
+  """
   if not (workdir / 'config.json').exists():
     return
   old, new = flatten_config(read_run_config(workdir)), flatten_config(config)
@@ -96,21 +96,22 @@ def check_same_run(
     )
   if read_run_labels(workdir) != labels:
     raise UserError(
-      f'{workdir} holds a run on other classes than {config.data.train} has now; choose another --workdir'
+      f'{workdir} holds a run with other classes than {config.data.train} has now; '
+      'choose another --workdir'
     )
   path = workdir / 'data.json'
   if differ := describe_differences(read_json_object(path) if path.exists() else {}, facts or {}):
     raise UserError(
-      f'{workdir} holds a run on other data than there are now: {"; ".join(differ)}. Choose another --workdir, or '
-      f'remove {path} to go on with what there is now'
+      f'the data of the run in {workdir} have changed: {"; ".join(differ)}. Choose another '
+      f'--workdir, or remove {path} to resume with the new data'
     )
 
 
 def read_run_config(workdir: Path) -> Config:
-  """The config of the run in `workdir`. UserError where there is none, or it is not as one was written."""
+  """Return the config of the run in `workdir`. Raises UserError if it is missing or invalid."""
   path = workdir / 'config.json'
   if not path.is_file():
-    raise UserError(f'{workdir} is no run directory: it has no config.json')
+    raise UserError(f'{workdir} is not a run directory: it has no config.json')
   try:
     return validate(config_from_dict(rename_settings(read_json_object(path))))
   except UserError as error:
@@ -118,30 +119,35 @@ def read_run_config(workdir: Path) -> Config:
 
 
 def read_run_labels(workdir: Path) -> tuple[str, ...]:
-  """The names of the classes of the run in `workdir`, in the order of the logits."""
+  """Return the class names of the run in `workdir`, in the order of the logits."""
   return tuple(read_text_file(workdir / 'labels.txt').splitlines())
 
 
 def read_run_preprocessing(workdir: Path) -> dict:
-  """What an image goes through: size, crop, short_side, mean and scale. UserError where the file says anything else."""
+  """Return the preprocessing of images: size (h, w), crop, short_side, mean and scale.
+
+  Raises UserError if the file holds anything else.
+  """
   path = workdir / 'preprocessing.json'
-  facts = {
+  settings = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in read_json_object(path).items()
   }
-  numbers = lambda count, kind: (
-    lambda x: isinstance(x, tuple) and len(x) == count and all(isinstance(v, kind) for v in x)
-  )
-  expected = {
+
+  def numbers(count: int, kind):
+    return lambda x: (
+      isinstance(x, tuple) and len(x) == count and all(isinstance(v, kind) for v in x)
+    )
+
+  checks = {
     'size': numbers(2, int),
     'crop': lambda x: x in CHOICES['data.eval_crop'],
     'short_side': lambda x: isinstance(x, int),
     'mean': numbers(3, int | float),
     'scale': numbers(3, int | float),
   }
-  wrong = [name for name, fits in expected.items() if not fits(facts.get(name))] + sorted(
-    facts.keys() - expected
-  )
+  wrong = [name for name, is_valid in checks.items() if not is_valid(settings.get(name))]
+  wrong += sorted(settings.keys() - checks)
   if wrong:
-    raise UserError(f'{path}: {wrong[0]} is {facts.get(wrong[0])!r}, which no run of ours writes')
-  return facts
+    raise UserError(f'{path}: {wrong[0]}={settings.get(wrong[0])!r} is not a valid setting')
+  return settings

@@ -155,8 +155,11 @@ def add_hosts(command: argparse.ArgumentParser):
 
 def hosts_of(args: argparse.Namespace) -> dict[str, object]:
   """What `add_hosts` takes, as `entry.join_hosts` has it."""
-  return {name: getattr(args, name) for name in ('coordinator', 'processes', 'process')} | {
-    'timeout': args.hosts_timeout
+  return {
+    'coordinator': args.coordinator,
+    'processes': args.processes,
+    'process_id': args.process,
+    'timeout': args.hosts_timeout,
   }
 
 

@@ -233,8 +233,8 @@ def _format_timeout_message(cluster: Cluster, missing: list[int]) -> str:
   """Return the error message that names the missing processes."""
   return (
     f'{len(missing)} of {cluster.processes} hosts did not connect to {cluster.coordinator}: '
-    f'{_format_process_ids(missing)}. Start the same command on every host, or raise the limit with '
-    '--hosts_timeout=SECONDS'
+    f'{_format_process_ids(missing)}. Start the same command on every host, or raise the '
+    'limit with --hosts_timeout=SECONDS'
   )
 
 

@@ -21,7 +21,8 @@ MAX_TEXT_BYTES = 64 * 2**20  # Limit for text files; leaves.json of ViT-G has 20
 
 # Errors that retrying cannot fix.
 PERMANENT_ERRNOS = {
-  errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+  errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ELOOP,
+  errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
 
 

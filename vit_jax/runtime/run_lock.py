@@ -52,7 +52,7 @@ class RunLock:
     ).start()
 
   def check_held(self):
-    """Raise UserError if another trainer took the directory over while this process was suspended."""
+    """Raise UserError if another trainer took over, as it may while this process is suspended."""
     if self._lost_reason:
       raise UserError(self._lost_reason)
 

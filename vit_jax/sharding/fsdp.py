@@ -2,7 +2,7 @@
 
 With a mesh, each device computes the gradient of its rows under `shard_map`. Parameters are
 gathered just before they are used and gradients are summed once, so no activation leaves its
-device. XLA's partitioner would choose by itself what to gather.
+device. XLA's partitioner would make its own choice of what to gather.
 """
 
 import functools
