@@ -1,12 +1,15 @@
-"""Training on one GPU: images a second of our step beside timm's same model, in one run.
+"""Compare training on one GPU with timm's same model, in images per second.
 
     python benchmarks/gpu.py [--batch 256] [--write] [VARIANT …]     B/16 and L/16
-    python benchmarks/gpu.py --smoke                                 tiny and anywhere: shows that it runs
+    python benchmarks/gpu.py --smoke                                 a tiny model, on any machine
 
-bfloat16 at 224 px, 1,000 classes, a batch of uint8 that lies on the device, AdamW with float32 moments, weight decay and
-clipping. Ours is the step that `run_pretrain.py` compiles; timm's is under torch.compile with scaled dot-product attention,
-autocast and the fused AdamW. Each side has processes of its own, in turns, as each would take the memory; seconds are medians.
-MFU counts 3 times the FLOPs that `Shape.flops` says. --write adds the table to results.md.
+Both sides use bfloat16 at 224 px, 1,000 classes, a uint8 batch that is already on the device, and
+AdamW with float32 moments, weight decay and clipping. Ours is the step that `run_pretrain.py`
+compiles. That of timm uses torch.compile, scaled dot-product attention, autocast and the fused
+AdamW.
+
+The sides run in separate processes, alternately, because each allocates the GPU's memory. Seconds
+are medians. MFU counts 3 times the FLOPs of `Shape.flops`. --write adds the table to results.md.
 """
 
 import argparse
@@ -32,7 +35,7 @@ CLASSES, RATE, DECAY, CLIP = 1000, 1e-3, 0.1, 1.0
 
 
 def arrays(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """uint8 images and their labels."""
+  """Return random uint8 images and their labels."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8), rng.integers(
     0, CLASSES, batch
@@ -40,7 +43,7 @@ def arrays(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list[float]:
-  """Of a step, once for each round; the first steps compile."""
+  """Return the mean seconds of a step in each round, after warm-up steps that compile."""
   for _ in range(args.warm):
     step()
   wait()
@@ -55,7 +58,7 @@ def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list
 
 
 def ours(variant: str, args) -> dict:
-  """Seconds, device and version. UserError where JAX has no GPU."""
+  """Measure our step. Raises UserError if JAX has no GPU."""
   import jax
 
   from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -115,7 +118,7 @@ def ours(variant: str, args) -> dict:
 
 
 def theirs(variant: str, args) -> dict:
-  """Seconds and versions. UserError where PyTorch has no GPU."""
+  """Measure timm's step. Raises UserError if PyTorch has no GPU."""
   import torch
 
   if not torch.cuda.is_available() and not args.smoke:
@@ -153,7 +156,10 @@ SIDES = {'ours': ours, 'theirs': theirs}
 
 
 def in_turns(variant: str, args) -> dict[str, dict]:
-  """What each side measured in processes of its own, with the seconds of all turns. One that fails says why and ends it."""
+  """Measure both sides in separate processes, and pool the seconds of all turns.
+
+  Exits if a process fails.
+  """
   found = {}
   for _ in range(args.turns):
     for side in SIDES:
@@ -167,7 +173,7 @@ def in_turns(variant: str, args) -> dict[str, dict]:
 
 
 def row(variant: str, args, found: dict[str, dict]) -> str:
-  """A line of the table."""
+  """Return a line of the table."""
   ours, theirs = (float(np.median(found[side]['seconds'])) for side in SIDES)
   flops, peak = found['ours']['flops'], found['ours']['peak']
   mfu = lambda seconds: f'{flops / seconds / peak:.1%}' if peak else 'unknown'
@@ -181,7 +187,7 @@ HEAD = """\
 
 
 def main():
-  """Prints the table."""
+  """Print the table."""
   top = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

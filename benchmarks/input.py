@@ -1,12 +1,15 @@
-"""Images a CPU-second through the whole training input path, beside tf.data on the same files in the same run.
+"""Compare the training input path with tf.data on the same files, in images per CPU second.
 
     python benchmarks/input.py FOLDER --tensorflow=PYTHON
 
-Both sides read JPEG files, decode, take the inception crop at 224 px, flip and batch to uint8. tf.data does it the fast
-way: `decode_and_crop_jpeg`, AUTOTUNE, prefetched. Each measurement is a process of its own, and the sides take turns
-(ours, theirs, theirs, ours, …), so that what else the machine does falls on both. Start-up is counted alike on both
-sides: a *whole process* runs from its first instruction to its exit, imports and worker processes with their start
-included; *after imports* leaves out the imports of the process itself and its exit, but no worker process.
+Both sides read JPEG files, decode, take the inception crop at 224 px, flip and batch to uint8.
+tf.data uses its fast path: `decode_and_crop_jpeg`, AUTOTUNE and prefetching. Each measurement is a
+separate process, and the sides alternate (ours, theirs, theirs, ours, …), so that other load on the
+machine affects both.
+
+Start-up is counted in the same way on both sides. A *whole process* is measured from its first
+instruction to its exit, with imports and the start of worker processes. *After imports* excludes
+the imports and the exit of the process itself, but no worker process.
 """
 
 import argparse
@@ -52,7 +55,7 @@ def main():
 
 
 def measure(side: str, args) -> dict[str, float]:
-  """Runs one side in a process of its own. Images a second of CPU and of wall time."""
+  """Run one side in a separate process; return images per second of CPU and of wall time."""
   python = args.tensorflow if side == 'theirs' else sys.executable
   command = [python, __file__, f'--side={side}', str(args.folder)]
   command += [f'--images={args.images}', f'--batch={args.batch}', f'--workers={args.workers}']
@@ -102,7 +105,7 @@ def theirs(args) -> dict[str, float]:
 
 
 class Files:
-  """A source of the loader."""
+  """A source of the loader: the JPEG files of a folder."""
 
   max_labels = 1
 
@@ -118,7 +121,7 @@ class Files:
 
 
 def paths(args) -> list[str]:
-  """As many files as images, each as often as it takes."""
+  """Return `images` paths, repeating the files as needed."""
   files = sorted(
     str(path) for path in args.folder.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')
   )
@@ -126,7 +129,10 @@ def paths(args) -> list[str]:
 
 
 def drain(batches, args) -> dict[str, float]:
-  """Takes all images. The time of worker processes is theirs who waited for them, so they end first."""
+  """Consume all images, and end the worker processes.
+
+  The CPU time of a worker is added to its parent when the parent has waited for it.
+  """
   both = lambda: cpu_seconds(resource.RUSAGE_SELF) + cpu_seconds(resource.RUSAGE_CHILDREN)
   cpu, wall, images = both(), time.perf_counter(), 0
   iterator = batches()
@@ -143,7 +149,7 @@ def cpu_seconds(who: int) -> float:
 
 
 def table(measured: dict[str, list[dict[str, float]]], args) -> str:
-  """Medians and bests: of what else the machine does, the best measurement has seen the least."""
+  """Print medians and bests. The best measurement is the least affected by other load."""
   columns = {
     'whole_cpu': 'img/CPU-s, whole process',
     'whole_wall': 'img/s, whole process',

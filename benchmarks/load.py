@@ -1,9 +1,11 @@
-"""How long it takes, and how much memory, from a released file to the first logits.
+"""Measure time and memory from a released file to the first logits.
 
-    python benchmarks/load.py B_16.npz     any file that `vit_jax.load` takes; without one, random B/16 in the released layout
+    python benchmarks/load.py [B_16.npz]     any file that `vit_jax.load` takes; by default a random
+    B/16
 
-Prints seconds from the call of `load` to logits of one image, of which compiling; and the peak of the whole process (Python,
-JAX and all), relative to the file's size.
+Prints the seconds from the call of `load` to the logits of one image, and how much of that is
+compilation. Prints the peak memory of the process (Python, JAX and all) relative to the size of the
+file.
 """
 
 import resource
@@ -21,7 +23,7 @@ load = vit_jax.load  # Imports what it needs, before the clock starts.
 
 
 def released_b16(path: Path):
-  """A file as ViT-B_16-224.npz: 1,000 classes, zeros would compress to nothing and so are not used."""
+  """Write a random file like ViT-B_16-224.npz, with 1,000 classes. Zeros would compress to nothing."""
   import flax.traverse_util
 
   from vit_jax.config import ModelConfig
@@ -42,7 +44,7 @@ def released_b16(path: Path):
 
 
 def main():
-  """One line."""
+  """Print one line."""
   if len(sys.argv) == 1:
     import subprocess
 

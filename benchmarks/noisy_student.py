@@ -1,9 +1,10 @@
-"""Noisy Student in miniature: a teacher with a tenth of Fashion-MNIST's labels, and the student that it makes of the rest.
+"""Run Noisy Student in miniature: a teacher on a tenth of Fashion-MNIST's labels, and its student.
 
     python benchmarks/noisy_student.py [--seeds 3] [--workdir runs/mini_student] [--out results]
 
-Each seed is `python -m vit_jax selftrain` with configs/noisy_student.py:mini and mini,3; what is done of it is not done again.
-Prints the test accuracy of each as mean ± standard deviation over the seeds, and writes OUT/noisy_student.csv.
+Each seed is `python -m vit_jax selftrain` with configs/noisy_student.py:mini and mini,3. Complete
+stages are not repeated. Prints the test accuracy of each as mean ± standard deviation over the
+seeds, and writes OUT/noisy_student.csv.
 """
 
 import argparse
@@ -23,7 +24,7 @@ STAGES = {'teacher': '0-teacher', 'student': '1-student'}
 
 
 def accuracies(seed: int, workdir: Path) -> dict[str, object]:
-  """Of teacher and student on the test images, and of the labels that the student learned from."""
+  """Return the test accuracy of teacher and student, and the quality of the pseudo-labels."""
   flags = [
     '--teacher',
     CONFIG,
@@ -45,7 +46,7 @@ def accuracies(seed: int, workdir: Path) -> dict[str, object]:
 
 
 def labels(workdir: Path) -> dict[str, object]:
-  """How many images the teacher was sure enough of, and the share of them whose best class is their own."""
+  """Return the number of images above the threshold, and the fraction of correct labels among them."""
   student = open_sources(read_run_config(workdir / '1-student'))[0].unlabelled
   chosen = np.unique(student.indices)
   right = [student.pseudo_labels.top_class[i] in student.source[int(i)][1] for i in chosen]

@@ -1,10 +1,13 @@
-"""What being safe costs: the training loop with and without the finite gate, the log of examples, the watchdog and the pulse.
+"""Measure the cost of safety features: the training loop with and without them.
+
+The features are the check for finite values, the log of examples, the watchdog and preemption.
 
     python benchmarks/safety.py [--rounds 30] [--steps 5] [SHAPE …]
 
-Both sides take real batches' places with one batch on the device, in turns of a few steps each in one process, so that a noisy
-machine is noisy for both; the order within a turn changes from turn to turn. The ratios are of the medians, of seconds and of
-the process's CPU seconds; the latter other programs touch little. 1 is no cost.
+Both sides train on one batch that is already on the device. They alternate, a few steps each, in
+one process, so that other load on the machine affects both. Their order changes from round to
+round. The ratios are those of medians, of wall seconds and of the CPU seconds of the process; the
+latter depend less on other programs. A ratio of 1 means no cost.
 """
 
 import argparse
@@ -45,12 +48,12 @@ UNGUARDED = {
 
 
 def clocks() -> np.ndarray:
-  """Seconds, and CPU seconds of this process."""
+  """Return wall seconds and CPU seconds of this process."""
   return np.array([time.perf_counter(), time.process_time()])
 
 
 def compiled(name: str, *, guarded: bool):
-  """(a state, a step compiled with or without the gate, a batch)."""
+  """Return a state, a step compiled with or without the check for finite values, and a batch."""
   config, size, b = SHAPES[name]
   model, lr = build_vit(config, 10), lambda step: 1e-3
   tx = make_optimizer(
@@ -73,7 +76,7 @@ def compiled(name: str, *, guarded: bool):
 
 
 def unsafe(name: str):
-  """A function that does so many steps as the loop would without any of it, and returns what `clocks` say they took."""
+  """Return a function that takes steps without the features, and returns the time of each clock."""
   state, step, batch = compiled(name, guarded=False)
   pending, done = [], 0
 
@@ -93,7 +96,7 @@ def unsafe(name: str):
 
 
 def safe(name: str, workdir: Path):
-  """The same with all of it."""
+  """Return the same function with all features."""
   state, step, batch = compiled(name, guarded=True)
   metrics = MetricsWriter(workdir, step=0, steps=10**6)
   log = StepLog(

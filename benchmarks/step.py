@@ -1,12 +1,16 @@
-"""The training step of our model against a plain linen Vision Transformer: seconds, and their ratio.
+"""Compare our training step with a plain linen Vision Transformer, in seconds.
 
     python benchmarks/step.py [--rounds 12] [--steps 5] [SHAPE …]
 
-The plain one is what a good engineer writes in an hour: blocks in a Python loop, `nn.MultiHeadDotProductAttention`, `nn.Dense`,
-a convolution for the patches. Same widths, depth, loss, batch and AdamW, in turns in one process, so that a noisy machine is
-noisy for both. A turn is some steps on end, as in a run, after one that does not count, which finds the other's data in the
-caches. The ratio is that of the medians over the turns, of time and of all cores' time. Below 1 ours is the faster. Ours
-computes a batch in parts, as configs/quickstart.py does: what a part keeps for its backward pass is little, and stays in cache.
+The plain model is what a good engineer writes in an hour: blocks in a Python loop,
+`nn.MultiHeadDotProductAttention`, `nn.Dense`, and a convolution for the patches. Width, depth,
+loss, batch and AdamW are the same.
+
+Both alternate in one process, so that other load on the machine affects both. A turn is a few
+consecutive steps, as in a run, after one step that is not counted, because it finds the other
+model's data in the caches. The ratio is that of the medians over turns, of wall time and of the
+time of all cores. Below 1, ours is faster. Ours accumulates gradients over parts of the batch, as
+configs/quickstart.py does: the activations of a part are small and stay in the cache.
 """
 
 import argparse
@@ -37,7 +41,7 @@ SHAPES = {
 
 
 class PlainVit(nn.Module):
-  """The paper's model, straight from linen's own parts."""
+  """The paper's model, built from linen's modules."""
 
   config: ModelConfig
   shape: object
@@ -65,7 +69,10 @@ class PlainVit(nn.Module):
 
 
 def stepper(model, size: tuple[int, int], b: int, parts: int):
-  """A function that does so many steps on end and returns the mean seconds of one, and of all cores, after the first."""
+  """Return a function that takes consecutive steps.
+
+  It returns the mean wall seconds of a step, and those of all cores, without the first step.
+  """
   rng = np.random.default_rng(0)
   batch = jax.device_put(
     {

@@ -1,11 +1,12 @@
-"""What a train step should cost on TPUs that are not here: cycles, memory and bytes over the network, by `plan`'s estimates.
+"""Estimate the cost of a training step on TPUs without a TPU: cycles, memory and network bytes.
 
     python benchmarks/tpu.py [--slices v5e:2x2 …] [--loop] [--xla] [--out FILE] [VARIANT@SIDE …]
 
-The step is that of configs/bench.py on four chips, data parallel, g/14 with its parameters over the four. Images a chip are
-those below, or the half, quarter, … of them: the first that fits. `--loop` compiles the blocks as a loop with remat='vit', in a
-tenth of the time and to another program; `--xla` adds each row without our attention kernel. Rows that FILE, a CSV, has are not
-made again.
+The estimates are those of the command `plan`. The step is that of configs/bench.py on four chips,
+data parallel; g/14 has its parameters sharded over the four. The images for each chip are those
+below, or a half, a quarter, … of them: the first that fits. `--loop` compiles the blocks as a loop
+with remat='vit', in a tenth of the time, which gives another program. `--xla` adds each row without
+our attention kernel. Rows that the CSV FILE already has are skipped.
 """
 
 import argparse
@@ -26,7 +27,7 @@ CASES = {
   'B/16@384': (32, 1), 'L/16@384': (8, 1),
 }  # fmt: skip
 BLOCKS = {'unrolled': {'model.unroll': 0}, 'looped': {'model.unroll': 1, 'model.remat': 'vit'}}
-# What is asked, then what is found.
+# Parameters, then results.
 ASKED = ('model', 'slice', 'blocks', 'attention')
 FOUND = (
   'images a chip',
@@ -43,7 +44,7 @@ FOUND = (
 def rows(
   cases: list[str], slices: list[str], *, blocks: str, attentions: list[str]
 ) -> list[tuple[str, ...]]:
-  """What is asked of each row, the cheap ones first."""
+  """Return the parameters of each row, the cheap rows first."""
   return [
     (case, where, blocks, attention)
     for case in cases
@@ -53,7 +54,7 @@ def rows(
 
 
 def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str]:
-  """One row."""
+  """Compile and measure one row."""
   from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.tpu.plan import plan
   from vit_jax.tpu.topologies import topology
@@ -80,7 +81,7 @@ def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str
 
 
 def in_numbers(found) -> dict[str, str]:
-  """What is told of a plan; of one that does not fit, how large it is."""
+  """Return the columns of a plan; for one that does not fit, its size."""
   numbers = {
     'GiB': f'{found.hbm / 2**30:.2f}',
     'compiled in s': f'{found.compile_seconds:.0f}',
@@ -97,7 +98,7 @@ def in_numbers(found) -> dict[str, str]:
 
 
 def known(file: Path | None) -> dict[tuple[str, ...], dict[str, str]]:
-  """The rows that are already there, by what was asked."""
+  """Return the rows of the CSV by their parameters."""
   if file is None or not file.exists():
     return {}
   with file.open(newline='') as lines:
@@ -105,7 +106,7 @@ def known(file: Path | None) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def append(file: Path | None, row: dict[str, str]):
-  """A row more, with the names above the first."""
+  """Append a row, after a header if the file is new."""
   if file is None:
     return
   first = not file.exists()
@@ -117,7 +118,7 @@ def append(file: Path | None, row: dict[str, str]):
 
 
 def main():
-  """The table, a row as soon as it is known."""
+  """Write the table, one row at a time."""
   args = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

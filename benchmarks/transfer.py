@@ -1,8 +1,9 @@
-"""What pre-training is worth: the default fine-tuning run from the quickstart's model against the same run from scratch.
+"""Measure the benefit of pre-training: fine-tuning from the quickstart's model and from scratch.
 
     python benchmarks/transfer.py RUN_DIRECTORY [--seeds 3]
 
-RUN_DIRECTORY is what run_pretrain.py made. Prints the test accuracy of each as mean ± standard deviation over the seeds.
+RUN_DIRECTORY is a run of run_pretrain.py. Prints the test accuracy of each as mean ± standard
+deviation over the seeds.
 """
 
 import argparse
@@ -19,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def accuracy(init: str, seed: int, workdir: Path) -> float:
-  """The last test accuracy, in per cent, of the default fine-tuning run from `init`, '' for from scratch."""
+  """Return the last test accuracy, in percent, of the default fine-tuning run.
+
+  It starts from `init`, or from scratch if `init` is empty.
+  """
   flags = [f'--config.init={init}', f'--config.seed={seed}', f'--workdir={workdir}']
   subprocess.run(
     [sys.executable, str(ROOT / 'run_finetune.py'), *flags], check=True, capture_output=True

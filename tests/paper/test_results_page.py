@@ -111,6 +111,8 @@ def test_a_finding_is_told_from_its_numbers():
     ([1.0, 1.1, 0.9], False, 'yes'),
     ([-1.0, -1.1, -0.9], False, 'no'),
     ([3.0, -2.0, 0.1], False, 'within chance'),
+    # Mean 1.5 and standard error 1: above one standard error, and not above two.
+    ([0.5, 2.5], False, 'within chance'),
     ([0.5], False, 'within chance'),
     ([1.5], False, 'yes'),
     ([0.5, -0.5], True, 'yes'),
@@ -131,6 +133,7 @@ def test_cells_are_means_over_seeds_at_the_last_step():
     'value': value,
   }
   assert summarize_records([record(0, 0.5), record(1, 0.6)]) == {('a', 'b'): '55.0 ± 7.1'}
+  assert summarize_records([record(0, 0.1, 100), record(0, 0.2)]) == {('a', 'b'): '20.0'}
   assert summarize_records([record(0, 0.1, 100), record(0, 0.2)], by_step=True) == {
     ('a', '50 %'): '10.0',
     ('a', '100 %'): '20.0',
