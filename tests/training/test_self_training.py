@@ -93,9 +93,7 @@ def test_another_teacher_is_refused_where_labels_are_begun(whole, tmp_path):
 
 
 def test_a_setting_that_changed_is_refused_by_name_before_anything_is_done(whole):
-  with pytest.raises(
-    UserError, match='1-student.*label_smoothing'
-  ):
+  with pytest.raises(UserError, match='1-student.*label_smoothing'):
     self_train(config(), [config(label_smoothing=0.1)], whole[0])
   with pytest.raises(UserError, match='0-teacher.*seed'):
     self_train(config(seed=1), [config(seed=1)], whole[0])
@@ -126,7 +124,5 @@ def test_a_student_is_the_next_teacher_and_the_stages_before_stay(whole):
 
 def test_a_student_without_unlabelled_images_is_refused(tmp_path):
   student = config(**{'data.unlabelled': ''})
-  with pytest.raises(
-    UserError, match='student 1.*data.unlabelled'
-  ):
+  with pytest.raises(UserError, match='student 1.*data.unlabelled'):
     self_train('runs/teacher', [student], tmp_path)
