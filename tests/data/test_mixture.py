@@ -17,7 +17,6 @@ from vit_jax.data.pseudo_labels import (
   write_best_labels,
   write_probabilities,
 )
-from vit_jax.data.sampler import mixture_example, shuffled_example
 from vit_jax.data.sources import open_source, open_unlabelled
 from vit_jax.errors import UserError
 from vit_jax.optim.losses import LOSSES, multi_hot
@@ -55,28 +54,6 @@ def batches(source, data: DataConfig, count: int, **start) -> list[dict]:
   out = list(itertools.islice(iterator, count))
   iterator.close()
   return out
-
-
-@pytest.mark.parametrize('ratio', [1, 3, 14])
-def test_one_example_of_each_group_is_labelled_and_each_kind_has_its_own_epochs(ratio):
-  stream = [
-    mixture_example(position, 60, 140, ratio, seed=5) for position in range(60 * (1 + ratio))
-  ]
-  labelled = [example for _, example in stream if example < 60]
-  assert labelled == [shuffled_example(i, 60, 5)[1] for i in range(60)] and sorted(
-    labelled
-  ) == list(range(60))
-  unlabelled = [(epoch, example - 60) for epoch, example in stream if example >= 60]
-  assert unlabelled == [shuffled_example(i, 140, 5) for i in range(60 * ratio)]
-  for start in range(0, len(stream), 1 + ratio):
-    assert sum(example < 60 for _, example in stream[start : start + 1 + ratio]) == 1
-  every_second = [example < 60 for _, example in stream[::2]]
-  assert sum(every_second) == pytest.approx(len(every_second) / (1 + ratio), abs=1)
-
-
-def test_the_order_matches_its_version():
-  """A failure means that runs cannot be resumed: increase sampler.ORDER_VERSION."""
-  assert [mixture_example(i, 100, 900, 2, 7)[1] for i in range(6)] == [10, 311, 330, 309, 21, 308]
 
 
 def test_batches_are_equal_for_any_first_step_hosts_and_workers(data):
