@@ -16,7 +16,7 @@ from vit_jax.data.mixup import mixup
 from vit_jax.models.layers import trainable_leaves
 from vit_jax.optim.losses import labels_to_targets
 from vit_jax.optim.spike_guard import is_spike
-from vit_jax.sharding.fsdp import compute_fsdp_gradient, compute_gradient, with_block_gather
+from vit_jax.sharding.fsdp import compute_fsdp_gradient, compute_gradient
 from vit_jax.sharding.mesh import Mesh
 
 
@@ -158,23 +158,3 @@ def skip_reasons(
 def predict_logits(params: dict, images: jax.Array, *, model: nn.Module) -> jax.Array:
   """Return the logits [b, k] of images [b, h, w, 3]."""
   return model.apply({'params': params}, images)
-
-
-def predict_logits_sharded(
-  params: dict, images: jax.Array, *, model: nn.Module, specs: dict
-) -> jax.Array:
-  """Return `predict_logits` of a device's own images, inside `shard_map`.
-
-  `params` are the device's shards, laid out as `specs`.
-  """
-  model, gather = with_block_gather(model, specs)
-  return predict_logits(gather(params), images, model=model)
-
-
-def compute_features_sharded(
-  params: dict, images: jax.Array, *, model: nn.Module, specs: dict
-) -> jax.Array:
-  """Return the input of the head, float32 [b, d]; see `predict_logits_sharded`."""
-  model, gather = with_block_gather(model, specs)
-  sown = model.apply({'params': gather(params)}, images, mutable=['features'])[1]
-  return sown['features']['features'][0].astype(jnp.float32)

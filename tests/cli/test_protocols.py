@@ -1,4 +1,4 @@
-"""evaluate --protocol: the table, the JSON, and what is refused."""
+"""evaluate --protocol: the table, the JSON, and user errors."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def model(tmp_path):
   google_file(tmp_path / 'model.npz', ModelConfig(variant='mu/4', depth=1), classes=0, size=(8, 8))
 
 
-def test_frozen_features_are_judged_in_one_go(command, tmp_path):
+def test_several_probes_run_on_the_same_features(command, tmp_path):
   asked = (
     '--protocol',
     'fewshot',
@@ -48,7 +48,7 @@ def test_frozen_features_are_judged_in_one_go(command, tmp_path):
     std = '' if figure['std'] is None else f' +{figure["std"]:.2%}'
     assert re.fullmatch(rf'{name} +builtin:digits +{figure["accuracy"]:.2%}{std} +500', row)
     assert (each['pool'], each['examples']) == (200, 500)
-    assert figure['accuracy'] > 0.15  # Of ten classes, by random features.
+    assert figure['accuracy'] > 0.15  # Ten classes; random features.
 
 
 @pytest.mark.parametrize(
@@ -58,35 +58,38 @@ def test_frozen_features_are_judged_in_one_go(command, tmp_path):
     (('--protocol', 'fewshot'), '--data is missing'),
     (
       ('--protocol', 'knn', '--data', 'builtin:digits', '--shots', '5'),
-      '--shots goes with --protocol fewshot',
+      '--shots needs --protocol fewshot',
     ),
-    (('--protocol', 'fewshot', 'classify', '--data', 'builtin:digits'), 'classify goes alone'),
+    (
+      ('--protocol', 'fewshot', 'classify', '--data', 'builtin:digits'),
+      'classify cannot be combined',
+    ),
     (
       ('--protocol', 'fewshot', '--data', 'builtin:digits', '--per_class', '-'),
-      '--per_class goes with --protocol classify',
+      '--per_class needs --protocol classify',
     ),
     (
       ('--protocol', 'real', '--train_split', 'train'),
-      '--train_split goes with --protocol fewshot, knn, linear',
+      '--train_split needs --protocol',
     ),
-    (('--data', 'builtin:digits', '--steps', '3'), '--steps goes with --protocol vtab'),
+    (('--data', 'builtin:digits', '--steps', '3'), '--steps needs --protocol vtab'),
     (
       ('--protocol', 'fewshot', '--data', 'builtin:digits', '--l2', '0'),
-      "'0' is no number above 0",
+      "'0'",
     ),
     (
       ('--protocol', 'fewshot', '--data', 'builtin:digits', '--shots', '500'),
       "500 shots: the class '",
     ),
     (('--protocol', 'real', '--data', 'builtin:digits'), 'has no head'),
-    (('--protocol', 'vtab', '--tasks', 'dtds'), "VTAB has no such task. Did you mean 'dtd'"),
+    (('--protocol', 'vtab', '--tasks', 'dtds'), "Did you mean 'dtd'"),
     (
       ('--protocol', 'vtab', '--tasks', 'dtd', 'dmlab', '--dir', 'none'),
       '2 of 2 tasks have no data here (dtd, dmlab)',
     ),
   ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(command, asked, message):
+def test_flags_of_another_protocol_are_a_user_error_in_one_line(command, asked, message):
   code, out, err = command(*MODEL, *asked)
   assert (code, out) == (2, '')
   assert message in err.splitlines()[-1]

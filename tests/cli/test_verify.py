@@ -1,4 +1,4 @@
-"""`verify` says of each part of a run whether it is good, by its exit code whether all is, and changes nothing."""
+"""`verify` checks each part of a run, exits with 1 if one is damaged, and changes nothing."""
 
 import sys
 
@@ -12,7 +12,7 @@ from vit_jax.config import Config
 
 @pytest.fixture
 def run(tmp_path):
-  """A run with three checkpoints."""
+  """Return a run directory with three checkpoints."""
   save_three_checkpoints(tmp_path / 'run', 0.1)
   write_run_description(tmp_path / 'run', Config(steps=3), ('cat', 'dog'))
   return tmp_path / 'run'
@@ -20,7 +20,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def verify(run, monkeypatch, capsys):
-  """(exit code, lines) of the command."""
+  """Return a function that runs the command: (exit code, lines)."""
 
   def verify():
     before = {path: path.stat() for path in run.rglob('*')}
@@ -34,7 +34,7 @@ def verify(run, monkeypatch, capsys):
   return verify
 
 
-def test_a_good_run_is_good(verify):
+def test_an_intact_run_is_good(verify):
   code, lines = verify()
   assert code == 0
   assert [line.split()[:2] for line in lines] == [
@@ -44,7 +44,7 @@ def test_a_good_run_is_good(verify):
   assert lines[2].endswith('2 classes') and lines[3].endswith('5 arrays, 0.1 MiB')
 
 
-def test_what_is_damaged_is_named(verify, run):
+def test_damaged_parts_are_named(verify, run):
   flip_bit(max((run / 'checkpoints' / '2').rglob('*'), key=lambda path: path.stat().st_size), 40003)
   (run / 'checkpoints' / '3' / 'digest' / 'leaves.json').unlink()
   (run / 'labels.txt').unlink()
@@ -62,7 +62,7 @@ def test_what_is_damaged_is_named(verify, run):
   assert 'it has no digest/leaves.json' in lines[5]
 
 
-def test_a_directory_that_is_none_is_refused(run, monkeypatch, capsys):
+def test_a_missing_directory_is_damaged(run, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['vit-jax', 'verify', str(run / 'nothing')])
   with pytest.raises(SystemExit) as end:
     main()

@@ -1,4 +1,4 @@
-"""evaluate --protocol vtab: fine-tuning on a task's thousand images, once."""
+"""evaluate --protocol vtab: fine-tuning on the thousand images of a task."""
 
 import json
 
@@ -11,7 +11,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.data.sources import open_source
 
 
-def test_a_task_is_fine_tuned_and_not_again(command, tmp_path, write_tfds, png):
+def test_a_task_is_fine_tuned_once(command, tmp_path, write_tfds, png):
   digits = {split: open_source('builtin:digits', split) for split in ('train', 'test')}
   example = lambda source, i: {
     'image': png(np.asarray(source[i % len(source)][0])),
@@ -44,7 +44,7 @@ def test_a_task_is_fine_tuned_and_not_again(command, tmp_path, write_tfds, png):
   found = json.loads((tmp_path / 'out.json').read_text())
   assert found['tasks']['patch_camelyon']['examples'] == 50
   assert f'Camelyon  specialized  {found["tasks"]["patch_camelyon"]["accuracy"]:8.2%}' in out
-  assert found['means'] == {}  # Of no group all tasks are there.
+  assert found['means'] == {}  # No group is complete.
   config = read_run_config(tmp_path / 'runs' / 'patch_camelyon')
   assert (config.data.train, config.data.split, config.steps, config.init) == (
     'vtab:patch_camelyon',

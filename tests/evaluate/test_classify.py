@@ -1,84 +1,144 @@
-"""Exact evaluation, against NumPy."""
+"""Evaluation of a split with a pre-trained model, against NumPy in float64 on its logits."""
 
-import functools
+import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
-from vit_jax.evaluate.classify import classify, count
-from vit_jax.optim.losses import softmax_loss
-from vit_jax.sharding.mesh import make_mesh, to_global
-
-K = 12
-LOGITS = lambda params, images: images.reshape(len(images), -1)[:, :K] * params
-
-
-def padded(rows: dict, batch: int):
-  """The rows in batches of one size; the last is filled up with rows that the mask takes out."""
-  n = len(rows['label'])
-  for start in range(0, n, batch):
-    part = {name: value[start : start + batch] for name, value in rows.items()}
-    fill = batch - len(part['label'])
-    part = {
-      name: np.concatenate([value, np.full_like(rows[name][:1].repeat(fill, 0), 7)])
-      for name, value in part.items()
-    }
-    yield part | {'mask': np.arange(batch) < batch - fill}
+from tests.evaluate.conftest import NAMES
+from vit_jax.data.class_names import match_classes
+from vit_jax.data.sources import open_source
+from vit_jax.evaluate.classify import ClassificationResult, evaluate_split
+from vit_jax.evaluate.confusion import confusion_matrix, count_per_class
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.outputs import mean_classification_metrics, mean_masked_patch_metrics
+from vit_jax.evaluate.predict import eval_data_config
 
 
-COUNTS = jax.jit(functools.partial(count, predict=LOGITS, loss=softmax_loss))
+def evaluate(model, source, batch: int = 16) -> tuple[ClassificationResult, int]:
+  """Return the result, and the number of rows that `on_batch` was called with."""
+  logit_indices, _ = match_classes(
+    source.label_names, model.labels, classes=model.classes, source=model.source
+  )
+  sizes = []
+  data = eval_data_config(model, batch=batch)
+  evaluator, params = make_pretrained_evaluator(model, data, on_batch=sizes.append)
+  result = evaluate_split(evaluator, params, source, loss=model.loss, logit_indices=logit_indices)
+  return result, sum(sizes)
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('batch', [1, 16, 37])
 @pytest.mark.parametrize(
-  'sizes', [range(1, 35), [63, 64, 65, 100, 101, 127, 128, 129, 199, 200]], ids=['small', 'large']
+  'labels', [NAMES, NAMES[::-1], ('ant', *NAMES, 'owl')], ids=['same', 'reversed', 'more']
 )
-def test_every_example_counts_once_for_sizes_that_do_not_divide(sizes, devices):
-  for examples in sizes:
-    assert_exact(examples, devices)
+def test_accuracy_loss_and_confusion_are_those_of_the_logits(
+  make_model, source, by_hand, labels, batch
+):
+  """A batch that does not divide over the eight devices is filled up, and the last batch too; neither counts."""
+  model = make_model(labels)
+  names, logits = by_hand(model, source)
+  true, predicted = np.array([labels.index(name) for (name,) in names]), logits.argmax(axis=1)
+  result, rows = evaluate(model, source, batch)
+  assert (result.examples, result.skipped) == (37, 0)
+  assert rows == -(-37 // round_up(batch)) * round_up(batch)
+  assert result.accuracy == np.mean(true == predicted)
+  assert result.accuracy_top5 == np.mean(
+    [t in row[:5] for t, row in zip(true, np.argsort(-logits, axis=1), strict=True)]
+  )
+  shifted = logits - logits.max(axis=1, keepdims=True)
+  losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(37), true]
+  assert result.loss == pytest.approx(losses.mean(), abs=1e-5)
+
+  expected = np.zeros(
+    (4, 5), int
+  )  # By the data's classes; the last column is for those that it has not.
+  for (name,), class_ in zip(names, predicted, strict=True):
+    expected[NAMES.index(name), NAMES.index(labels[class_]) if labels[class_] in NAMES else 4] += 1
+  np.testing.assert_array_equal(confusion_matrix(result.labels, result.predictions, 4), expected)
+  seen, right = count_per_class(result.labels, result.predictions, 4)
+  assert seen.tolist() == [8, 15, 7, 7]
+  assert right.tolist() == np.diag(expected).tolist()
 
 
-def assert_exact(examples: int, devices: int):
-  """Accuracy, loss and count over so many examples in batches of 16, against NumPy. On eight devices, of fewer than 15 of the
-  last batch some have none."""
-  rng = np.random.default_rng(examples)
+def round_up(batch: int) -> int:
+  """Return the next multiple of eight devices."""
+  return -(-batch // 8) * 8
+
+
+@pytest.mark.parametrize('labels', [NAMES, ('ant', *NAMES, 'owl')], ids=['same', 'more'])
+def test_any_of_several_labels_is_right(tmp_path, make_model, source, by_hand, labels):
+  lines = [
+    f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
+    for i in range(len(source))
+  ]
+  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]))
+  several = open_source(f'csv:{tmp_path / "labels.csv"}', 'all')
+  model = make_model(labels)
+  names, logits = by_hand(model, several)
+  right = [
+    labels[class_] in each for class_, each in zip(logits.argmax(axis=1), names, strict=True)
+  ]
+  result, _ = evaluate(model, several)
+  assert result.accuracy == np.mean(right)
+  seen, correct = count_per_class(result.labels, result.predictions, 4)
+  for i, name in enumerate(NAMES):
+    has = np.array([name in each for each in names])
+    assert (seen[i], correct[i]) == (has.sum(), np.sum(has & right))
+
+
+def test_a_sigmoid_model_is_measured_by_its_own_loss(make_model, source, by_hand):
+  model = dataclasses.replace(make_model(), loss='sigmoid')
+  names, logits = by_hand(model, source)
+  target = np.array([[name == each for each in NAMES] for (name,) in names])
+  losses = np.log1p(np.exp(np.where(target, -logits, logits))).sum(axis=1)
+  assert evaluate(model, source)[0].loss == pytest.approx(losses.mean(), abs=1e-5)
+
+
+def test_means_are_over_readable_examples_and_sums_are_in_float64():
+  """100,000 losses of 0.1 after one of 10,000: a float32 sum would be off in the sixth digit."""
+  n = 100_001
+  losses = np.full(n, 0.1, np.float32)
+  losses[0] = 1e4
+  top5 = np.tile(np.array([3, 1, 4, 0, 5], np.int32), (n, 1))
+  labels = np.full((n, 2), -1, np.int32)
+  labels[:, 0] = 2
+  labels[:50_000, 0] = 3  # Correct.
+  labels[50_000:75_000, 1] = 5  # In the top 5, as the second label.
+  mask = np.ones(n, bool)
+  mask[-1] = False
+  losses[-1] = np.nan
+  rows = {'loss': losses, 'top5': top5, 'label': labels, 'mask': mask}
+  metrics = mean_classification_metrics(rows)
+  assert list(metrics) == ['accuracy', 'accuracy_top5', 'loss', 'examples']
+  assert (metrics['accuracy'], metrics['accuracy_top5']) == (0.5, 0.75)
+  assert metrics['examples'] == 100_000
+  expected = (1e4 + 99_999 * float(np.float32(0.1))) / 100_000
+  assert metrics['loss'] == pytest.approx(expected, rel=1e-12)
+
+
+def test_masked_accuracy_is_over_the_colors_of_readable_examples():
   rows = {
-    'image': rng.normal(size=(examples, 3, 2, 2)).astype(np.float32),
-    'label': rng.integers(0, K, (examples, 1)).astype(np.int32),
+    'loss': np.array([1.0, 2.0, 40.0], np.float32),
+    'correct': np.array([3, 4, 50]),
+    'colors': np.array([10, 10, 100]),
+    'mask': np.array([True, True, False]),
   }
-  mesh = make_mesh(1, batches={})
-  place = (lambda batch: to_global(batch, mesh)) if devices == 8 else (lambda batch: batch)
-  result = classify(COUNTS(np.float32(2), place(batch)) for batch in padded(rows, 16))
-
-  logits = 2 * rows['image'].reshape(examples, -1).astype(np.float64)
-  order, label = np.argsort(-logits, axis=1), rows['label']
-  log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  assert result['examples'] == examples
-  assert result['accuracy'] == np.mean(order[:, 0] == label[:, 0])
-  assert result['accuracy_top5'] == np.mean((order[:, :5] == label).any(1))
-  np.testing.assert_allclose(
-    result['loss'], -np.mean(np.take_along_axis(log_probabilities, label, 1)), rtol=1e-6
-  )
+  metrics = mean_masked_patch_metrics(rows)
+  assert metrics == {'masked_accuracy': 0.35, 'loss': 1.5, 'examples': 2}
+  del rows['correct'], rows['colors']
+  assert mean_masked_patch_metrics(rows) == {'loss': 1.5, 'examples': 2}
 
 
-def test_a_prediction_among_several_labels_is_right():
-  images = np.eye(K, dtype=np.float32)[[0, 1, 2]].reshape(3, 1, 1, K)
-  batch = {
-    'image': images,
-    'label': np.array([[3, 0], [2, -1], [5, 4]], np.int32),
-    'mask': np.ones(3, bool),
+def test_without_a_readable_example_the_means_are_zero():
+  rows = {
+    'loss': np.ones(2, np.float32),
+    'top5': np.zeros((2, 5), np.int32),
+    'label': np.zeros((2, 1), np.int32),
+    'mask': np.zeros(2, bool),
   }
-  result = classify([count(np.float32(1), batch, predict=LOGITS, loss=softmax_loss)])
-  assert result['accuracy'] == 1 / 3
-
-
-def test_with_fewer_than_five_classes_every_class_is_in_the_top():
-  batch = {
-    'image': np.zeros((2, 1, 1, 3), np.float32),
-    'label': np.array([[0], [2]], np.int32),
-    'mask': np.ones(2, bool),
+  assert mean_classification_metrics(rows) == {
+    'accuracy': 0.0,
+    'accuracy_top5': 0.0,
+    'loss': 0.0,
+    'examples': 0,
   }
-  assert (
-    classify([count(np.float32(1), batch, predict=LOGITS, loss=softmax_loss)])['accuracy_top5'] == 1
-  )

@@ -1,4 +1,4 @@
-"""What is said of an evaluation: pictures that can be read, of few classes and of many."""
+"""Confusion matrices, and pictures of them that can be read, with few classes and with many."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from vit_jax.evaluate.confusion import confusion_matrix, plot_confusion_matrix, 
 
 
 def matrix(k: int, *, other: bool = False) -> np.ndarray:
-  """10 examples of each class, one of which is taken for the next class (or for none that the data has)."""
+  """Return the matrix of 10 examples a class, one of them predicted as the next class or as no class."""
   labels = np.repeat(np.arange(k), 10)
   predicted = labels.copy()
   predicted[::10] = -1 if other else (labels[::10] + 1) % k
@@ -23,27 +23,25 @@ def pixels(path) -> np.ndarray:
     return np.asarray(picture.convert('RGB')).astype(int)
 
 
-def test_the_last_column_is_for_classes_that_the_data_has_not():
+def test_the_last_column_counts_predictions_outside_the_data_set():
   assert matrix(3).tolist() == [[9, 1, 0, 0], [0, 9, 1, 0], [1, 0, 9, 0]]
   assert matrix(3, other=True).tolist() == [[9, 0, 0, 1], [0, 9, 0, 1], [0, 0, 9, 1]]
 
 
 @pytest.mark.parametrize('k', [2, 5, 40, 1000])
-def test_every_class_has_pixels_of_its_own_and_the_diagonal_is_dark(tmp_path, k):
+def test_every_class_has_pixels_and_the_diagonal_is_dark(tmp_path, k):
   plot_confusion_matrix(
     matrix(k), tuple(f'class {i}' for i in range(k)), tmp_path / 'c.png', title='t'
   )
   image = pixels(tmp_path / 'c.png')
-  dark = (image[..., 2] - image[..., 0] > 40) & (
-    image[..., 0] < 60
-  )  # Blues, at nine tenths and above.
+  # The blues of fractions from 0.9.
+  dark = (image[..., 2] - image[..., 0] > 40) & (image[..., 0] < 60)
   rows = np.flatnonzero(dark.sum(axis=1))
   assert len(rows) >= 1.5 * k
   assert max(image.shape[:2]) < 4000
 
 
-def test_a_single_mistake_shows(tmp_path):
-  """As a cell that differs from the empty ones around it."""
+def test_a_single_mistake_is_visible(tmp_path):
   k, names = 1000, tuple(map(str, range(1000)))
   right = confusion_matrix(np.arange(k)[:, None], np.arange(k), k)
   wrong = right.copy()
@@ -58,7 +56,7 @@ def test_a_single_mistake_shows(tmp_path):
   assert (differ > 15).sum() >= 2
 
 
-def test_names_of_any_kind_are_written_as_they_are(tmp_path):
+def test_names_are_written_literally_in_any_script(tmp_path):
   names = ('$x_', 'Ромашка', '雏菊', 'a' * 200)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
@@ -67,6 +65,6 @@ def test_names_of_any_kind_are_written_as_they_are(tmp_path):
   assert truncate_name('a' * 200) == 'a' * 31 + '…'
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
-  with pytest.raises(UserError, match=r'nowhere/c\.png cannot be written'):
+def test_an_unwritable_path_is_a_user_error(tmp_path):
+  with pytest.raises(UserError, match=r'nowhere/c\.png'):
     plot_confusion_matrix(matrix(2), ('a', 'b'), tmp_path / 'nowhere' / 'c.png', title='t')

@@ -1,4 +1,4 @@
-"""The linear probe, against scikit-learn's logistic regression and its search over strengths."""
+"""The linear probe, against scikit-learn's logistic regression and its grid search."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from tests.evaluate.test_fewshot import K, clusters
 from vit_jax.evaluate.linear_probe import assign_folds, predict_linear_probe
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+INVERSE_L2S = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def standardised(x: np.ndarray, x_test: np.ndarray) -> list[np.ndarray]:
@@ -16,31 +16,31 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> list[np.ndarray]:
   return [(each - x.mean(0)) / x.std(0) for each in (x, x_test)]
 
 
-@pytest.mark.parametrize('strength', [1e-4, 1e-2, 1.0])
-def test_predictions_are_those_of_scikit_learns_logistic_regression(strength):
+@pytest.mark.parametrize('inverse_l2', [1e-4, 1e-2, 1.0])
+def test_predictions_are_those_of_scikit_learns_logistic_regression(inverse_l2):
   (x, y), (x_test, y_test) = clusters(140, 12), clusters(300, 12, seed=1)
-  predicted, chosen = predict_linear_probe(x, y, x_test, classes=K, strengths=(strength,))
+  predicted, selected = predict_linear_probe(x, y, x_test, classes=K, inverse_l2s=(inverse_l2,))
   a, b = standardised(x, x_test)
-  theirs = LogisticRegression(C=strength, max_iter=5000, tol=1e-8).fit(a, y).predict(b)
-  assert np.mean(predicted == theirs) >= 0.99  # Of 300; both stop where the gradient is small.
-  assert chosen == strength
+  theirs = LogisticRegression(C=inverse_l2, max_iter=5000, tol=1e-8).fit(a, y).predict(b)
+  assert np.mean(predicted == theirs) >= 0.99  # Of 300. Both solvers stop at a small gradient.
+  assert selected == inverse_l2
   assert np.mean(predicted == y_test) > 1.5 / K
 
 
-def test_the_strength_is_the_one_that_a_grid_search_over_the_same_folds_finds():
+def test_the_regularization_is_that_of_a_grid_search_over_the_same_folds():
   (x, y), (x_test, _) = clusters(140, 12), clusters(300, 12, seed=1)
   a, _ = standardised(x, x_test)
   search = GridSearchCV(
     LogisticRegression(max_iter=5000, tol=1e-8),
-    {'C': STRENGTHS},
+    {'C': INVERSE_L2S},
     cv=PredefinedSplit(assign_folds(y)),
     scoring='neg_log_loss',
   )
-  _, chosen = predict_linear_probe(x, y, x_test, classes=K, strengths=STRENGTHS)
-  assert chosen == search.fit(a, y).best_params_['C']
+  _, selected = predict_linear_probe(x, y, x_test, classes=K, inverse_l2s=INVERSE_L2S)
+  assert selected == search.fit(a, y).best_params_['C']
 
 
-def test_every_fold_has_its_share_of_every_class():
+def test_every_class_is_spread_evenly_over_the_folds():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [5, 10, 13, 22]))
   part = assign_folds(labels)
   assert np.ptp(np.bincount(part)) <= 1

@@ -1,7 +1,8 @@
-"""Image files to classes: the order, the numbers, and files that are no images."""
+"""Predictions for image files: their order, their probabilities, and files that are not images."""
 
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def paths(photos):
 
 
 @pytest.mark.parametrize('batch', [1, 5, 37, 64])
-def test_each_image_has_its_own_prediction_whatever_the_batch(make_model, paths, batch):
+def test_each_image_has_its_own_prediction_with_every_batch_size(make_model, paths, batch):
   model = make_model()
   images = np.stack([np.asarray(Image.open(path)) for path in paths])
   logits = np.asarray(model.logits(images), np.float64)
@@ -31,7 +32,7 @@ def test_each_image_has_its_own_prediction_whatever_the_batch(make_model, paths,
     np.testing.assert_allclose(each.probabilities, row[order], atol=1e-5)
 
 
-def test_probabilities_of_a_sigmoid_model_are_each_its_own(make_model, paths):
+def test_probabilities_of_a_sigmoid_model_are_independent(make_model, paths):
   model = dataclasses.replace(make_model(), loss='sigmoid')
   (each,) = model.predict(paths[:1])
   logits = np.sort(np.asarray(model.logits(np.asarray(Image.open(paths[0]))[None]), np.float64)[0])[
@@ -45,7 +46,7 @@ def test_classes_without_names_are_numbered(make_model, paths):
   assert sorted(each.labels) == ['class 0', 'class 1', 'class 2', 'class 3']
 
 
-def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_model, paths):
+def test_an_unreadable_file_has_an_error_and_the_others_are_predicted(tmp_path, make_model, paths):
   (tmp_path / 'empty.png').touch()
   (tmp_path / 'text.jpg').write_text('hello')
   whole = io.BytesIO()
@@ -55,15 +56,14 @@ def test_what_cannot_be_read_says_why_and_all_else_is_predicted(tmp_path, make_m
   model = make_model()
   found = list(predict_files(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))
   assert [bool(each.error) for each in found] == [True, False, True, True, True, False]
-  assert found[0].error == 'the file is empty'
-  assert found[2].error == 'the image format is unknown'
+  assert len({found[i].error for i in (0, 2, 3, 4)}) == 4  # Four different reasons.
   assert 'No such file' in found[4].error
   assert [found[i].labels for i in (1, 5)] == [
     each.labels for each in model.predict(paths[:2], top=1)
   ]
 
 
-def test_images_are_found_by_file_folder_and_pattern_each_once(tmp_path):
+def test_files_folders_and_patterns_expand_to_each_image_once(tmp_path):
   for name in ('b/2.PNG', 'b/1.jpg', 'a.jpeg', 'notes.txt', '.hidden/x.jpg', 'b/._1.jpg'):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
@@ -77,5 +77,5 @@ def test_images_are_found_by_file_folder_and_pattern_each_once(tmp_path):
   (tmp_path / 'odd [1].jpg').touch()
   assert find_image_files(here('odd [1].jpg')) == here('odd [1].jpg')
   for nothing in ('none.jpg', '*.webp'):
-    with pytest.raises(UserError, match='there is no such image'):
+    with pytest.raises(UserError, match=re.escape(nothing)):
       find_image_files(here(nothing))

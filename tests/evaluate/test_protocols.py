@@ -1,4 +1,4 @@
-"""Evaluations by their names: what config.probes means, and the figures in a run and of a finished model."""
+"""Protocols by name: `config.probes` in a run, and the same protocols on the finished model."""
 
 import dataclasses
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import vit_jax
+from vit_jax.cli import protocols as cli_protocols
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate import probes, protocols
+from vit_jax.evaluate import label_sets, probes, protocols
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
 from vit_jax.evaluate.fewshot import predict_ridge, shuffle_by_class
 from vit_jax.evaluate.predict import eval_data_config
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
   return workdir, train(CONFIG, workdir)
 
 
-def test_a_run_evaluates_on_a_clock_of_its_own_what_the_finished_model_gives(run):
+def test_probes_in_a_run_have_a_schedule_and_agree_with_the_finished_model(run):
   workdir, last = run
   records = [
     record
@@ -51,18 +52,18 @@ def test_a_run_evaluates_on_a_clock_of_its_own_what_the_finished_model_gives(run
   assert 'test_accuracy' in last  # The last evaluation is still that of the head.
 
   model = vit_jax.load(str(workdir))
-  subject, params = make_pretrained_evaluator(model, eval_data_config(model, batch=96))
-  outcomes = protocols.make_protocols(ENTRIES, model.labels, dir='', l2=1024.0)(subject, params)
-  assert protocols.results_to_metrics(outcomes) == {
+  evaluator, params = make_pretrained_evaluator(model, eval_data_config(model, batch=96))
+  results = protocols.make_protocols(ENTRIES, model.labels, dir='', l2=1024.0)(evaluator, params)
+  assert protocols.results_to_metrics(results) == {
     name: pytest.approx(records[1][name], abs=2e-3) for name in names
   }
-  assert [(each.protocol, each.pool, each.examples) for each in outcomes] == [
+  assert [(each.protocol, each.pool_examples, each.examples) for each in results] == [
     ('fewshot', 1297, 500),
     ('knn', 1297, 500),
   ]
 
 
-def test_the_figures_are_those_of_the_models_own_features(run):
+def test_fewshot_scores_are_those_of_the_features_of_the_model(run):
   model = vit_jax.load(str(run[0]))
   x, y, x_test, y_test = [], [], [], []
   for split, features, labels in (('train', x, y), ('test', x_test, y_test)):
@@ -75,17 +76,17 @@ def test_the_figures_are_those_of_the_models_own_features(run):
   for seed in range(3):
     chosen = np.concatenate([each[:5] for each in shuffle_by_class(y, 10, seed)])
     expected.append(np.mean(predict_ridge(x[chosen], y[chosen], x_test, classes=10) == y_test))
-  subject, params = make_pretrained_evaluator(model, eval_data_config(model, batch=50))
+  evaluator, params = make_pretrained_evaluator(model, eval_data_config(model, batch=50))
   pool, test = probes.open_pool_and_test('builtin:digits')
   options = probes.ProbeOptions(shots=(5,))
-  (outcome,) = protocols.make_probe_protocol(['fewshot'], 'builtin:digits', pool, test, options)(
-    subject, params
+  (result,) = protocols.make_probe_protocol(['fewshot'], 'builtin:digits', pool, test, options)(
+    evaluator, params
   )
-  assert outcome.figures['5shot'].accuracy == pytest.approx(np.mean(expected), abs=2e-3)
-  assert outcome.figures['5shot'].std == pytest.approx(np.std(expected, ddof=1), abs=2e-3)
+  assert result.scores['5shot'].accuracy == pytest.approx(np.mean(expected), abs=2e-3)
+  assert result.scores['5shot'].std == pytest.approx(np.std(expected, ddof=1), abs=2e-3)
 
 
-def test_a_record_is_named_by_the_protocol_and_the_last_of_the_source():
+def test_metrics_are_named_by_the_protocol_and_the_end_of_the_source():
   names = [
     ('fewshot', 'tfds:cifar10:3.0.2'),
     ('knn', 'folder:/data/photos/'),
@@ -99,31 +100,35 @@ def test_a_record_is_named_by_the_protocol_and_the_last_of_the_source():
 @pytest.mark.parametrize(
   ('entries', 'message'),
   [
-    (['fewshots:builtin:digits'], "names no protocol. Did you mean 'fewshot'"),
-    (['fewshot'], 'names no data: expected fewshot:SOURCE'),
-    (['knn:builtin:digit'], "'digit' is unknown. Did you mean 'digits'"),
-    (['knn:folder:a/x', 'knn:folder:b/x'], 'several would be recorded as knn/x'),
-    (['real'], 'imagenet2012'),
+    (['fewshots:builtin:digits'], "config.probes: 'fewshots.*'fewshot'"),
+    (['fewshot'], "config.probes: 'fewshot'"),
+    (['knn:builtin:digit'], "'digit'.*'digits'"),
+    (['knn:folder:a/x', 'knn:folder:b/x'], 'knn/x'),
+    (['real:tfds:imagenet2012'], 'imagenet2012'),
   ],
 )
-def test_what_cannot_be_evaluated_is_an_error_before_a_run_writes_anything(
-  tmp_path, entries, message
-):
-  config = dataclasses.replace(
-    CONFIG, probes=tuple(entries), data=dataclasses.replace(CONFIG.data, dir=str(tmp_path / 'none'))
-  )
+def test_an_invalid_probe_is_an_error_before_a_run_writes_anything(tmp_path, entries, message):
+  directory = str(tmp_path / 'none') if 'tfds' in entries[0] else ''
+  data = dataclasses.replace(CONFIG.data, dir=directory)
+  config = dataclasses.replace(CONFIG, probes=tuple(entries), data=data)
   with pytest.raises(UserError, match=message):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
-def test_several_labels_an_image_are_refused(tmp_path, photos):
+def test_probes_need_images_with_one_label(tmp_path, photos):
   (tmp_path / 'two.csv').write_text(
     f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n'
   )
-  with pytest.raises(UserError, match='have up to 2 labels'):
+  with pytest.raises(UserError, match='2 labels'):
     probes.open_pool_and_test(f'csv:{tmp_path / "two.csv"}', split='all', test_split='all')
 
 
-def test_the_split_that_is_learned_from_is_the_papers():
+def test_the_command_line_lists_all_protocols():
+  """The names are repeated there so that --help does not import jax."""
+  assert tuple(probes.PROBES) == cli_protocols.PROBES
+  assert tuple(label_sets.LABEL_SET_SOURCES) == cli_protocols.LABEL_SETS
+
+
+def test_the_pool_of_imagenet_is_big_visions():
   assert probes.PROBE_SPLITS['tfds:imagenet2012'] == ('train[:65000]', 'validation')

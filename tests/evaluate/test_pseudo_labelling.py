@@ -1,4 +1,4 @@
-"""A teacher's labels against its logits image by image, on eight devices: in parts, taken up again, in the student's order."""
+"""Pseudo-labels on eight devices, in parts, against the teacher's logits image by image."""
 
 import shutil
 
@@ -16,21 +16,21 @@ from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 
 @pytest.fixture
 def parts(monkeypatch):
-  """Of ten examples."""
+  """Reduce parts to ten examples."""
   for module in (pseudo_labels, pseudo_labelling):
     monkeypatch.setattr(module, 'PART_EXAMPLES', 10)
 
 
 def labelled(model, source, where, classes=NAMES) -> np.ndarray:
-  """What was said of every example [n, k]."""
+  """Return the probabilities [n, k] of every example."""
   write_pseudo_labels(
-    model, source, where, classes=classes, asked={'teacher': 'it'}, batch=8, bad_images='skip'
+    model, source, where, classes=classes, facts={'teacher': 'it'}, batch=8, bad_images='skip'
   )
   labels = read_pseudo_labels(where, source, classes)
   return np.stack([labels[i] for i in range(len(source))])
 
 
-def test_they_are_its_probabilities_in_the_order_of_the_students_classes(
+def test_probabilities_are_the_teachers_in_the_order_of_the_students_classes(
   parts, make_model, source, by_hand, tmp_path
 ):
   model, student = make_model(), ('hen', 'cat', 'dog', 'cow')
@@ -40,7 +40,7 @@ def test_they_are_its_probabilities_in_the_order_of_the_students_classes(
   np.testing.assert_allclose(said, expected, rtol=1e-3)  # In half precision.
 
 
-def test_parts_that_are_there_stay_and_the_others_are_made(parts, make_model, source, tmp_path):
+def test_existing_parts_are_kept_and_missing_ones_are_written(parts, make_model, source, tmp_path):
   model = make_model()
   whole = labelled(model, source, tmp_path / 'labels')
   for name in ('best.npz', '00002.npy'):
@@ -50,13 +50,13 @@ def test_parts_that_are_there_stay_and_the_others_are_made(parts, make_model, so
   assert (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns == kept
 
 
-def test_another_model_does_not_go_on_with_them(parts, make_model, source, tmp_path):
+def test_another_teacher_does_not_resume_the_labels(parts, make_model, source, tmp_path):
   labelled(make_model(), source, tmp_path / 'labels')
-  with pytest.raises(UserError, match='other pseudo-labels.* parameters: '):
+  with pytest.raises(UserError, match='parameters'):
     labelled(make_model(depth=3), source, tmp_path / 'labels')
 
 
-def test_an_image_that_cannot_be_read_is_none_that_anybody_is_sure_of(make_model, photos, tmp_path):
+def test_an_unreadable_image_has_probabilities_of_zero(make_model, photos, tmp_path):
   root = tmp_path / 'photos'
   shutil.copytree(photos, root)
   (root / 'val' / 'cat' / '00.png').write_bytes(b'no image')
@@ -64,8 +64,8 @@ def test_an_image_that_cannot_be_read_is_none_that_anybody_is_sure_of(make_model
   assert not said[0].any() and (said[1:].max(axis=1) > 0.2).all()
 
 
-def test_a_teacher_without_one_of_the_classes_is_refused(make_model, source, tmp_path):
-  with pytest.raises(UserError, match="has no classes 'owl'"):
+def test_a_teacher_without_a_class_is_a_user_error(make_model, source, tmp_path):
+  with pytest.raises(UserError, match="'owl'"):
     write_pseudo_labels(
-      make_model(), source, tmp_path / 'labels', classes=('owl', *NAMES[1:]), asked={}, batch=8
+      make_model(), source, tmp_path / 'labels', classes=('owl', *NAMES[1:]), facts={}, batch=8
     )

@@ -1,4 +1,4 @@
-"""The protocol of VTAB-1k: the recipe of a task, and means as the paper's own figures give them."""
+"""VTAB-1k: the config of each task, and the means of the paper's own table."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from vit_jax.paper.published import read_published_table
 MODEL = ModelConfig(variant='mu/4')
 
 
-def test_the_recipe_is_table_4s_and_the_same_for_all_tasks_but_for_what_would_change_the_label():
+def test_all_tasks_have_the_config_of_table_4_except_for_label_changing_augmentations():
   recipes = {task: validate(vtab_config(task, model=MODEL, size=(384, 384))) for task in VTAB_TASKS}
   for task, config in recipes.items():
     assert (config.steps, config.optim.lr, config.data.batch, config.optim.name) == (
@@ -55,7 +55,7 @@ def test_the_means_of_the_papers_table_9_are_the_papers(model):
   )
 
 
-def test_a_mean_is_of_a_whole_group_or_not_there():
+def test_a_group_without_all_its_tasks_has_no_mean():
   specialized = {
     'patch_camelyon': 0.8,
     'eurosat': 0.9,
@@ -66,10 +66,8 @@ def test_a_mean_is_of_a_whole_group_or_not_there():
   assert mean_by_group({'dmlab': 0.1}) == {}
 
 
-def test_all_that_is_missing_is_said_before_anything_is_trained(tmp_path):
-  with pytest.raises(
-    UserError, match=r'2 of 2 tasks have no data here \(dmlab, dtd\): .*data prepare dmlab'
-  ):
+def test_missing_data_of_all_tasks_are_one_user_error(tmp_path):
+  with pytest.raises(UserError, match=r'dmlab, dtd.*data prepare dmlab'):
     check_vtab_data(['dmlab', 'dtd'], str(tmp_path))
-  with pytest.raises(UserError, match="VTAB has no task 'dmlabs'. Did you mean 'dmlab'"):
+  with pytest.raises(UserError, match="'dmlabs'.*'dmlab'"):
     vtab_config('dmlabs', model=MODEL, size=(8, 8))

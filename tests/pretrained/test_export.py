@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 import vit_jax
 from tests.pretrained.families import POOLS, normalised, run, timm_model
 from tests.pretrained.released_layout import draw, google_file
-from vit_jax.cli.arguments import OVERRIDES
+from vit_jax.cli.arguments import MODEL_FLAGS
 from vit_jax.cli.export import FORMATS
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
@@ -366,4 +366,4 @@ def test_formats_that_do_not_record_the_sigmoid_loss_say_so(tmp_path):
 def test_the_command_lists_the_formats_and_overrides_of_the_library():
   """The command's copies exist so that --help imports no jax."""
   assert tuple(module.EXPORT_FORMATS) == FORMATS
-  assert set(OVERRIDES) <= set(LOAD_OVERRIDES)
+  assert set(MODEL_FLAGS) <= set(LOAD_OVERRIDES)

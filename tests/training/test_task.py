@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from types import SimpleNamespace
 
 import flax.traverse_util
 import jax
@@ -16,7 +17,7 @@ from vit_jax.config import Config, DataConfig, MaskConfig, ModelConfig, OptimCon
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate.patches import count_patches, patch_means
+from vit_jax.evaluate.outputs import masked_patches, mean_masked_patch_metrics
 from vit_jax.metrics.records import read_metrics
 from vit_jax.models.masked import build_masked_vit
 from vit_jax.optim.losses import color_loss, pixel_loss
@@ -58,29 +59,23 @@ def test_losses_are_numpys_means_over_the_patches_of_an_image():
   )
 
 
-def test_counts_are_of_the_examples_that_the_mask_keeps():
+def evaluate_masked(outputs, loss, mask: list[bool]) -> dict[str, float]:
+  """Return the metrics of a model with these outputs."""
+  model = SimpleNamespace(apply=lambda variables, images: outputs)
+  rows = masked_patches(loss).apply(model, {}, {'image': None, 'label': None})
+  return mean_masked_patch_metrics(jax.device_get(rows) | {'mask': np.array(mask)})
+
+
+def test_masked_metrics_are_over_readable_examples():
+  """Multiples of 3 are wrong: 3 of the 8 patches of examples 0 and 2, and 4 of all 12."""
   actual = np.arange(12).reshape(3, 4, 1)
-  logits = np.eye(512, dtype=np.float32)[np.where(np.arange(12).reshape(3, 4, 1) % 3, actual, 500)]
-  batch = {'image': None, 'label': None, 'mask': np.array([True, False, True])}
-  said = {'predict': lambda params, images: (logits, actual), 'loss': color_loss}
-  result = patch_means(
-    [
-      count_patches({}, batch, **said),
-      count_patches({}, batch | {'mask': np.ones(3, bool)}, **said),
-    ]
-  )
-  assert (result['masked_accuracy'], result['examples']) == (
-    13 / 20,
-    5,
-  )  # Multiples of 3 are wrong: 3 of 8 patches, 4 of 12.
-  result = patch_means(
-    [
-      count_patches(
-        {}, batch, predict=lambda *_: (np.zeros((3, 4, 2)), np.ones((3, 4, 2))), loss=pixel_loss
-      )
-    ]
-  )
-  assert result == {'loss': 1.0, 'examples': 2}
+  logits = np.eye(512, dtype=np.float32)[np.where(actual % 3, actual, 500)]
+  metrics = evaluate_masked((logits, actual), color_loss, [True, False, True])
+  assert (metrics['masked_accuracy'], metrics['examples']) == (5 / 8, 2)
+  metrics = evaluate_masked((logits, actual), color_loss, [True, True, True])
+  assert (metrics['masked_accuracy'], metrics['examples']) == (8 / 12, 3)
+  values = np.zeros((3, 4, 2)), np.ones((3, 4, 2))
+  assert evaluate_masked(values, pixel_loss, [True, False, True]) == {'loss': 1.0, 'examples': 2}
 
 
 def test_eight_devices_equal_one():

@@ -1,4 +1,4 @@
-"""Arguments that several commands have: which model, and what may be said of it that its file does not say."""
+"""Arguments that several commands share: the model and its overrides, the batch size, the hosts."""
 
 import argparse
 import os
@@ -7,154 +7,164 @@ from pathlib import Path
 from vit_jax.errors import UserError
 from vit_jax.runtime.cluster import print_stderr
 
+_MAX_EVAL_BATCH_PER_DEVICE = 256
+
 
 class Parser(argparse.ArgumentParser):
-  """Takes no abbreviations, and what is wrong with a command line is a UserError like any other mistake."""
+  """An argument parser without abbreviations, whose errors are `UserError`s."""
 
   def __init__(self, **options):
     super().__init__(**options, allow_abbrev=False)
 
   def error(self, message: str):
+    """Raise UserError instead of exiting."""
     raise UserError(f'{message}; see {self.prog} --help')
 
 
-def positive(text: str) -> int:
-  """A whole number from 1."""
+def positive_int(text: str) -> int:
+  """Parse an integer from 1."""
   if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
   return int(text)
 
 
-def whole(text: str) -> int:
-  """A whole number from 0."""
-  return 0 if text == '0' else positive(text)
+def non_negative_int(text: str) -> int:
+  """Parse an integer from 0."""
+  return 0 if text == '0' else positive_int(text)
 
 
-def above_zero(text: str) -> float:
-  """A finite number above 0."""
+def positive_float(text: str) -> float:
+  """Parse a finite number above 0."""
   try:
     value = float(text)
   except ValueError:
     value = 0.0
   if not 0 < value < float('inf'):
-    raise argparse.ArgumentTypeError(f'{text!r} is no number above 0')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a positive number')
   return value
 
 
-def sides(text: str) -> tuple[int, int]:
-  """'224' or '224,320' -> (height, width)."""
+def image_size(text: str) -> tuple[int, int]:
+  """Parse '224' or '224,320' as (height, width)."""
   values = text.split(',')
   if len(values) > 2 or not all(value.isdecimal() and int(value) for value in values):
     raise argparse.ArgumentTypeError(f'{text!r}: expected pixels, SIDE or HEIGHT,WIDTH')
   return int(values[0]), int(values[-1])
 
 
-def shares(text: str) -> tuple[float, float, float]:
-  """'0.5' or '0.485,0.456,0.406' -> three shares of the range of a pixel."""
+def channel_values(text: str) -> tuple[float, float, float]:
+  """Parse '0.5' or '0.485,0.456,0.406' as three numbers from 0 to 1."""
   try:
     values = tuple(float(value) for value in text.split(','))
   except ValueError:
     values = ()
   if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
     raise argparse.ArgumentTypeError(
-      f'{text!r}: expected three shares of the range of a pixel, such as 0.485,0.456,0.406'
+      f'{text!r}: expected three numbers from 0 to 1, such as 0.485,0.456,0.406'
     )
   return values * (3 // len(values))
 
 
-# A keyword of `load` -> what its flag takes. Names as `load` has them, so that what is said here is handed on as it is.
-OVERRIDES = {
+# A keyword of `load` -> the options of its flag.
+MODEL_FLAGS = {
   'size': {
-    'type': sides,
-    'help': 'pixels, SIDE or HEIGHT,WIDTH: position embeddings are resampled to it',
+    'type': image_size,
+    'help': 'pixels, SIDE or HEIGHT,WIDTH; position embeddings are resampled to this size',
   },
   'positions': {
     'choices': ('corner', 'half_pixel', 'bicubic'),
     'help': 'how position embeddings are resampled',
   },
-  'patch': {'type': positive, 'help': 'pixels: patch kernels are resized to it, as FlexiViT does'},
+  'patch': {
+    'type': positive_int,
+    'help': 'patch side in pixels; patch kernels are resized to it as in FlexiViT',
+  },
   'crop': {
     'choices': ('resize', 'center'),
-    'help': 'the whole image resized, or the middle cut from a larger one',
+    'help': 'resize the image, or crop the center of a larger one',
   },
   'short_side': {
-    'type': positive,
-    'help': 'pixels that the short side is resized to before the middle is cut',
+    'type': positive_int,
+    'help': 'pixels that the short side is resized to before the center crop',
   },
   'mean': {
-    'type': shares,
-    'help': 'of a pixel in [0, 1], for red, green and blue: 0.485,0.456,0.406',
+    'type': channel_values,
+    'help': 'mean of pixels in [0, 1], for red, green and blue, such as 0.485,0.456,0.406',
   },
-  'std': {'type': shares, 'help': 'likewise: 0.229,0.224,0.225'},
-  'gelu': {'choices': ('tanh', 'erf'), 'help': 'the form of GELU'},
-  'norm_eps': {'type': float, 'help': 'what LayerNorm adds to the variance'},
-  'heads': {'type': positive, 'help': 'attention heads, of files that do not tell'},
-  'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'of the computation'},
-  'labels': {'help': 'names of the classes: imagenet1k, imagenet21k, or a file with one a line'},
+  'std': {
+    'type': channel_values,
+    'help': 'standard deviation of pixels in [0, 1], such as 0.229,0.224,0.225',
+  },
+  'gelu': {'choices': ('tanh', 'erf'), 'help': 'form of GELU'},
+  'norm_eps': {'type': float, 'help': 'epsilon that LayerNorm adds to the variance'},
+  'heads': {'type': positive_int, 'help': 'attention heads, if the file does not say'},
+  'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'dtype of the computation'},
+  'labels': {'help': 'class names: imagenet1k, imagenet21k, or a file with a name per line'},
 }
-PREPROCESSING = ('size', 'crop', 'short_side', 'mean', 'std')
+PREPROCESSING_FLAGS = ('size', 'crop', 'short_side', 'mean', 'std')
 
 
-def add_model(command: argparse.ArgumentParser):
-  """--init, and a flag for everything that may be said of a model."""
-  what = (
-    'a catalogue name, an .npz, a .safetensors file or its directory, a run directory, or a URL'
+def add_model_flags(command: argparse.ArgumentParser):
+  """Add --init and a flag for every override of the model."""
+  command.add_argument(
+    '--init',
+    required=True,
+    metavar='SOURCE',
+    help='a catalogue name, an .npz or .safetensors file, a Hugging Face directory, '
+    'a run directory, or a URL',
   )
-  command.add_argument('--init', required=True, metavar='SOURCE', help=what)
-  said = command.add_argument_group(
-    'what the model is', 'where its file does not say it, or says it wrong'
-  )
-  for name, options in OVERRIDES.items():
-    said.add_argument(f'--{name}', **options)
+  group = command.add_argument_group('model', 'override what the file of the model says')
+  for name, options in MODEL_FLAGS.items():
+    group.add_argument(f'--{name}', **options)
 
 
-def add_batch(command: argparse.ArgumentParser):
-  """--batch."""
+def add_batch_flag(command: argparse.ArgumentParser):
+  """Add --batch."""
   command.add_argument(
     '--batch',
-    type=positive,
-    help='images at a time, over all devices; by default 16 on a CPU, 128 elsewhere',
+    type=positive_int,
+    help="images in a batch, over all devices (default: the run's own for a run directory; "
+    'else 16 on a CPU, 128 elsewhere)',
   )
 
 
-def add_hosts(command: argparse.ArgumentParser):
-  """Which other processes take part; a launcher says it by environment variables."""
-  option = command.add_argument
-  said = {
+def add_host_flags(command: argparse.ArgumentParser):
+  """Add the flags that say which processes take part. Launchers set environment variables."""
+  defaults = {
     name: os.environ.get(f'VIT_JAX_{name.upper()}')
     for name in ('coordinator', 'processes', 'process')
   }
-  option(
+  command.add_argument(
     '--coordinator',
     metavar='HOST:PORT',
-    default=said['coordinator'],
-    help='of process 0; TPU pods, GKE and SLURM know',
+    default=defaults['coordinator'],
+    help='address of process 0; not needed on TPU pods, GKE and SLURM',
   )
-  option(
+  command.add_argument(
     '--processes',
-    type=whole,
-    default=said['processes'] or '0',
+    type=non_negative_int,
+    default=defaults['processes'] or '0',
     metavar='N',
-    help='how many take part',
+    help='number of processes',
   )
-  option(
+  command.add_argument(
     '--process',
-    type=whole,
-    default=said['process'],
+    type=non_negative_int,
+    default=defaults['process'],
     metavar='I',
-    help='which of them this is, from 0',
+    help='index of this process, from 0',
   )
-  option(
+  command.add_argument(
     '--hosts_timeout',
-    type=positive,
+    type=positive_int,
     default=300,
     metavar='SECONDS',
-    help='to wait for the other hosts',
+    help='how long to wait for the other hosts',
   )
 
 
-def hosts_of(args: argparse.Namespace) -> dict[str, object]:
-  """What `add_hosts` takes, as `entry.join_hosts` has it."""
+def parse_host_flags(args: argparse.Namespace) -> dict[str, object]:
+  """Return the flags of `add_host_flags` as keywords of `join_cluster`."""
   return {
     'coordinator': args.coordinator,
     'processes': args.processes,
@@ -163,23 +173,38 @@ def hosts_of(args: argparse.Namespace) -> dict[str, object]:
   }
 
 
-def batch_size(args: argparse.Namespace) -> int:
-  """What --batch says. A CPU spends a third less on batches that fit its caches; anything else wants large ones."""
+def eval_batch_size(args: argparse.Namespace) -> int:
+  """Return --batch or its default.
+
+  The batches of a run directory have the size of the run, so that the numbers are those that
+  training printed. They are limited to 256 images per device, so that a run of a pod fits one
+  machine. A CPU takes a third less time with batches that fit its caches. Other devices need large
+  batches.
+  """
   import jax
 
-  return args.batch or (16 if jax.default_backend() == 'cpu' else 128)
+  if args.batch:
+    return args.batch
+  run = Path(args.init)
+  if (run / 'config.json').is_file() and (run / 'preprocessing.json').is_file():
+    from vit_jax.checkpoint.run_directory import read_run_config
+
+    data = read_run_config(run).data
+    return min(data.eval_batch or data.batch, _MAX_EVAL_BATCH_PER_DEVICE * jax.device_count())
+  return 16 if jax.default_backend() == 'cpu' else 128
 
 
-def overrides(args: argparse.Namespace) -> dict:
-  """What was said of the model, as keywords of `load`. UserError for what goes with nothing."""
-  said = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-  if 'labels' in said:
-    said['labels'] = label_names(said['labels'])
-  return said
+def model_overrides(args: argparse.Namespace) -> dict:
+  """Return the overrides of the model as keywords of `load`."""
+  values = {name: getattr(args, name) for name in MODEL_FLAGS}
+  overrides = {name: value for name, value in values.items() if value is not None}
+  if 'labels' in overrides:
+    overrides['labels'] = read_label_names(overrides['labels'])
+  return overrides
 
 
-def label_names(text: str) -> tuple[str, ...]:
-  """The names that --labels means."""
+def read_label_names(text: str) -> tuple[str, ...]:
+  """Return the class names that --labels stands for. Raises UserError if the file is unreadable."""
   from vit_jax.data.imagenet import imagenet_class_names
 
   if text in ('imagenet1k', 'imagenet21k'):
@@ -189,25 +214,23 @@ def label_names(text: str) -> tuple[str, ...]:
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'--labels {text}: {reason}; expected imagenet1k, imagenet21k or a file with a name a line'
+      f'--labels {text}: {reason}; expected imagenet1k, imagenet21k or a file with a name per line'
     ) from None
 
 
 def load_model(args: argparse.Namespace):
-  """The model of --init and its flags, ready to run; what was assumed of it goes to stderr."""
+  """Load the model of --init with its overrides, and print its notes to stderr."""
   from absl import logging
 
   from vit_jax.cli.jobs import enable_compilation_cache
   from vit_jax.pretrained.loading import load
 
-  logging.set_verbosity(logging.WARNING)  # Libraries' own progress is not ours.
+  logging.set_verbosity(logging.WARNING)  # Hide the progress that libraries log.
   enable_compilation_cache()
-  said = overrides(args)
-  model = load(args.init, **said)
-  if 'short_side' in said and model.preprocessing['crop'] != 'center':
-    raise UserError(
-      '--short_side goes with --crop center: this model takes the whole image, resized'
-    )
+  overrides = model_overrides(args)
+  model = load(args.init, **overrides)
+  if 'short_side' in overrides and model.preprocessing['crop'] != 'center':
+    raise UserError('--short_side needs --crop center: this model resizes the image without a crop')
   for note in model.notes:
     print_stderr(f'{model.source}: {note}')
   return model

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import positive, sides
+from vit_jax.cli.arguments import image_size, positive_int
 from vit_jax.config import DataConfig
 
 
@@ -84,11 +84,13 @@ def add(commands):
     default='',
     help='split of the evaluation images; default: test, validation or val',
   )
-  show.add_argument('--size', type=sides, default=(224, 224), help='pixels: SIDE or HEIGHT,WIDTH')
+  show.add_argument(
+    '--size', type=image_size, default=(224, 224), help='pixels: SIDE or HEIGHT,WIDTH'
+  )
   show.add_argument(
     '--crop', default='inception', choices=('inception', 'resize'), help='of the training images'
   )
-  show.add_argument('--images', type=positive, default=24, help='images of each kind')
+  show.add_argument('--images', type=positive_int, default=24, help='images of each kind')
   show.add_argument('--seed', type=int, default=0, help='seed of the order and the augmentation')
   show.add_argument('--step', type=int, default=0, help='index of the training batch')
   show.add_argument('--out', default='contact_sheet.png', help='the PNG file to write')

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_hosts, hosts_of, positive
+from vit_jax.cli.arguments import add_host_flags, parse_host_flags, positive_int
 from vit_jax.cli.jobs import join_cluster
 from vit_jax.runtime.cluster import exit_on_error
 
 
 def doctor(args):
   """Looks at every host: versions, devices, a sum over all of them, workdir, data, disk, clocks. Exit code 1: not fit."""
-  processes = join_cluster(**hosts_of(args))
+  processes = join_cluster(**parse_host_flags(args))
   import jax
 
   from vit_jax.launch.doctor import examine
@@ -33,5 +33,5 @@ def add(commands):
     '--workdir', type=Path, metavar='DIR', help='of the run: every host should write and read it'
   )
   option('--data', type=Path, metavar='DIR', help='that every host should find')
-  option('--devices', type=positive, metavar='N', help='that all hosts together should have')
-  add_hosts(command)
+  option('--devices', type=positive_int, metavar='N', help='that all hosts together should have')
+  add_host_flags(command)

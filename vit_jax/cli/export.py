@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_model, load_model
+from vit_jax.cli.arguments import add_model_flags, load_model
 from vit_jax.errors import UserError
 
 FORMATS = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
@@ -46,4 +46,4 @@ def add(commands):
   command.add_argument(
     '--format', choices=FORMATS, help='required for timm and huggingface, which are directories'
   )
-  add_model(command)
+  add_model_flags(command)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_model, load_model
+from vit_jax.cli.arguments import add_model_flags, load_model
 from vit_jax.cli.results import format_csv, write_output
 from vit_jax.runtime.cluster import print_stderr
 
@@ -89,4 +89,4 @@ def add(commands):
   command.add_argument('--out', default='figures', metavar='DIR', help=out)
   beside = 'other models to compare the numbers with'
   command.add_argument('--beside', nargs='+', default=[], metavar='SOURCE', help=beside)
-  add_model(command)
+  add_model_flags(command)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vit_jax.cli.arguments import Parser, positive, whole
+from vit_jax.cli.arguments import Parser, non_negative_int, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
@@ -305,7 +305,7 @@ def add(commands):
     help='where; local: processes of this machine',
   )
   option('--tpu', metavar='TYPE', help='such as v5litepod-256, or v5e:16x16')
-  option('--slices', type=positive, default=1, help='of that kind')
+  option('--slices', type=positive_int, default=1, help='of that kind')
   option(
     '--spot',
     action='store_true',
@@ -331,10 +331,10 @@ def add(commands):
   option(
     '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, in place of the generation's own"
   )
-  option('--hosts', type=positive, default=2, help='processes, for local')
+  option('--hosts', type=positive_int, default=2, help='processes, for local')
   option(
     '--devices_per_host',
-    type=whole,
+    type=non_negative_int,
     default=0,
     metavar='N',
     help='simulated CPU devices, for local; 0: what JAX finds',

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 
-from vit_jax.cli.arguments import positive
+from vit_jax.cli.arguments import positive_int
 from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.cli.results import (
   STDOUT,
@@ -106,7 +106,7 @@ def add(commands):
   command.set_defaults(function=plan, takes_settings=True)
   command.add_argument('--topology', required=True, metavar='SLICE', help='such as v5e:4x4')
   command.add_argument(
-    '--slices', type=positive, default=1, help='of that kind, over the slower network'
+    '--slices', type=positive_int, default=1, help='of that kind, over the slower network'
   )
   command.add_argument(
     '--compare',

@@ -1,188 +1,210 @@
-"""evaluate --protocol: how a model is examined beyond the accuracy of its own head, as a table and as JSON."""
+"""The command `evaluate --protocol` with probes and label sets: a table, and JSON."""
 
+import contextlib
 import json
 import sys
 
-from vit_jax.cli.arguments import above_zero, batch_size, load_model, positive, whole
+from vit_jax.cli.arguments import (
+  eval_batch_size,
+  load_model,
+  non_negative_int,
+  positive_float,
+  positive_int,
+)
 from vit_jax.cli.results import STDOUT, format_table, write_output
-from vit_jax.cli.vtab import FLAGS
+from vit_jax.cli.vtab import VTAB_FLAGS
 from vit_jax.errors import UserError
 from vit_jax.runtime.cluster import print_stderr
 
-FROZEN = ('fewshot', 'knn', 'linear')
+# Repeated here so that --help does not import jax.
+PROBES = ('fewshot', 'knn', 'linear')
 LABEL_SETS = ('real', 'v2', 'a', 'r', 'objectnet')
-COLUMNS = ('protocol', 'on', 'accuracy', 'std', 'examples')
-# Flag -> its protocol.
-ONLY = {
+
+_COLUMNS = ('protocol', 'on', 'accuracy', 'std', 'examples')
+_PROTOCOL_OF_FLAG = {
   'shots': 'fewshot',
   'seeds': 'fewshot',
   'l2': 'fewshot',
   'k': 'knn',
   'mapping': 'objectnet',
-} | dict.fromkeys(FLAGS, 'vtab')
+} | dict.fromkeys(VTAB_FLAGS, 'vtab')
 
 
-def examine(args):
-  """Does what --protocol says."""
+def evaluate_protocols(args):
+  """Run the protocols of --protocol."""
   model = load_model(args)
-  subject, params, bar = subject_of(args, model)
-  opened = [
-    *open_frozen(args),
-    *(open_label_sets(args, name, model) for name in args.protocol if name in LABEL_SETS),
+  functions = [
+    *_make_probe_protocols(args),
+    *(_make_label_set_protocol(args, name, model) for name in args.protocol if name in LABEL_SETS),
   ]
-  with bar:
-    outcomes = [outcome for judge in opened for outcome in judge_or_say(judge, subject, params)]
-  for each in outcomes:
-    if not each.figures:
-      raise UserError(f'{each.protocol} on {each.data}: a class has no example to learn from')
+  results = _run_protocols(args, model, functions)
   facts = {'model': model.source, 'preprocessing': model.preprocessing, 'notes': [*model.notes]}
-  facts |= {'results': [as_object(each) for each in outcomes]}
+  facts |= {'results': [_to_json_object(each) for each in results]}
   if args.json != STDOUT:
-    print(f'{model.source}\n{table(outcomes)}', end='')
+    print(f'{model.source}\n{_format_results(results)}', end='')
   write_output(json.dumps(facts, indent=1) + '\n', args.json)
 
 
-def refuse_misplaced(args):
-  """UserError for flags that go with another protocol, and for frozen features without data."""
-  if both := [
-    name for name in ('classify', 'vtab') if name in args.protocol and len(args.protocol) > 1
-  ]:
-    raise UserError(f'--protocol {" ".join(args.protocol)}: {both[0]} goes alone')
-  for flag, protocol in ONLY.items():
+def check_protocol_flags(args):
+  """Check that all flags belong to a selected protocol, and that --data is given where needed."""
+  for name in ('classify', 'vtab'):
+    if name in args.protocol and len(args.protocol) > 1:
+      raise UserError(
+        f'--protocol {" ".join(args.protocol)}: {name} cannot be combined with others'
+      )
+  for flag, protocol in _PROTOCOL_OF_FLAG.items():
     if getattr(args, flag) is not None and protocol not in args.protocol:
-      raise UserError(f'--{flag} goes with --protocol {protocol}')
-  if not args.data and set(args.protocol) & {*FROZEN, 'classify'}:
+      raise UserError(f'--{flag} needs --protocol {protocol}')
+  if not args.data and set(args.protocol) & {*PROBES, 'classify'}:
     raise UserError('--data is missing: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
   for flag in ('per_class', 'confusion'):
     if getattr(args, flag) and args.protocol != ['classify']:
-      raise UserError(f'--{flag} goes with --protocol classify')
-  if args.train_split and not set(args.protocol) & set(FROZEN):
-    raise UserError(f'--train_split goes with --protocol {", ".join(FROZEN)}')
+      raise UserError(f'--{flag} needs --protocol classify')
+  if args.train_split and not set(args.protocol) & set(PROBES):
+    raise UserError(f'--train_split needs --protocol {", ".join(PROBES)}')
 
 
-def subject_of(args, model):
-  """(the model as protocols see it, its parameters, the bar that shows how far it is)."""
-  import tqdm
-
+def _run_protocols(args, model, functions: list) -> list:
+  """Return the results of all protocols. Raises UserError if a class has no examples."""
   from vit_jax.evaluate.evaluator import make_pretrained_evaluator
   from vit_jax.evaluate.predict import eval_data_config
 
-  reading = {'workers': args.workers, 'threads': args.threads, 'bad_images': args.bad_images}
-  data = eval_data_config(model, batch=batch_size(args), **reading)
-  bar = tqdm.tqdm(unit='image', dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
-  return *make_pretrained_evaluator(model, data, progress=bar.update), bar
+  data = eval_data_config(model, batch=eval_batch_size(args), **data_options(args))
+  with image_progress_bar() as bar, explain_bad_images():
+    evaluator, params = make_pretrained_evaluator(model, data, on_batch=bar.update)
+    results = [result for run in functions for result in run(evaluator, params)]
+  for each in results:
+    if each.skipped:
+      print_stderr(f'{each.protocol}: skipped {each.skipped:,} images without a correct class')
+    if not each.scores:
+      raise UserError(f'{each.protocol} on {each.data}: a class has no example to learn from')
+  return results
 
 
-def open_frozen(args) -> list:
-  """The protocols on frozen features that are asked for, as one."""
+def _make_probe_protocols(args) -> list:
+  """Return the function that runs the selected probes, or none."""
   from vit_jax.evaluate import fewshot, knn, probes, protocols
 
-  asked = [name for name in args.protocol if name in FROZEN]
-  if not asked:
+  selected = [name for name in args.protocol if name in PROBES]
+  if not selected:
     return []
   pool, test = probes.open_pool_and_test(
     args.data, split=args.train_split, test_split=args.split, dir=args.dir
   )
-  shots, seeds = (tuple(each or ()) for each in (args.shots, args.seeds))
   options = probes.ProbeOptions(
-    shots=shots,
-    seeds=seeds or fewshot.FEWSHOT_SEEDS,
+    shots=tuple(args.shots or ()),
+    seeds=tuple(args.seeds or fewshot.FEWSHOT_SEEDS),
     l2=args.l2 or fewshot.FEWSHOT_L2,
     k=args.k or knn.KNN_NEIGHBORS,
   )
-  return [protocols.make_probe_protocol(asked, args.data, pool, test, options)]
+  return [protocols.make_probe_protocol(selected, args.data, pool, test, options)]
 
 
-def open_label_sets(args, protocol: str, model):
-  """One of the test sets of ImageNet's classes."""
+def _make_label_set_protocol(args, protocol: str, model):
+  """Return the function that evaluates one of the label sets of ImageNet."""
   from vit_jax.evaluate import protocols
   from vit_jax.evaluate.predict import check_trained_head
 
   check_trained_head(model)
-  where = {'split': args.split, 'dir': args.dir, 'mapping': args.mapping or ''}
-  facts = {'labels': model.labels, 'classes': model.classes, 'source': model.source}
-  return protocols.make_label_set_protocol(protocol, args.data or '', **facts, **where)
+  return protocols.make_label_set_protocol(
+    protocol,
+    args.data or '',
+    labels=model.labels,
+    classes=model.classes,
+    source=model.source,
+    split=args.split,
+    dir=args.dir,
+    mapping=args.mapping or '',
+  )
 
 
-def judge_or_say(judge, subject, params) -> list:
-  """The outcomes. UserError where an image cannot be read, unless such are to be left out."""
+def data_options(args) -> dict[str, object]:
+  """Return the flags that are fields of `DataConfig`."""
+  return {name: getattr(args, name) for name in ('workers', 'threads', 'bad_images')}
+
+
+def image_progress_bar(total: int | None = None):
+  """Return a progress bar that counts images. It is shown only on a terminal."""
+  import tqdm
+
+  return tqdm.tqdm(
+    total=total,
+    unit='image',
+    dynamic_ncols=True,
+    leave=False,
+    disable=not sys.stderr.isatty(),
+  )
+
+
+@contextlib.contextmanager
+def explain_bad_images():
+  """Turn an unreadable image into a UserError with a remedy."""
   from vit_jax.data.images import BadImageError
 
   try:
-    outcomes = judge(subject, params)
+    yield
   except BadImageError as error:
     name, reason = error.args
     raise UserError(
-      f'{name}: {reason}. Replace or remove it, or leave such out with --bad_images skip'
+      f'{name}: {reason}. Replace or remove the file, or skip such files with --bad_images skip'
     ) from None
-  for each in outcomes:
-    if each.skipped:
-      print_stderr(
-        f'{each.protocol}: {each.skipped:,} images are left out: no class is right for them'
-      )
-  return outcomes
 
 
-def as_object(outcome) -> dict:
-  """For JSON."""
-  facts = {
-    'protocol': outcome.protocol,
-    'data': outcome.data,
-    'examples': outcome.examples,
-    'skipped': outcome.skipped,
+def _to_json_object(result) -> dict:
+  return {
+    'protocol': result.protocol,
+    'data': result.data,
+    'examples': result.examples,
+    'skipped': result.skipped,
+    'pool': result.pool_examples,
+    'figures': {
+      name: {'accuracy': score.accuracy, 'std': score.std, 'note': score.note}
+      for name, score in result.scores.items()
+    },
   }
-  figures = {
-    name: {'accuracy': each.accuracy, 'std': each.std, 'note': each.note}
-    for name, each in outcome.figures.items()
-  }
-  return facts | {'pool': outcome.pool, 'figures': figures}
 
 
-def table(outcomes: list) -> str:
-  """For the screen."""
-  std = lambda figure: '' if figure.std is None else f'{figure.std:.2%}'
-  rows = [
-    (
-      f'{each.protocol} {name}',
-      each.data,
-      f'{figure.accuracy:.2%}',
-      std(figure),
-      f'{each.examples:,}',
-    )
-    for each in outcomes
-    for name, figure in each.figures.items()
-  ]
-  return format_table([COLUMNS, *rows])
+def _format_results(results: list) -> str:
+  """Return the table of all scores."""
+  rows = []
+  for each in results:
+    for name, score in each.scores.items():
+      std = '' if score.std is None else f'{score.std:.2%}'
+      accuracy, examples = f'{score.accuracy:.2%}', f'{each.examples:,}'
+      rows.append((f'{each.protocol} {name}', each.data, accuracy, std, examples))
+  return format_table([_COLUMNS, *rows])
 
 
-def add_protocol(command):
-  """--protocol and what goes with it."""
-  what = 'classify (the default), vtab, or any of ' + ', '.join((*FROZEN, *LABEL_SETS))
-  names = ('classify', 'vtab', *FROZEN, *LABEL_SETS)
+def add_protocol_flags(command):
+  """Add --protocol and the flags of probes and label sets."""
+  names = ('classify', 'vtab', *PROBES, *LABEL_SETS)
   command.add_argument(
-    '--protocol', nargs='+', default=['classify'], choices=names, metavar='NAME', help=what
+    '--protocol',
+    nargs='+',
+    default=['classify'],
+    choices=names,
+    metavar='NAME',
+    help=f'classify (default), vtab, or any of {", ".join((*PROBES, *LABEL_SETS))}',
   )
-  group = command.add_argument_group('protocols', 'what some of them want to know')
+  group = command.add_argument_group('protocols', 'options of single protocols')
   group.add_argument(
-    '--train_split', default='', help="what frozen features learn from; by default 'train'"
+    '--train_split', default='', help='probes: split of the labelled examples (default: train)'
   )
   group.add_argument(
     '--shots',
-    type=positive,
+    type=positive_int,
     nargs='+',
-    help='fewshot: examples of each class; by default 1 5 10 25',
+    help='fewshot: examples per class (default: 1 5 10 25)',
   )
   group.add_argument(
-    '--seeds', type=whole, nargs='+', help='fewshot: draws of them; by default 0 1 2'
+    '--seeds', type=non_negative_int, nargs='+', help='fewshot: seeds (default: 0 1 2)'
   )
   group.add_argument(
-    '--l2',
-    type=above_zero,
-    help="fewshot: how much weights are held down; by default big_vision's 1024",
+    '--l2', type=positive_float, help='fewshot: L2 regularization (default: 1024, as big_vision)'
   )
-  group.add_argument('--k', type=positive, help='knn: neighbours; by default 20')
+  group.add_argument('--k', type=positive_int, help='knn: neighbours (default: 20)')
   group.add_argument(
     '--mapping',
     metavar='DIR',
-    help='objectnet: its own directory `mappings`; by default beside the images',
+    help="objectnet: its directory 'mappings' (default: beside the images)",
   )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_hosts, hosts_of
+from vit_jax.cli.arguments import add_host_flags, parse_host_flags
 from vit_jax.cli.results import format_table
 from vit_jax.errors import UserError
 
@@ -17,7 +17,7 @@ def self_train(args):
 
   students = [read_config(recipe) for recipe in args.students]
   teacher = read_config(args.teacher) if is_recipe(args.teacher) else args.teacher
-  with training_runtime(args.workdir, **hosts_of(args)) as runtime:
+  with training_runtime(args.workdir, **parse_host_flags(args)) as runtime:
     import jax
 
     from vit_jax.train import train
@@ -67,5 +67,5 @@ def add(commands):
     metavar='DIR',
     help='directory of the stages; existing stages are resumed',
   )
-  add_hosts(command)
+  add_host_flags(command)
   command.epilog = '--config.FIELD=VALUE changes a setting of every run.'

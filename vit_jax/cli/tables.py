@@ -5,7 +5,7 @@ import functools
 import json
 from pathlib import Path
 
-from vit_jax.cli.arguments import positive, whole
+from vit_jax.cli.arguments import non_negative_int, positive_int
 from vit_jax.errors import UserError
 from vit_jax.runtime.cluster import print_stderr
 
@@ -205,8 +205,8 @@ def _add_run_arguments(command: argparse.ArgumentParser):
   effort = 'miniatures: factor on all steps, above 0 and at most 10; by default 1'
   add('--effort', type=parse_effort, default=1.0, metavar='FACTOR', help=effort)
   runs = 'miniatures: number of runs of each experiment; by default all'
-  add('--runs', type=whole, default=0, metavar='N', help=runs)
-  add('--seeds', type=positive, default=3, metavar='N', help='number of seeds; by default 3')
+  add('--runs', type=non_negative_int, default=0, metavar='N', help=runs)
+  add('--seeds', type=positive_int, default=3, metavar='N', help='number of seeds; by default 3')
   photos = 'miniatures: photographs to fine-tune on'
   add('--photos', default='', metavar='folder:DIR', help=photos)
 
@@ -217,7 +217,7 @@ def _add_cost_arguments(command: argparse.ArgumentParser):
   chips = ('v4', 'v5e', 'v5p', 'v6e', 'tpu7x')
   add('--chip', default='v5e', choices=chips, help='TPU generation whose hours to estimate')
   mfu = 'model FLOPs utilization in percent of the peak; by default 40'
-  add('--mfu', type=positive, metavar='PERCENT', help=mfu)
+  add('--mfu', type=positive_int, metavar='PERCENT', help=mfu)
   add('--plan', metavar='FILE', help='read the utilization from a file of `plan --json FILE`')
 
 
@@ -225,9 +225,9 @@ def _add_speed_arguments(command: argparse.ArgumentParser):
   """Add the arguments of fig12."""
   add = command.add_argument
   sizes = [64, 128, 224, 384, 512]
-  add('--sizes', type=positive, nargs='+', default=sizes, metavar='PIXELS', help='fig12')
+  add('--sizes', type=positive_int, nargs='+', default=sizes, metavar='PIXELS', help='fig12')
   largest = 'fig12: largest batch on each device; by default 1024'
-  add('--largest', type=positive, metavar='IMAGES', help=largest)
+  add('--largest', type=positive_int, metavar='IMAGES', help=largest)
   dtypes = ('float32', 'bfloat16')
   add('--dtype', default='bfloat16', choices=dtypes, help='fig12: type of the computation')
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vit_jax.cli.arguments import Parser, add_hosts, hosts_of, positive
+from vit_jax.cli.arguments import Parser, add_host_flags, parse_host_flags, positive_int
 from vit_jax.cli.jobs import (
   default_workdir,
   parse_config_flags,
@@ -24,7 +24,7 @@ def train(args: argparse.Namespace):
   recipe = recipe_of_flags(args.settings) or args.default_recipe
   config = validate(parse_config_flags(args.settings, default=recipe, options=_OPTIONS))
   workdir = Path(args.workdir or default_workdir(recipe))
-  hosts = hosts_of(args) | {'heartbeat': args.hosts_heartbeat}
+  hosts = parse_host_flags(args) | {'heartbeat': args.hosts_heartbeat}
   with training_runtime(args.workdir, **hosts) as runtime:
     from vit_jax.train import train
 
@@ -62,10 +62,10 @@ def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
     metavar='DIR',
     help='run directory; an existing run is resumed; by default runs/RECIPE-TIME',
   )
-  add_hosts(command)
+  add_host_flags(command)
   command.add_argument(
     '--hosts_heartbeat',
-    type=positive,
+    type=positive_int,
     default=HEARTBEAT_TIMEOUT,
     metavar='SECONDS',
     help=f'time without a heartbeat after which a host is lost; by default {HEARTBEAT_TIMEOUT}',

@@ -1,4 +1,4 @@
-"""verify: is a run's directory as it was written?"""
+"""The command `verify`: check that a run directory is intact."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,10 @@ from vit_jax.runtime.cluster import print_stderr
 
 
 def verify(args):
-  """Reads all that a run's directory holds and says which parts are good. Changes nothing. Exit code 1: not all are."""
+  """Check every file of a run directory and print which are good. Changes nothing.
+
+  The exit code is 1 if a file is damaged, or if there is no checkpoint.
+  """
   from absl import logging
 
   from vit_jax.checkpoint.io import verify_checkpoint
@@ -19,40 +22,40 @@ def verify(args):
     read_run_preprocessing,
   )
 
-  logging.set_verbosity(logging.FATAL)  # Orbax's own account of what is damaged.
-  workdir, place = args.workdir, args.workdir / 'checkpoints'
-  saved = sorted(list_saved_steps(place))
-  good = [
-    verdict('config.json', lambda: read_run_config(workdir) and ''),
-    verdict('preprocessing.json', lambda: read_run_preprocessing(workdir) and ''),
-    verdict('labels.txt', lambda: f'{len(read_run_labels(workdir)):,} classes'),
-    *(
-      verdict(f'checkpoints/{step}', lambda step=step: verify_checkpoint(place / str(step)))
-      for step in saved
-    ),
-  ]
-  for path in sorted(place.iterdir()) if place.is_dir() else []:
+  logging.set_verbosity(logging.FATAL)  # Hide what Orbax logs about damaged files.
+  workdir, checkpoints = args.workdir, args.workdir / 'checkpoints'
+  steps = sorted(list_saved_steps(checkpoints))
+  checks = {
+    'config.json': lambda: read_run_config(workdir) and '',
+    'preprocessing.json': lambda: read_run_preprocessing(workdir) and '',
+    'labels.txt': lambda: f'{len(read_run_labels(workdir)):,} classes',
+  }
+  for step in steps:
+    checks[f'checkpoints/{step}'] = lambda path=checkpoints / str(step): verify_checkpoint(path)
+  are_good = [_print_check(name, check) for name, check in checks.items()]
+  for path in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []:
     if LEFTOVER_NAME.fullmatch(path.name):
-      print_stderr(f'checkpoints/{path.name} was interrupted: the run removes it when it goes on')
-  if not saved:
-    print_stderr(f'{workdir} holds no checkpoint')
-  raise SystemExit(0 if all(good) and saved else 1)
+      print_stderr(
+        f'checkpoints/{path.name} is the rest of an interrupted save: resuming the run removes it'
+      )
+  if not steps:
+    print_stderr(f'{workdir} has no checkpoint')
+  raise SystemExit(0 if all(are_good) and steps else 1)
 
 
-def verdict(name: str, examine: Callable[[], str]) -> bool:
-  """Prints a line: what `verify_checkpoint` found, or what is wrong."""
+def _print_check(name: str, check: Callable[[], str]) -> bool:
+  """Print the details that `check` returns, or its UserError. Return True if there is none."""
   try:
-    print(f'{name:<24}  good  {examine()}'.rstrip(), flush=True)
-    return True
+    print(f'{name:<24}  good  {check()}'.rstrip(), flush=True)
   except UserError as error:
     print(f'{name:<24}  DAMAGED  {error}', flush=True)
     return False
+  return True
 
 
 def add(commands):
-  """The arguments."""
-  command = commands.add_parser(
-    'verify', help=verify.__doc__.partition('.')[0], description=verify.__doc__
-  )
+  """Add the parser of the command."""
+  help = verify.__doc__.partition('.')[0]
+  command = commands.add_parser('verify', help=help, description=verify.__doc__)
   command.set_defaults(function=verify)
-  command.add_argument('workdir', type=Path, metavar='WORKDIR', help='of a run')
+  command.add_argument('workdir', type=Path, metavar='WORKDIR', help='the run directory')

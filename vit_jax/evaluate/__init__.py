@@ -1,1 +1,1 @@
-"""What is measured of a model: each file one protocol, each knowing nothing but `predict`."""
+"""Evaluation of models: accuracy, probes, label sets, predictions and pseudo-labels."""

@@ -1,12 +1,18 @@
-"""A model under examination: whole splits through it, to features or to its best classes, on any number of devices.
+"""Apply a model to every example of a source once, over all devices and hosts.
 
-The same in the middle of a run, where devices hold shares of the parameters, as of a model that was loaded. Images come to it
-unrounded, as published numbers were made. Every host ends with the rows of all.
+Training, `evaluate`, probes, pseudo-labels, `predict` and figures all run this loop. They differ
+in their `Output`, the arrays that are computed for each example (see outputs.py).
+
+The host sums the rows in float64 and in the order of the source. Sums therefore do not depend on
+the batch size or on the number of devices.
+
+Shapes: b batch, n examples, m labels of an example.
 """
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,103 +20,144 @@ import numpy as np
 
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
-from vit_jax.sharding.fsdp import shard_map_rows, state_shardings, state_specs
-from vit_jax.sharding.mesh import Mesh, batch_sharding, make_mesh, replicated, to_global
-from vit_jax.step import compute_features_sharded, predict_logits_sharded
+from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
+from vit_jax.sharding.fsdp import (
+  shard_map_rows,
+  state_shardings,
+  state_specs,
+  with_block_gather,
+)
+from vit_jax.sharding.mesh import Mesh, batch_sharding, replicated
 
-TOP = 5
+_MAX_BATCHES_IN_FLIGHT = 2  # The host reads the rows of one batch while the next is computed.
+
+Rows = dict[str, np.ndarray]
 
 
-class StoppedError(Exception):
-  """Somebody asked the run to stop."""
+class PreemptedError(Exception):
+  """The run has to stop before the evaluation is complete."""
+
+
+class Output(NamedTuple):
+  """The function that is applied to each batch, (model, params, batch) -> {name: [b, …]}.
+
+  A batch is {'image': [b, h, w, 3], 'label': [b, m], 'mask': [b]}. Images are unrounded float32, as
+  in the evaluations that published accuracies come from. They are uint8 if `exact_images` is False.
+  An evaluator compiles each output once.
+  """
+
+  apply: Callable[[nn.Module, dict, dict[str, jax.Array]], dict[str, jax.Array]]
+  exact_images: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluator:
-  """What every protocol needs of a model, besides the parameters of the moment."""
+  """Applies one model to sources of examples. Parameters may change between calls."""
 
   model: nn.Module
-  shapes: dict  # Of the parameters: how they lie on `mesh` follows from these.
+  param_shapes: dict  # Arrays or their shapes, which decide how they are sharded over `mesh`.
   mesh: Mesh
-  data: DataConfig  # What an image goes through; `eval_batch` divides over the devices.
-  progress: Callable[[int], None] = lambda images: None  # Told of every batch.
-  asked: Callable[[np.ndarray], bool] = lambda values: (
+  data: DataConfig
+  should_stop: Callable[[object], bool] = lambda outputs: (
     False
-  )  # Given what came of every batch: whether to stop.
+  )  # Called with every batch's outputs.
+  on_batch: Callable[[int], None] = lambda examples: None  # Called with the size of every batch.
+  programs: dict = dataclasses.field(default_factory=dict)  # Compiled programs.
 
-  def features(self, params: dict, source) -> tuple[np.ndarray, np.ndarray]:
-    """(features [n, d], labels [n, m], -1 pads) of every example that can be read, in the order of `source`."""
-    return self._through(self._features, params, source, lambda features: features)
+  @property
+  def batch(self) -> int:
+    """The batch size of the config, rounded up to a multiple of the number of devices."""
+    size = self.data.eval_batch or self.data.batch
+    return -(-size // self.mesh.size) * self.mesh.size
 
-  def best(self, params: dict, source, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the best of the logits `columns`, their places in it [n, 5], the best first; labels [n, m]), likewise."""
-    top = lambda logits: np.argsort(-logits[:, columns], axis=1, kind='stable')[:, :TOP]
-    return self._through(self._logits, params, source, top)
+  def rows(self, params: dict, source, output: Output) -> Rows:
+    """Return the rows of all examples, {'label': [n, m], 'mask': [n], **output}. See `batches`."""
+    return concatenate_rows(self.batches(params, source, output))
 
-  def logits(self, params: dict, source, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the logits `columns` [n, k] of every example, in the order of `source`, which of them could be read [n])."""
-    said = [
-      (values[:, columns], mask) for values, _, mask in self._batches(self._logits, params, source)
-    ]
-    values, mask = (np.concatenate(each)[: len(source)] for each in zip(*said, strict=True))
-    return values, mask
+  def batches(self, params: dict, source, output: Output) -> Iterator[Rows]:
+    """Yield the rows of each batch, in the order of `source`, to every host.
 
-  def _through(
-    self, function: Callable, params: dict, source, then: Callable
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """What `then` makes of what `function` says of the examples, and their labels, without what cannot be read."""
-    said = (
-      (then(values[mask]), label[mask])
-      for values, label, mask in self._batches(function, params, source)
-    )
-    out, labels = zip(*said, strict=True)
-    return np.concatenate(out), np.concatenate(labels)
+    'mask' is False for examples that cannot be read. The last batch is not padded. Raises
+    PreemptedError if `should_stop` returns True, which all hosts must do after the same batch.
+    """
+    program = self.compile(params, source, output)
+    loaded = self._load(source, output, **host_kwargs())
+    running: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for _, batch in prefetch_to_device(loaded, self.data.prefetch, self.mesh):
+      running.append(program(params, batch))
+      if self.should_stop(running[-1]):
+        raise PreemptedError
+      if len(running) == _MAX_BATCHES_IN_FLIGHT:
+        yield self._fetch(running.popleft(), len(source))
+    while running:
+      yield self._fetch(running.popleft(), len(source))
 
-  def _batches(
-    self, function: Callable, params: dict, source
-  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(what `function` says, labels, mask) of one batch after another; every host has the rows of all."""
-    hosts = {'host': jax.process_index(), 'hosts': jax.process_count()}
-    for made in eval_batches(source, self.data, **hosts, exact=True):
-      batch = {name: made[name] for name in ('image', 'label', 'mask')}
-      with jax.set_mesh(self.mesh):  # Kernels ask it how a batch is split.
-        values, label, mask = jax.device_get(function(params, to_global(batch, self.mesh)))
-      yield values, label, mask
-      if self.asked(values):
-        raise StoppedError
-      self.progress(len(mask))
+  def compile(self, params: dict, source, output: Output) -> Callable:
+    """Return the program (parameters, batch) -> rows for the batches of `source`."""
+    b, dtype = self.batch, np.float32 if output.exact_images else np.uint8
+    shapes = {
+      'image': ((b, *self.data.size, 3), dtype),
+      'label': ((b, source.max_labels), np.int32),
+      'mask': ((b,), np.bool_),
+      'index': ((b,), np.int32),
+    }
+    if (key := (output, *shapes.values())) not in self.programs:
+      sharding = batch_sharding(self.mesh)
+      batch = {name: jax.ShapeDtypeStruct(*x, sharding=sharding) for name, x in shapes.items()}
+      with jax.set_mesh(self.mesh):  # Kernels ask the mesh how a batch is split.
+        self.programs[key] = self._jit(output).lower(params, batch).compile()
+    return self.programs[key]
 
-  @functools.cached_property
-  def _features(self) -> Callable:
-    return self._compiled(compute_features_sharded)
+  def _jit(self, output: Output) -> Callable:
+    specs = state_specs(self.param_shapes, self.mesh)
 
-  @functools.cached_property
-  def _logits(self) -> Callable:
-    return self._compiled(predict_logits_sharded)
+    def evaluate_batch(shards: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+      model, gather = with_block_gather(self.model, specs)
+      kept = {name: batch[name] for name in ('label', 'mask', 'index')}
+      return output.apply(model, gather(shards), batch) | kept
 
-  def _compiled(self, apply: Callable) -> Callable:
-    """(parameters, a global batch) -> what `apply` makes of the images, the labels and the mask, on every host."""
-    specs = state_specs(self.shapes, self.mesh)
+    sharded = shard_map_rows(evaluate_batch, self.mesh, specs)
+    sharded.__name__ = evaluate_batch.__name__  # Profiles and compilation events show it.
+    shardings = (state_shardings(self.param_shapes, self.mesh), batch_sharding(self.mesh))
+    return jax.jit(sharded, in_shardings=shardings, out_shardings=replicated(self.mesh))
 
-    def local(params, batch):
-      return (
-        apply(params, batch['image'], model=self.model, specs=specs),
-        batch['label'],
-        batch['mask'],
-      )
+  def _load(self, source, output: Output, *, host: int, hosts: int) -> Iterator[Rows]:
+    """Yield this host's part of the batches. 'index' is the index of a row in the source.
 
-    shardings = (state_shardings(self.shapes, self.mesh), batch_sharding(self.mesh))
-    spread = shard_map_rows(local, self.mesh, specs)
-    return jax.jit(spread, in_shardings=shardings, out_shardings=replicated(self.mesh))
+    The mesh may list devices in another order than that of the hosts that feed them.
+    """
+    data = dataclasses.replace(self.data, eval_batch=self.batch)
+    b = self.batch // hosts
+    batches = eval_batches(source, data, host=host, hosts=hosts, exact=output.exact_images)
+    for k, batch in enumerate(batches):
+      first = (k * hosts + host) * b
+      yield batch | {'index': np.arange(first, first + b, dtype=np.int32)}
+
+  def _fetch(self, outputs: dict[str, jax.Array], examples: int) -> Rows:
+    """Wait for the rows of a batch. Return them in the order of the source, without padding."""
+    rows = jax.device_get(outputs)
+    index = rows.pop('index')
+    self.on_batch(len(index))
+    order = np.argsort(index)[: np.sum(index < examples)]
+    return {name: values[order] for name, values in rows.items()}
+
+
+def concatenate_rows(batches: Iterable[Rows]) -> Rows:
+  """Join the rows of all batches."""
+  parts = list(batches)
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def make_pretrained_evaluator(
-  model, data: DataConfig, *, progress: Callable[[int], None] = lambda images: None
+  model, data: DataConfig, *, on_batch: Callable[[int], None] = lambda examples: None
 ) -> tuple[Evaluator, dict]:
-  """(the Subject that a Pretrained is, its parameters on all devices). `data.eval_batch` is filled up to divide over them."""
-  mesh = make_mesh(1, batches={})
-  data = dataclasses.replace(data, eval_batch=-(-data.eval_batch // mesh.size) * mesh.size)
-  subject = Evaluator(
-    model=model.model, shapes=model.params, mesh=mesh, data=data, progress=progress
+  """Return an evaluator of a `PretrainedModel` on all devices, and its parameters on all devices."""
+  evaluator = Evaluator(
+    model=model.model,
+    param_shapes=model.params,
+    mesh=model.mesh,
+    data=data,
+    on_batch=on_batch,
+    programs=model.programs,
   )
-  return subject, jax.device_put(model.params, replicated(mesh))
+  return evaluator, model.device_params

@@ -1,10 +1,13 @@
-"""Test sets of ImageNet's classes with labels of their own: of each image the set of classes that are right for it, and the
-classes that a prediction is chosen among. Images with an empty set are left out, and counted.
+"""Test sets of ImageNet classes in which an image has a set of correct labels.
 
-  real       ImageNet's validation images, reassessed: any label of the set is right (arXiv 2006.07159)
-  v2         new images, collected as the first were (arXiv 1902.10811)
-  a, r       adversarially filtered photographs; renditions. Predictions among their 200 classes (arXiv 1907.07174, 2006.16241)
-  objectnet  everyday things in odd poses. Predictions among the classes that both have (Barbu et al., NeurIPS 2019)
+Predictions are among the classes of the test set. Images with an empty set are skipped and counted.
+
+  real       ImageNet's validation images, relabelled (arXiv 2006.07159).
+  v2         New images, collected like the original ones (arXiv 1902.10811).
+  a          Adversarially filtered photographs of 200 classes (arXiv 1907.07174).
+  r          Renditions of 200 classes (arXiv 2006.16241).
+  objectnet  Everyday objects in unusual poses, of the classes that it shares with ImageNet
+             (Barbu et al., NeurIPS 2019).
 """
 
 import dataclasses
@@ -25,10 +28,11 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import Evaluator
 from vit_jax.evaluate.objectnet import OBJECTNET_BORDER, read_objectnet_classes
+from vit_jax.evaluate.outputs import is_hit, top_k_among
 
 _IMAGENET_CLASSES = 1000
 
-# Where the images are read from, unless something else is said, and the split: all of what was made for testing alone.
+# Protocol -> its images and their split, by default. Sets made for testing are used completely.
 LABEL_SET_SOURCES = {
   'real': ('tfds:imagenet2012', 'validation'),
   'v2': ('tfds:imagenet_v2/matched-frequency', 'test'),
@@ -37,125 +41,138 @@ LABEL_SET_SOURCES = {
   'objectnet': ('', ''),
 }
 
+# (labels, name of an example) -> labels. It is pickled for the workers of the loader.
+LabelRule = Callable[[tuple[int, ...], str], tuple[int, ...]]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RelabelledSource:
-  """A source whose examples have the labels that a rule gives: places in a list of ImageNet's classes."""
+  """A source whose labels are replaced by those of a rule, and whose images are cropped."""
 
   source: Source
-  rule: Callable[
-    [tuple[int, ...], str], tuple[int, ...]
-  ]  # (labels, name) -> labels; pickled to the loader's workers.
+  label_rule: LabelRule
   max_labels: int
-  border: int = 0  # Pixels that are cut off on every side.
+  crop_border: int = 0  # Pixels that are removed on every side.
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, tuple[int, ...], str]:
     data, labels, name = self.source[i]
-    return self._cut(data, name), self.rule(labels, name), name
+    return self._crop(data, name), self.label_rule(labels, name), name
 
-  def _cut(self, data, name: str):
-    if not self.border:
+  def _crop(self, data: bytes | np.ndarray, name: str) -> bytes | np.ndarray:
+    if not self.crop_border:
       return data
     from vit_jax.data.images import decode_image
 
-    inside = slice(self.border, -self.border)
+    inside = slice(self.crop_border, -self.crop_border)
     return decode_image(data, name=name, max_pixels=100_000_000)[inside, inside]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSetByClass:
-  """The set of each of the source's own classes."""
+  """The label rule that maps each class of the source to a set of labels."""
 
-  sets: tuple[tuple[int, ...], ...]
+  class_sets: tuple[tuple[int, ...], ...]
 
   def __call__(self, labels: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Return the labels in the sets of all `labels`."""
     del name
-    return tuple(place for label in labels for place in self.sets[label])
+    return tuple(new for label in labels for new in self.class_sets[label])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSetByName:
-  """The set of each validation image of ImageNet, by the number in its name."""
+  """The label rule that looks up a validation image of ImageNet by the number in its name."""
 
-  sets: tuple[tuple[int, ...], ...]
+  image_sets: tuple[tuple[int, ...], ...]
 
   def __call__(self, labels: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Return the labels of an image. Raises UserError if its name has no known number."""
     del labels
     number = re.search(r'ILSVRC2012_val_(\d{8})', name)
-    if not number or not 1 <= int(number[1]) <= len(self.sets):
+    if not number or not 1 <= int(number[1]) <= len(self.image_sets):
       raise UserError(
-        f'{name}: ReaL has labels of ILSVRC2012_val_00000001 to {len(self.sets):08}, and finds none of them here'
+        f'{name}: ReaL has labels for ILSVRC2012_val_00000001 to {len(self.image_sets):08}, '
+        'and this name has no such number'
       )
-    return self.sets[int(number[1]) - 1]
+    return self.image_sets[int(number[1]) - 1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSetBenchmark:
-  """A test set, opened."""
+  """An opened test set. Labels are places in `class_indices`."""
 
   source: RelabelledSource
-  chosen: tuple[int, ...]  # Of ImageNet's classes, those that predictions are among.
+  class_indices: tuple[int, ...]  # The ImageNet classes that a prediction is chosen from.
 
-  def columns(self, labels: tuple[str, ...], *, classes: int, source: str) -> np.ndarray:
-    """Which logits of a model the chosen classes are. `labels`: of its `classes` logits, or (). UserError if one lacks."""
+  def match_logits(self, labels: tuple[str, ...], *, classes: int, source: str) -> np.ndarray:
+    """Return the index of the logit of each class in `class_indices`.
+
+    `labels` are the names of the model's `classes` logits, or (). Raises UserError, which names the
+    model `source`, if the model lacks a class.
+    """
     every = imagenet_synsets('imagenet1k')
     if not labels and classes != _IMAGENET_CLASSES:
       raise UserError(
-        f"{source} has {classes:,} classes without names, and the images have some of ImageNet's {_IMAGENET_CLASSES:,}"
+        f'{source} has {classes:,} classes without names, and the images are of some of '
+        f"ImageNet's {_IMAGENET_CLASSES:,} classes"
       )
-    columns, _ = match_classes(
-      tuple(every[i] for i in self.chosen), labels or every, classes=classes, source=source
-    )
-    return columns
+    names = tuple(every[i] for i in self.class_indices)
+    indices, _ = match_classes(names, labels or every, classes=classes, source=source)
+    return indices
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSetCounts:
-  """Of a whole test set."""
+  """Numbers of images of a test set."""
 
   correct: int
   correct_top5: int
   examples: int
-  skipped: int  # Images for which no label is right.
+  skipped: int  # Images without a correct label.
 
 
 def open_label_set_benchmark(
   protocol: str, data: str = '', *, split: str = '', dir: str = '', mapping: str = ''
 ) -> LabelSetBenchmark:
-  """The test set that `protocol` names. `mapping`: for ObjectNet, the directory of its mapping files.
+  """Open the test set of a protocol, a key of `LABEL_SET_SOURCES`.
 
-  UserError where it is not here, or has other classes.
+  Args:
+    protocol: Which test set.
+    data: The source of its images, if it is not the default one.
+    split: The split, if it is not the default one.
+    dir: The directory of TFDS data sets.
+    mapping: The directory of ObjectNet's mapping files, by default beside the images.
+
+  Raises UserError if the data are missing or have other classes.
   """
   source = _open_label_set_images(protocol, data, split=split, dir=dir)
+  every_class = tuple(range(_IMAGENET_CLASSES))
   if protocol == 'real':
-    sets = imagenet_real_labels()
-    return LabelSetBenchmark(
-      RelabelledSource(source, LabelSetByName(sets), max(map(len, sets))),
-      tuple(range(_IMAGENET_CLASSES)),
-    )
+    image_sets = imagenet_real_labels()
+    max_labels = max(map(len, image_sets))
+    relabelled = RelabelledSource(source, LabelSetByName(image_sets), max_labels)
+    return LabelSetBenchmark(relabelled, every_class)
   if protocol == 'objectnet':
-    sets = read_objectnet_classes(source.label_names, _objectnet_mapping_dir(mapping, data))
-    chosen = tuple(sorted({number for each in sets for number in each}))
-    return LabelSetBenchmark(_relabel_source(source, sets, chosen, border=OBJECTNET_BORDER), chosen)
-  sets = tuple(
-    (number,)
-    for number in imagenet_class_indices(source.label_names, data or LABEL_SET_SOURCES[protocol][0])
-  )
-  chosen = (
-    imagenet_subset_classes(protocol) if protocol in ('a', 'r') else tuple(range(_IMAGENET_CLASSES))
-  )
-  return LabelSetBenchmark(_relabel_source(source, sets, chosen), chosen)
+    directory = Path(mapping) if mapping else Path(data.partition(':')[2]).parent / 'mappings'
+    class_sets = read_objectnet_classes(source.label_names, directory)
+    shared = tuple(sorted({index for each in class_sets for index in each}))
+    relabelled = _relabel_source(source, class_sets, shared, crop_border=OBJECTNET_BORDER)
+    return LabelSetBenchmark(relabelled, shared)
+  indices = imagenet_class_indices(source.label_names, data or LABEL_SET_SOURCES[protocol][0])
+  class_indices = imagenet_subset_classes(protocol) if protocol in ('a', 'r') else every_class
+  class_sets = tuple((index,) for index in indices)
+  return LabelSetBenchmark(_relabel_source(source, class_sets, class_indices), class_indices)
 
 
 def _open_label_set_images(protocol: str, data: str, *, split: str, dir: str) -> Source:
-  """All images of a set that was made for testing; of ImageNet, the held-out ones."""
+  """Open all images of a set that was made for testing, or the held-out images of ImageNet."""
   default, default_split = LABEL_SET_SOURCES[protocol]
   if not (data or default):
     raise UserError(
-      f'{protocol}: no catalogue has its images: say where they are, as folder:PATH/images'
+      f'{protocol}: its images are not in TFDS: give their directory as folder:PATH/images'
     )
   if data in ('', default):
     return open_source(default, split or default_split, dir=dir)
@@ -163,23 +180,28 @@ def _open_label_set_images(protocol: str, data: str, *, split: str, dir: str) ->
 
 
 def _relabel_source(
-  source: Source, sets: tuple[tuple[int, ...], ...], chosen: tuple[int, ...], *, border: int = 0
+  source: Source,
+  class_sets: tuple[tuple[int, ...], ...],
+  class_indices: tuple[int, ...],
+  *,
+  crop_border: int = 0,
 ) -> RelabelledSource:
-  """The source with the ImageNet classes `sets` of each of its own classes, as places in `chosen` where they are in it."""
-  place = {number: i for i, number in enumerate(chosen)}
-  sets = tuple(tuple(place[number] for number in each if number in place) for each in sets)
-  return RelabelledSource(
-    source, LabelSetByClass(sets), max(1, *map(len, sets)) * source.max_labels, border
-  )
+  """Map each class of `source` to its set of ImageNet classes, as places in `class_indices`.
 
-
-def _objectnet_mapping_dir(mapping: str, data: str) -> Path:
-  """What is said, or where ObjectNet's archive has it: beside `images`."""
-  return Path(mapping) if mapping else Path(data.partition(':')[2]).parent / 'mappings'
+  Classes that are not in `class_indices` are dropped.
+  """
+  place = {index: i for i, index in enumerate(class_indices)}
+  class_sets = tuple(tuple(place[i] for i in each if i in place) for each in class_sets)
+  max_labels = max(1, *map(len, class_sets)) * source.max_labels
+  return RelabelledSource(source, LabelSetByClass(class_sets), max_labels, crop_border)
 
 
 def imagenet_class_indices(names: tuple[str, ...], data: str) -> list[int]:
-  """The number among ImageNet-1k's classes of each name: a synset, the class in words, or that number itself."""
+  """Return the index among the classes of ImageNet-1k of each name.
+
+  Names are synsets, words, or the indices themselves. Raises UserError, which names the source
+  `data`, if they are none of these.
+  """
   numbers = tuple(map(str, range(_IMAGENET_CLASSES)))
   for known in (imagenet_synsets('imagenet1k'), imagenet_class_names('imagenet1k'), numbers):
     place = {name: i for i, name in enumerate(known)}
@@ -187,23 +209,26 @@ def imagenet_class_indices(names: tuple[str, ...], data: str) -> list[int]:
       return [place[name] for name in names]
   odd = next(name for name in names if name not in imagenet_synsets('imagenet1k'))
   raise UserError(
-    f"{data} has a class {odd!r}, which is none of ImageNet's: expected synsets such as n01440764, names or numbers"
+    f"{data} has a class {odd!r}, which is not one of ImageNet's: expected synsets such as "
+    'n01440764, names or numbers'
   )
 
 
 def evaluate_label_set(
-  subject: Evaluator, params: dict, opened: LabelSetBenchmark, columns: np.ndarray
+  evaluator: Evaluator, params: dict, benchmark: LabelSetBenchmark, logit_indices: np.ndarray
 ) -> LabelSetCounts:
-  """Of every image that can be read, once."""
-  return count_label_set_hits(*subject.best(params, opened.source, columns))
+  """Evaluate every readable image of a test set once, by the logits of its classes."""
+  rows = evaluator.rows(params, benchmark.source, top_k_among(tuple(logit_indices.tolist())))
+  return count_label_set_hits(rows['top5'][rows['mask']], rows['label'][rows['mask']])
 
 
-def count_label_set_hits(best: np.ndarray, labels: np.ndarray) -> LabelSetCounts:
-  """Predictions [n, 5], the best first, and the sets of labels [n, m], padded with -1, as places in the same list."""
-  judged = (labels >= 0).any(axis=1)
-  hits = (best[:, :, None] == labels[:, None, :]).any(axis=2)[
-    judged
-  ]  # [n, 5]; no prediction is -1.
+def count_label_set_hits(top: np.ndarray, labels: np.ndarray) -> LabelSetCounts:
+  """Count the hits of predictions [n, 5], the best first, among labels [n, m] padded with -1."""
+  labelled = (labels >= 0).any(axis=1)
+  hits = is_hit(top, labels)[labelled]  # [n, 5]; no prediction is -1.
   return LabelSetCounts(
-    int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), int(judged.sum()), int((~judged).sum())
+    correct=int(hits[:, 0].sum()),
+    correct_top5=int(hits.any(axis=1).sum()),
+    examples=len(hits),
+    skipped=int((~labelled).sum()),
   )

@@ -1,99 +1,100 @@
-"""A linear probe: multinomial logistic regression on frozen, standardised features.
+"""A linear probe: multinomial logistic regression on frozen, standardized features.
 
-Its strength is the best of a sweep by the likelihood of held-out examples, in five-fold cross-validation on the pool.
-Shapes: n examples, d features, k classes.
+The regularization is chosen from a grid by the log-likelihood of held-out examples, in five-fold
+cross-validation on the training examples.
+
+Shapes: n training examples, m test examples, d features, k classes.
 """
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-_INVERSE_L2_GRID = tuple(
-  10.0 ** (i / 2) for i in range(-8, 5)
-)  # Inverse regularisation: 1e-4 … 100.
+from vit_jax.evaluate.fewshot import standardize
+
+_INVERSE_L2_GRID = tuple(10.0 ** (i / 2) for i in range(-8, 5))  # 1e-4 … 100.
 _CV_FOLDS = 5
 
 
 def predict_linear_probe(
-  x: np.ndarray,
+  features: np.ndarray,
   labels: np.ndarray,
-  x_test: np.ndarray,
+  test_features: np.ndarray,
   *,
   classes: int,
-  strengths: tuple[float, ...] = _INVERSE_L2_GRID,
+  inverse_l2s: tuple[float, ...] = _INVERSE_L2_GRID,
 ) -> tuple[np.ndarray, float]:
-  """Features [n, d] with labels [n] -> (the class [m] of each row of `x_test` [m, d], the strength that was chosen)."""
-  mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
-  x, x_test = (x - mean) / std, (x_test - mean) / std
-  strength = (
-    strengths[0] if len(strengths) == 1 else _select_inverse_l2(x, labels, classes, strengths)
-  )
-  weights = _fit_regularization_path(
-    x, labels, classes, [each for each in strengths if each <= strength]
-  )[-1]
-  return _predict_log_probabilities(x_test, weights).argmax(axis=1), strength
+  """Fit features [n, d] to labels [n]. Return (classes [m] of `test_features`, the inverse L2).
+
+  `inverse_l2s` is the grid of inverse regularization strengths, in ascending order.
+  """
+  x, x_test = standardize(features, test_features, eps=1e-9)
+  best = inverse_l2s[0]
+  if len(inverse_l2s) > 1:
+    best = _select_inverse_l2(x, labels, classes, inverse_l2s)
+  grid = [each for each in inverse_l2s if each <= best]
+  weights = _fit_regularization_path(x, labels, classes, grid)[-1]
+  return _predict_log_probabilities(x_test, weights).argmax(axis=1), best
 
 
 def _select_inverse_l2(
-  x: np.ndarray, labels: np.ndarray, classes: int, strengths: tuple[float, ...]
+  x: np.ndarray, labels: np.ndarray, classes: int, inverse_l2s: tuple[float, ...]
 ) -> float:
-  """The strength with the largest mean log-likelihood of examples that were not learned from."""
-  part, total = assign_folds(labels), np.zeros(len(strengths))
+  """Return the value with the largest mean log-likelihood of held-out examples."""
+  fold_of, total = assign_folds(labels), np.zeros(len(inverse_l2s))
   for fold in range(_CV_FOLDS):
-    held = part == fold
-    for i, weights in enumerate(
-      _fit_regularization_path(x[~held], labels[~held], classes, strengths)
-    ):
-      total[i] += np.take_along_axis(
-        _predict_log_probabilities(x[held], weights), labels[held, None], axis=1
-      ).mean()
-  return strengths[int(total.argmax())]
+    held_out = fold_of == fold
+    path = _fit_regularization_path(x[~held_out], labels[~held_out], classes, inverse_l2s)
+    for i, weights in enumerate(path):
+      log_probabilities = _predict_log_probabilities(x[held_out], weights)
+      total[i] += np.take_along_axis(log_probabilities, labels[held_out, None], axis=1).mean()
+  return inverse_l2s[int(total.argmax())]
 
 
 def assign_folds(labels: np.ndarray) -> np.ndarray:
-  """The fold [n] of each example: those of a class go round, so that every fold has its share of each."""
-  out = np.empty(len(labels), int)
-  turn = 0
+  """Return the fold [n] of each example. The examples of each class are spread over all folds."""
+  folds = np.empty(len(labels), int)
+  start = 0
   for class_ in np.unique(labels):
-    of_class = np.flatnonzero(labels == class_)
-    out[of_class] = (
-      turn + np.arange(len(of_class))
-    ) % _CV_FOLDS  # On from where the class before it stopped.
-    turn += len(of_class)
-  return out
+    members = np.flatnonzero(labels == class_)
+    # Start where the previous class ended, so that the folds have equal sizes.
+    folds[members] = (start + np.arange(len(members))) % _CV_FOLDS
+    start += len(members)
+  return folds
 
 
 def _fit_regularization_path(
-  x: np.ndarray, labels: np.ndarray, classes: int, strengths
+  x: np.ndarray, labels: np.ndarray, classes: int, inverse_l2s
 ) -> list[np.ndarray]:
-  """The weights [d + 1, k] for each strength, in rising order, each started from the one before it."""
-  weights, out = np.zeros((x.shape[1] + 1, classes)), []
-  for strength in strengths:
-    weights = _fit_logistic_regression(x, labels, weights, strength)
-    out.append(weights)
-  return out
+  """Return the weights [d + 1, k] for each inverse L2, each fit starting from the previous one."""
+  weights, path = np.zeros((x.shape[1] + 1, classes)), []
+  for inverse_l2 in inverse_l2s:
+    weights = _fit_logistic_regression(x, labels, weights, inverse_l2)
+    path.append(weights)
+  return path
 
 
 def _fit_logistic_regression(
-  x: np.ndarray, labels: np.ndarray, weights: np.ndarray, strength: float
+  x: np.ndarray, labels: np.ndarray, weights: np.ndarray, inverse_l2: float
 ) -> np.ndarray:
-  """argmin |w|² / 2 + strength · Σ cross-entropy, where the last row, the bias, is free."""
+  """Return argmin_w |w|² / 2 + inverse_l2 · Σ cross-entropy. The last row, the bias, is free."""
   targets = np.eye(weights.shape[1])[labels]  # [n, k]
 
   def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
     w = flat.reshape(weights.shape)
-    logs = _predict_log_probabilities(x, w)
-    off = strength * (np.exp(logs) - targets)  # [n, k]
-    gradient = np.vstack([x.T @ off + w[:-1], off.sum(axis=0)])
-    return (w[:-1] ** 2).sum() / 2 - strength * (targets * logs).sum(), gradient.ravel()
+    log_probabilities = _predict_log_probabilities(x, w)
+    error = inverse_l2 * (np.exp(log_probabilities) - targets)  # [n, k]
+    gradient = np.vstack([x.T @ error + w[:-1], error.sum(axis=0)])
+    value = (w[:-1] ** 2).sum() / 2 - inverse_l2 * (targets * log_probabilities).sum()
+    return value, gradient.ravel()
 
-  options = {'maxiter': 2000, 'gtol': 1e-4 * max(1.0, strength), 'ftol': 1e-12}
-  found = minimize(
+  options = {'maxiter': 2000, 'gtol': 1e-4 * max(1.0, inverse_l2), 'ftol': 1e-12}
+  result = minimize(
     value_and_gradient, weights.ravel(), jac=True, method='L-BFGS-B', options=options
   )
-  return found.x.reshape(weights.shape)
+  return result.x.reshape(weights.shape)
 
 
 def _predict_log_probabilities(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """[n, k]."""
+  """Return the log-probabilities [n, k] of features [n, d], with weights [d + 1, k]."""
   return log_softmax(x @ weights[:-1] + weights[-1], axis=1)

@@ -1,25 +1,24 @@
-"""Image files -> the most probable classes of each, in batches."""
+"""Predict the most probable classes of image files."""
 
 import dataclasses
 import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from vit_jax.config import DataConfig
 from vit_jax.data.folder import IMAGE_EXTENSIONS
 from vit_jax.data.images import BadImageError
-from vit_jax.data.loader import diagnose_bad_example, eval_batches
+from vit_jax.data.loader import diagnose_bad_example
 from vit_jax.errors import UserError
-
-LOGITS_TO_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.outputs import top_probabilities
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prediction:
-  """Of one file: its most probable classes, the first of them first; or why there are none."""
+  """The most probable classes of one file, the best first, or the reason why there are none."""
 
   path: str
   labels: tuple[str, ...] = ()
@@ -46,78 +45,85 @@ class ImageFiles:
 
 
 def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
-  """One for each path, in their order. `model`: a Pretrained. A file that is no image gives a prediction with an error.
+  """Yield a prediction of `model`, a `PretrainedModel`, for each path, in their order.
 
-  UserError where the model cannot classify: it has no head, or one that was never trained.
+  The prediction for a file that is not an image has an error. Raises UserError if the model has no
+  trained head, or if there are no paths.
   """
   check_trained_head(model)
   files = ImageFiles(tuple(map(str, paths)))
   if not files.paths:
     raise UserError('there are no images to predict')
   data = eval_data_config(model, batch=min(batch, len(files)))
+  evaluator, params = make_pretrained_evaluator(model, data)
   names = model.labels or tuple(f'class {i}' for i in range(model.classes))
-  for k, part in enumerate(eval_batches(files, data, host=0, hosts=1, exact=True)):
-    probabilities = np.asarray(
-      LOGITS_TO_PROBABILITIES[model.loss](model.logits(part['image']))
-    )  # [b, k]
-    best = np.argsort(-probabilities, axis=-1, kind='stable')[:, :top]
-    for row, path in enumerate(files.paths[k * data.eval_batch : (k + 1) * data.eval_batch]):
-      if part['mask'][row]:
-        yield Prediction(
-          path, tuple(names[i] for i in best[row]), tuple(probabilities[row, best[row]].tolist())
-        )
+  start = 0
+  for rows in evaluator.batches(params, files, top_probabilities(model.loss, top)):
+    for row, readable in enumerate(rows['mask']):
+      path = files.paths[start + row]
+      if readable:
+        labels = tuple(names[i] for i in rows['classes'][row])
+        yield Prediction(path, labels, tuple(rows['probabilities'][row].tolist()))
       else:
-        yield Prediction(
-          path, error=diagnose_bad_example(files, k * data.eval_batch + row, data.max_pixels)[1]
-        )
+        _, reason = diagnose_bad_example(files, start + row, data.max_pixels)
+        yield Prediction(path, error=reason)
+    start += len(rows['mask'])
 
 
 def check_trained_head(model):
-  """UserError where a Pretrained cannot classify: it has no head, or one that was never trained."""
+  """Check that a `PretrainedModel` can classify. Raises UserError if its head is missing or all zero."""
   model.check_has_head()
-  if not model.params['head']['kernel'].any():
+  if not np.any(model.params['head']['kernel']):
     raise UserError(
-      f'{model.source} has a head of zeros, which says the same of every image: fine-tune it first'
+      f'{model.source} has a head of zeros, which gives every image the same prediction: '
+      'fine-tune it first'
     )
 
 
 def eval_data_config(model, *, batch: int, **options) -> DataConfig:
-  """What an image goes through on its way to a Pretrained. Images that cannot be read are left out, unless `options` say so."""
-  how = model.preprocessing
+  """Return the data settings that prepare images for a `PretrainedModel`.
+
+  `options` are further fields of `DataConfig`. By default, unreadable images are skipped.
+  """
   preprocessing = {
     'size': model.size,
-    'eval_crop': how['crop'],
-    'eval_short_side': how['short_side'],
+    'eval_crop': model.preprocessing['crop'],
+    'eval_short_side': model.preprocessing['short_side'],
   }
   return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
 
 
 def find_image_files(patterns: Iterable[str]) -> list[str]:
-  """Files, folders (every image below them) and glob patterns -> paths, each once, sorted within each of the patterns.
+  """Return the paths of images given as files, folders or glob patterns, each path once.
 
-  UserError where one of them has nothing. A file that is named is taken for an image whatever its name.
+  A folder stands for every image below it. A file given by its name may have any extension.
+  Paths are sorted within each pattern. Raises UserError if a pattern matches nothing.
   """
   paths = []
   for pattern in patterns:
-    # Unlike pathlib's, this glob leaves hidden files alone.
-    matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-    found = [
-      path
-      for match in matches
-      for path in (_list_images_below(Path(match)) if Path(match).is_dir() else [match])
-    ]
+    found = [path for match in _expand_pattern(pattern) for path in _list_images(Path(match))]
     if not found:
       raise UserError(
-        f'{pattern}: there is no such image, folder of images, or pattern that matches one'
+        f'{pattern}: no such image, folder of images, or pattern that matches an image'
       )
     paths += found
   return list(dict.fromkeys(paths))
 
 
-def _list_images_below(folder: Path) -> list[str]:
-  """The image files anywhere in a folder, sorted. Hidden files and folders are passed over."""
-  hidden = lambda path: any(part.startswith('.') for part in path.relative_to(folder).parts)
-  found = (
-    path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
-  )
-  return sorted(str(path) for path in found if not hidden(path))
+def _expand_pattern(pattern: str) -> list[str]:
+  if Path(pattern).exists():
+    return [pattern]
+  # Unlike the glob of pathlib, this one skips hidden files.
+  return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+
+
+def _list_images(path: Path) -> list[str]:
+  """Return a file, or the sorted image files anywhere below a folder without the hidden ones."""
+  if not path.is_dir():
+    return [str(path)]
+
+  def is_hidden(file: Path) -> bool:
+    return any(part.startswith('.') for part in file.relative_to(path).parts)
+
+  files = (file for file in path.rglob('*') if file.suffix.lower() in IMAGE_EXTENSIONS)
+  return sorted(str(file) for file in files if file.is_file() and not is_hidden(file))

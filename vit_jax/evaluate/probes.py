@@ -1,4 +1,7 @@
-"""Protocols that judge frozen features: each says, by name, which share of a test split is right after learning from a pool."""
+"""Probes: how well frozen features classify a test split, given labelled examples of a pool.
+
+Shapes: n examples, d features.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,9 +12,10 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import fewshot, knn, linear_probe
 from vit_jax.evaluate.evaluator import Evaluator
+from vit_jax.evaluate.outputs import FEATURES
 
-# Where the pool is not the source's split 'train', or the test split not its held-out one (big_vision's common_fewshot.py).
-# ImageNet's first 65,000 have at least 30 of each class.
+# The splits (pool, test) that differ from 'train' and the held-out split of the source. They are
+# those of big_vision's common_fewshot.py. ImageNet's first 65,000 have at least 30 of each class.
 PROBE_SPLITS = {
   'tfds:imagenet2012': ('train[:65000]', 'validation'),
   'tfds:uc_merced': ('train[:1000]', 'train[1000:]'),
@@ -20,9 +24,11 @@ PROBE_SPLITS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeOptions:
-  """What the protocols leave open."""
+  """Options of the probes."""
 
-  shots: tuple[int, ...] = ()  # () means those of fewshot.SHOTS for which every class has enough.
+  shots: tuple[
+    int, ...
+  ] = ()  # () selects those of `FEWSHOT_SHOTS` that every class has enough for.
   seeds: tuple[int, ...] = fewshot.FEWSHOT_SEEDS
   l2: float = fewshot.FEWSHOT_L2
   k: int = knn.KNN_NEIGHBORS
@@ -30,58 +36,68 @@ class ProbeOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-  """The share of a test split that is right, and what is to be said of it."""
+  """The accuracy on a test split."""
 
   accuracy: float
-  std: float | None = None  # From seed to seed.
+  std: float | None = None  # Standard deviation over seeds.
   note: str = ''
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFeatures:
-  """Of a pool and a test split of `names` classes."""
+  """Features and labels of a pool of examples and of a test split."""
 
-  x: np.ndarray  # [n, d]
-  labels: np.ndarray  # [n]
-  x_test: np.ndarray  # [m, d]
-  test_labels: np.ndarray  # [m]
-  names: Sequence[str]
+  train_features: np.ndarray  # [n, d]
+  train_labels: np.ndarray  # [n]
+  test_features: np.ndarray  # [n, d]
+  test_labels: np.ndarray  # [n]
+  label_names: Sequence[str]
 
-  def right(self, predicted: np.ndarray) -> float:
-    """The share of the test split that is."""
-    return float(np.mean(predicted == self.test_labels))
+  def accuracy_of(self, predictions: np.ndarray) -> float:
+    """Return the accuracy of predictions [n] for the test split."""
+    return float(np.mean(predictions == self.test_labels))
 
 
-def _probe_fewshot(f: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
-  """{'5shot': …}; none where a class has no example."""
-  shots = options.shots or fewshot.feasible_shots(f.labels, len(f.names))
+def _probe_fewshot(features: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
+  """Return {'5shot': score, …}; {} if a class has no example."""
+  classes = len(features.label_names)
+  shots = options.shots or fewshot.feasible_shots(features.train_labels, classes)
   if not shots:
     return {}
-  pool, test = (f.x, f.labels), (f.x_test, f.test_labels)
   results = fewshot.evaluate_fewshot(
-    pool, test, names=f.names, shots=shots, seeds=options.seeds, l2=options.l2
+    (features.train_features, features.train_labels),
+    (features.test_features, features.test_labels),
+    label_names=features.label_names,
+    shots=shots,
+    seeds=options.seeds,
+    l2=options.l2,
   )
-  return {
-    f'{count}shot': Score(*figures)
-    for count, figures in fewshot.mean_and_std_by_shots(results).items()
-  }
+  summary = fewshot.mean_and_std_by_shots(results)
+  return {f'{count}shot': Score(mean, std) for count, (mean, std) in summary.items()}
 
 
-def _probe_knn(f: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
-  """{'20nn': …}."""
-  return {
-    f'{options.k}nn': Score(
-      f.right(knn.predict_knn(f.x, f.labels, f.x_test, classes=len(f.names), k=options.k))
-    )
-  }
-
-
-def _probe_linear(f: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
-  """{'linear': …}."""
-  predicted, strength = linear_probe.predict_linear_probe(
-    f.x, f.labels, f.x_test, classes=len(f.names)
+def _probe_knn(features: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
+  """Return {'20nn': score}."""
+  predictions = knn.predict_knn(
+    features.train_features,
+    features.train_labels,
+    features.test_features,
+    classes=len(features.label_names),
+    k=options.k,
   )
-  return {'linear': Score(f.right(predicted), note=f'C {strength:g}')}
+  return {f'{options.k}nn': Score(features.accuracy_of(predictions))}
+
+
+def _probe_linear(features: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
+  """Return {'linear': score}."""
+  del options
+  predictions, inverse_l2 = linear_probe.predict_linear_probe(
+    features.train_features,
+    features.train_labels,
+    features.test_features,
+    classes=len(features.label_names),
+  )
+  return {'linear': Score(features.accuracy_of(predictions), note=f'C {inverse_l2:g}')}
 
 
 PROBES: dict[str, Callable[[ProbeFeatures, ProbeOptions], dict[str, Score]]] = {
@@ -94,31 +110,40 @@ PROBES: dict[str, Callable[[ProbeFeatures, ProbeOptions], dict[str, Score]]] = {
 def open_pool_and_test(
   name: str, *, split: str = '', test_split: str = '', dir: str = ''
 ) -> tuple[Source, Source]:
-  """The examples to learn from and those to judge. UserError where they have several labels, or other classes."""
-  known = PROBE_SPLITS.get(name, ('train', ''))
-  pool = open_source(name, split or known[0], dir=dir)
-  test = open_source(name, test_split or known[1], dir=dir)
+  """Open the labelled pool and the test split of a source.
+
+  Raises UserError if the data are missing, or if examples have several labels.
+  """
+  pool_split, default_test_split = PROBE_SPLITS.get(name, ('train', ''))
+  pool = open_source(name, split or pool_split, dir=dir)
+  test = open_source(name, test_split or default_test_split, dir=dir)
   for source in (pool, test):
     if source.max_labels > 1:
       raise UserError(
-        f'{name}: its examples have up to {source.max_labels} labels, and frozen features are judged by one'
+        f'{name}: its examples have up to {source.max_labels} labels, and probes need exactly one'
       )
   return pool, test
 
 
 def extract_probe_features(
-  subject: Evaluator, params: dict, pool: Source, test: Source
+  evaluator: Evaluator, params: dict, pool: Source, test: Source
 ) -> ProbeFeatures:
-  """Of all examples that can be read and have a label."""
-  (x, labels), (x_test, test_labels) = (
-    _drop_unlabelled(*subject.features(params, source)) for source in (pool, test)
-  )
+  """Compute the features of all examples that can be read and have a label."""
+  train_features, train_labels = _extract_labelled(evaluator, params, pool)
+  test_features, test_labels = _extract_labelled(evaluator, params, test)
   return ProbeFeatures(
-    x=x, labels=labels, x_test=x_test, test_labels=test_labels, names=pool.label_names
+    train_features=train_features,
+    train_labels=train_labels,
+    test_features=test_features,
+    test_labels=test_labels,
+    label_names=pool.label_names,
   )
 
 
-def _drop_unlabelled(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(features [n, d], labels [n]) of those whose label [n, 1] is not -1."""
-  known = labels[:, 0] >= 0
-  return x[known], labels[known, 0]
+def _extract_labelled(
+  evaluator: Evaluator, params: dict, source: Source
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return (features [n, d], labels [n]) of the examples that can be read and have a label."""
+  rows = evaluator.rows(params, source, FEATURES)
+  used = rows['mask'] & (rows['label'][:, 0] >= 0)
+  return rows['features'][used], rows['label'][used, 0]

@@ -1,4 +1,7 @@
-"""A teacher labels images: the probability of each class for every example of a source, in parts that a kill leaves whole."""
+"""Write a teacher's class probabilities for every example of a source.
+
+They are written in parts, so that an interrupted job resumes after its last part.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices as wait_for_all
+from jax.experimental.multihost_utils import sync_global_devices
 
 from vit_jax.checkpoint.checksum import leaves_by_path
 from vit_jax.data.class_names import match_classes
@@ -21,56 +24,66 @@ from vit_jax.data.pseudo_labels import (
 )
 from vit_jax.data.sources import Source
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
-from vit_jax.evaluate.predict import LOGITS_TO_PROBABILITIES, check_trained_head, eval_data_config
+from vit_jax.evaluate.outputs import probabilities_of
+from vit_jax.evaluate.predict import check_trained_head, eval_data_config
 
 
 def write_pseudo_labels(
   teacher,
   source: Source,
-  where: Path,
+  directory: Path,
   *,
   classes: tuple[str, ...],
-  asked: dict[str, object],
-  progress: Callable[[int], None] = lambda images: None,
-  **reading,
+  facts: dict[str, object],
+  on_batch: Callable[[int], None] = lambda examples: None,
+  **data_options,
 ):
-  """Writes into `where` what `teacher`, a Pretrained, says of the examples, without noise; what is there already stays.
+  """Write the probabilities that `teacher` predicts for the examples, without noise.
 
-  `classes`: the student's, by name, in their order. `asked`: what is to be told of these labels besides. `reading`: fields of
-  DataConfig (batch, workers, …). An image that cannot be read gets zeros. UserError where the teacher lacks one of the classes,
-  or `where` holds labels of something else.
+  An image that cannot be read gets zeros. Parts that exist are kept.
+
+  Args:
+    teacher: A `PretrainedModel`.
+    source: The examples.
+    directory: Where the probabilities are written.
+    classes: The names of the student's classes, in their order.
+    facts: Further facts to record. Labels with other facts are not resumed.
+    on_batch: Called with the number of examples of each batch.
+    **data_options: Fields of `DataConfig`, and `batch`.
+
+  Raises UserError if the teacher lacks one of the classes, or if `directory` has other labels.
   """
   check_trained_head(teacher)
-  columns, _ = match_classes(
+  logit_indices, _ = match_classes(
     classes, teacher.labels, classes=teacher.classes, source=teacher.source
   )
-  how = ' '.join(f'{name}={value}' for name, value in sorted(teacher.preprocessing.items()))
-  facts = describe_pseudo_labels(
-    source, classes, **asked, parameters=_params_checksum(teacher.params), preprocessing=how
-  )
-  if jax.process_index() == 0:
-    start_pseudo_labels(where, facts)
-  wait_for_all('labels begun')
-  subject, params = make_pretrained_evaluator(
-    teacher, eval_data_config(teacher, **reading), progress=progress
-  )
+  preprocessing = sorted(teacher.preprocessing.items())
+  facts = facts | {
+    'parameters': _params_checksum(teacher.params),
+    'preprocessing': ' '.join(f'{name}={value}' for name, value in preprocessing),
+  }
+  is_writer = jax.process_index() == 0
+  if is_writer:
+    start_pseudo_labels(directory, describe_pseudo_labels(source, classes, **facts))
+  sync_global_devices('pseudo-labels started')
+  data = eval_data_config(teacher, **data_options)
+  evaluator, params = make_pretrained_evaluator(teacher, data, on_batch=on_batch)
+  output = probabilities_of(teacher.loss, tuple(logit_indices.tolist()))
   parts = -(-len(source) // PART_EXAMPLES)
-  for part in [part for part in range(parts) if not (where / part_file_name(part)).is_file()]:
-    logits, read = subject.logits(
-      params, source.slice(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES), columns
-    )
-    if jax.process_index() == 0:
-      write_probabilities(
-        where, part, np.where(read[:, None], LOGITS_TO_PROBABILITIES[teacher.loss](logits), 0)
-      )
-  if jax.process_index() == 0 and not has_pseudo_labels(where):
-    write_best_labels(where, parts)
-  wait_for_all('labelled')
+  for part in [part for part in range(parts) if not (directory / part_file_name(part)).is_file()]:
+    examples = source.slice(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES)
+    rows = evaluator.rows(params, examples, output)
+    if is_writer:
+      probabilities = np.where(rows['mask'][:, None], rows['probabilities'], 0)
+      write_probabilities(directory, part, probabilities)
+  if is_writer and not has_pseudo_labels(directory):
+    write_best_labels(directory, parts)
+  sync_global_devices('pseudo-labels complete')
 
 
 def _params_checksum(params: dict) -> str:
-  """Of NumPy arrays, by name."""
-  found = hashlib.blake2b(digest_size=8)
+  """Return a checksum of NumPy arrays and their names. It is on disk and must not change."""
+  checksum = hashlib.blake2b(digest_size=8)
   for name, array in sorted(leaves_by_path(params).items()):
-    found.update(name.encode() + np.ascontiguousarray(array).tobytes())
-  return found.hexdigest()
+    checksum.update(name.encode() + np.ascontiguousarray(array).tobytes())
+  return checksum.hexdigest()

@@ -1,4 +1,4 @@
-"""VTAB-1k as the paper ran it (arXiv 2010.11929, Table 4, App. B.1.1): one setting for all 19 tasks, 2,500 steps at 384 px."""
+"""VTAB-1k as in the paper (arXiv 2010.11929, Table 4, App. B.1.1): one setting for all 19 tasks."""
 
 import numpy as np
 
@@ -7,11 +7,12 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError, did_you_mean
 
-_VTAB_STEPS, _VTAB_LR, _VTAB_BATCH = 2_500, 0.01, 512
-_VTAB_WARMUP = '20%'  # The released code's 500 of 2,500; the table has none.
-_VTAB_CROP_AREA = (
-  384 / 448
-) ** 2  # Of an image's area: BiT resizes to 448 pixels and cuts 384 out (arXiv 1912.11370).
+_VTAB_STEPS = 2_500
+_VTAB_LR = 0.01
+_VTAB_BATCH = 512
+_VTAB_WARMUP = '20%'  # The 500 of 2,500 steps of the released code; the table has no warmup.
+# Fraction of an image's area. BiT resizes to 448 pixels and crops 384 (arXiv 1912.11370).
+_VTAB_CROP_AREA = (384 / 448) ** 2
 
 
 def vtab_config(
@@ -24,19 +25,46 @@ def vtab_config(
   batch: int = _VTAB_BATCH,
   **data,
 ) -> Config:
-  """Fine-tuning on the 1,000 images of a task, to be judged on its whole test split. UserError for a task that is not there."""
+  """Return the config that fine-tunes on the 1,000 images of a task.
+
+  The run is evaluated on the test split of the task.
+
+  Args:
+    task: A key of `VTAB_TASKS`.
+    model: The model.
+    size: Height and width of the images, in pixels.
+    steps: Steps of the run.
+    lr: Base learning rate.
+    batch: Batch size.
+    **data: Further fields of `DataConfig`.
+
+  Raises UserError if the task is unknown.
+  """
   if task not in VTAB_TASKS:
     raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, VTAB_TASKS)}')
+  augmentations = VTAB_TASKS[task].augmentations
   crop = {'crop': 'resize'}
-  if 'crop' in VTAB_TASKS[task].augmentations:
+  if 'crop' in augmentations:
     crop = {'crop': 'inception', 'crop_area': (_VTAB_CROP_AREA, _VTAB_CROP_AREA)}
-  flip = 'flip' in VTAB_TASKS[task].augmentations
-  source = {'train': f'vtab:{task}', 'split': 'train+val', 'eval_split': 'test'}
   return Config(
-    data=DataConfig(**source, **crop, batch=batch, size=size, flip=flip, **data),
+    data=DataConfig(
+      train=f'vtab:{task}',
+      split='train+val',
+      eval_split='test',
+      batch=batch,
+      size=size,
+      flip='flip' in augmentations,
+      **crop,
+      **data,
+    ),
     model=model,
     optim=OptimConfig(
-      name='sgd', lr=lr, warmup=_VTAB_WARMUP, b1=0.9, momentum_dtype='bfloat16', grad_clip_norm=1.0
+      name='sgd',
+      lr=lr,
+      warmup=_VTAB_WARMUP,
+      b1=0.9,
+      momentum_dtype='bfloat16',
+      grad_clip_norm=1.0,
     ),
     steps=steps,
     eval_every='0',
@@ -45,7 +73,7 @@ def vtab_config(
 
 
 def check_vtab_data(tasks: list[str], dir: str):
-  """UserError where the data of a task are not here: which, and what to do about the first."""
+  """Check that the data of all tasks are in `dir`. Raises UserError, which says how to get them."""
   missing = {}
   for task in tasks:
     try:
@@ -53,19 +81,21 @@ def check_vtab_data(tasks: list[str], dir: str):
     except UserError as error:
       missing[task] = error
   if missing:
-    first = next(iter(missing.values()))
-    raise UserError(
-      f'{len(missing)} of {len(tasks)} tasks have no data here ({", ".join(missing)}): {first}'
-    )
+    names, first = ', '.join(missing), next(iter(missing.values()))
+    raise UserError(f'{len(missing)} of {len(tasks)} tasks have no data here ({names}): {first}')
 
 
 def mean_by_group(accuracies: dict[str, float]) -> dict[str, float]:
-  """{'natural': …, 'specialized': …, 'structured': …, 'all': …} of the accuracy of each task; groups with all of theirs."""
-  groups = dict.fromkeys(task.group for task in VTAB_TASKS.values())
-  members = {
-    group: [name for name, task in VTAB_TASKS.items() if task.group == group] for group in groups
-  } | {'all': list(VTAB_TASKS)}
-  whole = {group: names for group, names in members.items() if accuracies.keys() >= set(names)}
+  """Return the mean accuracy of each group of tasks: {'natural': …, …, 'all': …}.
+
+  A group with a task that is not in `accuracies` is left out.
+  """
+  groups = {}
+  for name, task in VTAB_TASKS.items():
+    groups.setdefault(task.group, []).append(name)
+  groups['all'] = list(VTAB_TASKS)
   return {
-    group: float(np.mean([accuracies[name] for name in names])) for group, names in whole.items()
+    group: float(np.mean([accuracies[name] for name in names]))
+    for group, names in groups.items()
+    if accuracies.keys() >= set(names)
   }

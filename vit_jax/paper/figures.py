@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vit_jax.data.loader import eval_batches
 from vit_jax.errors import UserError
+from vit_jax.evaluate.evaluator import make_pretrained_evaluator
+from vit_jax.evaluate.outputs import ATTENTION
 from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.paper import (
   attention_distance,
@@ -101,14 +102,11 @@ def _analyze_attention(
   shape = model.model.shape
   batch = max(1, MAX_ATTENTION_BYTES // (4 * shape.depth * shape.heads * tokens**2))
   images, distances, masks = [], [], []
-  for part in eval_batches(
-    source,
-    eval_data_config(model, batch=min(batch, len(source)), bad_images='error'),
-    host=0,
-    hosts=1,
-  ):
-    weights = np.asarray(model.attention(part['image']))[part['mask']]
-    images.append(part['image'][part['mask']])
+  data = eval_data_config(model, batch=min(batch, len(source)), bad_images='error')
+  evaluator, params = make_pretrained_evaluator(model, data)
+  for rows in evaluator.batches(params, source, ATTENTION):
+    weights = rows['attention']
+    images.append(rows['image'])
     distances.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
     masks.append(
       attention_rollout.rollout_mask(

@@ -133,6 +133,11 @@ class PretrainedModel:
     return jax.device_put(self.params, replicated(self.mesh))
 
   @functools.cached_property
+  def programs(self) -> dict:
+    """The compiled programs of this model's evaluators (see `make_pretrained_evaluator`)."""
+    return {}
+
+  @functools.cached_property
   def _logits(self):
     return self._jit(lambda params, images: self.model.apply({'params': params}, images))
 

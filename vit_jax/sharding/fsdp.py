@@ -261,18 +261,6 @@ def reduce_scatter_groups() -> tuple:
   return devices.T.tolist(), devices.tolist()
 
 
-def shard_map_sums(function: Callable, mesh: Mesh, specs) -> Callable:
-  """Return a function that sums `function(param_shards, local_batch)` over all devices."""
-
-  def local_sums(shards, batch):
-    return jax.lax.psum(function(shards, batch), _AXES)
-
-  in_specs = (specs, batch_sharding(mesh).spec)
-  return jax.shard_map(
-    local_sums, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(), check_vma=False
-  )
-
-
 def shard_map_rows(function: Callable, mesh: Mesh, specs) -> Callable:
   """Return a function that concatenates `function(param_shards, local_batch)` of all devices."""
   rows = batch_sharding(mesh).spec

@@ -1,21 +1,17 @@
 """The evaluations of a run: of the evaluation split, and of the probes of `config.probes`, each on its own schedule."""
 
-import functools
 from collections.abc import Callable
 
-import jax
+import flax.linen as nn
 
-from vit_jax.data.loader import eval_batches, max_bad_examples
-from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
+from vit_jax.data.loader import max_bad_examples
 from vit_jax.errors import UserError
-from vit_jax.evaluate.evaluator import Evaluator
+from vit_jax.evaluate.evaluator import Evaluator, PreemptedError
 from vit_jax.evaluate.protocols import make_protocol_evaluator
 from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.sharding.fsdp import shard_map_sums, state_shardings, state_specs
-from vit_jax.sharding.mesh import batch_sharding, replicated
-from vit_jax.step import TrainState, predict_logits_sharded
+from vit_jax.step import TrainState
 from vit_jax.training.setup import Run
 
 KINDS = {'eval_every': 'eval', 'probe_every': 'probe'}  # Schedule -> kind of its records.
@@ -83,28 +79,20 @@ def make_split_evaluation(
   The names begin with the name of the split. The function returns None if `should_stop` does.
   """
   program, source, data = run.program, run.eval_source, run.config.data
-  mesh, shapes, task = program.mesh, program.param_shapes, program.task
-  specs = state_specs(shapes, mesh)
-  predict = functools.partial(predict_logits_sharded, model=program.model, specs=specs)
-  eval_step = shard_map_sums(functools.partial(task.eval_step, predict=predict), mesh, specs)
-  eval_step.__name__ = 'count'  # Profiles and compilation events show it.
-  shardings = (state_shardings(shapes, mesh), batch_sharding(mesh))
-  eval_step = jax.jit(eval_step, in_shardings=shardings, out_shardings=replicated(mesh))
+  evaluator = make_evaluator(run, program.model, should_stop)
 
   def evaluate(params: dict) -> dict[str, float] | None:
-    sums = []
-    batches = eval_batches(source, data, **host_kwargs())
-    for _, batch in prefetch_to_device(batches, data.prefetch, mesh):
-      with jax.set_mesh(mesh):
-        sums.append(eval_step(params, batch))
-      if should_stop(sums[-1]):
-        return None
-    result = task.aggregate_metrics(sums)
+    try:
+      rows = evaluator.rows(params, source, program.task.eval_output)
+    except PreemptedError:
+      return None
+    result = program.task.aggregate_metrics(rows)
     if data.bad_images == 'skip':
       result['skipped'] = len(source) - result['examples']
       if result['skipped'] > (most := max_bad_examples(data, len(source))):
         raise UserError(
-          f'{result["skipped"]} images of {source.split} cannot be read, and config.data.max_bad_fraction allows {most}'
+          f'{result["skipped"]} images of {source.split} cannot be read, '
+          f'and config.data.max_bad_fraction allows {most}'
         )
     return {f'{source.split}_{name}': value for name, value in result.items()}
 
@@ -115,13 +103,20 @@ def make_probe_evaluation(
   run: Run, should_stop: Callable[[object], bool], watchdog: Watchdog
 ) -> Callable[[dict], dict[str, float] | None]:
   """Return a function params -> {'fewshot/digits_5shot': ..., ...} for the probes of the config."""
-  program = run.program
-  subject = Evaluator(
-    model=program.task.build_probed_model(run.train_source.classes),
-    shapes=program.param_shapes,
-    mesh=program.mesh,
+  model = run.program.task.build_probed_model(run.train_source.classes)
+  evaluator = make_evaluator(run, model, should_stop, on_batch=lambda examples: watchdog.arm_slow())
+  return make_protocol_evaluator(run.probes, evaluator)
+
+
+def make_evaluator(
+  run: Run, model: nn.Module, should_stop: Callable[[object], bool], **options
+) -> Evaluator:
+  """Return an evaluator of `model` with the parameters of the run, as they are sharded there."""
+  return Evaluator(
+    model=model,
+    param_shapes=run.program.param_shapes,
+    mesh=run.program.mesh,
     data=run.config.data,
-    asked=should_stop,
-    progress=lambda images: watchdog.arm_slow(),
+    should_stop=should_stop,
+    **options,
   )
-  return make_protocol_evaluator(run.probes, subject)

@@ -86,8 +86,8 @@ class LabelStage:
       source,
       self.workdir,
       classes=open_source(data.train, data.split, dir=data.dir).label_names,
-      asked=self.facts,
-      progress=lambda images: watchdog.arm(timeout),
+      facts=self.facts,
+      on_batch=lambda examples: watchdog.arm(timeout),
       batch=data.eval_batch or data.batch,
       **{name: getattr(data, name) for name in ('workers', 'threads', 'bad_images', 'max_pixels')},
     )

@@ -5,15 +5,20 @@ A task is where model, loss and evaluation differ. The training loop is the same
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
 from vit_jax.config import Config
 from vit_jax.errors import UserError
-from vit_jax.evaluate.classify import classify, count
-from vit_jax.evaluate.patches import count_patches, patch_means
+from vit_jax.evaluate.evaluator import Output, Rows
+from vit_jax.evaluate.outputs import (
+  classification,
+  masked_patches,
+  mean_classification_metrics,
+  mean_masked_patch_metrics,
+)
 from vit_jax.evaluate.probes import PROBES
 from vit_jax.evaluate.protocols import parse_protocol
 from vit_jax.models.families import build_model
@@ -28,8 +33,8 @@ class Task:
   build_model: Callable[[int], nn.Module]  # Number of classes -> the model that is trained.
   build_probed_model: Callable[[int], nn.Module]  # The model, of the same parameters, for probes.
   loss: Callable[[jax.Array, jax.Array], jax.Array]  # (outputs, targets [b, k]) -> losses [b].
-  eval_step: Callable[..., dict[str, jax.Array]]  # (params, batch, predict=) -> sums over examples.
-  aggregate_metrics: Callable[[Iterable[dict]], dict[str, float]]  # Sums of all batches -> means.
+  eval_output: Output  # What an evaluation computes for each example.
+  aggregate_metrics: Callable[[Rows], dict[str, float]]  # The rows of `eval_output` -> means.
 
 
 def make_task(config: Config) -> Task:
@@ -44,8 +49,8 @@ def classification_task(config: Config) -> Task:
     build_model=build,
     build_probed_model=build,
     loss=make_training_loss(config),
-    eval_step=functools.partial(count, loss=LOSSES[config.loss]),
-    aggregate_metrics=classify,
+    eval_output=classification(LOSSES[config.loss]),
+    aggregate_metrics=mean_classification_metrics,
   )
 
 
@@ -65,6 +70,6 @@ def masked_patch_task(config: Config) -> Task:
     build_model=lambda classes: model,
     build_probed_model=lambda classes: build_model(config.model, 0),
     loss=loss,
-    eval_step=functools.partial(count_patches, loss=loss),
-    aggregate_metrics=patch_means,
+    eval_output=masked_patches(loss),
+    aggregate_metrics=mean_masked_patch_metrics,
   )
