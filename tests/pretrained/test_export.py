@@ -259,6 +259,22 @@ def test_an_export_with_other_outputs_leaves_the_old_file(tmp_path, monkeypatch,
   assert contents(tmp_path) == before
 
 
+def test_an_export_that_differs_only_on_textured_images_raises(tmp_path, monkeypatch):
+  """A kernel change that sums to zero over a patch is invisible on images of one color."""
+  write, read = module.EXPORT_FORMATS['npz']
+
+  def corrupting(ours: PretrainedModel, to: Path):
+    kernel = ours.params['embedding']['kernel'].copy()
+    kernel[0, 0, 0, 0] += 1
+    kernel[0, 1, 0, 0] -= 1
+    embedding = ours.params['embedding'] | {'kernel': kernel}
+    write(dataclasses.replace(ours, params=ours.params | {'embedding': embedding}), to)
+
+  monkeypatch.setitem(module.EXPORT_FORMATS, 'npz', (corrupting, read))
+  with pytest.raises(UserError, match='relative error'):
+    export_model(model(), tmp_path / 'model.npz', 'npz')
+
+
 def contents(folder: Path) -> dict[str, bytes]:
   """Return the content of every file below a folder."""
   return {
