@@ -48,15 +48,15 @@ def open_figure_images(names: list[str], model):
   Of more than MAX_FIGURE_IMAGES images, that number is chosen at equal intervals.
   """
   from vit_jax.data.sources import STORES, open_source
-  from vit_jax.evaluate.predict import Files, find_images
+  from vit_jax.evaluate.predict import ImageFiles, find_image_files
   from vit_jax.paper.figures import MAX_FIGURE_IMAGES
 
   if len(names) == 1 and ':' in names[0] and names[0].partition(':')[0] in STORES:
-    return open_source(names[0], '').spread(MAX_FIGURE_IMAGES)
-  paths = find_images(names)
+    return open_source(names[0], '').subsample(MAX_FIGURE_IMAGES)
+  paths = find_image_files(names)
   step = max(1, len(paths) / MAX_FIGURE_IMAGES)
   count = min(len(paths), MAX_FIGURE_IMAGES)
-  return Files(tuple(paths[int(i * step)] for i in range(count)))
+  return ImageFiles(tuple(paths[int(i * step)] for i in range(count)))
 
 
 def arrange_summaries(summaries: dict[str, dict[str, float]]) -> list[tuple]:

@@ -35,13 +35,13 @@ class ModelAnalysis:
   """The arrays of a model that the figures show; None if the model has none."""
 
   grid: tuple[int, int]
-  components: np.ndarray | None  # [k, h, w, 3]
-  variance: np.ndarray | None  # [k], fractions of the total variance
-  cosines: np.ndarray | None  # [n, n]
-  pixels: np.ndarray | None  # [l, h], pixels
-  uniform: float  # Mean distance of uniform attention, in pixels.
+  filter_components: np.ndarray | None  # [k, h, w, 3]
+  explained_variance: np.ndarray | None  # [k], fractions of the total variance
+  position_cosines: np.ndarray | None  # [n, n]
+  attention_distances: np.ndarray | None  # [l, h], mean over images, in pixels
+  uniform_distance: float  # Mean distance of uniform attention, in pixels.
   images: np.ndarray | None  # uint8 [b, H, W, 3]
-  masks: np.ndarray | None  # [b, height, width]
+  rollout_masks: np.ndarray | None  # [b, height, width]
 
 
 def analyze_model(model, source=None) -> ModelAnalysis:
