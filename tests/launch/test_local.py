@@ -46,7 +46,7 @@ def test_a_host_that_is_killed_is_a_failure_too(tmp_path):
 
 
 def test_a_command_that_is_no_file_is_an_error():
-  with pytest.raises(UserError, match='nothing.py: there is no such file'):
+  with pytest.raises(UserError, match='nothing.py'):
     run_hosts(['nothing.py'], hosts=2, devices=0, out=io.StringIO())
 
 
@@ -81,6 +81,8 @@ def test_the_main_job_on_two_hosts_is_the_main_job_on_one(tmp_path):
   one, two = train(tmp_path / 'one', env=flags), train(tmp_path / 'two', *launcher, env={})
   assert len(one) == len(two)
   for ours, theirs in zip(one, two, strict=True):
-    assert {name: ours[name] for name in ours if 'second' not in name} == pytest.approx(
-      {name: theirs[name] for name in theirs if 'second' not in name}, rel=1e-5
-    )
+    assert ours.pop('kind') == theirs.pop('kind')
+    numbers = [
+      {name: x for name, x in row.items() if 'second' not in name} for row in (ours, theirs)
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)

@@ -113,7 +113,7 @@ def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
   }
   assert said['devices'] == 'ok   devices    4 x cpu on 2 hosts'
   assert said['all-reduce'] == 'ok   all-reduce the sum over 4 devices is 6'
-  assert said['workdir'].endswith('run is written and read by all')
+  assert said['workdir'].endswith('run is writable and readable on all hosts')
   assert re.fullmatch(
     r'FAIL data .*: host 0: is empty; host 1: is empty  → mount the bucket .*', said['data']
   )

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vit_jax.cli.plan import QUIET
+from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
@@ -152,7 +152,7 @@ def test_fsdp_gathers_parameters_twice_and_sums_their_gradients_once(fsdp, remat
 
 def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
   """Chips to compile for; the test is skipped where their compiler is not installed."""
-  for name, value in QUIET.items():
+  for name, value in QUIET_TPU_ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
   try:
     return topology_devices(topology)

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from tests.tpu.tpu_cycles import independent_script
-from vit_jax.tpu.hlo_cost import cost
+from vit_jax.tpu.hlo_cost import program_cost
 
 HLO = """HloModule jit_train_step, is_scheduled=true
 
@@ -44,15 +44,15 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 
 def test_a_loops_body_counts_as_often_as_it_runs_and_a_fusion_once():
-  found = cost(HLO)
+  found = program_cost(HLO)
   assert found.cycles == 12 * 111 + 5 * 111 + 1 * 111 + 1000 + 7
   assert +found.by_name == {'block_#/mlp': 18 * 100 + 7, 'copy': 18 * 11, 'convolution': 1000}
   assert [line.partition(':')[0] for line in found.missing] == ['while.3', 'kernel.1']
 
 
 def test_a_kernel_counts_as_its_schedule_says_where_that_is_known():
-  found = cost(HLO, {'kernel': 50})
-  assert found.cycles == cost(HLO).cycles + 50
+  found = program_cost(HLO, {'kernel': 50})
+  assert found.cycles == program_cost(HLO).cycles + 50
   assert not any('kernel' in line for line in found.missing)
 
 
@@ -60,10 +60,10 @@ def test_the_sum_is_that_of_an_independent_script():
   script = independent_script()
   bodies, entry = script.computations(HLO)
   by, missing = collections.Counter(), []
-  assert script.total(bodies, entry, None, by, missing) == cost(HLO).cycles
-  assert by == +cost(HLO).by_name
+  assert script.total(bodies, entry, None, by, missing) == program_cost(HLO).cycles
+  assert by == +program_cost(HLO).by_name
 
 
 def test_a_text_that_is_no_program_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY'):
-    cost('hello')
+    program_cost('hello')

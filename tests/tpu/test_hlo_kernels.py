@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.cli.plan import QUIET
+from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 from vit_jax.errors import UserError
 from vit_jax.kernels.attention import is_supported
 from vit_jax.tpu.hlo_kernels import kernel_cycles
@@ -20,7 +20,7 @@ SHAPES = [
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
 def test_every_generation_takes_the_kernel_where_it_is_said_to_fit(topology, monkeypatch):
-  for name, value in QUIET.items():
+  for name, value in QUIET_TPU_ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
   try:
     chip = topology_devices(topology)[0].device_kind

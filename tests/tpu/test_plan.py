@@ -12,8 +12,8 @@ import pytest
 from tests.tpu.tpu_cycles import independent_cycles
 from vit_jax.config import Config, DataConfig, OptimConfig, with_settings
 from vit_jax.config_checks import validate
-from vit_jax.tpu.plan import Plan, describe, remedies, side_by_side, without_memory
-from vit_jax.tpu.topologies import GIB, topology
+from vit_jax.tpu.plan import Plan, compare_plans, format_plan, memory_remedies, parse_out_of_memory
+from vit_jax.tpu.topologies import GIB, parse_topology
 
 ROOT = Path(__file__).parents[2]
 LIBTPU = importlib.util.find_spec('libtpu') is not None
@@ -23,7 +23,7 @@ needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="no libtpu: pip install '.[
 def made(**changes) -> Plan:
   """A plan of round numbers: 1.5 M cycles are 1 ms on v5e."""
   known = {
-    'topology': topology('v5e:2x2'), 'fits': True, 'hbm': 8 * GIB, 'memory': {'parameters': 1 * GIB}, 'parameters': 10,
+    'topology': parse_topology('v5e:2x2'), 'fits': True, 'hbm': 8 * GIB, 'memory': {'parameters': 1 * GIB}, 'parameters': 10,
     'flops': 0.5 * 4 * 197e12 * 1e-3, 'steps': 3600, 'batch': 100, 'cycles': 1_500_000, 'missing': (),
     'collectives': {'all-reduce': 4e6}, 'compile_seconds': 1.0,
   }  # fmt: skip
@@ -36,7 +36,7 @@ def test_cycles_become_seconds_by_the_clock_and_mfu_by_the_peak():
 
 
 def test_a_plan_in_words_says_what_is_estimated():
-  text = '\n'.join(describe(validate(Config(steps=1)), made()))
+  text = '\n'.join(format_plan(validate(Config(steps=1)), made()))
   assert '8.00 of 16 GiB: it fits; parameters 1.00' in text
   assert '1.0 ms (estimate); MFU 50 % (estimate)' in text
   assert '100,000 /s (estimate)' in text
@@ -46,14 +46,14 @@ def test_a_plan_in_words_says_what_is_estimated():
 
 
 def test_plans_stand_side_by_side_and_what_did_not_compile_has_a_dash():
-  table = side_by_side({'one': made(), 'two': made(fits=False, cycles=None)})
+  table = compare_plans({'one': made(), 'two': made(fits=False, cycles=None)})
   assert ('ms a step', '1.0', '-') in table
   assert ('fits', 'yes', 'no') in table
 
 
 def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
-  tried = remedies(config, topology('v5e:4x4'))
+  tried = memory_remedies(config, parse_topology('v5e:4x4'))
   assert tried[:6] == [
     {'model.remat': 'vit'}, {'model.remat': 'dots'}, {'model.remat': 'full'},
     {'optim.grad_accum_steps': 2}, {'optim.grad_accum_steps': 4}, {'mesh.fsdp': 8},
@@ -68,13 +68,13 @@ def test_what_is_already_so_is_not_tried_again():
     Config(data=DataConfig(batch=16), optim=OptimConfig(grad_accum_steps=1), steps=1)
   )
   config = with_settings(config, {'model.remat': 'full', 'mesh.fsdp': 16})
-  assert remedies(config, topology('v5e:4x4')) == []
+  assert memory_remedies(config, parse_topology('v5e:4x4')) == []
 
 
 def test_parameters_are_shared_out_within_a_slice_and_no_setting_is_tried_twice():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
-  for where in (topology('v5e:2x4'), topology('v5e:2x4', 2)):
-    tried = remedies(config, where)
+  for where in (parse_topology('v5e:2x4'), parse_topology('v5e:2x4', 2)):
+    tried = memory_remedies(config, where)
     assert max(settings.get('mesh.fsdp', 0) for settings in tried) == 8
     assert len({str(settings) for settings in tried}) == len(tried)
 
@@ -174,6 +174,6 @@ def test_long_images_gain_from_the_kernel(tmp_path):
   ],
 )
 def test_what_does_not_fit_is_told_from_what_does_not_compile(said):
-  assert without_memory(RuntimeError(said))['hbm'] == 41.5 * GIB
+  assert parse_out_of_memory(RuntimeError(said))['hbm'] == 41.5 * GIB
   with pytest.raises(RuntimeError, match='another thing'):
-    without_memory(RuntimeError('another thing'))
+    parse_out_of_memory(RuntimeError('another thing'))

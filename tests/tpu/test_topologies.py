@@ -3,7 +3,7 @@
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.tpu.topologies import GENERATIONS, topology
+from vit_jax.tpu.topologies import GENERATIONS, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -16,14 +16,14 @@ from vit_jax.tpu.topologies import GENERATIONS, topology
 def test_a_name_says_how_many_chips_devices_and_hosts_there_are(
   name, slices, chips, devices, hosts
 ):
-  found = topology(name, slices)
+  found = parse_topology(name, slices)
   assert (found.chips, found.devices, found.hosts) == (chips, devices, hosts)
 
 
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('v5:4x4', "there is no TPU 'v5'. Did you mean 'v5"),
+    ('v5:4x4', "Did you mean 'v5"),
     ('v5e:4x4x4', 'a slice of v5e has 2 sides: v5e:1x1, v5e:2x2'),
     ('v5p:4x4', 'a slice of v5p has 3 sides: v5p:2x2x1'),
     ('v5e', 'a slice of v5e has 2 sides'),
@@ -32,13 +32,13 @@ def test_a_name_says_how_many_chips_devices_and_hosts_there_are(
 )
 def test_a_wrong_name_lists_the_right_ones(name, message):
   with pytest.raises(UserError, match=message):
-    topology(name)
+    parse_topology(name)
 
 
 def test_every_listed_slice_has_its_generations_sides():
   for kind, generation in GENERATIONS.items():
     for shape in generation.shapes:
-      assert topology(f'{kind}:{shape}').generation is generation
+      assert parse_topology(f'{kind}:{shape}').generation is generation
 
 
 def test_the_clock_is_what_the_rate_and_the_matrix_units_leave():

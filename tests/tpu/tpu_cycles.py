@@ -26,12 +26,17 @@ def independent_script():
 
 def independent_cycles(hlo: str, *, directory: Path, **kernel) -> int:
   """Cycles of a program whose kernels are the attention of `kernel`'s shape."""
-  from vit_jax.cli.plan import QUIET
+  from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 
   script, dump = independent_script(), directory / 'llo'
   flags = {'LIBTPU_INIT_ARGS': f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'}
   code = f'from vit_jax.tpu.hlo_kernels import compile_kernels; compile_kernels({kernel!r})'
-  subprocess.run([sys.executable, '-c', code], env=os.environ | QUIET | flags, check=True, cwd=ROOT)
+  subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | QUIET_TPU_ENVIRONMENT | flags,
+    check=True,
+    cwd=ROOT,
+  )
   bodies, entry = script.computations(hlo)
   # The dump calls the kernels after what was differentiated, jvp_attention_forward_; the program does not.
   for path in dump.glob('*attention_*'):

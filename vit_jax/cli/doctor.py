@@ -1,4 +1,4 @@
-"""doctor: is every host fit for a run?"""
+"""doctor: check whether every host is fit for a run."""
 
 from pathlib import Path
 
@@ -8,21 +8,24 @@ from vit_jax.runtime.cluster import exit_on_error
 
 
 def doctor(args):
-  """Looks at every host: versions, devices, a sum over all of them, workdir, data, disk, clocks. Exit code 1: not fit."""
+  """Check every host: versions, devices, an all-reduce, workdir, data, disk, clocks.
+
+  Exits with 1 if a check fails.
+  """
   processes = join_cluster(**parse_host_flags(args))
   import jax
 
-  from vit_jax.launch.doctor import examine
+  from vit_jax.launch.doctor import diagnose_hosts
 
   with exit_on_error(processes):
-    findings = examine(args.workdir, args.data, devices=args.devices)
+    findings = diagnose_hosts(args.workdir, args.data, devices=args.devices)
     if jax.process_index() == 0:
       print('\n'.join(map(str, findings)), flush=True)
   raise SystemExit(0 if all(finding.ok for finding in findings) else 1)
 
 
 def add(commands):
-  """The arguments."""
+  """Add the arguments of `doctor`."""
   more = 'On several hosts: `launch … -- -m vit_jax doctor`, or the same command on each of them.'
   command = commands.add_parser(
     'doctor', help=doctor.__doc__, description=doctor.__doc__, epilog=more
@@ -30,8 +33,10 @@ def add(commands):
   command.set_defaults(function=doctor)
   option = command.add_argument
   option(
-    '--workdir', type=Path, metavar='DIR', help='of the run: every host should write and read it'
+    '--workdir', type=Path, metavar='DIR', help='work directory that every host must read and write'
   )
-  option('--data', type=Path, metavar='DIR', help='that every host should find')
-  option('--devices', type=positive_int, metavar='N', help='that all hosts together should have')
+  option('--data', type=Path, metavar='DIR', help='data folder that every host must have')
+  option(
+    '--devices', type=positive_int, metavar='N', help='expected number of devices of all hosts together'
+  )
   add_host_flags(command)

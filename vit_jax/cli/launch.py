@@ -1,4 +1,4 @@
-"""launch: one command on every host of a pod, or on several processes here; and what is done to it afterwards."""
+"""launch: run a command on every host of a pod, or in several local processes."""
 
 import argparse
 import os
@@ -13,65 +13,81 @@ from vit_jax.cli.arguments import Parser, non_negative_int, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.launch.job import Job, forget, recall
-from vit_jax.launch.logs import Followed
+from vit_jax.launch.job import Job, delete_saved_job, load_job
+from vit_jax.launch.logs import LogFollower
 from vit_jax.launch.script import machine_script
-from vit_jax.launch.states import GONE, trouble
-from vit_jax.launch.watch import BACKENDS, Babysitter, Pace, call, explain
+from vit_jax.launch.states import NOT_FOUND, find_problem
+from vit_jax.launch.watch import (
+  BACKENDS,
+  Babysitter,
+  PollSchedule,
+  format_cloud_error,
+  run_cloud_command,
+)
 from vit_jax.runtime.cluster import print_stderr
 
-DEFAULTS = {
+DEFAULT_RECIPES = {
   'run_pretrain.py': 'configs/quickstart.py',
   'run_finetune.py': 'configs/quickstart_finetune.py',
-}  # As they have.
-VERBS = {
-  'status': 'What the cloud says of it.',
-  'logs': "Follows its hosts' logs.",
-  'watch': 'Goes on watching over it, and creates it again when its machines are taken away.',
-  'stop': 'Ends the run and leaves the machines.',
-  'delete': 'Removes the machines; the workdir stays. Asks first.',
+}  # The defaults of the two scripts.
+JOB_VERBS = {
+  'status': 'Print the state of a job.',
+  'logs': 'Follow the logs of all hosts.',
+  'watch': 'Watch a job again, and recreate it after a preemption.',
+  'stop': 'Stop the run and keep the machines.',
+  'delete': 'Delete the machines and keep the workdir. Asks first.',
 }
 
 
 def launch(args):
-  """Runs a command on every host of a TPU pod, or on several processes of this machine. Exit code: that of the run."""
+  """Run a command on every host of a TPU pod, or in several processes on this machine.
+
+  Exits with the exit code of the run.
+  """
   first, *rest = args.what or ['']
-  if first in VERBS:
-    raise SystemExit(act(first, verb_arguments(first, rest)))
+  if first in JOB_VERBS:
+    raise SystemExit(run_verb(first, parse_verb_arguments(first, rest)))
   if first != '--' or not rest:
-    got = f'got {first!r}.{did_you_mean(first, VERBS)}' if first else 'got nothing'
+    got = f'got {first!r}.{did_you_mean(first, JOB_VERBS)}' if first else 'got nothing'
     raise UserError(
-      f'expected -- and the command, such as -- run_pretrain.py --config=…, or one of {", ".join(VERBS)}; {got}'
+      'expected -- and the command, such as -- run_pretrain.py --config=…, or one of '
+      f'{", ".join(JOB_VERBS)}; {got}'
     )
-  env = dict(map(key_and_value, args.env))
-  raise SystemExit(here(args, rest, env) if args.backend == 'local' else there(args, rest, env))
+  env = dict(map(parse_env, args.env))
+  raise SystemExit(
+    launch_local(args, rest, env) if args.backend == 'local' else launch_on_cloud(args, rest, env)
+  )
 
 
-def verb_arguments(verb: str, rest: list[str]) -> argparse.Namespace:
-  """NAME, and --yes where something is lost."""
-  parser = Parser(prog=f'vit-jax launch {verb}', description=VERBS[verb])
+def parse_verb_arguments(verb: str, rest: list[str]) -> argparse.Namespace:
+  """Parse the arguments of a verb: NAME, and --yes for delete."""
+  parser = Parser(prog=f'vit-jax launch {verb}', description=JOB_VERBS[verb])
   parser.add_argument('name', help='of the job')
   if verb == 'delete':
-    parser.add_argument('--yes', action='store_true', help='does not ask')
+    parser.add_argument('--yes', action='store_true', help='do not ask')
   return parser.parse_args(rest)
 
 
-def here(args, command: list[str], env: dict[str, str]) -> int:
-  """--backend=local."""
-  from vit_jax.launch.local import environment, run_hosts
+def launch_local(args, command: list[str], env: dict[str, str]) -> int:
+  """Launch with --backend=local."""
+  from vit_jax.launch.local import host_environment, run_hosts
 
-  if trains(command):
+  if is_training_command(command):
     if args.devices_per_host:
-      refuse_undivided(
-        config_of(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts
+      check_divides(
+        parse_command_config(command), devices=args.hosts * args.devices_per_host, hosts=args.hosts
       )
-    if not says_workdir(command):
+    if not has_workdir(command):
       command = [*command, f'--workdir={args.workdir or default_workdir(config_name(command))}']
   if args.dry_run:
     for i in range(args.hosts):
-      said = environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host) | env
+      variables = (
+        host_environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host) | env
+      )
       print(
-        shown(['env', *(f'{name}={value}' for name, value in said.items()), 'python', *command])
+        format_command(
+          ['env', *(f'{name}={value}' for name, value in variables.items()), 'python', *command]
+        )
       )
     return 0
   return run_hosts(
@@ -79,70 +95,68 @@ def here(args, command: list[str], env: dict[str, str]) -> int:
   )
 
 
-def says_workdir(command: list[str]) -> bool:
-  """Whether a command has that flag."""
+def has_workdir(command: list[str]) -> bool:
+  """Return whether a command has the flag --workdir."""
   return any(re.match(r'--?workdir\b', arg) for arg in command)
 
 
-def there(args, command: list[str], env: dict[str, str]) -> int:
-  """The other backends."""
-  from vit_jax.launch.bundle import archive, commit, pins, toplevel
-  from vit_jax.launch.job import refuse_names, remember
+def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
+  """Launch with one of the cloud backends."""
+  from vit_jax.launch.bundle import archive_command, checkout_root, format_pins, resolve_commit
+  from vit_jax.launch.job import check_job, save_job
   from vit_jax.launch.script import container_script, machine_script
-  from vit_jax.launch.watch import Babysitter, Pace, call
+  from vit_jax.launch.watch import Babysitter, PollSchedule, run_cloud_command
 
-  root = toplevel(Path.cwd())
-  revision, left_out = commit(root, allow_dirty=args.allow_dirty)
+  root = checkout_root(Path.cwd())
+  revision, left_out = resolve_commit(root, allow_dirty=args.allow_dirty)
   if left_out:
-    print_stderr(f'not launched, as it is not in commit {revision}: {left_out}')
-  job = described(args, command, env, revision)
-  refuse_names(job)
-  check(args, job, command)
+    print_stderr(f'not launched, since it is not in commit {revision}: {left_out}')
+  job = make_job(args, command, env, revision)
+  check_job(job)
+  check_job_fits(args, job, command)
   with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
     script = container_script(job) if job.backend == 'gke' else machine_script(job)
     if args.dry_run:
-      print(dry_run(job, archive(root, revision, 'FILES'), script))
+      print(format_dry_run(job, archive_command(root, revision, 'FILES'), script))
       return 0
     (Path(files) / 'start.sh').write_text(script)
-    (Path(files) / 'pins.txt').write_text(pins(root))
-    for step in [archive(root, revision, files), *prepare(job, files)]:
-      if (done := call(step)).returncode:
+    (Path(files) / 'pins.txt').write_text(format_pins(root))
+    for step in [archive_command(root, revision, files), *upload_commands(job, files)]:
+      if (done := run_cloud_command(step)).returncode:
         raise UserError(f'{" ".join(step[:3])} …: {done.stderr.strip()}')
-    remember(job)
-    babysitter = Babysitter(job, files, pace=Pace(poll=args.poll))
+    save_job(job)
+    babysitter = Babysitter(job, files, schedule=PollSchedule(poll=args.poll))
     if args.detach:
       babysitter.create()
       return 0
-    return interruptible(babysitter, create=True)
+    return watch_until_interrupted(babysitter, create=True)
 
 
-def interruptible(babysitter, *, create: bool) -> int:
-  """Watches until the end; Ctrl-C ends the watching alone."""
+def watch_until_interrupted(babysitter, *, create: bool) -> int:
+  """Watch until the job ends. Ctrl-C only stops watching."""
   try:
     return babysitter.watch(create=create)
   except KeyboardInterrupt:
     name = babysitter.job.name
-    print_stderr(
-      f'{name} goes on without anybody watching: `launch watch {name}`, `launch delete {name}`'
-    )
+    print_stderr(f'{name} keeps running unwatched: `launch watch {name}`, `launch delete {name}`')
     return 130
 
 
-def described(args, command: list[str], env: dict[str, str], revision: str):
-  """The job that the flags describe. UserError where they are wrong or missing."""
+def make_job(args, command: list[str], env: dict[str, str], revision: str):
+  """Return the job that the flags describe. Raises UserError if they are wrong or incomplete."""
   from vit_jax.launch.job import WORKDIR, Job
-  from vit_jax.tpu.accelerators import accelerator
+  from vit_jax.tpu.accelerators import parse_accelerator
 
   if not args.tpu:
     raise UserError(f'--backend={args.backend} needs --tpu, such as --tpu=v5litepod-16')
-  slices = accelerator(args.tpu, args.slices)
+  slices = parse_accelerator(args.tpu, args.slices)
   if not slices.kind.image and args.backend != 'gke':
-    raise UserError(f'--tpu={slices.name} is to be had on GKE alone: --backend=gke')
+    raise UserError(f'--tpu={slices.name} is only available on GKE: --backend=gke')
   if args.slices > 1 and args.backend == 'tpu-vm':
-    raise UserError('a TPU VM is one slice: --backend=queued for several')
-  if says_workdir(command):
+    raise UserError('--backend=tpu-vm creates one slice; use --backend=queued for several')
+  if has_workdir(command):
     raise UserError(f'--workdir=gs://BUCKET/PATH goes before the --: on the hosts it is {WORKDIR}')
-  if trains(command) or 'doctor' in command:
+  if is_training_command(command) or 'doctor' in command:
     command = [*command, f'--workdir={WORKDIR}']
   flags = slices.libtpu_args if args.libtpu_args is None else args.libtpu_args
   return Job(
@@ -163,28 +177,31 @@ def described(args, command: list[str], env: dict[str, str], revision: str):
   )
 
 
-def check(args, job, command: list[str]):
-  """UserError where the run does not go onto the slices; says what it is told to leave unchecked."""
-  from vit_jax.launch.memory_check import refuse_unfit
+def check_job_fits(args, job, command: list[str]):
+  """Raise UserError if the run does not fit the slices. Print what `--no_plan` leaves unchecked."""
+  from vit_jax.launch.memory_check import check_fits
 
   print_stderr(f'LIBTPU_INIT_ARGS={job.env["LIBTPU_INIT_ARGS"]}')
-  if not trains(command):
+  if not is_training_command(command):
     return
   slices = job.accelerator
   hosts = slices.topology.hosts if job.backend == 'gke' else slices.hosts * job.slices
-  refuse_undivided(
-    config_of(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts
+  check_divides(
+    parse_command_config(command), devices=slices.topology.devices, slices=job.slices, hosts=hosts
   )
   if args.no_plan:
-    print_stderr('NOT PLANNED: nobody knows whether this fits, or how long it takes (--no_plan)')
+    print_stderr('NOT PLANNED: it is unknown whether this fits, or how long it takes (--no_plan)')
   elif not args.dry_run:
-    refuse_unfit(
-      config_of(command), settings_of(command), slices, libtpu_args=job.env['LIBTPU_INIT_ARGS']
+    check_fits(
+      parse_command_config(command),
+      config_settings(command),
+      slices,
+      libtpu_args=job.env['LIBTPU_INIT_ARGS'],
     )
 
 
-def refuse_undivided(config, **where: int):
-  """UserError where the run's mesh or batches do not divide over these devices."""
+def check_divides(config, **where: int):
+  """Raise UserError if mesh or batch sizes of the run do not divide over the devices."""
   from vit_jax.sharding.mesh import check_mesh_divides
   from vit_jax.training.program import sharded_batch_sizes
 
@@ -192,8 +209,11 @@ def refuse_undivided(config, **where: int):
   check_mesh_divides(config.mesh.fsdp, batches=sharded_batch_sizes(config), **where)
 
 
-def prepare(job, files: str) -> list[list[str]]:
-  """The commands that come before it is created: a virtual machine takes the code from the bucket, an image holds it."""
+def upload_commands(job, files: str) -> list[list[str]]:
+  """Return the commands that run before the job is created.
+
+  A virtual machine takes the code from the bucket; a container image contains it.
+  """
   kept = [
     'gcloud',
     'storage',
@@ -206,24 +226,26 @@ def prepare(job, files: str) -> list[list[str]]:
   return [kept, *(unpacked if job.backend == 'gke' else [])]
 
 
-def dry_run(job, pack: list[str], script: str) -> str:
-  """Every command in its order, and the script; FILES is a temporary folder."""
+def format_dry_run(job, pack: list[str], script: str) -> str:
+  """Return every command in order, and the script. FILES stands for a temporary folder."""
   from vit_jax.launch.watch import BACKENDS
 
   backend = BACKENDS[job.backend]
-  commands = [pack, *prepare(job, 'FILES'), *backend.create(job, 'FILES')]
+  commands = [pack, *upload_commands(job, 'FILES'), *backend.create_commands(job, 'FILES')]
   after = [
-    ('status', [backend.describe(job)]),
-    ('logs', list(backend.logs(job, {}).values())[:1]),
-    ('delete', backend.delete(job)),
+    ('status', [backend.describe_command(job)]),
+    ('logs', list(backend.log_commands(job, {}).values())[:1]),
+    ('delete', backend.delete_commands(job)),
   ]
-  parts = ['\n\n'.join(map(shown, commands)), f'# FILES/start.sh\n{script}']
-  parts += [f'# launch {verb} {job.name}\n' + '\n'.join(map(shown, steps)) for verb, steps in after]
+  parts = ['\n\n'.join(map(format_command, commands)), f'# FILES/start.sh\n{script}']
+  parts += [
+    f'# launch {verb} {job.name}\n' + '\n'.join(map(format_command, steps)) for verb, steps in after
+  ]
   return '\n\n'.join(part.rstrip() for part in parts)
 
 
-def shown(command: list[str]) -> str:
-  """A command as a person would type it: a flag a line, where it is long."""
+def format_command(command: list[str]) -> str:
+  """Format a command as a user would type it, with one flag a line if it is long."""
   words = [
     re.sub(r"^'(--\w[\w-]*=)", r"\1'", shlex.quote(word)) for word in command
   ]  # --command='…'
@@ -235,15 +257,15 @@ def shown(command: list[str]) -> str:
   return ' \\\n  '.join(lines)
 
 
-def trains(command: list[str]) -> bool:
-  """Whether it is one of the two main jobs."""
-  return Path(command[0]).name in DEFAULTS
+def is_training_command(command: list[str]) -> bool:
+  """Return whether a command is one of the two training scripts."""
+  return Path(command[0]).name in DEFAULT_RECIPES
 
 
-def settings_of(command: list[str]) -> list[str]:
-  """The config's flags, the default one with them."""
+def config_settings(command: list[str]) -> list[str]:
+  """Return the config's flags, with the default --config if none is given."""
   settings = [arg for arg in command[1:] if not re.match(r'--?workdir\b', arg)]
-  default = Path(command[0]).parent / DEFAULTS[Path(command[0]).name]
+  default = Path(command[0]).parent / DEFAULT_RECIPES[Path(command[0]).name]
   return (
     settings
     if any(re.match(r'--?config(=|$)', arg) for arg in settings)
@@ -251,23 +273,23 @@ def settings_of(command: list[str]) -> list[str]:
   )
 
 
-def config_of(command: list[str]):
-  """The config of a main job's command."""
-  return parse_config_flags(settings_of(command))
+def parse_command_config(command: list[str]):
+  """Return the config of a training command."""
+  return parse_config_flags(config_settings(command))
 
 
 def default_name(command: list[str]) -> str:
-  """'pretrain-b-16-imagenet21k-1124-1343': config and time."""
+  """Return a job name from config and time: 'pretrain-b-16-imagenet21k-1124-1343'."""
   file, _, argument = config_name(command).partition(':')
   words = re.findall('[a-z0-9]+', f'{Path(file).stem} {argument}'.lower())
   return '-'.join(['-'.join(words)[:30].strip('-'), time.strftime('%m%d-%H%M')])
 
 
 def config_name(command: list[str]) -> str:
-  """'configs/pretrain.py:B/16,imagenet21k'; of other commands, their last word."""
-  if not trains(command):
+  """Return 'configs/pretrain.py:B/16,imagenet21k'. For other commands return the last word."""
+  if not is_training_command(command):
     return command[-1] if not command[-1].startswith('-') else 'job'
-  settings = settings_of(command)
+  settings = config_settings(command)
   for i, arg in enumerate(settings):
     if re.fullmatch(r'--?config', arg):
       return settings[i + 1]
@@ -276,8 +298,11 @@ def config_name(command: list[str]) -> str:
   return ''
 
 
-def key_and_value(text: str) -> tuple[str, str]:
-  """'K=V'; 'K' alone takes the value from here, so that a secret is on no command line."""
+def parse_env(text: str) -> tuple[str, str]:
+  """Parse 'NAME=VALUE'.
+
+  'NAME' alone takes the value from this environment, so that no secret is on a command line.
+  """
   name, equals, value = text.partition('=')
   if not name.isidentifier() or not (equals or name in os.environ):
     raise UserError(
@@ -287,13 +312,13 @@ def key_and_value(text: str) -> tuple[str, str]:
 
 
 def add(commands):
-  """The arguments. Behind -- stands what Python is to run, on every host the same."""
+  """Add the arguments of `launch`. Behind -- stands what Python runs on every host."""
   command = commands.add_parser(
     'launch',
     help=launch.__doc__,
     description=launch.__doc__,
     usage='vit-jax launch [options] -- run_pretrain.py --config=…\n       vit-jax launch {'
-    + ','.join(VERBS)
+    + ','.join(JOB_VERBS)
     + '} NAME',
   )
   command.set_defaults(function=launch)
@@ -302,133 +327,141 @@ def add(commands):
     '--backend',
     choices=('local', 'tpu-vm', 'queued', 'gke'),
     default='local',
-    help='where; local: processes of this machine',
+    help='where to run; local: processes on this machine',
   )
   option('--tpu', metavar='TYPE', help='such as v5litepod-256, or v5e:16x16')
-  option('--slices', type=positive_int, default=1, help='of that kind')
+  option('--slices', type=positive_int, default=1, help='number of slices')
   option(
     '--spot',
     action='store_true',
-    help='cheaper machines that may be taken away: they are asked for again',
+    help='cheaper machines that may be preempted; they are requested again',
   )
-  option('--project', help="by default gcloud's own")
+  option('--project', help="by default gcloud's current project")
   option('--zone', help='such as us-west4-a')
-  option('--cluster', help='of GKE, made by xpk')
-  option('--name', help='of the job, by default of its config and the time')
-  option('--workdir', metavar='URL', help='gs://BUCKET/PATH of the run; a folder, for local')
+  option('--cluster', help='GKE cluster created by xpk')
+  option('--name', help='of the job; by default made from config and time')
+  option('--workdir', metavar='URL', help='gs://BUCKET/PATH of the run; for local, a folder')
   option(
     '--data',
     metavar='URL',
-    help='gs://BUCKET/PATH that every host finds at /mnt/data; $TFDS_DATA_DIR is set to it',
+    help='gs://BUCKET/PATH that is mounted at /mnt/data on every host; sets $TFDS_DATA_DIR',
   )
   option(
     '--env',
     action='append',
     default=[],
     metavar='NAME=VALUE',
-    help='of the command; NAME alone takes its value from here',
+    help='environment of the command; NAME alone takes the value from this shell',
   )
   option(
-    '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, in place of the generation's own"
+    '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, instead of the generation's default"
   )
-  option('--hosts', type=positive_int, default=2, help='processes, for local')
+  option('--hosts', type=positive_int, default=2, help='number of processes, for local')
   option(
     '--devices_per_host',
     type=non_negative_int,
     default=0,
     metavar='N',
-    help='simulated CPU devices, for local; 0: what JAX finds',
+    help='simulated CPU devices, for local; 0: those that JAX finds',
   )
-  option('--no_plan', action='store_true', help='launches what nobody has seen to fit')
-  option('--allow_dirty', action='store_true', help='launches the commit without what is not in it')
-  option('--detach', action='store_true', help='does not watch over it')
-  option('--poll', type=float, default=30, metavar='SECONDS', help='between two looks at its state')
-  option('--dry_run', action='store_true', help='prints every command and script, and runs none')
+  option('--no_plan', action='store_true', help='do not check that the run fits')
+  option('--allow_dirty', action='store_true', help='launch the commit without uncommitted changes')
+  option('--detach', action='store_true', help='do not watch the job')
+  option(
+    '--poll', type=float, default=30, metavar='SECONDS', help='between two queries of the state'
+  )
+  option('--dry_run', action='store_true', help='print every command and script, and run none')
   option(
     'what',
     nargs=argparse.REMAINDER,
-    help='-- and the command, or one of ' + ', '.join(VERBS) + ' and a NAME',
+    help='-- and the command, or one of ' + ', '.join(JOB_VERBS) + ' and a NAME',
   )
 
 
-def act(verb: str, args: argparse.Namespace) -> int:
-  """Does it; the exit code."""
-  job = recall(args.name)
-  return {'status': status, 'logs': logs, 'watch': watch, 'stop': stop, 'delete': delete}[verb](
-    job, args
-  )
+def run_verb(verb: str, args: argparse.Namespace) -> int:
+  """Run a verb on a job and return the exit code."""
+  job = load_job(args.name)
+  return {
+    'status': show_status,
+    'logs': follow_logs,
+    'watch': resume_watching,
+    'stop': stop_job,
+    'delete': delete_job,
+  }[verb](job, args)
 
 
-def status(job: Job, _) -> int:
-  """Prints what it is and what the cloud says of it."""
-  done = call(BACKENDS[job.backend].describe(job))
-  if done.returncode and not GONE.search(done.stderr):
-    raise UserError(explain(job, trouble(done.stderr), done.stderr))
-  state = BACKENDS[job.backend].read(done.stdout) if not done.returncode else None
+def show_status(job: Job, _) -> int:
+  """Print the job and its state in the cloud."""
+  done = run_cloud_command(BACKENDS[job.backend].describe_command(job))
+  if done.returncode and not NOT_FOUND.search(done.stderr):
+    raise UserError(format_cloud_error(job, find_problem(done.stderr), done.stderr))
+  state = BACKENDS[job.backend].parse_state(done.stdout) if not done.returncode else None
   what = f'{job.slices} x {job.tpu}{" spot" if job.spot else ""} ({job.backend}, {job.zone})'
   print(
-    f'{job.name}  {f"{state.word} {state.why}".strip() if state else "gone"}  {what}  {job.workdir}  commit {job.commit}'
+    f'{job.name}  {f"{state.cloud_state} {state.reason}".strip() if state else "gone"}  {what}  '
+    f'{job.workdir}  commit {job.commit}'
   )
   print(f'  python {" ".join(job.command)}')
   return 0 if state else 1
 
 
-def logs(job: Job, _) -> int:
-  """Until Ctrl-C, or until nothing follows any more."""
-  followed = Followed(sys.stdout)
-  for name, command in BACKENDS[job.backend].logs(job, {}).items():
-    followed.start(name, command)
+def follow_logs(job: Job, _) -> int:
+  """Follow the logs until Ctrl-C, or until all log commands have ended."""
+  follower = LogFollower(sys.stdout)
+  for name, command in BACKENDS[job.backend].log_commands(job, {}).items():
+    follower.start(name, command)
   try:
-    while None in followed.codes().values():
+    while None in follower.exit_codes().values():
       time.sleep(0.2)
   except KeyboardInterrupt:
     return 130
   finally:
-    followed.end()
-  return max(code or 0 for code in followed.codes().values())
+    follower.terminate()
+  return max(code or 0 for code in follower.exit_codes().values())
 
 
-def watch(job: Job, _) -> int:
-  """As `launch` itself does when it has created it."""
+def resume_watching(job: Job, _) -> int:
+  """Watch a job as `launch` does after it has created one."""
 
   if job.backend == 'gke':
-    raise UserError(f'JobSet itself starts {job.name} again: `launch logs {job.name}` follows it')
+    raise UserError(f'JobSet restarts {job.name}: `launch logs {job.name}` follows it')
   with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
     (Path(files) / 'start.sh').write_text(machine_script(job))
-    return interruptible(Babysitter(job, files, pace=Pace()), create=False)
+    return watch_until_interrupted(Babysitter(job, files, schedule=PollSchedule()), create=False)
 
 
-def stop(job: Job, _) -> int:
-  """The machines stay, and are paid for."""
-  each(job, BACKENDS[job.backend].stop(job))
+def stop_job(job: Job, _) -> int:
+  """Stop the run. Its machines stay and cost money."""
+  run_commands(job, BACKENDS[job.backend].stop_commands(job))
   print_stderr(
-    f'{job.name} is stopped; its machines are still there, and paid for: `launch delete {job.name}` removes them'
+    f'{job.name} is stopped; its machines still exist and cost money: `launch delete {job.name}` '
+    'deletes them'
   )
   return 0
 
 
-def delete(job: Job, args) -> int:
-  """Asks first."""
+def delete_job(job: Job, args) -> int:
+  """Delete the machines of a job, after a confirmation."""
   if not args.yes:
     if not sys.stdin.isatty():
-      raise UserError(f'delete {job.name}: --yes where nobody can be asked')
+      raise UserError(f'delete {job.name}: give --yes where there is no terminal to confirm')
     if (
-      input(f'remove {job.slices} x {job.tpu} of {job.name} ({job.workdir} stays)? [y/N] ')
+      input(f'delete {job.slices} x {job.tpu} of {job.name} ({job.workdir} is kept)? [y/N] ')
       .strip()
       .lower()
       != 'y'
     ):
-      print_stderr('nothing was removed')
+      print_stderr('nothing was deleted')
       return 1
-  each(job, BACKENDS[job.backend].delete(job))
-  forget(job)
-  print_stderr(f'{job.name} is removed; {job.workdir} stays')
+  run_commands(job, BACKENDS[job.backend].delete_commands(job))
+  delete_saved_job(job)
+  print_stderr(f'{job.name} is deleted; {job.workdir} is kept')
   return 0
 
 
-def each(job: Job, commands: list[list[str]]):
-  """Runs them. UserError where one fails, unless what it is about is gone."""
+def run_commands(job: Job, commands: list[list[str]]):
+  """Run commands. Raises UserError if one fails, unless its target does not exist any more."""
   for command in commands:
-    done = call(command)
-    if done.returncode and not GONE.search(done.stderr):
-      raise UserError(explain(job, trouble(done.stderr), done.stderr))
+    done = run_cloud_command(command)
+    if done.returncode and not NOT_FOUND.search(done.stderr):
+      raise UserError(format_cloud_error(job, find_problem(done.stderr), done.stderr))

@@ -1,4 +1,4 @@
-"""plan: does a run fit a TPU slice that is not here, and how long would it take?"""
+"""plan: does a run fit a TPU slice that this machine does not have, and how long does it take?"""
 
 import dataclasses
 import json
@@ -15,77 +15,84 @@ from vit_jax.cli.results import (
 )
 from vit_jax.runtime.cluster import print_stderr
 
-# No TPU is here, no metadata server to ask for one, and libtpu need not say so at length.
-QUIET = {
-  'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true', 'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_STDERR_LOG_LEVEL': '3', 'TPU_MIN_LOG_LEVEL': '3',
-}  # fmt: skip
+# This machine has no TPU and no metadata server, and libtpu should not print warnings about it.
+QUIET_TPU_ENVIRONMENT = {
+  'JAX_PLATFORMS': 'cpu',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TPU_MIN_LOG_LEVEL': '3',
+}
 
 
 def plan(args):
-  """Compiles a run's train step for a TPU slice that is not here: does it fit, and how long would it take? Exit code 1: no."""
-  check_output_paths(json=args.json, hlo=args.hlo)
-  os.environ |= QUIET  # Before jax is imported.
-  from vit_jax.config import with_settings
-  from vit_jax.tpu.plan import describe, side_by_side
-  from vit_jax.tpu.topologies import topology
+  """Compile a run's train step for a TPU slice.
 
-  where, config = topology(args.topology, args.slices), parse_config_flags(args.settings)
-  others = {what: other(what, args) for what in args.compare or ()}
-  found, hlo = compiled(config, where)
+  Report whether it fits and how long it takes. Exits with 1 if it does not fit.
+  """
+  check_output_paths(json=args.json, hlo=args.hlo)
+  os.environ |= QUIET_TPU_ENVIRONMENT  # Before jax is imported.
+  from vit_jax.config import with_settings
+  from vit_jax.tpu.plan import compare_plans, format_plan
+  from vit_jax.tpu.topologies import parse_topology
+
+  where, config = parse_topology(args.topology, args.slices), parse_config_flags(args.settings)
+  others = {what: parse_comparison(what, args) for what in args.compare or ()}
+  found, hlo = compile_plan(config, where)
   if args.json != STDOUT:
-    print('\n'.join(describe(config, found)))
-  write_output(as_json(found), args.json)
+    print('\n'.join(format_plan(config, found)))
+  write_output(plan_to_json(found), args.json)
   write_output(hlo, args.hlo)
   if others:
-    plans = {args.topology: found} | {what: compiled(*pair)[0] for what, pair in others.items()}
-    print(format_table(side_by_side(plans)), end='')
-  if not found.fits and (remedy := first_that_fits(config, where)):
+    plans = {args.topology: found} | {what: compile_plan(*pair)[0] for what, pair in others.items()}
+    print(format_table(compare_plans(plans)), end='')
+  if not found.fits and (remedy := find_remedy(config, where)):
     settings, made = remedy
     print(
       'it fits with '
       + ' '.join(f'--config.{name}={value}' for name, value in settings.items())
       + ':'
     )
-    print('\n'.join(describe(with_settings(config, settings), made)))
+    print('\n'.join(format_plan(with_settings(config, settings), made)))
   raise SystemExit(0 if found.fits else 1)
 
 
-def compiled(config, where):
-  """The plan and the program, with a line while the compiler works."""
-  from vit_jax.tpu.plan import plan
+def compile_plan(config, where):
+  """Return the plan and the program, with a line on the screen while the compiler works."""
+  from vit_jax.tpu.plan import plan_run
 
   with report_elapsed_time(
     f'compiling {config.model.variant} for {where.chips} chips of {where.name}'
   ):
-    return plan(config, where)
+    return plan_run(config, where)
 
 
-def first_that_fits(config, where):
-  """(the settings, the plan) of the first remedy with which the run fits, or None."""
+def find_remedy(config, where):
+  """Return (settings, plan) of the first remedy with which the run fits, or None."""
   from vit_jax.config import with_settings
-  from vit_jax.tpu.plan import remedies
+  from vit_jax.tpu.plan import memory_remedies
 
-  for settings in remedies(config, where):
+  for settings in memory_remedies(config, where):
     print_stderr(f'it does not fit; trying {settings}')
-    found, _ = compiled(with_settings(config, settings), where)
+    found, _ = compile_plan(with_settings(config, settings), where)
     if found.fits:
       return settings, found
   return None
 
 
-def other(what: str, args):
-  """(config, topology) of what to compare with: another config FILE:ARGUMENT, or another slice."""
-  from vit_jax.tpu.topologies import topology
+def parse_comparison(what: str, args):
+  """Return (config, topology) of a comparison: another recipe, or another slice."""
+  from vit_jax.tpu.topologies import parse_topology
 
   if '.py' not in what:
-    return parse_config_flags(args.settings), topology(what, args.slices)
+    return parse_config_flags(args.settings), parse_topology(what, args.slices)
   rest = [arg for i, arg in enumerate(args.settings) if not is_config(args.settings, i)]
-  return parse_config_flags([f'--config={what}', *rest]), topology(args.topology, args.slices)
+  return parse_config_flags([f'--config={what}', *rest]), parse_topology(args.topology, args.slices)
 
 
 def is_config(settings: list[str], i: int) -> bool:
-  """Whether the argument at i is --config=FILE, or one of the two of --config FILE."""
+  """Return whether the argument at `i` belongs to --config=FILE or --config FILE."""
   return (
     settings[i].startswith('--config=')
     or settings[i] == '--config'
@@ -93,28 +100,28 @@ def is_config(settings: list[str], i: int) -> bool:
   )
 
 
-def as_json(found) -> str:
-  """All of a plan as one object."""
+def plan_to_json(found) -> str:
+  """Return all of a plan as a JSON object."""
   facts = dataclasses.asdict(found) | {'seconds_per_step': found.seconds_per_step, 'mfu': found.mfu}
   return json.dumps(facts, indent=1) + '\n'
 
 
 def add(commands):
-  """The arguments. Those of the config go on to the parser that the main jobs have."""
-  more = 'The recipe: --config FILE:ARGUMENT and any --config.FIELD=VALUE, as run_pretrain.py takes them.'
+  """Add the arguments of `plan`. Those of the config go to the parser of `train`."""
+  more = 'The recipe: --config RECIPE:ARGUMENT and any --config.FIELD=VALUE, as for `train`.'
   command = commands.add_parser('plan', help=plan.__doc__, description=plan.__doc__, epilog=more)
   command.set_defaults(function=plan, takes_settings=True)
   command.add_argument('--topology', required=True, metavar='SLICE', help='such as v5e:4x4')
   command.add_argument(
-    '--slices', type=positive_int, default=1, help='of that kind, over the slower network'
+    '--slices', type=positive_int, default=1, help='number of slices, connected by the slower network'
   )
   command.add_argument(
     '--compare',
     action='append',
     metavar='WHAT',
-    help='another slice, or another config, side by side',
+    help='another slice, or another recipe, beside this one',
   )
   command.add_argument(
-    '--json', metavar='FILE', help='all of it as one object; - for stdout, in place of the text'
+    '--json', metavar='FILE', help='write the plan as JSON; - for stdout, instead of the text'
   )
-  command.add_argument('--hlo', metavar='FILE', help='the compiled program')
+  command.add_argument('--hlo', metavar='FILE', help='write the compiled program')

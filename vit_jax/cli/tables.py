@@ -53,10 +53,10 @@ def read_mfu(args) -> float:
 
   Raises UserError if --plan is not a file of `plan --json`.
   """
-  from vit_jax.tpu.cost import MFU
+  from vit_jax.tpu.cost import ASSUMED_MFU
 
   if not args.plan:
-    return args.mfu / 100 if args.mfu else MFU
+    return args.mfu / 100 if args.mfu else ASSUMED_MFU
   try:
     return json.loads(Path(args.plan).read_text(encoding='utf-8'))['mfu']
   except (OSError, ValueError, KeyError) as error:

@@ -1,1 +1,4 @@
-"""TPU pods: what there is, whether a run fits one, and how it is started there."""
+"""Launching on TPU pods and on several local processes.
+
+Backends, scripts, the babysitter and `doctor`.
+"""

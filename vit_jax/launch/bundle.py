@@ -1,4 +1,7 @@
-"""The code that is launched: a commit as it is in git, and the versions that are installed here."""
+"""The code that is launched.
+
+A commit as it is in git, and the package versions that are installed here.
+"""
 
 import importlib.metadata
 import re
@@ -8,26 +11,30 @@ from pathlib import Path
 from vit_jax.errors import UserError
 
 
-def commit(root: Path, *, allow_dirty: bool) -> tuple[str, str]:
-  """(HEAD's commit, what of the working tree it leaves out). UserError where that is not allowed to be anything."""
-  changed = git(root, 'status', '--porcelain').splitlines()
+def resolve_commit(root: Path, *, allow_dirty: bool) -> tuple[str, str]:
+  """Return (the hash of HEAD, the changed files that it does not contain).
+
+  Raises UserError if there are such files and `allow_dirty` is False.
+  """
+  changed = run_git(root, 'status', '--porcelain').splitlines()
   files = ', '.join(line[3:] for line in changed[:5]) + (
     f' and {len(changed) - 5} more' if len(changed) > 5 else ''
   )
   if changed and not allow_dirty:
     raise UserError(
-      f'not in the commit that would be launched: {files}. Commit it, or launch without it with --allow_dirty'
+      f'not in the commit that would be launched: {files}. Commit them, or launch without them '
+      'with --allow_dirty'
     )
-  return git(root, 'rev-parse', 'HEAD').strip()[:12], files
+  return run_git(root, 'rev-parse', 'HEAD').strip()[:12], files
 
 
-def toplevel(folder: Path) -> Path:
-  """The root of the checkout that `folder` is in. UserError where it is in none."""
-  return Path(git(folder, 'rev-parse', '--show-toplevel').strip())
+def checkout_root(folder: Path) -> Path:
+  """Return the root of the checkout that contains `folder`. Raises UserError if there is none."""
+  return Path(run_git(folder, 'rev-parse', '--show-toplevel').strip())
 
 
-def git(folder: Path, *args: str) -> str:
-  """What git says."""
+def run_git(folder: Path, *args: str) -> str:
+  """Run git and return its output. Raises UserError if it fails."""
   done = subprocess.run(['git', *args], cwd=folder, capture_output=True, text=True, check=False)
   if done.returncode:
     raise UserError(
@@ -36,8 +43,8 @@ def git(folder: Path, *args: str) -> str:
   return done.stdout
 
 
-def archive(root: Path, commit: str, files: str) -> list[str]:
-  """The command that packs the commit."""
+def archive_command(root: Path, commit: str, files: str) -> list[str]:
+  """Return the command that packs a commit into FILES/code.tar.gz."""
   return [
     'git',
     '-C',
@@ -49,8 +56,8 @@ def archive(root: Path, commit: str, files: str) -> list[str]:
   ]
 
 
-def pins(root: Path) -> str:
-  """requirements.txt with the versions that are installed here, a line each, and jaxlib's, which follows jax's."""
+def format_pins(root: Path) -> str:
+  """Return requirements.txt with the installed versions, and jaxlib's, which follows jax's."""
   lines = (root / 'requirements.txt').read_text().splitlines()
   names = [
     re.split(r'[<>=~!\[]', line)[0].strip() for line in lines if line and not line.startswith('#')

@@ -1,4 +1,7 @@
-"""Is every host fit for a run? Each looks at itself, all tell each other, and one line a question says what came of it."""
+"""Checks whether every host is fit for a run.
+
+All hosts share what they find, and each check becomes one line.
+"""
 
 import contextlib
 import dataclasses
@@ -17,15 +20,15 @@ from jax.experimental import multihost_utils
 
 from vit_jax.sharding.mesh import Mesh, describe_mesh, make_mesh, replicated, to_global
 
-PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'vit-jax')
-HUGEPAGES = '/sys/kernel/mm/transparent_hugepage/enabled'
-ROOM = 10  # GiB of disk: the environment, compiled programs, what gcsfuse keeps.
-APART = 5  # Seconds that clocks may differ: credentials and logs go by them.
+DOCTOR_PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'vit-jax')
+HUGEPAGES_FILE = '/sys/kernel/mm/transparent_hugepage/enabled'
+MIN_FREE_DISK_GIB = 10  # For the environment, compiled programs and gcsfuse's cache.
+MAX_CLOCK_SKEW = 5  # Seconds. Credentials and logs depend on clocks.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-  """One line. `remedy` is there where `ok` is not."""
+  """One line of the report. `remedy` is given if `ok` is False."""
 
   what: str
   ok: bool
@@ -38,38 +41,43 @@ class Finding:
     )
 
 
-def examine(workdir: Path | None, data: Path | None, *, devices: int | None) -> list[Finding]:
-  """All findings, the same on every host. `devices`: how many all hosts together should have."""
+def diagnose_hosts(
+  workdir: Path | None, data: Path | None, *, devices: int | None
+) -> list[Finding]:
+  """Run all checks and return the findings, the same on every host.
+
+  `devices` is the expected number of devices of all hosts together.
+  """
   mesh = make_mesh(1, batches={})
-  token = broadcast(str(time.time_ns()))
-  mine = {
-    'versions': versions(),
+  token = broadcast_from_first_host(str(time.time_ns()))
+  own = {
+    'versions': installed_versions(),
     'disk': shutil.disk_usage(tempfile.gettempdir()).free / 2**30,
-    'hugepages': hugepages(),
-    'workdir': leave_word(workdir, token) if workdir else '',
-    'data': look_at(data) if data else '',
+    'hugepages': read_hugepages(),
+    'workdir': write_probe_file(workdir, token) if workdir else '',
+    'data': read_data_folder(data) if data else '',
   }
-  multihost_utils.sync_global_devices('word is left')
-  mine |= {'clock': time.time(), 'seen': find_words(workdir, token) if workdir else ''}
-  hosts = gather(mine)
+  multihost_utils.sync_global_devices('probe files are written')
+  own |= {'clock': time.time(), 'seen': read_probe_files(workdir, token) if workdir else ''}
+  hosts = all_gather_json(own)
   if workdir:
-    take_back(workdir, token)
-  found = [check_versions(hosts), check_devices(mesh, devices), check_sum(mesh)]
-  found += [check_workdir(workdir, hosts)] if workdir else []
-  found += [check_data(data, hosts)] if data else []
-  return [*found, check_disk(hosts), check_hugepages(hosts), check_clocks(hosts)]
+    remove_probe_file(workdir, token)
+  found = [diagnose_versions(hosts), diagnose_devices(mesh, devices), diagnose_all_reduce(mesh)]
+  found += [diagnose_workdir(workdir, hosts)] if workdir else []
+  found += [diagnose_data(data, hosts)] if data else []
+  return [*found, diagnose_disk(hosts), diagnose_hugepages(hosts), diagnose_clocks(hosts)]
 
 
-def versions() -> dict[str, str]:
-  """What this host runs."""
+def installed_versions() -> dict[str, str]:
+  """Return the versions of Python and of the packages on this host."""
   installed = lambda name: next(
     (each.version for each in importlib.metadata.distributions(name=name)), 'none'
   )
-  return {'python': platform.python_version()} | {name: installed(name) for name in PACKAGES}
+  return {'python': platform.python_version()} | {name: installed(name) for name in DOCTOR_PACKAGES}
 
 
-def check_versions(hosts: list[dict]) -> Finding:
-  """The same everywhere."""
+def diagnose_versions(hosts: list[dict]) -> Finding:
+  """Compare the versions of all hosts."""
   differ = [
     name for name in hosts[0]['versions'] if len({host['versions'][name] for host in hosts}) > 1
   ]
@@ -80,15 +88,15 @@ def check_versions(hosts: list[dict]) -> Finding:
       True,
       ', '.join(f'{name} {first[name]}' for name in first if first[name] != 'none'),
     )
-  each = lambda name: ', '.join(
+  per_host = lambda name: ', '.join(
     f'{host["versions"][name]} on host {i}' for i, host in enumerate(hosts)
   )
-  text = '; '.join(f'{name}: {each(name)}' for name in differ)
+  text = '; '.join(f'{name}: {per_host(name)}' for name in differ)
   return Finding('versions', False, text, 'install the same pins.txt everywhere; `launch` does')
 
 
-def check_devices(mesh: Mesh, expected: int | None) -> Finding:
-  """As many as there should be, shared out equally."""
+def diagnose_devices(mesh: Mesh, expected: int | None) -> Finding:
+  """Check that the devices are as many as expected, and equally many on each host."""
   kind = describe_mesh(mesh).partition(' (')[0]
   each = np.bincount(
     [device.process_index for device in mesh.devices.flat], minlength=jax.process_count()
@@ -96,16 +104,21 @@ def check_devices(mesh: Mesh, expected: int | None) -> Finding:
   text = f'{kind} on {jax.process_count()} {"hosts" if jax.process_count() > 1 else "host"}'
   if len(set(each)) > 1:
     return Finding(
-      'devices', False, f'{text}: {", ".join(map(str, each))}', 'restart the host with the fewest'
+      'devices',
+      False,
+      f'{text}: {", ".join(map(str, each))}',
+      'restart the host with the fewest devices',
     )
   if expected and expected != mesh.size:
-    remedy = 'start the same command on every host; a pod shows them all only when all take part'
+    remedy = (
+      'start the same command on every host; a pod shows its devices only when all hosts take part'
+    )
     return Finding('devices', False, f'{text}, not {expected}', remedy)
   return Finding('devices', True, text)
 
 
-def check_sum(mesh: Mesh) -> Finding:
-  """An all-reduce over all devices: 0 + 1 + 2 + … is known."""
+def diagnose_all_reduce(mesh: Mesh) -> Finding:
+  """Sum the numbers of all devices over all devices: the result is known."""
   own = [
     i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()
   ]
@@ -122,96 +135,107 @@ def check_sum(mesh: Mesh) -> Finding:
   )
 
 
-def leave_word(workdir: Path, token: str) -> str:
-  """Writes a file for the others to read; what went wrong, if anything."""
+def write_probe_file(workdir: Path, token: str) -> str:
+  """Write a file for the other hosts to read. Return what went wrong, or an empty string."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    word_of(workdir, token, jax.process_index()).write_text(token)
+    probe_path(workdir, token, jax.process_index()).write_text(token)
     return ''
   except OSError as error:
     return error.strerror or str(error)
 
 
-def find_words(workdir: Path, token: str) -> str:
-  """What is wrong with the others' files, if anything."""
+def read_probe_files(workdir: Path, token: str) -> str:
+  """Read the other hosts' files. Return what went wrong, or an empty string."""
   try:
     absent = [
-      i for i in range(jax.process_count()) if not readable(word_of(workdir, token, i), token)
+      i
+      for i in range(jax.process_count())
+      if not file_contains(probe_path(workdir, token, i), token)
     ]
     return f'does not see what host {absent[0]} wrote' if absent else ''
   except OSError as error:
     return error.strerror or str(error)
 
 
-def take_back(workdir: Path, token: str):
-  """Removes its own file."""
+def remove_probe_file(workdir: Path, token: str):
+  """Remove this host's file."""
   with contextlib.suppress(OSError):
-    word_of(workdir, token, jax.process_index()).unlink()
+    probe_path(workdir, token, jax.process_index()).unlink()
 
 
-def word_of(workdir: Path, token: str, host: int) -> Path:
-  """The file of one host."""
+def probe_path(workdir: Path, token: str, host: int) -> Path:
+  """Return the path of the file that a host writes."""
   return workdir / f'.doctor-{token}-{host}'
 
 
-def readable(path: Path, text: str) -> bool:
-  """Whether a file says so."""
+def file_contains(path: Path, text: str) -> bool:
+  """Return whether a file exists and has exactly this text."""
   return path.is_file() and path.read_text() == text
 
 
-def check_workdir(workdir: Path, hosts: list[dict]) -> Finding:
-  """Written by all and read by all: it is one and the same."""
+def diagnose_workdir(workdir: Path, hosts: list[dict]) -> Finding:
+  """Check that all hosts write and read the same work directory."""
   if bad := [
     f'host {i}: {host["workdir"] or host["seen"]}'
     for i, host in enumerate(hosts)
     if host['workdir'] or host['seen']
   ]:
-    remedy = 'mount the same bucket there on every host, with roles/storage.objectAdmin for its service account'
-    return Finding('workdir', False, f'{workdir}: {some(bad)}', remedy)
-  return Finding('workdir', True, f'{workdir} is written and read by all')
+    remedy = (
+      'mount the same bucket there on every host, with roles/storage.objectAdmin for its '
+      'service account'
+    )
+    return Finding('workdir', False, f'{workdir}: {join_first(bad)}', remedy)
+  return Finding('workdir', True, f'{workdir} is writable and readable on all hosts')
 
 
-def look_at(data: Path) -> str:
-  """What is wrong with the data, if anything."""
+def read_data_folder(data: Path) -> str:
+  """Return what is wrong with the data folder, or an empty string."""
   try:
     return '' if next(data.iterdir(), None) else 'is empty'
   except OSError as error:
     return error.strerror or str(error)
 
 
-def check_data(data: Path, hosts: list[dict]) -> Finding:
-  """There, on every host."""
+def diagnose_data(data: Path, hosts: list[dict]) -> Finding:
+  """Check that the data is on every host."""
   if bad := [f'host {i}: {host["data"]}' for i, host in enumerate(hosts) if host['data']]:
     return Finding(
       'data',
       False,
-      f'{data}: {some(bad)}',
+      f'{data}: {join_first(bad)}',
       'mount the bucket with it there; `launch --data=gs://…` does',
     )
-  return Finding('data', True, f'{data} has something on every host')
+  return Finding('data', True, f'{data} is not empty on any host')
 
 
-def check_disk(hosts: list[dict]) -> Finding:
-  """Room for temporary files."""
+def diagnose_disk(hosts: list[dict]) -> Finding:
+  """Check that there is space for temporary files."""
   least = min(range(len(hosts)), key=lambda i: hosts[i]['disk'])
-  text = f'{hosts[least]["disk"]:.0f} GiB free in {tempfile.gettempdir()}, at the least'
-  if hosts[least]['disk'] >= ROOM:
+  text = f'{hosts[least]["disk"]:.0f} GiB free in {tempfile.gettempdir()} (minimum over hosts)'
+  if hosts[least]['disk'] >= MIN_FREE_DISK_GIB:
     return Finding('disk', True, text)
   return Finding(
-    'disk', False, f'{text}, on host {least}', f'{ROOM} GiB should be: remove what fills it'
+    'disk',
+    False,
+    f'{text}, on host {least}',
+    f'{MIN_FREE_DISK_GIB} GiB are needed: free some space',
   )
 
 
-def hugepages() -> str:
-  """What the kernel does: always, madvise, never; '' where it does not say, or no TPU asks for it."""
+def read_hugepages() -> str:
+  """Return the setting of transparent huge pages: always, madvise or never.
+
+  Empty if the kernel does not report it.
+  """
   try:
-    return Path(HUGEPAGES).read_text().partition('[')[2].partition(']')[0]
+    return Path(HUGEPAGES_FILE).read_text().partition('[')[2].partition(']')[0]
   except OSError:
     return ''
 
 
-def check_hugepages(hosts: list[dict]) -> Finding:
-  """Always, where there are TPUs: copies from the host are slow otherwise. Elsewhere they are nobody's concern."""
+def diagnose_hugepages(hosts: list[dict]) -> Finding:
+  """Check that huge pages are `always` on TPU hosts, where copies are slow otherwise."""
   found = sorted({host['hugepages'] or 'unknown' for host in hosts})
   if found == ['always'] or jax.default_backend() != 'tpu':
     return Finding(
@@ -220,15 +244,18 @@ def check_hugepages(hosts: list[dict]) -> Finding:
       ', '.join(found) + ('' if jax.default_backend() == 'tpu' else ' (TPUs want always)'),
     )
   return Finding(
-    'hugepages', False, ', '.join(found), f"sudo sh -c 'echo always > {HUGEPAGES}'; `launch` does"
+    'hugepages',
+    False,
+    ', '.join(found),
+    f"sudo sh -c 'echo always > {HUGEPAGES_FILE}'; `launch` does",
   )
 
 
-def check_clocks(hosts: list[dict]) -> Finding:
-  """Read at the same moment, as far as a barrier makes it one."""
+def diagnose_clocks(hosts: list[dict]) -> Finding:
+  """Compare the clocks, which are read right after a barrier."""
   clocks = [host['clock'] for host in hosts]
   text = f'{max(clocks) - min(clocks):.2f} s apart'
-  if max(clocks) - min(clocks) <= APART:
+  if max(clocks) - min(clocks) <= MAX_CLOCK_SKEW:
     return Finding('clocks', True, text)
   return Finding(
     'clocks',
@@ -238,18 +265,18 @@ def check_clocks(hosts: list[dict]) -> Finding:
   )
 
 
-def some(bad: list[str]) -> str:
-  """The first few."""
+def join_first(bad: list[str]) -> str:
+  """Join the first four texts and count the others."""
   return '; '.join(bad[:4]) + (f'; and {len(bad) - 4} more' if len(bad) > 4 else '')
 
 
-def broadcast(text: str) -> str:
-  """Host 0's text, to all."""
-  return gather(text)[0]
+def broadcast_from_first_host(text: str) -> str:
+  """Return host 0's text on every host."""
+  return all_gather_json(text)[0]
 
 
-def gather(value) -> list:
-  """What each host says, in their order, on every host."""
+def all_gather_json(value) -> list:
+  """Gather a JSON value from every host, in their order, on every host."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)

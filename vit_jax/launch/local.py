@@ -1,4 +1,4 @@
-"""Several hosts on this one machine: the same command in as many processes, which train together over localhost."""
+"""Several hosts on one machine: processes that train together over localhost."""
 
 import contextlib
 import os
@@ -11,51 +11,56 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from vit_jax.errors import EXIT_ABORTED, UserError
-from vit_jax.launch.logs import Followed
+from vit_jax.launch.logs import LogFollower
 
-GRACE = 15  # Seconds that the others have to end by themselves once one has failed.
-ASKED = 30  # … and when the person ends them all: they may be saving.
+FAILURE_GRACE = 15  # Seconds for the other hosts to end after one has failed.
+SIGNAL_GRACE = 30  # Seconds after a signal of the user: the hosts may be saving.
 
 
 def run_hosts(
   command: list[str], *, hosts: int, devices: int, out: TextIO, env: dict[str, str] | None = None
 ) -> int:
-  """Runs the Python `command` in `hosts` processes of `devices` simulated CPU devices each (0: what JAX finds) until all end.
+  """Run a Python command in several processes until all end.
 
-  Each line goes to `out` with its host before it. Returns the exit code of the first host that fails, which takes the others
-  with it; Ctrl-C and SIGTERM go on to all. UserError where the command is no file.
+  Each of the `hosts` processes has `devices` simulated CPU devices; with 0, JAX uses what it finds.
+  Each line goes to `out` with its host before it. Returns the exit code of the first host that
+  fails, which ends the others; Ctrl-C and SIGTERM are passed to all. Raises UserError if the
+  command is not a file.
   """
   if command[0] != '-m' and not os.path.isfile(command[0]):  # noqa: PTH113
     raise UserError(
-      f'{command[0]}: there is no such file; expected a script and its flags after --, or -m MODULE'
+      f'{command[0]} does not exist; expected a script and its flags after --, or -m MODULE'
     )
-  everyone, coordinator = Followed(out), f'localhost:{free_port()}'
-  with received() as signals:
+  follower, coordinator = LogFollower(out), f'localhost:{free_port()}'
+  with capture_signals() as signals:
     for i in range(hosts):
-      said = environment(coordinator, hosts, i, devices=devices) | (env or {})
-      everyone.start(f'host {i}', [sys.executable, '-u', *command], os.environ | said)
+      variables = host_environment(coordinator, hosts, i, devices=devices) | (env or {})
+      follower.start(f'host {i}', [sys.executable, '-u', *command], os.environ | variables)
     while (
       not signals
-      and (codes := everyone.codes())
+      and (codes := follower.exit_codes())
       and None in codes.values()
       and not any(codes.values())
     ):
       time.sleep(0.1)
-    failed = {name: code for name, code in everyone.codes().items() if code}
-    everyone.end(signals[0] if signals else signal.SIGTERM, grace=ASKED if signals else GRACE)
+    failed = {name: code for name, code in follower.exit_codes().items() if code}
+    follower.terminate(
+      signals[0] if signals else signal.SIGTERM, grace=SIGNAL_GRACE if signals else FAILURE_GRACE
+    )
   if signals:
     return 128 + signals[0]
   if not failed:
     return 0
-  # The others fail of its failing, at almost the same time; none of them is killed by that, but JAX may abort them.
+  # The failure of one host makes the others fail at almost the same time. It kills none of them,
+  # but JAX may abort them.
   killed = (name for name, code in failed.items() if code > 128 and code != EXIT_ABORTED)
-  first = next(killed, None) or next(name for name in everyone.ended if name in failed)
+  first = next(killed, None) or next(name for name in follower.finished if name in failed)
   print(f'{first} ended with exit code {failed[first]}', file=sys.stderr)
   return failed[first]
 
 
-def environment(coordinator: str, hosts: int, i: int, *, devices: int) -> dict[str, str]:
-  """What host `i` is told."""
+def host_environment(coordinator: str, hosts: int, i: int, *, devices: int) -> dict[str, str]:
+  """Return the environment variables that tell a process that it is host `i`."""
   env = {
     'VIT_JAX_COORDINATOR': coordinator,
     'VIT_JAX_PROCESSES': str(hosts),
@@ -71,8 +76,8 @@ def environment(coordinator: str, hosts: int, i: int, *, devices: int) -> dict[s
 
 
 @contextlib.contextmanager
-def received() -> Iterator[list[int]]:
-  """A list that the numbers of SIGINT and SIGTERM come into, in place of what they usually do."""
+def capture_signals() -> Iterator[list[int]]:
+  """Yield a list that receives the numbers of SIGINT and SIGTERM instead of their usual effect."""
   numbers = []
   before = {
     number: signal.signal(number, lambda got, _: numbers.append(got))
@@ -86,7 +91,7 @@ def received() -> Iterator[list[int]]:
 
 
 def free_port() -> int:
-  """One that nobody listens at."""
+  """Return a port that no process listens on."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     return free.getsockname()[1]

@@ -1,4 +1,7 @@
-"""Commands that run side by side, each line of theirs with the name of whose it is: '[host 1] step 100/2700 …'."""
+"""Commands that run in parallel, with the name of the command before each line.
+
+'[host 1] step 100/2700 …'.
+"""
 
 import collections
 import contextlib
@@ -10,16 +13,19 @@ import time
 from typing import TextIO
 
 
-class Followed:
-  """Processes by their names. `seen` counts the lines of each; `ended` names those that are done, in order."""
+class LogFollower:
+  """Runs commands and prints their output.
+
+  `lines_seen` counts the lines of each command; `finished` lists the ended ones in order.
+  """
 
   def __init__(self, out: TextIO):
     self._out = out
-    self.seen, self.ended = collections.Counter(), []
+    self.lines_seen, self.finished = collections.Counter(), []
     self._running, self._readers, self._lock = {}, [], threading.Lock()
 
   def start(self, name: str, command: list[str], env: dict[str, str] | None = None):
-    """Starts one, out of reach of the terminal's Ctrl-C: that is ours to pass on."""
+    """Start a command in its own session, out of reach of the terminal's Ctrl-C."""
     process = subprocess.Popen(
       command,
       stdin=subprocess.DEVNULL,
@@ -33,16 +39,16 @@ class Followed:
     reader.start()
     self._readers.append(reader)
 
-  def codes(self) -> dict[str, int | None]:
-    """{name: its exit code as a shell says it, None while it runs}."""
+  def exit_codes(self) -> dict[str, int | None]:
+    """Return {name: exit code as a shell reports it, or None while the command runs}."""
     as_shell = lambda code: 128 - code if code is not None and code < 0 else code
     return {name: as_shell(process.poll()) for name, process in self._running.items()}
 
-  def end(self, number: int = signal.SIGTERM, grace: float = 5):
-    """Sends a signal to all that still run, and kills those that are there `grace` seconds later."""
+  def terminate(self, number: int = signal.SIGTERM, grace: float = 5):
+    """Send a signal to all running commands, and kill the rest `grace` seconds later."""
     self._send(number)
     deadline = time.monotonic() + grace
-    while time.monotonic() < deadline and None in self.codes().values():
+    while time.monotonic() < deadline and None in self.exit_codes().values():
       time.sleep(0.05)
     self._send(signal.SIGKILL)
     for process in self._running.values():
@@ -57,14 +63,13 @@ class Followed:
           os.killpg(process.pid, number)
 
   def _read(self, name: str, process: subprocess.Popen):
-    """What a process says, line by line, to its end."""
     with process.stdout as lines:
       for line in lines:
-        self.seen[name] += 1
-        if line.startswith(b'[Gloo] '):  # It greets each of its peers, again and again.
+        self.lines_seen[name] += 1
+        if line.startswith(b'[Gloo] '):  # Gloo announces each connection.
           continue
         text = line.decode(errors='replace').rstrip('\n')
         with self._lock:
           print(f'[{name}] {text}' if name else text, flush=True, file=self._out)
     process.wait()
-    self.ended.append(name)
+    self.finished.append(name)

@@ -1,25 +1,39 @@
-"""Any number of slices as a queued resource: it waits until there are machines, and is suspended when they are taken away."""
+"""Backend `queued`: slices as a queued resource.
+
+It waits for machines, and is suspended when they are preempted.
+"""
 
 import json
 
 from vit_jax.launch.job import Job
-from vit_jax.launch.states import State
-from vit_jax.launch.tpu_vm import logs, nodes_of, stop
+from vit_jax.launch.states import JobState
+from vit_jax.launch.tpu_vm import log_commands, node_names, stop_commands
 
-__all__ = ['create', 'delete', 'describe', 'logs', 'read', 'stop']
+# The interface of a backend; logs and stopping are those of a TPU VM.
+__all__ = [
+  'create_commands',
+  'delete_commands',
+  'describe_command',
+  'log_commands',
+  'parse_state',
+  'stop_commands',
+]
 
-GCLOUD = ['gcloud', 'compute', 'tpus', 'queued-resources']
-# cloud.google.com/tpu/docs/queued-resources; ACCEPTED is what WAITING_FOR_RESOURCES was called.
-STATES = {
-  'CREATING': 'waiting', 'ACCEPTED': 'waiting', 'WAITING_FOR_RESOURCES': 'waiting', 'PROVISIONING': 'waiting',
+QUEUED_RESOURCES_COMMAND = ['gcloud', 'compute', 'tpus', 'queued-resources']
+# cloud.google.com/tpu/docs/queued-resources; ACCEPTED is an older name of WAITING_FOR_RESOURCES.
+QUEUED_STATES = {
+  'CREATING': 'waiting',
+  'ACCEPTED': 'waiting',
+  'WAITING_FOR_RESOURCES': 'waiting',
+  'PROVISIONING': 'waiting',
   'ACTIVE': 'active',
-}  # fmt: skip
+}
 
 
-def create(job: Job, files: str) -> list[list[str]]:
-  """The commands that start it; `files` is the folder with start.sh."""
+def create_commands(job: Job, files: str) -> list[list[str]]:
+  """Return the commands that create the job. `files` is the folder that contains start.sh."""
   nodes = (
-    [f'--node-id={nodes_of(job)[0]}']
+    [f'--node-id={node_names(job)[0]}']
     if job.slices == 1
     else [f'--node-count={job.slices}', f'--node-prefix={job.name}']
   )
@@ -31,29 +45,31 @@ def create(job: Job, files: str) -> list[list[str]]:
   flags += ['--spot'] if job.spot else []
   return [
     [
-      *GCLOUD,
+      *QUEUED_RESOURCES_COMMAND,
       'create',
       job.name,
-      *job.where,
+      *job.location_flags,
       *flags,
       f'--metadata-from-file=startup-script={files}/start.sh',
     ]
   ]
 
 
-def describe(job: Job) -> list[str]:
-  """The command whose output `read` reads."""
-  return [*GCLOUD, 'describe', job.name, *job.where, '--format=json']
+def describe_command(job: Job) -> list[str]:
+  """Return the command whose output `parse_state` parses."""
+  return [*QUEUED_RESOURCES_COMMAND, 'describe', job.name, *job.location_flags, '--format=json']
 
 
-def read(text: str) -> State:
-  """The state, the cloud's word for it, and why it failed."""
-  found = json.loads(text).get('state', {})
-  word = found.get('state', 'UNKNOWN')
-  why = found.get('failedData', {}).get('error', {}).get('message', '')
-  return State(STATES.get(word, 'lost'), word, why)
+def parse_state(text: str) -> JobState:
+  """Parse the state, with the name that the cloud gives it and the reason of a failure."""
+  state = json.loads(text).get('state', {})
+  word = state.get('state', 'UNKNOWN')
+  reason = state.get('failedData', {}).get('error', {}).get('message', '')
+  return JobState(QUEUED_STATES.get(word, 'lost'), word, reason)
 
 
-def delete(job: Job) -> list[list[str]]:
-  """The commands that remove all of it, its machines as well."""
-  return [[*GCLOUD, 'delete', job.name, *job.where, '--force', '--quiet']]
+def delete_commands(job: Job) -> list[list[str]]:
+  """Return the commands that delete the job and its machines."""
+  return [
+    [*QUEUED_RESOURCES_COMMAND, 'delete', job.name, *job.location_flags, '--force', '--quiet']
+  ]

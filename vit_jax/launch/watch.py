@@ -1,4 +1,4 @@
-"""The babysitter: creates a job, follows its hosts' logs, and creates it again when its machines are taken away."""
+"""The babysitter: creates a job, prints its logs, and creates it again after a preemption."""
 
 import dataclasses
 import subprocess
@@ -9,202 +9,226 @@ from types import ModuleType
 from vit_jax.errors import EXIT_RESTART, EXIT_SUCCESS, RESTARTABLE_EXIT_CODES, UserError
 from vit_jax.launch import gke, queued, tpu_vm
 from vit_jax.launch.job import Job
-from vit_jax.launch.logs import Followed
-from vit_jax.launch.states import GONE, State, Trouble, trouble
+from vit_jax.launch.logs import LogFollower
+from vit_jax.launch.states import NOT_FOUND, CloudProblem, JobState, find_problem
 
 BACKENDS: dict[str, ModuleType] = {'tpu-vm': tpu_vm, 'queued': queued, 'gke': gke}
-CONFIRM = 3  # Polls that a failed exit code has to outlast: hosts fail before the cloud says that one was taken away.
+FAILURE_POLLS = (
+  3  # Polls before a failed exit code counts: hosts fail before the cloud reports a preemption.
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-  """Seconds."""
+class PollSchedule:
+  """Waiting times in seconds."""
 
   poll: float = 30
-  first: float = 60  # Before the first new try, and twice as long before each that follows a try which came to nothing.
+  first: float = 60  # Before the first retry. Doubled before each further one.
   longest: float = 1800
 
 
 class Babysitter:
-  """Of one job. `files` is the folder that start.sh is in."""
+  """Watches one job. `files` is the folder that contains start.sh."""
 
-  def __init__(self, job: Job, files: str, *, pace: Pace):
-    self.job, self.files, self.pace, self.backend = job, files, pace, BACKENDS[job.backend]
-    self.followed, self.tries, self.failing, self.made = Followed(sys.stdout), 0, 0, 0
+  def __init__(self, job: Job, files: str, *, schedule: PollSchedule):
+    self.job, self.files, self.schedule, self.backend = job, files, schedule, BACKENDS[job.backend]
+    self.follower, self.retries, self.failed_polls, self.created = LogFollower(sys.stdout), 0, 0, 0
 
   def watch(self, *, create: bool) -> int:
-    """Until the run has ended: 0, or the exit code that it failed with. UserError where trying again can't help."""
+    """Watch until the run ends. Return 0, or the exit code with which it failed.
+
+    Raises UserError if trying again cannot help.
+    """
     if create:
       self.create()
-    said = None
+    printed = None
     try:
       while True:
-        state = self.state()
-        if state != said:
-          say(self.job, f'{state.word}{f": {first_line(state.why)}" if state.why else ""}')
-          said = state
-        ended = self.step(state)
-        if ended is not None:
-          return ended
-        time.sleep(self.pace.poll)
+        state = self.query_state()
+        if state != printed:
+          print_job_line(
+            self.job,
+            f'{state.cloud_state}{f": {first_line(state.reason)}" if state.reason else ""}',
+          )
+          printed = state
+        exit_code = self.handle(state)
+        if exit_code is not None:
+          return exit_code
+        time.sleep(self.schedule.poll)
     finally:
-      self.followed.end()
+      self.follower.terminate()
 
-  def step(self, state: State) -> int | None:
-    """Does what a state asks for; an exit code where that is the end."""
+  def handle(self, state: JobState) -> int | None:
+    """Do what a state requires. Return the exit code if the job has ended."""
     if state.kind == 'lost':
-      self.again(state)
+      self.recreate(state)
     elif state.kind == 'done':
       return 0
     elif state.kind == 'failed':
       raise UserError(
-        f'{self.job.name} failed: {state.why}. `kubectl describe jobset {self.job.name}` says more'
+        f'{self.job.name} failed: {state.reason}. `kubectl describe jobset {self.job.name}` has '
+        'details'
       )
     elif state.kind == 'active':
-      self.tries = 0
-      self.follow()
-      return self.ended()
+      self.retries = 0
+      self.follow_logs()
+      return self.exit_code()
     return None
 
   def create(self):
-    """Until it is created: a zone that has none left is asked again."""
-    commands = self.backend.create(self.job, self.files)
-    while self.made < len(commands):
-      done = call(commands[self.made])
+    """Create the job, and try again while the zone has no capacity."""
+    commands = self.backend.create_commands(self.job, self.files)
+    while self.created < len(commands):
+      done = run_cloud_command(commands[self.created])
       if done.returncode:
-        self.pause(known(self.job, done))
+        self.wait_before_retry(check_retryable(self.job, done))
       else:
-        self.made += 1
-    say(self.job, 'created')
+        self.created += 1
+    print_job_line(self.job, 'created')
 
-  def again(self, state: State):
-    """Removes what is left of it and creates it anew; the run goes on from its last checkpoint."""
-    self.followed.end()
-    self.followed = Followed(sys.stdout)
-    found = trouble(state.why)
-    if found and not found.again:
-      raise UserError(explain(self.job, found, state.why))
-    for command in [*self.backend.delete(self.job), forget_exits(self.job)]:
-      call(command)  # It may be gone already.
-    self.made = 0
-    self.pause(
-      found
-      or Trouble(f'it was {state.word.lower()}', True, 'the run goes on from its last checkpoint')
+  def recreate(self, state: JobState):
+    """Delete what is left of the job and create it again.
+
+    The run resumes from its last checkpoint.
+    """
+    self.follower.terminate()
+    self.follower = LogFollower(sys.stdout)
+    problem = find_problem(state.reason)
+    if problem and not problem.retry:
+      raise UserError(format_cloud_error(self.job, problem, state.reason))
+    for command in [*self.backend.delete_commands(self.job), clear_exit_codes_command(self.job)]:
+      run_cloud_command(command)  # The job may be deleted already.
+    self.created = 0
+    self.wait_before_retry(
+      problem
+      or CloudProblem(
+        f'it was {state.cloud_state.lower()}', True, 'the run resumes from its last checkpoint'
+      )
     )
     self.create()
 
-  def pause(self, found: Trouble):
-    """Waits longer each time."""
-    seconds = min(self.pace.first * 2**self.tries, self.pace.longest)
-    self.tries += 1
-    say(self.job, f'{found.what}: trying again in {seconds:g} s ({found.remedy})')
+  def wait_before_retry(self, problem: CloudProblem):
+    """Wait, twice as long as before the previous retry."""
+    seconds = min(self.schedule.first * 2**self.retries, self.schedule.longest)
+    self.retries += 1
+    print_job_line(self.job, f'{problem.summary}: trying again in {seconds:g} s ({problem.remedy})')
     time.sleep(seconds)
 
-  def follow(self):
-    """Follows the logs of the hosts that are not followed (any more)."""
-    codes = self.followed.codes()
-    for name, command in self.backend.logs(self.job, self.followed.seen).items():
+  def follow_logs(self):
+    """Follow the logs of hosts that are not, or no longer, followed."""
+    codes = self.follower.exit_codes()
+    for name, command in self.backend.log_commands(self.job, self.follower.lines_seen).items():
       if name not in codes or codes[name] is not None:
-        self.followed.start(name, command)
+        self.follower.start(name, command)
 
-  def ended(self) -> int | None:
-    """The exit code of the run, when all its hosts have one; None while it goes on. Of GKE, the JobSet's state tells."""
+  def exit_code(self) -> int | None:
+    """Return the exit code of the run once all hosts have one, else None.
+
+    On GKE the state of the JobSet decides.
+    """
     if self.job.backend == 'gke':
       return None
-    codes = [int(word) for word in call(read_exits(self.job)).stdout.split() if word.isdecimal()]
+    codes = [
+      int(word)
+      for word in run_cloud_command(exit_codes_command(self.job)).stdout.split()
+      if word.isdecimal()
+    ]
     failed = [code for code in codes if code not in (EXIT_SUCCESS, *RESTARTABLE_EXIT_CODES)]
     hosts = self.job.accelerator.hosts * self.job.slices
     if len(codes) == hosts and not any(codes):
-      say(self.job, f'done on {hosts} hosts; removing the machines')
-      for command in self.backend.delete(self.job):
-        call(command)
+      print_job_line(self.job, f'done on {hosts} hosts; removing the machines')
+      for command in self.backend.delete_commands(self.job):
+        run_cloud_command(command)
       return 0
     if (
       len(codes) == hosts and not failed
-    ):  # Hosts are started again after this code, but for a stop.
-      say(self.job, f'stopped on {hosts} hosts. The machines are still there, and paid for')
-      say(self.job, f'`launch delete {self.job.name}` removes them')
+    ):  # After this code hosts restart by themselves, except after `launch stop`.
+      print_job_line(self.job, f'stopped on {hosts} hosts. The machines still exist and cost money')
+      print_job_line(self.job, f'`launch delete {self.job.name}` removes them')
       return EXIT_RESTART
-    self.failing = self.failing + 1 if failed else 0
-    if self.failing < CONFIRM:
+    self.failed_polls = self.failed_polls + 1 if failed else 0
+    if self.failed_polls < FAILURE_POLLS:
       return None
-    say(
+    print_job_line(
       self.job,
-      f'{len(failed)} of {hosts} hosts failed, exit code {failed[0]}. The machines are still there, and paid for',
+      f'{len(failed)} of {hosts} hosts failed, exit code {failed[0]}. The machines still exist '
+      'and cost money',
     )
-    say(
+    print_job_line(
       self.job,
       f'`launch logs {self.job.name}` shows why, `launch delete {self.job.name}` removes them',
     )
     return failed[0]
 
-  def state(self) -> State:
-    """What the cloud says of it now. UserError where it is gone, or we may not know."""
+  def query_state(self) -> JobState:
+    """Return the state of the job in the cloud.
+
+    Raises UserError if it is gone or may not be queried.
+    """
     while True:
-      done = call(self.backend.describe(self.job))
+      done = run_cloud_command(self.backend.describe_command(self.job))
       if not done.returncode:
-        return self.backend.read(done.stdout)
-      if GONE.search(done.stderr):
+        return self.backend.parse_state(done.stdout)
+      if NOT_FOUND.search(done.stderr):
         raise UserError(
-          f'{self.job.name} is gone: somebody deleted it. The same `launch` goes on from its last checkpoint'
+          f'{self.job.name} does not exist any more. The same `launch` command resumes from its '
+          'last checkpoint'
         )
-      self.pause(known(self.job, done))
+      self.wait_before_retry(check_retryable(self.job, done))
 
 
-def call(command: list[str]) -> subprocess.CompletedProcess:
-  """Runs a command of the cloud's. UserError where it is not installed."""
+def run_cloud_command(command: list[str]) -> subprocess.CompletedProcess:
+  """Run gcloud, xpk or kubectl. Raises UserError if it is not installed."""
   try:
     return subprocess.run(
       command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
   except FileNotFoundError:
     raise UserError(
-      f'{command[0]} is not installed here, or not on PATH{INSTALL.get(command[0], "")}'
+      f'{command[0]} is not installed, or not on PATH{INSTALL_HINTS.get(command[0], "")}'
     ) from None
 
 
-INSTALL = {
+INSTALL_HINTS = {
   'gcloud': ': https://cloud.google.com/sdk/docs/install', 'xpk': ': `pip install xpk`',
   'kubectl': ': `gcloud components install kubectl`',
 }  # fmt: skip
 
 
-def known(job: Job, done: subprocess.CompletedProcess) -> Trouble:
-  """The trouble that a failed command speaks of, where trying again helps. UserError otherwise."""
+def check_retryable(job: Job, done: subprocess.CompletedProcess) -> CloudProblem:
+  """Return the problem of a failed command. Raises UserError if a retry cannot solve it."""
   message = done.stderr or done.stdout
-  found = trouble(message)
-  if found is None or not found.again:
-    raise UserError(explain(job, found, message))
-  return found
+  problem = find_problem(message)
+  if problem is None or not problem.retry:
+    raise UserError(format_cloud_error(job, problem, message))
+  return problem
 
 
-def explain(job: Job, found: Trouble | None, message: str) -> str:
-  """An error in one line: what it is, what the cloud said, what to do."""
+def format_cloud_error(job: Job, problem: CloudProblem | None, message: str) -> str:
+  """Format an error in one line: the problem, the remedy, and the message of the cloud."""
   text = first_line(message)
   return (
-    f'{job.name}: {found.what}: {found.remedy}. It was said: {text}'
-    if found
+    f'{job.name}: {problem.summary}: {problem.remedy}. The message was: {text}'
+    if problem
     else f'{job.name}: {text}'
   )
 
 
 def first_line(message: str) -> str:
-  """What an error message begins with."""
-  return next((line.strip() for line in message.splitlines() if line.strip()), 'no reason given')[
-    :300
-  ]
+  """Return the first line of an error message, at most 300 characters."""
+  return next((line.strip() for line in message.splitlines() if line.strip()), 'no message')[:300]
 
 
-def read_exits(job: Job) -> list[str]:
-  """The command that prints the exit codes of the hosts that have ended, a line each."""
+def exit_codes_command(job: Job) -> list[str]:
+  """Return the command that prints the exit codes of the hosts that have ended, one a line."""
   return ['gcloud', 'storage', 'cat', f'{job.launch_dir}/exit/*']
 
 
-def forget_exits(job: Job) -> list[str]:
-  """The command that removes them."""
+def clear_exit_codes_command(job: Job) -> list[str]:
+  """Return the command that removes these exit codes."""
   return ['gcloud', 'storage', 'rm', f'{job.launch_dir}/exit/*']
 
 
-def say(job: Job, text: str):
-  """A line for the person, with the time: a job takes days."""
+def print_job_line(job: Job, text: str):
+  """Print a line to standard error with date and time, since a job takes days."""
   print(f'{time.strftime("%d %b %H:%M:%S")}  {job.name}  {text}', file=sys.stderr, flush=True)

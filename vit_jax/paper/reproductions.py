@@ -23,7 +23,7 @@ from vit_jax.paper.runs import (
   run_workdir,
   sweep_candidates,
 )
-from vit_jax.tpu.cost import MFU, chip_hours, exaflops
+from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours, exaflops
 from vit_jax.tpu.topologies import GENERATIONS
 
 _NO_JFT_NOTE = (
@@ -251,7 +251,7 @@ def _format_three_digits(value: float) -> str:
 
 
 def format_dry_run(
-  name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: float = MFU
+  name: str, *, root: Path, standin: bool, chip: str = 'v5e', mfu: float = ASSUMED_MFU
 ) -> Iterator[str]:
   """Yield lines about a table or figure at full scale: its commands, their cost and their data.
 

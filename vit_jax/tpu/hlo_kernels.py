@@ -1,8 +1,9 @@
-"""Cycles of our hand-written kernels on a TPU that is not here.
+"""Cycles of the hand-written kernels on a TPU that this machine does not have.
 
-A kernel carries no estimate in the program that calls it, so it is compiled once more by itself, and its cost read from the
-schedule that the compiler then writes down: bundles of a turn of its grid, one a cycle, times the turns. Waiting for
-memory is not in that. The compiler takes the wish for a schedule only when it starts: hence a process of its own.
+A kernel has no estimate in the program that calls it. So it is compiled once more alone, and its
+cost is read from the schedule that the compiler dumps: VLIW bundles of a grid step, one a cycle,
+times the number of grid steps. Waiting for memory is not included. The compiler reads the option
+that dumps the schedule only at start-up: hence a process of its own.
 """
 
 import json
@@ -13,20 +14,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAME = re.compile(
+KERNEL_NAME = re.compile(
   'attention_(forward|backward)'
-)  # Whatever differentiation makes of it: jvp_attention_forward_.1.
+)  # Differentiation adds to the name: jvp_attention_forward_.1.
 BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
-TURNS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
+GRID_STEPS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 
 
 def kernel_cycles(
   topology: str, *, b: int, n: int, d: int, heads: int, dtype: str
 ) -> dict[str, int]:
-  """{'attention_forward': …, 'attention_backward': …} for b images of n tokens of width d, on one chip of the slice."""
+  """Return {'attention_forward': …, 'attention_backward'.
+
+  …} for b images of n tokens of width d, on one chip of the slice.
+  """
   wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads, 'dtype': dtype}
   with tempfile.TemporaryDirectory() as dump:
-    flags = f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true {os.environ.get("LIBTPU_INIT_ARGS", "")}'
+    flags = (
+      f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true '
+      f'{os.environ.get("LIBTPU_INIT_ARGS", "")}'
+    )
     command = [sys.executable, '-m', __name__, json.dumps(wanted)]
     done = subprocess.run(
       command,
@@ -39,23 +46,25 @@ def kernel_cycles(
       raise RuntimeError(
         f'{" ".join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}'
       )
-    return scheduled(Path(dump))
+    return read_schedules(Path(dump))
 
 
-def scheduled(dump: Path) -> dict[str, int]:
-  """{kernel: cycles} from the schedules in a folder."""
+def read_schedules(dump: Path) -> dict[str, int]:
+  """Return {kernel: cycles} from the schedules in a folder."""
   cycles = {}
   for path in sorted(dump.glob('*-schedule-analysis_final_bundles.txt')):
     number, call = re.match(r'(\d+)-(.+?)-\d+-', path.name).groups()
     source = next(dump.glob(f'{number}-{call}-*-original.txt'), None)
-    if source and (kernel := NAME.search(call)):
-      turns = TURNS.search(source.read_text())
-      cycles[kernel[0]] = int(BUNDLES.search(path.read_text())[1]) * (int(turns[1]) if turns else 1)
+    if source and (kernel := KERNEL_NAME.search(call)):
+      grid_steps = GRID_STEPS.search(source.read_text())
+      cycles[kernel[0]] = int(BUNDLES.search(path.read_text())[1]) * (
+        int(grid_steps[1]) if grid_steps else 1
+      )
   return cycles
 
 
 def compile_kernels(wanted: dict):
-  """Compiles the attention of one layer, forward and backward, for the first device of the slice."""
+  """Compile the attention of one layer, forward and backward, for the first device of the slice."""
   import jax
   from jax.sharding import SingleDeviceSharding
 

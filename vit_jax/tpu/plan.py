@@ -1,6 +1,7 @@
-"""Whether a run fits a TPU slice and how long it would take, told by compiling its real train step for that slice, without one.
+"""Compile a run's train step for a TPU slice: does it fit, and how long does it take?
 
-Memory is the compiler's own account. Times are estimates: the compiler's cycles added up (cycles.py) over the chip's clock.
+Memory is the compiler's own account. Times are estimates: the compiler's cycles (`hlo_cost.py`)
+over the clock of the chip.
 """
 
 import dataclasses
@@ -20,29 +21,33 @@ from vit_jax.models.families import FAMILIES, family_name
 from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
 from vit_jax.tpu.hlo_collectives import collective_bytes
-from vit_jax.tpu.hlo_cost import cost
+from vit_jax.tpu.hlo_cost import program_cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
 from vit_jax.training.program import abstract_state, compile_train_step, make_program
 from vit_jax.training.task import make_task
 
-# Where the compiler counts all that lives at once, and where it gives up before, at what the step itself needs.
+# The compiler reports either the total of all live buffers, or, if it gives up earlier, the need of
+# the step itself.
 OUT_OF_MEMORY = re.compile(
   r'Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm|temporaries \(([\d.]+)([MGT])\) exceeds', re.IGNORECASE
 )
-UNIT = {'M': 2**20, 'G': 2**30, 'T': 2**40}
+UNIT_BYTES = {'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-  """One config on one topology. Bytes are a chip's; None where the program did not compile for want of memory."""
+  """One config on one topology.
+
+  Bytes are per device. Fields are None if the program did not compile for lack of memory.
+  """
 
   topology: Topology
   fits: bool
-  hbm: float  # Bytes at the peak.
-  memory: dict[str, float]  # Where they go.
+  hbm: float  # Peak bytes.
+  memory: dict[str, float]  # Use of the bytes by name.
   parameters: int
-  flops: float  # Of a step, analytic: three forward passes.
+  flops: float  # FLOPs of a step, analytic: three forward passes.
   steps: int
   batch: int
   cycles: int | None
@@ -52,12 +57,15 @@ class Plan:
 
   @property
   def seconds_per_step(self) -> float | None:
-    """Estimated."""
+    """Estimated seconds per step."""
     return self.cycles / self.topology.generation.ghz / 1e9 if self.cycles else None
 
   @property
   def mfu(self) -> float | None:
-    """Estimated: the model's own arithmetic over what the chips could do in that time."""
+    """Estimated model FLOPs utilization.
+
+    The model's own FLOPs over the peak of the chips in that time.
+    """
     if not self.seconds_per_step:
       return None
     return (
@@ -65,13 +73,13 @@ class Plan:
     )
 
 
-def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
-  """(the plan, the compiled program's text) of the train step of `config` on `topology`.
+def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
+  """Return (the plan, the text of the compiled program) of a run on a topology.
 
-  UserError where config, data and topology do not go together.
+  Raises UserError if config, data and topology do not fit each other.
   """
   config = validate(config)
-  examples, classes, labels = data_facts(config)
+  examples, classes, labels = data_dimensions(config)
   program = make_program(
     config,
     make_task(config),
@@ -92,11 +100,11 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   try:
     compiled = compile_train_step(program)
   except jax.errors.JaxRuntimeError as error:
-    return Plan(**known, **without_memory(error), compile_seconds=time.monotonic() - began), ''
+    return Plan(**known, **parse_out_of_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
   (peak, memory), counted = (
-    memory_of(compiled, state),
-    cost(hlo, kernels_of(config, model, topology, hlo)),
+    memory_breakdown(compiled, state),
+    program_cost(hlo, attention_kernel_cycles(config, model, topology, hlo)),
   )
   made = Plan(
     **known,
@@ -111,8 +119,10 @@ def plan(config: Config, topology: Topology) -> tuple[Plan, str]:
   return made, hlo
 
 
-def kernels_of(config: Config, model: nn.Module, topology: Topology, hlo: str) -> dict[str, int]:
-  """Cycles of one call of each hand-written kernel that the program has."""
+def attention_kernel_cycles(
+  config: Config, model: nn.Module, topology: Topology, hlo: str
+) -> dict[str, int]:
+  """Return the cycles of one call of each hand-written kernel in the program."""
   if 'tpu_custom_call' not in hlo:
     return {}
   c, s = config.model, model.shape
@@ -121,8 +131,11 @@ def kernels_of(config: Config, model: nn.Module, topology: Topology, hlo: str) -
   return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads, dtype=c.dtype)
 
 
-def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
-  """Settings that make a run smaller, the cheapest first: remat, then accumulation, then fsdp, then all of them."""
+def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
+  """Return settings that make a run smaller, the cheapest first.
+
+  Remat, accumulation, fsdp, then combinations.
+  """
   c, devices, slice_ = (
     config,
     topology.devices,
@@ -145,8 +158,11 @@ def remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
   return [*remat, *parts, *shares, *(both if full else []), *every]
 
 
-def data_facts(config: Config) -> tuple[int, int, int]:
-  """(labelled examples, classes, most labels of an example): of the data where it is here, else as published."""
+def data_dimensions(config: Config) -> tuple[int, int, int]:
+  """Return (labelled examples, classes, label slots).
+
+  They are those of the data if it is here, else the published ones.
+  """
   data = config.data
   try:
     source = open_source(data.train, data.split, dir=data.dir)
@@ -162,8 +178,8 @@ def data_facts(config: Config) -> tuple[int, int, int]:
   )  # A mixture's say something of each class.
 
 
-def memory_of(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
-  """(bytes of a device at the peak, and what they are for)."""
+def memory_breakdown(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
+  """Return (bytes of a device at the peak, their use by name)."""
   found = compiled.memory_analysis()
   arguments, out, kept = (
     found.argument_size_in_bytes,
@@ -186,13 +202,16 @@ def memory_of(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
   return peak, {name: size for name, size in parts.items() if size}
 
 
-def without_memory(error: Exception) -> dict:
-  """What the compiler says of a program that is too large. Any other failure is raised again."""
+def parse_out_of_memory(error: Exception) -> dict:
+  """Return the fields of a Plan from the error for a program that is too large.
+
+  Raises any other error again.
+  """
   match = OUT_OF_MEMORY.search(str(error))
   if not match:
     raise error
   size, unit = filter(None, match.groups())
-  used = float(size) * UNIT[unit.upper()]
+  used = float(size) * UNIT_BYTES[unit.upper()]
   return {
     'fits': False,
     'hbm': used,
@@ -203,18 +222,21 @@ def without_memory(error: Exception) -> dict:
   }
 
 
-def describe(config: Config, plan: Plan) -> list[str]:
-  """The plan in words; what is estimated says so."""
+def format_plan(config: Config, plan: Plan) -> list[str]:
+  """Format the plan for the screen. Estimates are marked."""
   t, g = plan.topology, plan.topology.generation
   gib = lambda count: f'{count / GIB:.2f}'
   size = 'x'.join(map(str, config.data.size))
   lines = [
-    f'{config.model.variant} at {size}, batch {plan.batch:,}, on {t.chips} chips of {t.name} ({hosts(t.hosts)}), '
+    f'{config.model.variant} at {size}, batch {plan.batch:,}, on {t.chips} chips of {t.name} '
+    f'({format_hosts(t.hosts)}), '
     f'fsdp {config.mesh.fsdp}; compiled in {plan.compile_seconds:.0f} s',
-    f'memory      {gib(plan.hbm)} of {g.hbm / g.devices:g} GiB: it {"fits" if plan.fits else "does NOT fit"}'
+    f'memory      {gib(plan.hbm)} of {g.hbm / g.devices:g} GiB: it '
+    f'{"fits" if plan.fits else "does NOT fit"}'
     + ''.join(f'; {name} {gib(value)}' for name, value in plan.memory.items()),
     f'parameters  {plan.parameters:,}',
-    f'model FLOPs {plan.flops / 1e12:.1f} T a step; {plan.flops * plan.steps / 1e18:,.0f} exaFLOPs in {plan.steps:,} steps',
+    f'model FLOPs {plan.flops / 1e12:.1f} T a step; {plan.flops * plan.steps / 1e18:,.0f} '
+    f'exaFLOPs in {plan.steps:,} steps',
   ]
   if not plan.seconds_per_step:
     return lines
@@ -222,10 +244,13 @@ def describe(config: Config, plan: Plan) -> list[str]:
   rate = plan.batch / plan.seconds_per_step
   days = core_days(plan.flops * plan.steps / 1e18, plan.mfu)
   lines += [
-    f'step        {plan.cycles / 1e6:.1f} M cycles at {g.ghz:g} GHz = {1000 * plan.seconds_per_step:.1f} ms (estimate); '
+    f'step        {plan.cycles / 1e6:.1f} M cycles at {g.ghz:g} GHz = '
+    f'{1000 * plan.seconds_per_step:.1f} ms (estimate); '
     f'MFU {100 * plan.mfu:.0f} % (estimate)',
-    f'images      {rate:,.0f} /s (estimate), {rate / t.hosts:,.0f} /s to decode for each of {hosts(t.hosts)}',
-    f'run         {seconds / 3600:,.1f} hours, {seconds / 3600 * t.chips:,.0f} chip-hours, {days:,.0f} TPUv3-core-days at that '
+    f'images      {rate:,.0f} /s (estimate), {rate / t.hosts:,.0f} /s to decode for each of '
+    f'{format_hosts(t.hosts)}',
+    f'run         {seconds / 3600:,.1f} hours, {seconds / 3600 * t.chips:,.0f} chip-hours, '
+    f'{days:,.0f} TPUv3-core-days at that '
     'MFU (estimates)',
   ]
   over = 'ICI' if t.slices == 1 else 'ICI, and DCN between slices'
@@ -236,12 +261,13 @@ def describe(config: Config, plan: Plan) -> list[str]:
   return lines + [f'not counted {what}' for what in plan.missing]
 
 
-def hosts(count: int) -> str:
+def format_hosts(count: int) -> str:
+  """Return '1 host' or 'n hosts'."""
   return f'{count} host' + ('s' if count > 1 else '')
 
 
-def side_by_side(plans: dict[str, Plan]) -> list[tuple[str, ...]]:
-  """A table of plans: their names, then one row a quantity."""
+def compare_plans(plans: dict[str, Plan]) -> list[tuple[str, ...]]:
+  """Return a table of several plans."""
   number = lambda value, text: text.format(value) if value is not None else '-'
   hours = lambda plan: (
     plan.seconds_per_step and plan.seconds_per_step * plan.steps * plan.topology.chips / 3600
