@@ -37,6 +37,9 @@ def add(commands):
   )
   option('--data', type=Path, metavar='DIR', help='data folder that every host must have')
   option(
-    '--devices', type=positive_int, metavar='N', help='expected number of devices of all hosts together'
+    '--devices',
+    type=positive_int,
+    metavar='N',
+    help='expected number of devices of all hosts together',
   )
   add_host_flags(command)

@@ -113,7 +113,10 @@ def add(commands):
   command.set_defaults(function=plan, takes_settings=True)
   command.add_argument('--topology', required=True, metavar='SLICE', help='such as v5e:4x4')
   command.add_argument(
-    '--slices', type=positive_int, default=1, help='number of slices, connected by the slower network'
+    '--slices',
+    type=positive_int,
+    default=1,
+    help='number of slices, connected by the slower network',
   )
   command.add_argument(
     '--compare',
