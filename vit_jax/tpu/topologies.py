@@ -8,8 +8,6 @@ import dataclasses
 import math
 import re
 
-from jax.experimental import topologies
-
 from vit_jax.errors import UserError, check_installed, did_you_mean
 
 GIB = 2**30
@@ -105,6 +103,8 @@ def topology_devices(name: str, slices: int = 1) -> list:
   config = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
   config |= {'num_slices': slices} if slices > 1 else {}
   check_installed(f'compiling for {name}', 'plan', 'libtpu')
+  from jax.experimental import topologies  # Slow to import, and not needed for --help.
+
   try:
     return list(topologies.get_topology_desc(platform='tpu', topology_name=name, **config).devices)
   except Exception as error:  # A plugin raises all kinds of errors.
