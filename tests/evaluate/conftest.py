@@ -1,4 +1,4 @@
-"""Photographs of four classes, and models of them, so small that nothing takes long."""
+"""Small photographs of four classes, and small models of them."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ SIZE = (16, 16)
 
 @pytest.fixture(scope='session')
 def photos(tmp_path_factory) -> Path:
-  """37 of them: no multiple of a batch, and not as many of each class."""
+  """Return a folder of 37 photographs, of unequal classes, not a multiple of a batch."""
   root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
   for i in range(37):
     folder = root / 'val' / NAMES[(0, 1, 1, 2, 3)[i % 5]]
@@ -29,13 +29,13 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def source(photos):
-  """The same, opened."""
+  """Return the photographs as a source."""
   return open_source(f'folder:{photos}', 'val')
 
 
 @pytest.fixture
 def make_model(tmp_path):
-  """labels -> a model with random weights whose classes have these names."""
+  """Return a function labels -> model with random weights and classes of these names."""
 
   def make(labels=NAMES, **fields):
     google_file(
@@ -51,7 +51,7 @@ def make_model(tmp_path):
 
 @pytest.fixture
 def by_hand():
-  """(a model, a source) -> the labels' names of every example, and its logits in float64: no loader, no padding, no sums."""
+  """Return a function (model, source) -> (names of the labels, logits in float64), without a loader."""
 
   def by_hand(model, source):
     images, names = [], []

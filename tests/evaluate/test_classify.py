@@ -34,7 +34,7 @@ def evaluate(model, source, batch: int = 16) -> tuple[ClassificationResult, int]
 def test_accuracy_loss_and_confusion_are_those_of_the_logits(
   make_model, source, by_hand, labels, batch
 ):
-  """A batch that does not divide over the eight devices is filled up, and the last batch too; neither counts."""
+  """Batches are padded to a multiple of eight devices. Padding does not count."""
   model = make_model(labels)
   names, logits = by_hand(model, source)
   true, predicted = np.array([labels.index(name) for (name,) in names]), logits.argmax(axis=1)
@@ -49,9 +49,7 @@ def test_accuracy_loss_and_confusion_are_those_of_the_logits(
   losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(37), true]
   assert result.loss == pytest.approx(losses.mean(), abs=1e-5)
 
-  expected = np.zeros(
-    (4, 5), int
-  )  # By the data's classes; the last column is for those that it has not.
+  expected = np.zeros((4, 5), int)  # The last column is for classes that the data do not have.
   for (name,), class_ in zip(names, predicted, strict=True):
     expected[NAMES.index(name), NAMES.index(labels[class_]) if labels[class_] in NAMES else 4] += 1
   np.testing.assert_array_equal(confusion_matrix(result.labels, result.predictions, 4), expected)
@@ -66,7 +64,9 @@ def round_up(batch: int) -> int:
 
 
 @pytest.mark.parametrize('labels', [NAMES, ('ant', *NAMES, 'owl')], ids=['same', 'more'])
-def test_any_of_several_labels_is_right(tmp_path, make_model, source, by_hand, labels):
+def test_a_prediction_of_any_of_several_labels_is_correct(
+  tmp_path, make_model, source, by_hand, labels
+):
   lines = [
     f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
     for i in range(len(source))
@@ -86,7 +86,7 @@ def test_any_of_several_labels_is_right(tmp_path, make_model, source, by_hand, l
     assert (seen[i], correct[i]) == (has.sum(), np.sum(has & right))
 
 
-def test_a_sigmoid_model_is_measured_by_its_own_loss(make_model, source, by_hand):
+def test_a_sigmoid_model_is_evaluated_with_the_sigmoid_loss(make_model, source, by_hand):
   model = dataclasses.replace(make_model(), loss='sigmoid')
   names, logits = by_hand(model, source)
   target = np.array([[name == each for each in NAMES] for (name,) in names])

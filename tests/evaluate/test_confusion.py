@@ -11,7 +11,7 @@ from vit_jax.evaluate.confusion import confusion_matrix, plot_confusion_matrix, 
 
 
 def matrix(k: int, *, other: bool = False) -> np.ndarray:
-  """Return the matrix of 10 examples a class, one of them predicted as the next class or as no class."""
+  """Return the matrix of 10 examples a class, one predicted as the next class or as none."""
   labels = np.repeat(np.arange(k), 10)
   predicted = labels.copy()
   predicted[::10] = -1 if other else (labels[::10] + 1) % k

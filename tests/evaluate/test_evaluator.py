@@ -1,4 +1,4 @@
-"""The evaluator, with copies of the parameters on all devices and with shards: rows in order, once each."""
+"""The evaluator: one row per example, in order, with copies and with shards of the parameters."""
 
 import dataclasses
 import io
@@ -27,7 +27,7 @@ from vit_jax.sharding.mesh import make_mesh, shard_from_host
 
 @pytest.fixture(params=[1, 4], ids=['copies', 'shards'])
 def evaluated(request, make_model):
-  """(model, its evaluator, parameters) on eight devices, with a copy for each device or each four."""
+  """(model, evaluator, parameters) on eight devices, a copy on each or shards over four."""
   model = make_model(width=64, mlp=1024)  # Large enough to be split.
   evaluator, params = make_pretrained_evaluator(model, eval_data_config(model, batch=16))
   if request.param > 1:

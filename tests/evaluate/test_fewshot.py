@@ -1,4 +1,4 @@
-"""Few-shot linear evaluation: against a least-squares solve in float64, and scikit-learn's ridge."""
+"""Few-shot linear evaluation, against least squares in float64 and scikit-learn's ridge."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ K, M = 7, 300
 
 
 def clusters(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Return float32 features [n, d] around a centre for each class, some of them ambiguous, and labels."""
+  """Return float32 features [n, d] around the centres of classes that overlap, and labels."""
   rng = np.random.default_rng(seed)
   labels = rng.permutation(np.arange(n) % K)
   centres = np.random.default_rng(99).normal(size=(K, d))

@@ -33,7 +33,7 @@ def model(make_model):
 
 
 def write_images(root: Path, names: list[str], border: int = 0) -> np.ndarray:
-  """Write noise with a red frame of `border` pixels. Return it without the frame, [n, 16, 16, 3]."""
+  """Write noise in a red frame of `border` pixels. Return it without frame, [n, 16, 16, 3]."""
   images = np.random.default_rng(0).integers(0, 256, (len(names), 16, 16, 3), np.uint8)
   for name, image in zip(names, images, strict=True):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def write_images(root: Path, names: list[str], border: int = 0) -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, sets: list[set[int]], among: set[int]) -> tuple[int, int, int, int]:
-  """Return (correct, correct in the top 5, evaluated, skipped) of predictions `among` some classes."""
+  """Return (correct, correct in top 5, evaluated, skipped) of predictions `among` classes."""
   right = right5 = judged = 0
   for row, allowed in zip(logits.tolist(), sets, strict=True):
     order = sorted(among, key=lambda class_: -row[class_])

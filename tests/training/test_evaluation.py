@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import vit_jax
+from vit_jax.cli.arguments import eval_batch_size
 from vit_jax.config import Config, DataConfig, MaskConfig, MeshConfig, ModelConfig, OptimConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
@@ -60,6 +62,13 @@ def test_training_and_evaluate_give_the_same_number_to_the_last_digit(run, typed
   assert {name: record[f'test_{name}'] for name in names} == {name: result[name] for name in names}
 
 
+def test_a_run_is_evaluated_in_batches_of_the_run(run):
+  arguments = SimpleNamespace(batch=None, init=str(run[0]))
+  assert eval_batch_size(arguments) == 48
+  assert eval_batch_size(SimpleNamespace(batch=7, init=str(run[0]))) == 7
+  assert eval_batch_size(SimpleNamespace(batch=None, init='B_16')) == 16  # On a CPU.
+
+
 def test_the_number_does_not_depend_on_the_batch(run, typed):
   workdir, printed = run
   result, _ = evaluate(typed, workdir, '--batch', '104')
@@ -97,7 +106,7 @@ def test_rounded_images_would_give_another_number(run):
 
 @pytest.mark.parametrize('target', ['colour', 'pixels'])
 def test_masked_patches_are_evaluated_on_uint8_images(target):
-  """The masked patches follow from the sum of an image's pixels, and the colours from their bits."""
+  """The masked patches follow from the sum of the pixels, and the colours from their bits."""
   data = dataclasses.replace(CONFIG.data, eval_batch=96)
   task = make_task(dataclasses.replace(CONFIG, data=data, mask=MaskConfig(target=target)))
   model, source = task.build_model(0), open_source('builtin:digits', 'test')

@@ -151,7 +151,7 @@ def concatenate_rows(batches: Iterable[Rows]) -> Rows:
 def make_pretrained_evaluator(
   model, data: DataConfig, *, on_batch: Callable[[int], None] = lambda examples: None
 ) -> tuple[Evaluator, dict]:
-  """Return an evaluator of a `PretrainedModel` on all devices, and its parameters on all devices."""
+  """Return an evaluator of a `PretrainedModel` on all devices, and its parameters on them."""
   evaluator = Evaluator(
     model=model.model,
     param_shapes=model.params,

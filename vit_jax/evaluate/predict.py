@@ -71,7 +71,7 @@ def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Itera
 
 
 def check_trained_head(model):
-  """Check that a `PretrainedModel` can classify. Raises UserError if its head is missing or all zero."""
+  """Raise UserError if the head of a `PretrainedModel` is missing or all zero."""
   model.check_has_head()
   if not np.any(model.params['head']['kernel']):
     raise UserError(
