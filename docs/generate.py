@@ -5,10 +5,8 @@ python docs/generate.py     writes them without building the documentation
 
 import ast
 import dataclasses
-import io
 import os
 import sys
-import tokenize
 import tomllib
 from pathlib import Path
 
@@ -32,24 +30,16 @@ def write_page(name: str, text: str):
 
 
 def field_comments(source: str) -> dict[tuple[str, str], str]:
-  """Return {(class, field): the comment behind the field} of the dataclasses in a module."""
-  comments = {
-    token.start[0]: token.string.lstrip('# ')
-    for token in tokenize.generate_tokens(io.StringIO(source).readline)
-    if token.type == tokenize.COMMENT
-  }
-  found = {}
+  """Return {(class, field): the comment above the field} of the dataclasses in a module."""
+  lines, found = source.splitlines(), {}
   for cls in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
     for node in cls.body:
       if isinstance(node, ast.AnnAssign):
-        lines = range(node.lineno, node.end_lineno + 1)
-        text = ' '.join(comments[line] for line in lines if line in comments)
-        above = node.lineno - 1
-        while (
-          not text and above in comments and source.splitlines()[above - 1].lstrip().startswith('#')
-        ):
-          text, above = comments[above], above - 1
-        found[cls.name, node.target.id] = text
+        first = node.lineno - 1
+        while lines[first - 1].lstrip().startswith('#'):
+          first -= 1
+        comment = ' '.join(line.strip('# ') for line in lines[first : node.lineno - 1])
+        found[cls.name, node.target.id] = comment
   return found
 
 

@@ -15,6 +15,7 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 import jax
 import pytest
 
+FULL_TESTS = Path(__file__).with_name('full_tests.txt')
 CACHE = Path(__file__).parents[1] / '.cache' / 'compiled'
 SHARED = (
   Path(__file__).parents[2] / 'shared' / 'data'
@@ -24,6 +25,15 @@ SHARED = (
 def pytest_configure():
   jax.config.update('jax_compilation_cache_dir', str(CACHE))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Mark the tests of full_tests.txt as `full`. A line is a test, or a function with all its cases."""
+  full = set(FULL_TESTS.read_text().splitlines())
+  for item in items:
+    if full & {item.nodeid, item.nodeid.partition('[')[0]}:
+      item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture

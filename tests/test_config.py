@@ -23,6 +23,7 @@ from vit_jax.config import (
 from vit_jax.errors import UserError, did_you_mean
 
 TEN_STEPS = Config(steps=10, data=DataConfig(batch=50))
+MIXTURE = {'data.unlabelled': 'images:a', 'data.unlabelled_ratio': 3}
 
 
 def test_a_config_survives_json():
@@ -93,8 +94,8 @@ def test_renaming_leaves_a_config_with_new_names_as_it_is():
 @pytest.mark.parametrize(
   ('text', 'steps'),
   [
-    ('0', 0), ('0ep', 0), ('0%', 0), ('500', 500), ('2ep', 25), ('0.5ep', 6), ('10%', 100),
-    ('0.25%', 2), ('100%', 1000), ('0.001ep', 1), ('0.0001%', 1), (' 7 ', 7), (50, 50),
+    ('0', 0), ('0ep', 0), ('0%', 0), ('500', 500), ('2ep', 25), ('0.5ep', 6), ('0.3ep', 4),
+    ('10%', 100), ('0.25%', 2), ('100%', 1000), ('0.001ep', 1), ('0.0001%', 1), (' 7 ', 7), (50, 50),
   ],
 )  # fmt: skip
 def test_a_duration_is_steps_epochs_or_a_part_of_the_run(text, steps):
@@ -122,15 +123,12 @@ def test_an_event_is_due_at_the_multiples_of_its_interval_and_after_the_last_ste
     ({}, 10),
     ({'steps': 0, 'epochs': 3.0, 'data.batch': 10}, 30),
     ({'steps': 0, 'epochs': 2.0, 'data.batch': 64}, 3),  # 100 / 64 · 2 = 3.125 batches.
+    ({'steps': 0, 'epochs': 1.8, 'data.batch': 64}, 3),  # 2.8125 batches.
     ({'steps': 0, 'epochs': 0.01, 'data.batch': 64}, 1),
     ({'data.batch': 100}, 10),
     ({'optim.warmup': '9'}, 10),
-    # A batch of 40 has 10 labelled images, and 30 unlabelled ones.
-    (
-      {'steps': 0, 'epochs': 2.0, 'data.batch': 40, 'data.unlabelled': 'images:a'}
-      | {'data.unlabelled_ratio': 3},
-      20,
-    ),
+    # A batch of 40 has 10 labelled images and 30 unlabelled ones.
+    ({'steps': 0, 'epochs': 2.0, 'data.batch': 40} | MIXTURE, 20),
   ],
 )
 def test_the_number_of_steps_is_given_or_follows_from_epochs(settings, steps):

@@ -132,6 +132,14 @@ def test_a_wrong_value_raises_an_error_of_one_line_that_names_the_settings(setti
   assert '\n' not in str(error.value)
 
 
+def test_a_crop_may_be_as_large_as_the_image_that_it_is_cut_from():
+  crops = {'data.crop': 'random', 'data.resize_before_crop': 224, 'data.eval_crop': 'center'}
+  assert validate(changed(crops | {'data.eval_short_side': 224}))
+  for larger in ((224, 225), (225, 224)):
+    with pytest.raises(UserError, match=r'config\.data\.resize_before_crop=224'):
+      validate(changed(crops | {'data.size': larger}))
+
+
 def test_every_choice_refuses_a_misspelled_value():
   for name, choices in CHOICES.items():
     with pytest.raises(UserError, match=re.escape(f"config.{name}='{choices[-1]}x'")):

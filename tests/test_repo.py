@@ -67,7 +67,8 @@ def test_the_root_of_the_package_has_at_most_6_files():
 # Folders of vit_jax/ whose prose is still to be rewritten. To be emptied.
 NOT_REWRITTEN = {
   'checkpoint', 'cli', 'data', 'evaluate', 'kernels', 'launch', 'metrics', 'models', 'optim',
-  'paper', 'pretrained', 'runtime', 'sharding', 'tpu', 'training', 'step.py', '__init__.py', '__main__.py',
+  'paper', 'pretrained', 'runtime', 'sharding', 'tpu', 'training', 'step.py',
+  '__init__.py', '__main__.py',
 }  # fmt: skip
 OPENINGS = re.compile(r'(Of|What|Whether|Those|As|That|Which|Where|How|Likewise|Goes|So)\b')
 WORDS = re.compile(
@@ -186,3 +187,14 @@ def test_the_code_imports_only_what_is_declared():
       elif isinstance(node, ast.ImportFrom):
         imported = [node.module]
       assert {name.split('.')[0] for name in imported} <= declared, name_of(path)
+
+
+def test_every_line_of_full_tests_names_a_test():
+  lines = (ROOT / 'tests' / 'full_tests.txt').read_text().splitlines()
+  names = {tuple(line.partition('[')[0].split('::')) for line in lines}
+  missing = []
+  for file, name in names:
+    path = ROOT / file
+    if not path.is_file() or f'def {name}(' not in path.read_text():
+      missing.append(f'{file}::{name}')
+  assert not missing

@@ -1,4 +1,4 @@
-"""Resuming a run directory that was written before settings were renamed (`config.RENAMED_SETTINGS`).
+"""Resuming a run directory that has the old names of settings (`config.RENAMED_SETTINGS`).
 
 golden_run/ was written by the commit before the renaming, on one CPU device, up to step 20. It has
 the checkpoint of step 10, and in ids.jsonl the examples and the loss of all 20 steps.
@@ -28,7 +28,7 @@ def read_steps(workdir: Path) -> dict[int, dict]:
 
 @pytest.fixture(scope='module')
 def workdirs(tmp_path_factory) -> tuple[Path, Path]:
-  """Return two runs resumed from the checkpoint: with the old names in config.json, and the new ones."""
+  """Return two resumed runs: one with the old names in config.json, one with the new names."""
   old, new = (tmp_path_factory.mktemp('resumed') / name for name in ('old', 'new'))
   for workdir in (old, new):
     shutil.copytree(GOLDEN_RUN, workdir)

@@ -185,8 +185,8 @@ def _check_values(values: dict[str, object]):
     if name in CHOICES and value not in CHOICES[name]:
       raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
     low, high = RANGES.get(name, (-math.inf, math.inf))
-    if name in RANGES and not (low <= value <= high and value < math.inf):
-      limits = f'from {low} to {high}' if high < math.inf else f'of at least {low}, and finite'
+    if name in RANGES and not low <= value <= high:
+      limits = f'from {low} to {high}' if high < math.inf else f'of at least {low}'
       raise UserError(f'config.{name}={value}: expected a number {limits}')
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
