@@ -1,6 +1,6 @@
-"""Pages of the documentation that follow from the code: settings, commands, recipes, and the graph of imports.
+"""Generate pages of the documentation: settings, commands, recipes, and the graph of imports.
 
-python docs/generate.py     writes them without building the documentation
+python docs/generate.py     write the pages without building the documentation
 """
 
 import ast
@@ -144,7 +144,10 @@ def transitive_reduction(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def draw_imports():
-  """Draw _static/imports.svg: a row for each layer, an arrow for each import that no longer path implies."""
+  """Draw _static/imports.svg: a row for each layer, an arrow for each import.
+
+  Imports that a longer path implies are left out.
+  """
   from matplotlib.backends.backend_svg import FigureCanvasSVG
   from matplotlib.figure import Figure
 

@@ -68,7 +68,7 @@ def forward(config: Config) -> str:
 
 
 def jaxpr(config: Config) -> str:
-  """Return the text of the traced forward pass. TPU kernels can be traced, not lowered, on a CPU."""
+  """Return the text of the traced forward pass. A CPU can trace TPU kernels, but not lower them."""
   return str(jax.make_jaxpr(apply_model(config))(*apply_args(config)))
 
 

@@ -1,4 +1,4 @@
-"""Eight simulated devices, programs compiled once and kept, and warnings that are errors."""
+"""Set-up of all tests: eight simulated devices, a compilation cache, and shared fixtures."""
 
 import os
 import warnings
@@ -17,9 +17,8 @@ import pytest
 
 FULL_TESTS = Path(__file__).with_name('full_tests.txt')
 CACHE = Path(__file__).parents[1] / '.cache' / 'compiled'
-SHARED = (
-  Path(__file__).parents[2] / 'shared' / 'data'
-)  # Real photographs and weights, where there are any.
+# Real photographs and weights, if they exist.
+SHARED = Path(__file__).parents[2] / 'shared' / 'data'
 
 
 def pytest_configure():
@@ -29,7 +28,10 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Mark the tests of full_tests.txt as `full`. A line is a test, or a function with all its cases."""
+  """Mark the tests of full_tests.txt as `full`.
+
+  A line names one case of a test function, or the function with all its cases.
+  """
   full = set(FULL_TESTS.read_text().splitlines())
   for item in items:
     if full & {item.nodeid, item.nodeid.partition('[')[0]}:
@@ -38,14 +40,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def shared() -> Path:
-  """The directory of real test data; a test that asks for it is skipped where it is absent."""
+  """Return the directory of real photographs and weights, or skip the test if it is absent."""
   if not SHARED.is_dir():
     pytest.skip(f'no {SHARED}')
   return SHARED
 
 
 def tolerant(register_fake):
-  """`torch.library.register_fake` that passes over operators of a torchvision without its compiled part."""
+  """Wrap `torch.library.register_fake` to skip operators that an uncompiled torchvision lacks."""
 
   def register(name, *args, **kwargs):
     function = register_fake(name, *args, **kwargs)
@@ -65,7 +67,7 @@ def tolerant(register_fake):
 
 @pytest.fixture(scope='session')
 def timm():
-  """The module; a test that asks for it is skipped where it is not installed."""
+  """Return the module timm, or skip the test if it is not installed."""
   torch = pytest.importorskip('torch')
   real = torch.library.register_fake
   torch.library.register_fake = tolerant(real)
@@ -79,7 +81,10 @@ def timm():
 
 @pytest.fixture
 def typed(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-  """(exit code, standard output, errors) of `python -m vit_jax …`, as a person types it."""
+  """Return a function that runs `python -m vit_jax …`.
+
+  It returns (exit code, standard output, standard error).
+  """
   from vit_jax.__main__ import main
 
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(CACHE))
@@ -98,7 +103,7 @@ def typed(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def png() -> Callable:
-  """An image -> the bytes of a PNG file."""
+  """Return a function that encodes an image as PNG."""
   import cv2
 
   return lambda image: cv2.imencode('.png', image)[1].tobytes()
@@ -106,7 +111,10 @@ def png() -> Callable:
 
 @pytest.fixture
 def write_tfds() -> Callable:
-  """(name, dir, features, {split: examples}) -> a TFDS data set written as ArrayRecord, in order."""
+  """Return a function that writes a TFDS data set as ArrayRecord, in order.
+
+  Its arguments are (name, dir, features, {split: examples}).
+  """
   import tensorflow_datasets as tfds
 
   def write(name: str, dir: Path, features: dict, splits: dict[str, list[dict]]):

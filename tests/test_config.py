@@ -95,7 +95,8 @@ def test_renaming_leaves_a_config_with_new_names_as_it_is():
   ('text', 'steps'),
   [
     ('0', 0), ('0ep', 0), ('0%', 0), ('500', 500), ('2ep', 25), ('0.5ep', 6), ('0.3ep', 4),
-    ('10%', 100), ('0.25%', 2), ('100%', 1000), ('0.001ep', 1), ('0.0001%', 1), (' 7 ', 7), (50, 50),
+    ('10%', 100), ('0.25%', 2), ('100%', 1000), ('0.001ep', 1), ('0.0001%', 1), (' 7 ', 7),
+    (50, 50),
   ],
 )  # fmt: skip
 def test_a_duration_is_steps_epochs_or_a_part_of_the_run(text, steps):

@@ -1,1 +1,4 @@
-"""What `python -m vit_jax` can do, one command a file: `add` gives it its arguments. jax is imported once they are right."""
+"""The commands of `python -m vit_jax`, one in each file.
+
+`add` defines the arguments of a command. jax is imported only after they are parsed.
+"""

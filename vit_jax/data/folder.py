@@ -48,16 +48,20 @@ class _ImageFileStore:
   _examples: dict[str, Examples]
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     return [len(self._examples[split][0])]
 
   def max_labels(self, split: str) -> int:
+    """Return the largest number of labels of an example."""
     return max(1, int((self._examples[split][1] >= 0).sum(axis=1).max(initial=0)))
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     paths, labels = self._examples[split]
     return paths.tobytes() + labels.tobytes()
 
   def read_example(self, split: str, i: int) -> tuple[bytes, tuple[int, ...], str]:
+    """Return (image, labels, name) of example `i` of a split."""
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
     return read_image_file(path), tuple(x for x in labels[i].tolist() if x >= 0), str(path)
@@ -96,6 +100,7 @@ class FolderStore(_ImageFileStore):
       self._check_classes(split, classes[split])
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     if split not in self._examples:
       self._examples |= (
         self._split_flat_folder() if self._is_flat else {split: self._list_split(split)}

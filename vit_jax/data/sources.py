@@ -138,15 +138,19 @@ class BuiltinStore:
     return self.__dict__ | {'_images': {}}
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     return [len(self._labels[split])]
 
   def max_labels(self, split: str) -> int:
+    """Return the largest number of labels of an example."""
     return 1
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     return self._labels[split].tobytes()
 
   def read_example(self, split: str, i: int) -> tuple[np.ndarray, tuple[int, ...], str]:
+    """Return (image, labels, name) of example `i` of a split."""
     if split not in self._images:
       with np.load(self._path) as arrays:
         self._images[split] = arrays[f'{split}_images']  # [n, h, w]

@@ -38,6 +38,7 @@ class TfdsRecords:
     return self.__dict__ | {'_readers': {}}
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     return repr((self._full_name, self.shard_lengths[split])).encode()
 
   def read_example(self, split: str, i: int, name: str):
@@ -78,6 +79,7 @@ class TfdsStore:
     self.splits = tuple(split for split in self._records.shard_lengths if self._has_labels(split))
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     return self._records.shard_lengths[split]
 
   def max_labels(self, split: str) -> int:
@@ -101,9 +103,11 @@ class TfdsStore:
       return unreadable
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     return self._records.index_bytes(split)
 
   def read_example(self, split: str, i: int) -> tuple[bytes, tuple[int, ...], str]:
+    """Return (image, labels, name) of example `i` of a split."""
     name = f'{self.title} {split} #{i}'
     image, features = self._records.read_example(split, i, name)
     stored = features[self._label_feature].int64_list.value
@@ -132,15 +136,19 @@ class UnlabelledTfdsStore:
     self.splits = tuple(split for split, lengths in self._records.shard_lengths.items() if lengths)
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     return self._records.shard_lengths[split]
 
   def max_labels(self, split: str) -> int:
+    """Return the largest number of labels of an example."""
     return 1
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     return self._records.index_bytes(split)
 
   def read_example(self, split: str, i: int) -> tuple[bytes, tuple[int, ...], str]:
+    """Return (image, labels, name) of example `i` of a split."""
     name = f'{self.title} {split} #{i}'
     return self._records.read_example(split, i, name)[0], (), name
 

@@ -202,13 +202,16 @@ class VtabStore:
     }
 
   def shard_lengths(self, split: str) -> list[int]:
+    """Return the number of examples of each shard of a split."""
     _, start, stop = self._spans[split]
     return [stop - start]
 
   def max_labels(self, split: str) -> int:
+    """Return the largest number of labels of an example."""
     return 1
 
   def read_example(self, split: str, i: int) -> tuple[bytes | np.ndarray, tuple[int, ...], str]:
+    """Return (image, labels, name) of example `i` of a split."""
     dataset_split, start, _ = self._spans[split]
     name = f'{self.title} {split} #{i}'
     image, features = self._records.read_example(dataset_split, start + i, name)
@@ -219,6 +222,7 @@ class VtabStore:
     return scale_dsprites_pixels(self._name, image, name), (label,), name
 
   def index_bytes(self, split: str) -> bytes:
+    """Return bytes that change when the list of examples of a split changes."""
     span = self._spans[split]
     return self._records.index_bytes(span[0]) + repr((self._name, span)).encode()
 

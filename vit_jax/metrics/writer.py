@@ -1,4 +1,7 @@
-"""Where a run writes what it measures: metrics.jsonl, TensorBoard and the screen. `records.py` describes the records."""
+"""The outputs of a run: metrics.jsonl, TensorBoard and the screen.
+
+`records.py` describes the records.
+"""
 
 import contextlib
 import json

@@ -3,7 +3,7 @@
 A kernel has no estimate in the program that calls it. So it is compiled once more alone, and its
 cost is read from the schedule that the compiler dumps: VLIW bundles of a grid step, one a cycle,
 times the number of grid steps. Waiting for memory is not included. The compiler reads the option
-that dumps the schedule only at start-up: hence a process of its own.
+that dumps the schedule only at start-up: hence a separate process.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""What the training loop is built from."""
+"""The parts of the training loop."""

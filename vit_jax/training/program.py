@@ -1,4 +1,4 @@
-"""What a run computes: its model, optimizer and mesh, and the compiled train step.
+"""The model, optimizer, mesh and compiled train step of a run.
 
 Training and `plan` share this file, so that what `plan` compiles for a TPU slice is what a run compiles there.
 """

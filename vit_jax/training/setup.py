@@ -1,4 +1,4 @@
-"""What a run is made of before any parameter exists: its data, its program and its schedules."""
+"""Set-up of a run before any parameter exists: its data, its program and its schedules."""
 
 import dataclasses
 import functools
