@@ -281,7 +281,7 @@ def config_to_dict(config) -> dict:
 
 def flatten_config(config, prefix: str = '') -> dict[str, object]:
   """Return {'data.batch': 256, …}: every setting, named like its flag after `--config.`."""
-  out = {}
+  out: dict[str, object] = {}
   for f in dataclasses.fields(config):
     value = getattr(config, f.name)
     if dataclasses.is_dataclass(value):

@@ -157,4 +157,5 @@ def skip_reasons(
 
 def predict_logits(params: dict, images: jax.Array, *, model: nn.Module) -> jax.Array:
   """Return the logits [b, k] of images [b, h, w, 3]."""
-  return model.apply({'params': params}, images)
+  logits: jax.Array = model.apply({'params': params}, images)  # type: ignore[assignment]
+  return logits

@@ -16,7 +16,7 @@ from vit_jax.data.sources import Source
 CONTENT_SAMPLES = 16  # Examples that are read to fingerprint a source.
 
 
-def fingerprint_data(train: Source, evaluation: Source) -> dict[str, object]:
+def fingerprint_data(train, evaluation: Source) -> dict[str, object]:
   """Return facts such as {'train.examples': 800, …} that are equal for equal data.
 
   They do not depend on where the data is stored.

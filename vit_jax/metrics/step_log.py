@@ -8,7 +8,7 @@ their order.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from vit_jax.config import Config
 from vit_jax.data.loader import diagnose_bad_example, max_bad_examples
+from vit_jax.data.mixture import MixtureSource
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.metrics.writer import MetricsWriter, Stopwatch, keep_records
@@ -30,7 +31,7 @@ SKIP_REASON_TEXTS = {
 
 def open_step_log(
   config: Config,
-  source: Source,
+  source: Source | MixtureSource,
   writer: MetricsWriter,
   *,
   ids_path: Path,
@@ -92,7 +93,8 @@ class StepLog:
     # A run that ended after too many bad steps may take as many again when it is started again.
     self._bad_steps_in_a_row = counters.get('bad_steps_in_a_row', 0) % max_bad_steps
     self._unreadable_images = counters.get('unreadable_images', 0)
-    self._pending, self._flushed = [], []
+    self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+    self._flushed: list[dict[str, np.ndarray]] = []
     if self._ids_path:
       keep_records(self._ids_path, step)
 
@@ -124,11 +126,11 @@ class StepLog:
     self._flushed += metrics
     reasons = [next((name for name in SKIP_REASON_TEXTS if each[name]), '') for each in metrics]
     skipped = [each['skipped'].item() for each in metrics]
-    if self._needs_ids or any(reasons) or any(skipped):
-      ids = all_gather_rows(ids)
+    needs_ids = self._needs_ids or any(reasons) or any(skipped)
+    rows = all_gather_rows(ids) if needs_ids else ids
     if self._ids_path:
-      self._write_ids(steps, metrics, ids)
-    for step, reason, bad_images, row in zip(steps, reasons, skipped, ids, strict=True):
+      self._write_ids(self._ids_path, steps, metrics, rows)
+    for step, reason, bad_images, row in zip(steps, reasons, skipped, rows, strict=True):
       self._bad_steps_in_a_row = self._bad_steps_in_a_row + 1 if reason else 0
       if reason:
         self._report_bad_step(step, reason, np.maximum(row, ~row).tolist())
@@ -149,8 +151,8 @@ class StepLog:
     self.writer.write(step, values, kind='train')
     self.writer.show_progress(step, values)
 
-  def _write_ids(self, steps: tuple[int, ...], metrics: list[dict], ids: np.ndarray):
-    with self._ids_path.open('a', encoding='utf-8') as file:
+  def _write_ids(self, path: Path, steps: Sequence[int], metrics: list[dict], ids):
+    with path.open('a', encoding='utf-8') as file:
       for step, each, row in zip(steps, metrics, ids, strict=True):
         loss, examples = each['loss'].item().hex(), np.maximum(row, ~row).tolist()
         file.write(json.dumps({'step': step, 'loss': loss, 'ids': examples}) + '\n')

@@ -35,7 +35,7 @@ PEAK_FLOPS = {
 SCOPED_VMEM_KIB = {'TPU v5 lite': 32768, 'TPU v6 lite': 98304, 'TPU7x': 65536}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
   """Return the compiler options for these devices; LIBTPU_INIT_ARGS takes precedence."""
   name = 'xla_tpu_scoped_vmem_limit_kib'
   limit = SCOPED_VMEM_KIB.get(mesh.devices.flat[0].device_kind)

@@ -127,7 +127,7 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
     mesh=mesh,
     grad_dtype=config.optim.grad_dtype,
   )
-  step.__name__ = 'train_step'  # Profiles and compilation events show it.
+  functools.update_wrapper(step, train_step)  # Profiles and compilation events show its name.
   state = abstract_state(program)
   with jax.set_mesh(mesh):  # Kernels ask the mesh for their target and for how a batch is split.
     jitted = jax.jit(

@@ -117,10 +117,12 @@ def open_sources(config: Config) -> tuple[Source | MixtureSource, Source]:
       f'{data.train} and {data.eval or data.train} have different classes: '
       f'only the first has {sorted(train - test)[:5]}, only the second {sorted(test - train)[:5]}'
     )
-  if data.unlabelled:
-    targets = {'loss': config.loss, 'smoothing': config.label_smoothing}
-    train_source = open_mixture(train_source, data, seed=config.seed, **targets)
-  return train_source, eval_source
+  if not data.unlabelled:
+    return train_source, eval_source
+  mixture = open_mixture(
+    train_source, data, seed=config.seed, loss=config.loss, smoothing=config.label_smoothing
+  )
+  return mixture, eval_source
 
 
 def start_run(
