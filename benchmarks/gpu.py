@@ -74,7 +74,8 @@ def ours(variant: str, args) -> dict:
 
   if jax.default_backend() != 'gpu' and not args.smoke:
     raise UserError(
-      f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside NVIDIA's driver"
+      f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside "
+      "NVIDIA's driver"
     )
   size = (args.size, args.size)
   config = Config(

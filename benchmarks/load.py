@@ -23,7 +23,10 @@ load = vit_jax.load  # Imports what it needs, before the clock starts.
 
 
 def released_b16(path: Path):
-  """Write a random file like ViT-B_16-224.npz, with 1,000 classes. Zeros would compress to nothing."""
+  """Write a random file like ViT-B_16-224.npz, with 1,000 classes.
+
+  Zeros would compress to nothing.
+  """
   import flax.traverse_util
 
   from vit_jax.config import ModelConfig
@@ -68,7 +71,8 @@ def main():
   size = Path(sys.argv[1]).stat().st_size
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   print(
-    f'{model.config.variant}, {size / 2**20:.0f} MiB: read in {loaded:.2f} s, first logits after {total:.2f} s, of which '
+    f'{model.config.variant}, {size / 2**20:.0f} MiB: read in {loaded:.2f} s, first logits after '
+    f'{total:.2f} s, of which '
     f'{sum(compiling):.2f} s compiling; peak {peak / 2**20:.0f} MiB, {peak / size:.2f} of the file'
   )
 

@@ -46,7 +46,7 @@ def accuracies(seed: int, workdir: Path) -> dict[str, object]:
 
 
 def labels(workdir: Path) -> dict[str, object]:
-  """Return the number of images above the threshold, and the fraction of correct labels among them."""
+  """Return (the images above the threshold, the fraction of correct labels among them)."""
   student = open_sources(read_run_config(workdir / '1-student'))[0].unlabelled
   chosen = np.unique(student.indices)
   right = [student.pseudo_labels.top_class[i] in student.source[int(i)][1] for i in chosen]
@@ -71,11 +71,13 @@ def main():
   for name in STAGES:
     each = [100 * row[name] for row in rows]
     print(
-      f'{name:8} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  ({", ".join(f"{a:.1f}" for a in each)})'
+      f'{name:8} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  '
+      f'({", ".join(f"{a:.1f}" for a in each)})'
     )
   gain = [100 * (row['student'] - row['teacher']) for row in rows]
   print(
-    f'{"gain":8} {np.mean(gain):+.2f} ± {np.std(gain, ddof=1):.2f}    ({", ".join(f"{a:+.1f}" for a in gain)})'
+    f'{"gain":8} {np.mean(gain):+.2f} ± {np.std(gain, ddof=1):.2f}    '
+    f'({", ".join(f"{a:+.1f}" for a in gain)})'
   )
 
 

@@ -154,7 +154,8 @@ def main():
     safe_ms, unsafe_ms = (1000 * np.median(seconds[side], axis=0) for side in sides)
     ratio, cpu_ratio = safe_ms / unsafe_ms
     print(
-      f'{name:12} safe {safe_ms[0]:8.2f} ms  unsafe {unsafe_ms[0]:8.2f} ms  ratio {ratio:.3f}  of CPU seconds {cpu_ratio:.3f}  '
+      f'{name:12} safe {safe_ms[0]:8.2f} ms  unsafe {unsafe_ms[0]:8.2f} ms  ratio {ratio:.3f}  of '
+      f'CPU seconds {cpu_ratio:.3f}  '
       f'({jax.devices()[0].device_kind}, jax {jax.__version__})'
     )
 

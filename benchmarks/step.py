@@ -131,8 +131,10 @@ def main():
       1000 * np.median(seconds[side], axis=0) for side in ('ours', 'plain')
     )
     print(
-      f'{name:12} batch {b:4}  ours {ours:8.1f} ms ({ours_cpu:.1f} of CPU)  plain {plain:8.1f} ms ({plain_cpu:.1f} of CPU)  '
-      f'ratio {ours / plain:.3f} ({ours_cpu / plain_cpu:.3f})  ({jax.devices()[0].device_kind}, jax {jax.__version__})'
+      f'{name:12} batch {b:4}  ours {ours:8.1f} ms ({ours_cpu:.1f} of CPU)  plain {plain:8.1f} ms '
+      f'({plain_cpu:.1f} of CPU)  '
+      f'ratio {ours / plain:.3f} ({ours_cpu / plain_cpu:.3f})  ({jax.devices()[0].device_kind}, '
+      f'jax {jax.__version__})'
     )
 
 

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 SLICES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
 # Images a chip, and devices that share the parameters.
 CASES = {
-  'S/16@224': (256, 1), 'B/16@224': (128, 1), 'L/16@224': (32, 1), 'H/14@224': (16, 1), 'g/14@224': (16, 4),
+  'S/16@224': (256, 1), 'B/16@224': (128, 1), 'L/16@224': (32, 1), 'H/14@224': (16, 1),
+  'g/14@224': (16, 4),
   'B/16@384': (32, 1), 'L/16@384': (8, 1),
 }  # fmt: skip
 BLOCKS = {'unrolled': {'model.unroll': 0}, 'looped': {'model.unroll': 1, 'model.remat': 'vit'}}

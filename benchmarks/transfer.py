@@ -45,7 +45,8 @@ def main():
     for name, init in (('fine-tuned', args.run), ('from scratch', '')):
       each = [accuracy(init, seed, Path(scratch) / f'{name}-{seed}') for seed in range(args.seeds)]
       print(
-        f'{name:12} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  ({", ".join(f"{a:.1f}" for a in each)})'
+        f'{name:12} {np.mean(each):.2f} ± {np.std(each, ddof=1):.2f} %  '
+        f'({", ".join(f"{a:.1f}" for a in each)})'
       )
 
 

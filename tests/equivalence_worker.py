@@ -2,8 +2,8 @@
 
     python tests/equivalence_worker.py PORT PROCESSES PROCESS JOBS
 
-JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained one after another. What a process saw of each goes to
-WORKDIR-PROCESS.json.
+JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained one after another. What a
+process saw of each goes to WORKDIR-PROCESS.json.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from vit_jax.optim.losses import LOSSES, softmax_loss
 from vit_jax.sharding.mesh import make_mesh
 from vit_jax.train import train
 
-# Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'. SGD: Adam's first step is the
-# sign of the gradient, which makes rounding visible.
+# Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'.
+# SGD: Adam's first step is the sign of the gradient, which makes rounding visible.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=128, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1),
@@ -39,7 +39,10 @@ CONFIG = Config(
 
 
 def run(workdir: Path, fsdp: int) -> dict:
-  """Trains `CONFIG` in `workdir`: the last evaluation, how often the step was compiled, and the rows that were seen here."""
+  """Trains `CONFIG` in `workdir`.
+
+  The last evaluation, how often the step was compiled, and the rows that were seen here.
+  """
   compilations = []
   note = lambda event, seconds, **kwargs: (
     compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None

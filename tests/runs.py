@@ -1,4 +1,7 @@
-"""The main job as a person starts it: real processes, real signals, one host or several; and what two runs have to agree in."""
+"""The main job as a person starts it: real processes, real signals, one host or several.
+
+And what two runs have to agree in.
+"""
 
 import contextlib
 import hashlib
@@ -24,11 +27,16 @@ ENVIRONMENT = {
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   'PYTHONPATH': str(ROOT / 'tests' / 'without'),
 }
-PATIENCE = 600  # Seconds, on a machine that others use too. What is promised in seconds is measured, not waited for.
+# Seconds, on a machine that others use too. What is promised in seconds is measured, not waited
+# for.
+PATIENCE = 600
 
 
 class Run:
-  """The job in `workdir`, on `hosts` of `devices` each; every process has a session, and so a process group, of its own."""
+  """The job in `workdir`, on `hosts` of `devices` each.
+
+  Every process has a session, and so a process group, of its own.
+  """
 
   def __init__(self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, start: int = 0):
     command = [
@@ -84,7 +92,10 @@ class Run:
       time.sleep(0.005)
 
   def send(self, number: int, host: int = 0, *, group: bool = False):
-    """A signal, to the process or to all that it has started, too; one that has ended meanwhile does not hear it."""
+    """A signal, to the process or to all that it has started, too.
+
+    One that has ended meanwhile does not hear it.
+    """
     with contextlib.suppress(ProcessLookupError):
       (os.killpg if group else os.kill)(self.processes[host].pid, number)
 
@@ -113,8 +124,11 @@ def stopped_at(text: str) -> int:
 
 
 def account(workdir: Path) -> dict:
-  """What has to be the same, however often a run was interrupted: a digest of every leaf of the last state, the loss of each
-  step to the bit and its examples, and the evaluations."""
+  """What has to be the same, however often a run was interrupted.
+
+  A digest of every leaf of the last state, the loss of each step to the bit and its examples, and
+  the evaluations.
+  """
   step = max(list_saved_steps(workdir / 'checkpoints'))
   leaves = jax.tree.leaves_with_path(read_checkpoint_as_numpy(workdir / 'checkpoints' / str(step)))
   digests = {

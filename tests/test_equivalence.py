@@ -1,6 +1,9 @@
-"""The same run on one device, on eight, and in two and four real processes over localhost: batches, losses, parameters, counts.
+"""The same run on one device, on eight, and in two and four real processes over localhost.
 
-Eight devices in one process, four in each of two or two in each of four agree bit for bit: gloo adds in one order.
+Batches, losses, parameters, counts.
+
+Eight devices in one process, four in each of two or two in each of four agree bit for bit: gloo
+adds in one order.
 """
 
 import json
@@ -34,7 +37,10 @@ LAYOUTS = {
 def start(
   jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool = False
 ) -> list[dict]:
-  """Trains {a directory: its fsdp} in as many processes with so many devices each; what they saw of each directory together."""
+  """Trains {a directory: its fsdp} in as many processes with so many devices each.
+
+  What they saw of each directory together.
+  """
   listed = next(iter(jobs)).with_name('jobs.json')
   jobs_of = [
     {'workdir': str(workdir), 'fsdp': fsdp, 'poisoned': poisoned} for workdir, fsdp in jobs.items()
@@ -110,7 +116,10 @@ def two(tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory, two) -> dict[str, tuple[Path, dict]]:
-  """The run in one process of eight devices, over both axes; and as 'half' the second half of what two processes began."""
+  """The run in one process of eight devices, over both axes.
+
+  And as 'half' the second half of what two processes began.
+  """
   directory = tmp_path_factory.mktemp('eight')
   return trained_by_eight(
     {directory / 'both': LAYOUTS['both'], halfway(two[0], directory / 'half'): LAYOUTS['both']}

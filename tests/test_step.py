@@ -96,7 +96,10 @@ def test_a_masked_example_leaves_no_trace():
 
 
 def test_eight_devices_equal_one_over_twenty_steps():
-  """Over 'data', over 'fsdp' and over both: the same losses and parameters to 1e-5; the same random draws."""
+  """Over 'data', over 'fsdp' and over both: the same losses and parameters to 1e-5.
+
+  The same random draws.
+  """
   model = build_vit(
     ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K
   )
@@ -160,7 +163,8 @@ def test_the_average_follows_the_parameters():
 
 
 BAD = {
-  # What is wrong with the examples of class 0 -> the losses [b], from those of softmax, whose rows are theirs, and the logits.
+  # What is wrong with the examples of class 0 -> the losses [b], from those of softmax, whose rows
+  # are theirs, and the logits.
   'a loss that is NaN': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.nan, 0),
   'a loss that is infinite': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.inf, 0),
   'gradients that are NaN': lambda loss, theirs, logits: (

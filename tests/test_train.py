@@ -1,4 +1,7 @@
-"""The loop, end to end on real digits: resumption, one compilation, exact evaluation, fine-tuning, refusals."""
+"""The loop, end to end on real digits.
+
+Resumption, one compilation, exact evaluation, fine-tuning, refusals.
+"""
 
 import dataclasses
 import json
@@ -189,12 +192,15 @@ def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, 
 
 
 REFUSED = {
-  'pixels normalised otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, 'add --config.model.mean=127.5,127.5,127.5'),
+  'pixels normalised '
+  'otherwise': ({'init': 'RUN', 'model__mean': (1.0, 2.0, 3.0)}, '--config.model.mean=127.5,127.5'),
   'another GELU': ({'init': 'RUN', 'model__gelu': 'erf'}, 'add --config.model.gelu=tanh$'),
-  'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the file, \[2, 32, 64\]'),
+  'another architecture': ({'init': 'RUN', 'model__mlp': 64}, r'not fit .*\[2, 32, 128\] in the '
+                                                              r'file, \[2, 32, 64\]'),
   'nothing to start from': ({'init': 'RUN/nothing-*'}, 'nothing-'),
   'a batch that does not divide': ({'data__batch': 20}, 'config.data.batch=20 '),
-  'warm-up that is too long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
+  'warm-up that is too '
+  'long': ({'optim__warmup': '12'}, r'warmup \(12\) and cooldown \(0\) leave nothing of 12 steps'),
   'an unknown split': ({'data__eval_split': 'tset'}, "no split 'tset'"),
   'classes that differ': ({'data__eval': 'builtin:fashion_mnist'}, 'different classes'),
 }  # fmt: skip
@@ -268,7 +274,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path
 
 @pytest.fixture
 def photos(tmp_path):
-  """Two classes of 40 small photographs each; one file of the training split and one for testing are cut short."""
+  """Two classes of 40 small photographs each.
+
+  One file of the training split and one for testing are cut short.
+  """
   rng = np.random.default_rng(0)
   for i in range(80):
     path = (
@@ -324,7 +333,10 @@ def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
 
 
 def saved_states(workdir):
-  """{step: {the name of every array of that checkpoint: its bytes}}, each number looked at. Read by Orbax alone."""
+  """{step: {the name of every array of that checkpoint: its bytes}}, each number looked at.
+
+  Read by Orbax alone.
+  """
   found, checkpointer = {}, ocp.PyTreeCheckpointer()
   for path in sorted((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name)):
     tree = checkpointer.metadata(path / 'state').item_metadata.tree

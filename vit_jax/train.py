@@ -33,10 +33,12 @@ def train(
   preemption: Preemption | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, float]:
-  """Train to the last step, resuming from the checkpoint in `workdir` if it has one. Return the last evaluation.
+  """Train to the last step, resuming from the checkpoint in `workdir` if it has one.
 
-  Raises UserError, before anything is written, if config, data and `workdir` do not go together. On preemption
-  the run saves, and exits with the exit code of `preemption`.
+  Return the last evaluation.
+
+  Raises UserError, before anything is written, if config, data and `workdir` do not go together. On
+  preemption the run saves, and exits with the exit code of `preemption`.
   """
   preemption, watchdog = preemption or Preemption(), watchdog or Watchdog()
   should_stop = functools.partial(end_step, preemption, watchdog)
@@ -75,14 +77,20 @@ def train(
 
 
 def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
-  """Report that the step or batch that computes `result` is on its way. Return whether the run has to stop."""
+  """Report that the step or batch that computes `result` is on its way.
+
+  Return whether the run has to stop.
+  """
   watchdog.step_done(result)
   return preemption.should_stop()
 
 
 @contextlib.contextmanager
 def between_steps(state: TrainState, log: StepLog, watchdog: Watchdog) -> Iterator[None]:
-  """Wait until `state` is computed and its steps are logged. Time spent inside does not count as training."""
+  """Wait until `state` is computed and its steps are logged.
+
+  Time spent inside does not count as training.
+  """
   watchdog.arm_slow()
   with log.stopwatch.paused(state):
     log.flush()
@@ -105,7 +113,10 @@ def record_crashes(workdir: Path, watchdog: Watchdog) -> Iterator[CrashLog]:
 
 
 def close_run(run: Run, log: StepLog, step: int, *, stopped: bool):
-  """Close the log of a run that has saved its last state. Raises DivergedError if the run had to end early."""
+  """Close the log of a run that has saved its last state.
+
+  Raises DivergedError if the run had to end early.
+  """
   if stopped:
     log.writer.print_line(
       f'stopped and saved after step {step}/{run.steps}: the same command resumes the run'

@@ -232,8 +232,10 @@ USER_ERRORS = {
   'a mean of 255': ((*PREDICT, '--mean', '127'), "--mean: '127'"),
   'two deviations': ((*PREDICT, '--std', '0.1,0.2'), "--std: '0.1,0.2'"),
   'no deviation': ((*PREDICT, '--std', '0'), 'positive'),
-  'a crop that is not asked for': ((*PREDICT, '--short_side', '48'), '--short_side needs --crop center'),
-  'labels that are not there': ((*PREDICT, '--labels', 'none.txt'), '--labels none.txt: No such file'),
+  'a crop that is not asked '
+  'for': ((*PREDICT, '--short_side', '48'), '--short_side needs --crop center'),
+  'labels that are not '
+  'there': ((*PREDICT, '--labels', 'none.txt'), '--labels none.txt: No such file'),
   'too few labels': ((*EVALUATE, '--labels', 'imagenet1k'), '1000 labels for 3 classes'),
   'nowhere to write': ((*PREDICT, '--json', 'no/such/folder.json'), '--json no/such/folder.json'),
   'a folder to write to': ((*PREDICT, '--csv', 'photos'), '--csv photos'),
@@ -248,7 +250,8 @@ USER_ERRORS = {
     '--confusion: examples of csv:several.csv have up to 2 labels',
   ),
   'no format': (('export', *MODEL, '--to', 'somewhere'), '--format npz or'),
-  'a directory that looks like a file': (('export', *MODEL, '--to', 'm.safetensors'), 'm.safetensors'),
+  'a directory that looks like a '
+  'file': (('export', *MODEL, '--to', 'm.safetensors'), 'm.safetensors'),
   'another format': (('export', *MODEL, '--to', 'm.npz', '--format', 'onnx'), '--format onnx'),
 }  # fmt: skip
 

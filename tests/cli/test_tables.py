@@ -38,7 +38,8 @@ def test_the_list_has_a_paragraph_for_each(command):
   code, out, err = command('tables')
   assert (code, err) == (0, '') and out == command('tables', '--list')[1]
   assert re.search(
-    r'Table 5 .*\n +python -m vit_jax tables 5\n +needs .*tfds:cifar10.*\n +.*in miniature.*not reproducible outside Google',
+    r'Table 5 .*\n +python -m vit_jax tables 5\n +needs .*tfds:cifar10.*\n +.*in miniature.*not '
+    r'reproducible outside Google',
     out,
   )
   assert re.search(r'Figure 14 .*\n +python -m vit_jax figures', out)

@@ -51,7 +51,7 @@ def make_model(tmp_path):
 
 @pytest.fixture
 def by_hand():
-  """Return a function (model, source) -> (names of the labels, logits in float64), without a loader."""
+  """Return a function (model, source) -> (label names, logits in float64), without a loader."""
 
   def by_hand(model, source):
     images, names = [], []

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Stands in for gcloud, xpk and kubectl: takes the flags that they take, and plays back what a test has written for them.
+"""Stands in for gcloud, xpk and kubectl.
 
-$STAND_IN is a folder with play.json: {state: [what describing it gives, one after another; the last stays]}, and for a
-command's first words a list of [exit code, stdout, stderr]. Every call is added to calls.jsonl there.
+Takes the flags that they take, and plays back what a test has written for them.
 
-Flags: `gcloud … --help` of Google Cloud SDK 528, the parsers of xpk 1.16.0, `kubectl … --help` of 1.32.
+$STAND_IN is a folder with play.json: {state: [what describing it gives, one after another; the last
+stays]}, and for a command's first words a list of [exit code, stdout, stderr]. Every call is added
+to calls.jsonl there.
+
+Flags: `gcloud … --help` of Google Cloud SDK 528, the parsers of xpk 1.16.0, `kubectl … --help` of
+1.32.
 """
 
 import fcntl

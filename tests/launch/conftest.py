@@ -18,11 +18,17 @@ class Cloud:
     self.place = place
 
   def play(self, **answers):
-    """`queued_resources_describe=[…]`: the answers of the command with these last words, one after another."""
+    """`queued_resources_describe=[…]`.
+
+    The answers of the command with these last words, one after another.
+    """
     known = {
-      'describe': 'gcloud compute tpus queued-resources describe', 'create': 'gcloud compute tpus queued-resources create',
-      'vm': 'gcloud compute tpus tpu-vm describe', 'ssh': 'gcloud compute tpus tpu-vm ssh', 'exits': 'gcloud storage cat',
-      'delete': 'gcloud compute tpus queued-resources delete', 'jobset': 'kubectl get jobset', 'pods': 'kubectl logs',
+      'describe': 'gcloud compute tpus queued-resources '
+                  'describe', 'create': 'gcloud compute tpus queued-resources create',
+      'vm': 'gcloud compute tpus tpu-vm '
+            'describe', 'ssh': 'gcloud compute tpus tpu-vm ssh', 'exits': 'gcloud storage cat',
+      'delete': 'gcloud compute tpus queued-resources '
+                'delete', 'jobset': 'kubectl get jobset', 'pods': 'kubectl logs',
     }  # fmt: skip
     (self.place / 'play.json').write_text(
       json.dumps({known[name]: value for name, value in answers.items()})

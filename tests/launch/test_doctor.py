@@ -31,7 +31,8 @@ def test_one_host_is_examined_alone(tmp_path):
 ILL = {
   'versions': (
     lambda: doctor.diagnose_versions([host(), host(versions={'jax': '0.10.2', 'libtpu': '0.0.40'})]),
-    'FAIL versions   libtpu: 0.0.52 on host 0, 0.0.40 on host 1  → install the same pins.txt everywhere; `launch` does',
+    'FAIL versions   libtpu: 0.0.52 on host 0, 0.0.40 on host 1  → install the same pins.txt '
+    'everywhere; `launch` does',
   ),
   'devices': (
     lambda: doctor.diagnose_devices(make_mesh(1, batches={}), 16),

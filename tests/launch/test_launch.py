@@ -131,18 +131,24 @@ WRONG = {
   'a verb that is none': (('launch', 'stauts', 'b16'), "got 'stauts'. Did you mean 'status'?"),
   'a slice that is none': ((*POD, '--tpu=v5litepod-255', *TRAIN), '--tpu=v5litepod-255'),
   'a kind that is none': ((*POD, '--tpu=v5lite-256', *TRAIN), "Did you mean 'v5litepod-256'?"),
-  'a batch that does not divide': ((*POD, *TRAIN, '--config.data.batch=4000'), '256 devices of 64 hosts: the nearest'),
-  'fsdp that does not divide': ((*POD, *TRAIN, '--config.mesh.fsdp=3'), 'config.mesh.fsdp=3 does not divide the 256 devices'),
+  'a batch that does not '
+  'divide': ((*POD, *TRAIN, '--config.data.batch=4000'), '256 devices of 64 hosts: the nearest'),
+  'fsdp that does not '
+  'divide': ((*POD, *TRAIN, '--config.mesh.fsdp=3'), 'config.mesh.fsdp=3 does not divide the 256 '
+                                                     'devices'),
   'an unknown setting': ((*POD, *TRAIN, '--config.optm.lr=3'), "Did you mean 'config.optim.lr'?"),
   'a bad name': ((*POD, '--name=B_16', *TRAIN), '--name=B_16: expected at most 40'),
-  'a local workdir': ((*POD, '--workdir=runs/x', *TRAIN), '--workdir=runs/x: expected gs://BUCKET/PATH'),
+  'a local workdir': ((*POD, '--workdir=runs/x', *TRAIN), '--workdir=runs/x: expected '
+                                                          'gs://BUCKET/PATH'),
   'a whole bucket': ((*POD, '--workdir=gs://runs', *TRAIN), '--workdir=gs://runs'),
   'two workdirs': ((*POD, *TRAIN, '--workdir=x'), 'goes before the --'),
   'no zone': (('launch', '--backend=queued', '--tpu=v4-8', *TRAIN), 'needs --workdir and --zone'),
   'no cluster': ((*POD, '--backend=gke', *TRAIN), '--backend=gke needs --cluster'),
-  'slices of a TPU VM': ((*POD, '--backend=tpu-vm', '--slices=2', *TRAIN), '--backend=queued for several'),
+  'slices of a TPU '
+  'VM': ((*POD, '--backend=tpu-vm', '--slices=2', *TRAIN), '--backend=queued for several'),
   'Ironwood outside GKE': ((*POD, '--tpu=tpu7x-8', *TRAIN), '--backend=gke'),
-  'an environment that is none': ((*POD, '--env=A-B=1', *TRAIN), '--env=A-B=1: expected NAME=VALUE'),
+  'an environment that is '
+  'none': ((*POD, '--env=A-B=1', *TRAIN), '--env=A-B=1: expected NAME=VALUE'),
   'no tool': ((*POD, '--backend=gke', '--cluster=tpus', *TRAIN), 'xpk is not installed'),
 }  # fmt: skip
 
@@ -184,7 +190,10 @@ def test_without_libtpu_a_launch_says_how_to_get_it(checkout, cloud, run, monkey
 
 
 def planned(monkeypatch, fits: bool) -> list:
-  """A `plan` that finds this, in place of minutes of compiling; the commands that it was called with."""
+  """A `plan` that finds this, in place of minutes of compiling.
+
+  The commands that it was called with.
+  """
   called = []
 
   def plan(command, **_):

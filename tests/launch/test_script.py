@@ -1,4 +1,7 @@
-"""The start-up script of a TPU VM, run: its folders lie under another, and the machine's commands are stand-ins."""
+"""The start-up script of a TPU VM, run.
+
+Its folders lie under another, and the machine's commands are stand-ins.
+"""
 
 import os
 import shlex
@@ -18,7 +21,8 @@ JOB = Job(
   workdir='gs://runs/b16', data='gs://sets/all', env={'LIBTPU_INIT_ARGS': '--a=1 --b=2'}, python='3.11', commit='abc',
   command=('run_pretrain.py', '--config=configs/pretrain.py:B/16,imagenet21k', '--workdir=/mnt/workdir'),
 )  # fmt: skip
-# Notes that it was called, and does what is left of its work; gcsfuse fails where it would hold the lock for ever.
+# Notes that it was called, and does what is left of its work; gcsfuse fails where it would hold the
+# lock for ever.
 STAND_IN = r"""#!/bin/bash
 name=${0##*/} last=${*: -1}
 mounted=$MACHINE/mounted${last//\//_}

@@ -1,4 +1,7 @@
-"""`launch --backend=local`, as a person starts it: what becomes of all hosts when one of them ends, and the doctor on each."""
+"""`launch --backend=local`, as a person starts it.
+
+What becomes of all hosts when one of them ends, and the doctor on each.
+"""
 
 import os
 import re

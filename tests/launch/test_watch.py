@@ -23,7 +23,8 @@ NOT_FOUND = [
 STOCKOUT = [
   1,
   '',
-  'ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: There is no more capacity in the zone.\n',
+  'ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: There is no more '
+  'capacity in the zone.\n',
 ]
 DENIED = [
   1,
@@ -111,15 +112,21 @@ def test_a_queue_that_gave_up_for_want_of_machines_is_joined_again(cloud, tmp_pa
 
 
 REFUSED = {
-  'permission denied': ({'create': [DENIED]}, r'^b16: permission denied: .*roles/tpu.admin.*ERROR: PERM'),
+  'permission '
+  'denied': ({'create': [DENIED]}, r'^b16: permission denied: .*roles/tpu.admin.*ERROR: PERM'),
   'permission to look': ({'describe': [DENIED]}, 'permission denied: .*gcloud config list'),
   'quota': ({'create': [QUOTA]}, 'over the quota: '),
   'quota, found out late': ({'describe': [failed('Quota exceeded')]}, 'over the quota'),
-  'no login': ({'create': [[1, '', 'ERROR: You do not currently have an active account selected.']]}, 'gcloud auth login'),
-  'API': ({'create': [[1, '', 'ERROR: Cloud TPU API has not been used in project 1.']]}, 'services enable'),
-  'taken': ({'create': [[1, '', 'ERROR: ALREADY_EXISTS: Resource already exists']]}, 'the name is taken: `launch watch NAME`'),
+  'no login': ({'create': [[1, '', 'ERROR: You do not currently have an active account '
+                                   'selected.']]}, 'gcloud auth login'),
+  'API': ({'create': [[1, '', 'ERROR: Cloud TPU API has not been used in project '
+                              '1.']]}, 'services enable'),
+  'taken': ({'create': [[1, '', 'ERROR: ALREADY_EXISTS: Resource already '
+                                'exists']]}, 'the name is taken: `launch watch NAME`'),
   'gone': ({'describe': [NOT_FOUND]}, '^b16 '),
-  'anything else': ({'create': [[1, '', 'ERROR: INVALID_ARGUMENT: x\nand more\n']]}, r'^b16: ERROR: INVALID_ARGUMENT: x$'),
+  'anything '
+  'else': ({'create': [[1, '', 'ERROR: INVALID_ARGUMENT: x\nand '
+                               'more\n']]}, r'^b16: ERROR: INVALID_ARGUMENT: x$'),
 }  # fmt: skip
 
 

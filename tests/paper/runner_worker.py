@@ -1,4 +1,7 @@
-"""Does two small runs, the second from the first: a process for test_runner.py to kill. Arguments: the root, the CSV."""
+"""Does two small runs, the second from the first: a process for test_runner.py to kill.
+
+Arguments: the root, the CSV.
+"""
 
 import sys
 from pathlib import Path

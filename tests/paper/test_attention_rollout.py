@@ -1,4 +1,4 @@
-"""Attention rollout: plain loops in float64, and what it does in cases that can be told beforehand."""
+"""Attention rollout: plain loops in float64, and cases with known results."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""The figures of a whole model: what is drawn is what the arrays say, and training shows in the numbers."""
+"""The figures of a whole model.
+
+What is drawn is what the arrays say, and training shows in the numbers.
+"""
 
 import csv
 

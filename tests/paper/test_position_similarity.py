@@ -1,4 +1,7 @@
-"""The similarity of position embeddings: by hand, and the paper's own matrices give the paper's means."""
+"""The similarity of position embeddings.
+
+By hand, and the paper's own matrices give the paper's means.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Every table and figure is listed, and what is printed of it can be run: commands parse, configs build, steps trace."""
+"""Every table and figure is listed, and what is printed of it can be run.
+
+Commands parse, configs build, steps trace.
+"""
 
 import dataclasses
 import re
@@ -80,7 +83,10 @@ def test_printed_commands_are_valid_and_their_configs_build(name):
 
 
 def different(name: str) -> list[Config]:
-  """Of those that are printed, one of each kind of program; in loops, which trace quickly and are of the same parameters."""
+  """Of those that are printed, one of each kind of program.
+
+  In loops, which trace quickly and are of the same parameters.
+  """
   found = {}
   for config in configs(name):
     model = dataclasses.replace(
@@ -112,7 +118,10 @@ def test_a_stand_in_takes_the_place_of_jft_and_of_nothing_else():
 
 
 def test_runs_that_share_what_they_start_from_name_it_once():
-  """Table 5 pre-trains 14 models, and fine-tunes each on five data sets: four rates, then three seeds."""
+  """Table 5 pre-trains 14 models, and fine-tunes each on five data sets.
+
+  Four rates, then three seeds.
+  """
   runs = [*expand_runs(REPRODUCTIONS['5'].make_runs())]
   assert len(runs) == 14 + 14 * 5 * (4 + 3)
   assert len({run_digest(run) for run in runs}) == len(runs)
@@ -128,7 +137,10 @@ def test_the_cost_of_pre_training_is_table_6s():
 
 
 def test_the_cost_of_the_axial_models_is_figure_13s():
-  """To 0.5 %; ResNet50, of which Table 6 has 50 exaFLOPs and Figure 13 51.0, to 2 %. AxialResNet50 is 7 % below."""
+  """To 0.5 %; ResNet50, of which Table 6 has 50 exaFLOPs and Figure 13 51.0, to 2 %.
+
+  AxialResNet50 is 7 % below.
+  """
   theirs = reproduction_paper_cells('fig13')
   costs = {
     run.row: run_exaflops(run) / float(theirs[run.row, 'exaFLOPs'])

@@ -22,7 +22,7 @@ EFFORT = MiniEffort(photos='folder:photos')
 
 
 def made_up(name: str, value) -> list[dict]:
-  """Records of an experiment as if it had been run, with the accuracy that `value(row, column, seed)` gives."""
+  """Return records of an experiment with the accuracies of `value(row, column, seed)`."""
   records = []
   for run in MINI_EXPERIMENTS[name](EFFORT):
     seed = run.settings['seed']

@@ -56,7 +56,10 @@ def test_the_cluster_of_a_tpu_vm_comes_from_its_metadata():
 
 
 def test_the_slices_of_a_queued_resource_come_from_the_metadata():
-  tpu_env = "ZONE: 'z'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+  tpu_env = (
+    "ZONE: 'z'\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'\nMEGASCALE_NUM_SLICES: "
+    "'2'\nMEGASCALE_SLICE_ID: '1'\n"
+  )
   answers = {
     'worker-network-endpoints': 'u:u:10.0.0.5,u:u:10.0.0.6',
     'agent-worker-number': '1',

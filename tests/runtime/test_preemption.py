@@ -66,7 +66,10 @@ preemption.start_saving()
 print('ready', flush=True)
 {then}
 """
-WAIT = 'while not preemption.should_stop(): time.sleep(0.01)\npreemption.stop_saving(); time.sleep(1); sys.exit(preemption.exit_code)'
+WAIT = (
+  'while not preemption.should_stop(): time.sleep(0.01)\npreemption.stop_saving(); '
+  'time.sleep(1); sys.exit(preemption.exit_code)'
+)
 HANG = (
   'import ctypes; ctypes.CDLL(None).sleep(60)'  # In native code, where Python's handlers never run.
 )

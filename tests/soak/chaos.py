@@ -1,10 +1,13 @@
-"""Everything that goes wrong at once: a run on one host or two that is killed, suspended, stopped and damaged until it is done.
+"""Everything that goes wrong at once.
+
+A run on one host or two that is killed, suspended, stopped and damaged until it is done.
 
     python tests/soak/chaos.py --seed 1 --minutes 30 [--workdir DIR] [--faults kill,stop] [--steps 600]
 
-The seed says which faults come, and after how many steps; the same seed plays them again, as closely as the machine's speed
-lets it. After each round, what was logged of every step has to be what an uninterrupted run logged; at the end, the state, too.
-Prints a line a round, and at last the share of the steps taken that were not taken twice. Exit code 1 where anything differs.
+The seed says which faults come, and after how many steps; the same seed plays them again, as
+closely as the machine's speed lets it. After each round, what was logged of every step has to be
+what an uninterrupted run logged; at the end, the state, too. Prints a line a round, and at last the
+share of the steps taken that were not taken twice. Exit code 1 where anything differs.
 """
 
 import argparse
@@ -148,7 +151,10 @@ def run_chaos(
   hosts: tuple[int, ...] = (1, 2),
   damaging: bool = True,
 ) -> dict:
-  """Plays until the time, the rounds or the run is over; figures. AssertionError where a step or the end is another."""
+  """Plays until the time, the rounds or the run is over; figures.
+
+  AssertionError where a step or the end is another.
+  """
   rng = random.Random(seed)
   flags = (*FLAGS, f'--config.steps={steps}')
   whole = workdir / 'whole'

@@ -2,8 +2,9 @@
 
     python tests/soak/damage.py WORKDIR MIB
 
-does all of it, once each, to a checkpoint of that size in WORKDIR, and prints {what a run starts from: the cases} as JSON.
-test_damage.py starts this: what Orbax leaves unawaited would outlive a test.
+does all of it, once each, to a checkpoint of that size in WORKDIR, and prints {what a run starts
+from: the cases} as JSON. test_damage.py starts this: what Orbax leaves unawaited would outlive a
+test.
 """
 
 import collections
@@ -103,7 +104,10 @@ def file_damages(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[s
 def checkpoint_damages(
   checkpoint: Path, rng: random.Random, *, flips: int
 ) -> Iterator[tuple[str, Damage]]:
-  """(its name, what does it to a copy of the checkpoint): each kind of damage to each file, folder and the whole."""
+  """(its name, what does it to a copy of the checkpoint).
+
+  Each kind of damage to each file, folder and the whole.
+  """
   files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob('*') if path.is_file())
   for file in files:
     for name, damage in file_damages(checkpoint / file, rng, flips):
@@ -133,7 +137,10 @@ def checkpoint_damages(
 
 
 def replace_with_previous_file(path: Path, file: Path):
-  """One file as it is in the checkpoint before; names of data files are random, and then the largest is taken."""
+  """One file as it is in the checkpoint before.
+
+  Names of data files are random, and then the largest is taken.
+  """
   before = path.with_name(str(int(path.name) - 1))
   same = (
     before / file
@@ -155,7 +162,10 @@ def save_three_checkpoints(workdir: Path, mib: float):
 def restore_outcome(
   whole: Path, damage: Damage, states: dict[int, TrainState], shapes: TrainState
 ) -> str:
-  """What a run starts from when its newest checkpoint, 3, is damaged: 'step 2, exact', and nothing is lost or left."""
+  """What a run starts from when its newest checkpoint, 3, is damaged.
+
+  'step 2, exact', and nothing is lost or left.
+  """
   copy = whole.with_name('copy')
   shutil.rmtree(copy, ignore_errors=True)
   shutil.copytree(whole, copy)
@@ -167,7 +177,8 @@ def restore_outcome(
     return f'{type(error).__name__}: {error}'[:200]
   finally:
     checkpoints.close()
-    gc.collect()  # What Orbax leaves unawaited when reading fails is told here, and not in another test.
+    # What Orbax leaves unawaited when reading fails is told here, and not in another test.
+    gc.collect()
   if restored is None:
     return 'from scratch'
   state, _ = restored

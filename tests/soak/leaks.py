@@ -1,10 +1,13 @@
-"""A run that saves after every step, evaluates now and then, and has a worker process; what it holds is written down meanwhile.
+"""A run that saves after every step, evaluates now and then, and has a worker process.
+
+What it holds is written down meanwhile.
 
     python tests/soak/leaks.py WORKDIR STEPS
 
-Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file descriptors, threads, pieces of
-/dev/shm that this process has mapped and files there (other programs' too), children, live arrays, and programs compiled so
-far. test_leaks.py starts this and reads that.
+Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file
+descriptors, threads, pieces of /dev/shm that this process has mapped and files there (other
+programs' too), children, live arrays, and programs compiled so far. test_leaks.py starts this and
+reads that.
 """
 
 import contextlib

@@ -1,10 +1,13 @@
-"""A trainer that does nothing but save, to be killed: what it saves at a step is a function of the step, so that whoever comes
-next knows what has to be there.
+"""A trainer that does nothing but save, to be killed.
+
+What it saves at a step is a function of the step, so that whoever comes next knows what has to be
+there.
 
     python tests/soak/saver.py DIRECTORY ROUNDS SEED [MIB]
 
-Kills ROUNDS such trainers, one after another, each at a moment of chance, and prints as JSON what came of it. They are forked
-from a process that has imported everything but started nothing, so a round takes a second and not ten.
+Kills ROUNDS such trainers, one after another, each at a moment of chance, and prints as JSON what
+came of it. They are forked from a process that has imported everything but started nothing, so a
+round takes a second and not ten.
 """
 
 import json
@@ -58,7 +61,10 @@ def states_equal(state: TrainState, other: TrainState) -> bool:
 
 
 def save_forever(workdir: Path, log: int, mib: float):
-  """Takes up what is there, and saves one step after another for ever; every milestone is a line in `log`."""
+  """Takes up what is there, and saves one step after another for ever.
+
+  Every milestone is a line in `log`.
+  """
   checkpoints = CheckpointManager(workdir, max_to_keep=2, keep_every=10)
   restored = checkpoints.restore(state_shapes(mib))
   step = int(restored[0].step) if restored else 0
@@ -74,7 +80,10 @@ def save_forever(workdir: Path, log: int, mib: float):
 
 
 def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> str:
-  """Starts a trainer and kills it: while it starts, in one round of four, else some saves later. What it had said by then."""
+  """Starts a trainer and kills it: while it starts, in one round of four, else some saves later.
+
+  What it had said by then.
+  """
   log.write_text('')
   child = os.fork()
   if not child:

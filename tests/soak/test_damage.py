@@ -1,4 +1,4 @@
-"""The damage table: each kind of damage to each file of a checkpoint ends with the exact state of a step that was saved."""
+"""The damage table: after any damage to a checkpoint, a run resumes from an exact saved state."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Hosts that die, freeze or get stuck: all are gone in the promised time, with their stacks; and kills that change nothing."""
+"""Hosts that die, freeze or get stuck: all are gone in the promised time, with their stacks.
+
+And kills that change nothing.
+"""
 
 import json
 import os
@@ -131,7 +134,10 @@ def test_twenty_kills_of_one_of_two_hosts_change_nothing(tmp_path):
 
 
 def test_fsdp_over_eight_devices_resumes_on_two_hosts_of_two_and_of_one(tmp_path):
-  """To the bit: what each host restores is held to the digests of what was saved; a run would say that it is damaged."""
+  """To the bit: what each host restores is held to the digests of what was saved.
+
+  A run would say that it is damaged.
+  """
   wide, workdir = ('--config.model.width=256', '--config.model.heads=4'), tmp_path / 'run'
   shapes = ({'hosts': 1, 'devices': 8}, {'hosts': 2, 'devices': 2}, {'hosts': 2, 'devices': 1})
   step = 0

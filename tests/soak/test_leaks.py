@@ -1,4 +1,7 @@
-"""A long run holds at its end what it held after its start: memory, files, threads, shared memory, arrays, programs (T20)."""
+"""A long run holds at its end what it held after its start.
+
+Memory, files, threads, shared memory, arrays, programs (T20).
+"""
 
 import json
 import os
@@ -37,9 +40,12 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
 
 
 def summarize_growth(workdir: Path) -> dict:
-  """Over the last `SLOPE_SAVES` saves: the slope of memory, and of each count its extremes, and its least before them and in them.
+  """Over the last `SLOPE_SAVES` saves.
 
-  Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises the floor.
+  The slope of memory, and of each count its extremes, and its least before them and in them.
+
+  Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises
+  the floor.
   """
   lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
   end = max(line['saved'] for line in lines)

@@ -1,4 +1,7 @@
-"""NaN on a device of one host of two: all leave the step out, and go on as one host with as many devices does (T19)."""
+"""NaN on a device of one host of two.
+
+All leave the step out, and go on as one host with as many devices does (T19).
+"""
 
 import json
 

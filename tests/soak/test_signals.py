@@ -1,4 +1,7 @@
-"""SIGTERM in twelve situations, five times each, a little later each time: the run ends as one that nothing interrupted."""
+"""SIGTERM in twelve situations, five times each, a little later each time.
+
+The run ends as one that nothing interrupted.
+"""
 
 import contextlib
 import dataclasses
@@ -141,7 +144,10 @@ def next_step(step: int, situation: Scenario) -> int:
 
 
 def wait_until_locked(workdir: Path, run: Run, i: int):
-  """Waits until a run has taken its directory, which it does just before it restores; and a little more each time."""
+  """Waits until a run has taken its directory, which it does just before it restores.
+
+  And a little more each time.
+  """
   mine = f'"pid": {run.processes[0].pid},'  # One that was killed before has left the file.
   while mine not in read_if_exists(workdir / 'trainer.json') and run.processes[0].poll() is None:
     time.sleep(0.005)

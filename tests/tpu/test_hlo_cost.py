@@ -1,4 +1,7 @@
-"""Cycles of compiled programs: loops, calls, what is unknown; and the same sum by an independent script, where it is."""
+"""Cycles of compiled programs: loops, calls, what is unknown.
+
+And the same sum by an independent script, where it is.
+"""
 
 import collections
 

@@ -8,8 +8,8 @@ from vit_jax.kernels.attention import is_supported
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import topology_devices
 
-# Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels of a head 72, 96 and 128;
-# L/14 at 518.
+# Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels
+# of a head 72, 96 and 128; L/14 at 518.
 SHAPES = [
   (197, 768, 12), (197, 1024, 16), (257, 1280, 16), (257, 1408, 16), (257, 1664, 16),
   (577, 768, 12), (577, 1024, 16), (197, 1152, 16), (50, 384, 4), (50, 384, 3), (1370, 1024, 16),

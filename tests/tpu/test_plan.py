@@ -1,4 +1,7 @@
-"""What a plan says and tries; and, where libtpu is installed, real programs compiled for slices that are not here."""
+"""What a plan says and tries.
+
+And, where libtpu is installed, real programs compiled for slices that are not here.
+"""
 
 import importlib.util
 import json
@@ -169,8 +172,10 @@ def test_long_images_gain_from_the_kernel(tmp_path):
 @pytest.mark.parametrize(
   'said',
   [
-    'Ran out of memory in memory space hbm. Used 41.50G of 15.75G hbm. Exceeded hbm capacity by 25.75G.',
-    'the total memory required for HLO temporaries (41.50G) exceeds available HBM (15.75G). HLO module: jit_train_step.',
+    'Ran out of memory in memory space hbm. Used 41.50G of 15.75G hbm. Exceeded hbm capacity by '
+    '25.75G.',
+    'the total memory required for HLO temporaries (41.50G) exceeds available HBM (15.75G). HLO '
+    'module: jit_train_step.',
   ],
 )
 def test_what_does_not_fit_is_told_from_what_does_not_compile(said):

@@ -38,7 +38,8 @@ def independent_cycles(hlo: str, *, directory: Path, **kernel) -> int:
     cwd=ROOT,
   )
   bodies, entry = script.computations(hlo)
-  # The dump calls the kernels after what was differentiated, jvp_attention_forward_; the program does not.
+  # The dump calls the kernels after what was differentiated, jvp_attention_forward_; the program
+  # does not.
   for path in dump.glob('*attention_*'):
     path.rename(
       path.with_name(re.sub(r'-[a-z_]*(attention_(?:forward|backward))_*\.', r'-\1.', path.name))

@@ -1,4 +1,7 @@
-"""Self-training, as a process that is killed and as a function: what is done stays, and the end is to the bit the same."""
+"""Self-training, as a process that is killed and as a function.
+
+What is done stays, and the end is to the bit the same.
+"""
 
 import functools
 import os

@@ -1,4 +1,7 @@
-"""What a run starts from, on whatever mesh it starts: the state that another mesh saved, to the bit."""
+"""What a run starts from, on whatever mesh it starts.
+
+The state that another mesh saved, to the bit.
+"""
 
 import dataclasses
 import functools

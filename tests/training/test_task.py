@@ -1,4 +1,7 @@
-"""Masked patch prediction in the one loop: on any devices the same, resumed to the bit, counted once, and then fine-tuned."""
+"""Masked patch prediction in the one loop.
+
+On any devices the same, resumed to the bit, counted once, and then fine-tuned.
+"""
 
 import dataclasses
 import functools
@@ -79,7 +82,10 @@ def test_masked_metrics_are_over_readable_examples():
 
 
 def test_eight_devices_equal_one():
-  """Over both axes, in parts, with registers and remat: the same draws, the same losses and parameters to 1e-5."""
+  """Over both axes, in parts, with registers and remat.
+
+  The same draws, the same losses and parameters to 1e-5.
+  """
   model = ModelConfig(
     variant='mu/2', depth=2, width=256, heads=4, dropout=0.1, registers=2, remat='vit'
   )

@@ -1,3 +1,3 @@
-"""On the path of the runs that tests start, so that tensorboardX does not spend seconds on importing PyTorch."""
+"""Shadows torch in runs that tests start: tensorboardX would spend seconds on importing it."""
 
 raise ImportError('left out')

@@ -18,9 +18,9 @@ def host_kwargs() -> dict[str, int]:
 def prefetch_to_device(
   batches: Iterator[dict[str, np.ndarray]], size: int, mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-  """Yield (this host's example ids [b], the batch as global arrays) and keep `size` copies under way.
+  """Yield (this host's example ids [b], the batch as global arrays), copied ahead of use.
 
-  The ids stay on the host: ~i is an example i that could not be read.
+  `size` copies are under way. The ids stay on the host: ~i is an example i that could not be read.
   """
 
   def send(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, jax.Array]]:

@@ -6,7 +6,10 @@ from vit_jax.metrics.records import split_records
 
 
 def plot_curves(workdir: Path) -> Path:
-  """Draw WORKDIR/curves.png from metrics.jsonl and return its path. Lines that are not records are ignored."""
+  """Draw WORKDIR/curves.png from metrics.jsonl and return its path.
+
+  Lines that are not records are ignored.
+  """
   from matplotlib.backends.backend_agg import (
     FigureCanvasAgg,
   )  # Slow to import, and used once a run.

@@ -1,7 +1,7 @@
 """The records in metrics.jsonl: one JSON object a line, each with its step and its kind.
 
-    {"step": 50, "kind": "train", "loss": ..., "lr": ..., "grad_norm": ..., "images_per_second": ...}
-    {"step": 900, "kind": "eval", "test_accuracy": ..., "test_accuracy_top5": ..., "test_loss": ..., "test_examples": ...}
+    {"step": 50, "kind": "train", "loss": ..., "lr": ..., "images_per_second": ...}
+    {"step": 900, "kind": "eval", "test_accuracy": ..., "test_loss": ..., "test_examples": ...}
     {"step": 900, "kind": "probe", "fewshot/digits_5shot": ...}
     {"step": 7, "kind": "bad_step", "left_out": "not_finite", "ids": [...]}
     {"step": 7, "kind": "unreadable", "unreadable": [...]}
@@ -42,7 +42,8 @@ def _infer_kind(record: dict) -> str:
 def split_records(path: Path) -> tuple[list[dict], list[int]]:
   """Return (the records of a file, the numbers of the lines that are not records).
 
-  A last line without a line break was cut short by a crash. It is neither. A file that does not exist has none.
+  A last line without a line break was cut short by a crash. It is neither. A file that does not
+  exist has none.
   """
   text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
   lines = [line for line in text.splitlines(keepends=True) if line.endswith('\n')]

@@ -1,10 +1,12 @@
-"""A log of what each step did. It is read late, so that the training loop never waits for the devices.
+"""A log of what each step did.
 
-A step whose loss or gradients are not finite, or are spikes (optim/spike_guard.py), leaves the state unchanged. The log
-counts it and records its examples in metrics.jsonl; `max_bad_steps` in a row end the run. Images that could not be read
-are recorded as well, and their number is limited by `max_bad_fraction`. With `log_ids` each step gets a line in
-ids.jsonl, {"step": 7, "loss": "0x1.26bb1ap+1", "ids": [...]}: the exact loss, and the examples of the global batch in
-their order.
+It is read late, so that the training loop never waits for the devices.
+
+A step whose loss or gradients are not finite, or are spikes (optim/spike_guard.py), leaves the
+state unchanged. The log counts it and records its examples in metrics.jsonl; `max_bad_steps` in a
+row end the run. Images that could not be read are recorded as well, and their number is limited by
+`max_bad_fraction`. With `log_ids` each step gets a line in ids.jsonl, {"step": 7, "loss":
+"0x1.26bb1ap+1", "ids": [...]}: the exact loss, and the examples of the global batch in their order.
 """
 
 import json
@@ -39,7 +41,7 @@ def open_step_log(
   counters: dict,
   throughput: Callable[[float], dict[str, float]],
 ) -> 'StepLog':
-  """Open the log of a run on `source` that continues after `step`, with the counters of its checkpoint.
+  """Open the log of a run that continues after `step`, with the counters of its checkpoint.
 
   `throughput` maps seconds per step to the metrics that are recorded about speed.
   """
@@ -109,13 +111,15 @@ class StepLog:
   def append(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray):
     """Add a step that the devices may still be computing. This waits for nothing.
 
-    `metrics` is what `train_step` returned. `ids` [b] are this host's examples; ~i is an example i that could not be
-    read.
+    `metrics` is what `train_step` returned. `ids` [b] are this host's examples; ~i is an example i
+    that could not be read.
     """
     self._pending.append((step, metrics, ids))
 
   def flush(self):
-    """Wait for the added steps, and report bad steps and unreadable images. All hosts call it after the same step.
+    """Wait for the added steps, and report bad steps and unreadable images.
+
+    All hosts call it after the same step.
 
     Raises UserError if more images could not be read than `max_bad_fraction` allows.
     """
@@ -138,7 +142,10 @@ class StepLog:
         self._report_unreadable(step, (~row[row < 0]).tolist())
 
   def write_summary(self, step: int):
-    """Record, and show, what the steps since the last summary did: means over the good ones, counts of the others."""
+    """Record, and show, what the steps since the last summary did.
+
+    Means over the good ones, counts of the others.
+    """
     self.flush()
     steps, self._flushed = self._flushed, []
     speed = self._throughput(self.stopwatch.lap() / len(steps))
@@ -166,7 +173,8 @@ class StepLog:
     if self._bad_steps_in_a_row == self._max_bad_steps and not self.abort_reason:
       self.abort_reason = (
         f'steps {step - self._max_bad_steps + 1} to {step} changed nothing, which is '
-        f'config.optim.max_bad_steps={self._max_bad_steps} in a row. The last: {why}. The saved state is that before '
+        f'config.optim.max_bad_steps={self._max_bad_steps} in a row. The last: {why}. The saved '
+        'state is that before '
         'them; metrics.jsonl lists their examples'
       )
 
@@ -178,13 +186,18 @@ class StepLog:
     self._unreadable_images += len(ids)
     if self._unreadable_images > (most := self._max_bad_images(step)):
       raise UserError(
-        f'{self._unreadable_images} images could not be read by step {step}, and config.data.max_bad_fraction allows '
-        f'{most}. The last is {self._describe_bad_example(ids[-1])}. Replace or remove such files, or raise the setting'
+        f'{self._unreadable_images} images could not be read by step {step}, and '
+        'config.data.max_bad_fraction allows '
+        f'{most}. The last is {self._describe_bad_example(ids[-1])}. Replace or remove such '
+        'files, or raise the setting'
       )
 
 
 def all_gather_rows(rows: tuple[np.ndarray, ...]) -> np.ndarray:
-  """Gather int64 [b] of each step from all hosts into [steps, b of all hosts], in the order of the global batch."""
+  """Gather int64 [b] of each step from all hosts into [steps, b of all hosts].
+
+  The order is that of the global batch.
+  """
   if jax.process_count() == 1:
     return np.stack(rows)
   # JAX would drop the upper half of an int64: gather int32 [hosts, steps, 2 b].

@@ -24,8 +24,8 @@ class MetricsWriter:
   def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
     """Open the files of a run that continues after `step` of `steps`.
 
-    Records of later steps, which an interrupted run wrote, are removed: those steps are taken again. Lines that are
-    not records are removed too, with a note on the screen.
+    Records of later steps, which an interrupted run wrote, are removed: those steps are taken
+    again. Lines that are not records are removed too, with a note on the screen.
     """
     self._path, self._steps, self._write = workdir / 'metrics.jsonl', steps, write
     self._bar = None

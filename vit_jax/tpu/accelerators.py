@@ -40,15 +40,21 @@ MULTISLICE_FLAGS = (
   '--xla_tpu_data_parallel_opt_different_sized_ops=true',
 )
 OVERLAP_FLAGS = (SCHEDULER_FLAG, *ASYNC_COLLECTIVE_FLAGS)
-FUSION_FLAGS = (SCHEDULER_FLAG, *COLLECTIVE_FUSION_FLAGS)
-VMEM_FLAG = '--xla_tpu_scoped_vmem_limit_kib'
+
+
+def fusion_flags(vmem_kib: int) -> tuple[str, ...]:
+  """Return the flags that overlap collectives with fused computation, with a limit of VMEM."""
+  vmem = f'--xla_tpu_scoped_vmem_limit_kib={vmem_kib}'
+  return (SCHEDULER_FLAG, *COLLECTIVE_FUSION_FLAGS, vmem)
+
+
 # generation              prefix   unit image             host flags
 ACCELERATOR_KINDS = {
   'v4':    AcceleratorKind('v4',        2, 'tpu-ubuntu2204-base', 4, OVERLAP_FLAGS),
   'v5e':   AcceleratorKind('v5litepod', 1, 'v2-alpha-tpuv5-lite', 8, (SCHEDULER_FLAG,)),
   'v5p':   AcceleratorKind('v5p',       2, 'v2-alpha-tpuv5',      4, OVERLAP_FLAGS),
-  'v6e':   AcceleratorKind('v6e',       1, 'v2-alpha-tpuv6e',     8, (*FUSION_FLAGS, f'{VMEM_FLAG}=98304')),
-  'tpu7x': AcceleratorKind('tpu7x',     2, '',                    4, (*FUSION_FLAGS, f'{VMEM_FLAG}=65536')),
+  'v6e':   AcceleratorKind('v6e',       1, 'v2-alpha-tpuv6e',     8, fusion_flags(98304)),
+  'tpu7x': AcceleratorKind('tpu7x',     2, '',                    4, fusion_flags(65536)),
 }  # fmt: skip
 
 

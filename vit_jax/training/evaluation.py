@@ -1,4 +1,7 @@
-"""The evaluations of a run: of the evaluation split, and of the probes of `config.probes`, each on its own schedule."""
+"""The evaluations of a run.
+
+Of the evaluation split, and of the probes of `config.probes`, each on its own schedule.
+"""
 
 from collections.abc import Callable
 
@@ -29,7 +32,10 @@ class Evaluations:
     should_stop: Callable[[object], bool],
     watchdog: Watchdog,
   ):
-    """Continue with the `counters` of a checkpoint. `should_stop` is called with the result of every batch."""
+    """Continue with the `counters` of a checkpoint.
+
+    `should_stop` is called with the result of every batch.
+    """
     self._run, self._log, self._watchdog = run, log, watchdog
     self._evaluate = {
       'eval_every': make_split_evaluation(run, should_stop),
@@ -44,12 +50,18 @@ class Evaluations:
     return {'evaluated_at': self._done_at, 'last_evaluation': self.last}
 
   def run_missed(self, state: TrainState) -> bool:
-    """Make up for evaluations that were due after the restored step and were interrupted. Return as `run_due` does."""
+    """Make up for evaluations that were due after the restored step and were interrupted.
+
+    Return as `run_due` does.
+    """
     step = int(state.step)
     return step == 0 or self.run_due(state, step)
 
   def run_due(self, state: TrainState, step: int) -> bool:
-    """Run the evaluations that are due after `step`. Return False if the run has to stop before they are done."""
+    """Run the evaluations that are due after `step`.
+
+    Return False if the run has to stop before they are done.
+    """
     return all(
       self._run_one(name, state, step)
       for name in self._evaluate

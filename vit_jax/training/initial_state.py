@@ -1,4 +1,7 @@
-"""The train state that a run starts from: its newest checkpoint, else the model of `config.init`, else its seed."""
+"""The train state that a run starts from.
+
+Its newest checkpoint, else the model of `config.init`, else its seed.
+"""
 
 import jax
 
@@ -18,8 +21,8 @@ def restore_or_init_state(
 ) -> tuple[TrainState, dict, list[str]]:
   """Return (the state to start from, the counters saved with it, lines for the screen).
 
-  Raises UserError if every checkpoint is corrupt, or holds another architecture than the config, or if the model
-  of `config.init` does not fit the config.
+  Raises UserError if every checkpoint is corrupt, or holds another architecture than the config, or
+  if the model of `config.init` does not fit the config.
   """
   config, shapes = program.config, abstract_state(program)
   if restored := checkpoints.restore(shapes):
@@ -50,10 +53,10 @@ def restore_or_init_state(
 
 
 def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
-  """Return a line for each setting that differs from what the format of `config.init` usually means.
+  """Compare the settings of `config.init` with those of `config.model`.
 
-  Raises UserError, with the flags to add, if the file states that it was trained with other settings than
-  `config.model` has.
+  Returns a line for each setting that differs from what the format of the file usually means.
+  Raises UserError, with the flags to add, if the file states that it was trained with others.
   """
   stated, chosen = pretrained.config, config.model
   names = ('gelu', 'norm_eps', 'mean', 'scale')
@@ -61,10 +64,12 @@ def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
   if known := [name for name in differ if name not in pretrained.assumed]:
     flags = ' '.join(f'--config.model.{name}={_format_setting(stated, name)}' for name in known)
     raise UserError(
-      f'config.init={config.init!r} was trained with other settings than config.model has: add {flags}'
+      f'config.init={config.init!r} was trained with other settings than config.model has: add '
+      f'{flags}'
     )
   return [
-    f'{name} {_format_setting(chosen, name)}; such files usually have {_format_setting(stated, name)}'
+    f'{name} {_format_setting(chosen, name)}; such files usually have '
+    f'{_format_setting(stated, name)}'
     for name in differ
   ]
 

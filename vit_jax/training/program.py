@@ -1,6 +1,7 @@
 """The model, optimizer, mesh and compiled train step of a run.
 
-Training and `plan` share this file, so that what `plan` compiles for a TPU slice is what a run compiles there.
+Training and `plan` share this file, so that what `plan` compiles for a TPU slice is what a run
+compiles there.
 """
 
 import dataclasses
@@ -49,10 +50,10 @@ def make_program(
   label_slots: int,
   devices: list | None = None,
 ) -> Program:
-  """Build the program of a validated config and its task for `devices`, by default all that there are.
+  """Build the program of a validated config and its task.
 
-  `examples` is the number of labelled training examples. Raises UserError if the config asks for a model, an
-  optimizer or a mesh that does not exist.
+  `devices` are by default all that JAX finds. `examples` is the number of labelled training
+  examples. Raises UserError if the config names an unknown model, optimizer or mesh.
   """
   steps = total_steps(config, examples)
   epoch = examples / labelled_batch_size(config.data)
@@ -72,7 +73,7 @@ def make_program(
 
 
 def sharded_batch_sizes(config: Config) -> dict[str, int]:
-  """Return the batch sizes that must be divisible by the number of devices, by the name of their setting."""
+  """Return the batch sizes that the number of devices must divide, by the name of the setting."""
   parts, eval_batch = config.optim.grad_accum_steps, config.data.eval_batch
   name = 'config.data.batch' + (' / config.optim.grad_accum_steps' if parts > 1 else '')
   sizes = {name: config.data.batch // parts}
@@ -110,8 +111,8 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 def compile_train_step(program: Program) -> jax.stages.Compiled:
   """Compile `train_step` once, as a function (state, batch, seed=) -> (state, metrics).
 
-  A batch of another shape is an error, not a second compilation. The seed is an argument: runs that differ in
-  nothing else share a program in the compilation cache.
+  A batch of another shape is an error, not a second compilation. The seed is an argument: runs that
+  differ in nothing else share a program in the compilation cache.
   """
   config, mesh = program.config, program.mesh
   step = functools.partial(

@@ -53,7 +53,10 @@ class Run:
     return self.program.steps
 
   def is_due(self, schedule: str, step: int) -> bool:
-    """Return whether what the setting `schedule` schedules happens after `step`. The last step has everything."""
+    """Return whether what the setting `schedule` schedules happens after `step`.
+
+    The last step has everything.
+    """
     return due(step, self.every[schedule], self.steps)
 
   def batches(self, start: int) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
@@ -136,7 +139,8 @@ def start_run(
   first, mesh = int(state.step), run.program.mesh
   writer = MetricsWriter(run.workdir, step=first, steps=run.steps, write=jax.process_index() == 0)
   writer.print_line(
-    f'{run.workdir}: {summarize_run(run.config, state)}, {describe_mesh(mesh)}, steps {first} to {run.steps}'
+    f'{run.workdir}: {summarize_run(run.config, state)}, {describe_mesh(mesh)}, steps {first} to '
+    f'{run.steps}'
   )
   for note in [*notes, *unsharded_params(state.params, mesh)]:
     writer.print_line(f'  {note}')
@@ -155,11 +159,14 @@ def summarize_run(config: Config, state: TrainState) -> str:
   """Return model, data and batch of a run in one line."""
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   size = 'x'.join(map(str, config.data.size))
-  return f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch {config.data.batch}'
+  return (
+    f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch '
+    f'{config.data.batch}'
+  )
 
 
 def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:
-  """Return images per second and, where the peak of the chips is known, the model FLOPs utilization (MFU).
+  """Return images per second and, if the chips' peak is known, the model FLOPs utilization (MFU).
 
   A step counts as three forward passes of the model.
   """

@@ -28,7 +28,10 @@ from vit_jax.optim.losses import LOSSES, MASK_LOSSES, make_training_loss
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-  """Functions that define what is learned. `outputs` are what the trained model returns for a batch."""
+  """Functions that define what is learned.
+
+  `outputs` are what the trained model returns for a batch.
+  """
 
   build_model: Callable[[int], nn.Module]  # Number of classes -> the model that is trained.
   build_probed_model: Callable[[int], nn.Module]  # The model, of the same parameters, for probes.
@@ -38,7 +41,10 @@ class Task:
 
 
 def make_task(config: Config) -> Task:
-  """Return the task that `config.mask` selects. Raises UserError if the model or a probe does not support it."""
+  """Return the task that `config.mask` selects.
+
+  Raises UserError if the model or a probe does not support it.
+  """
   return masked_patch_task(config) if config.mask.target else classification_task(config)
 
 
@@ -57,12 +63,14 @@ def classification_task(config: Config) -> Task:
 def masked_patch_task(config: Config) -> Task:
   """Return the task of predicting corrupted patches (arXiv 2010.11929, App. B.1.2).
 
-  It needs no labels. Probes evaluate the features that the same parameters give for images without corruption.
+  It needs no labels. Probes evaluate the features that the same parameters give for images without
+  corruption.
   """
   for entry in config.probes:
     if parse_protocol(entry)[0] not in PROBES:
       raise UserError(
-        f'config.probes: {entry!r} needs class logits, and config.mask.target trains a model without classes; '
+        f'config.probes: {entry!r} needs class logits, and config.mask.target trains a model '
+        'without classes; '
         f'use {" or ".join(PROBES)}'
       )
   model, loss = build_masked_vit(config), MASK_LOSSES[config.mask.target]
