@@ -119,6 +119,11 @@ def test_masked_patches_are_evaluated_on_uint8_images(target):
   params = jax.tree.map(
     lambda x: x + rng.normal(scale=0.1, size=x.shape).astype(np.float32), params
   )
+  if target == 'colour':  # Predict the most common colour, so that some predictions are correct.
+    _, actual = model.apply({'params': params}, batch['image'])
+    params['patch_head']['bias'] = (
+      params['patch_head']['bias'].at[np.bincount(actual.ravel()).argmax()].add(9)
+    )
   predicted, actual = (np.asarray(x) for x in model.apply({'params': params}, batch['image']))
 
   mesh = make_mesh(1, batches={})

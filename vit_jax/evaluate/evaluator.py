@@ -3,8 +3,9 @@
 Training, `evaluate`, probes, pseudo-labels, `predict` and figures all run this loop. They differ
 in their `Output`, the arrays that are computed for each example (see outputs.py).
 
-The host sums the rows in float64 and in the order of the source. Sums therefore do not depend on
-the batch size or on the number of devices.
+The host sums the rows in float64 and in the order of the source. The number of devices does not
+change that order. Batches of another size may change the last digits of a row: XLA then tiles
+matrix products in another way.
 
 Shapes: b batch, n examples, m labels of an example.
 """
