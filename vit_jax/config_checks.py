@@ -157,6 +157,20 @@ def validate(config: Config) -> Config:
 
   Raises UserError that names the setting, its value, and what is expected.
   """
+  config = validate_values(config)
+  for name, (value, default, known) in settings_without_effect(config).items():
+    raise UserError(
+      f'config.{name}={value!r} is read only with {known}. '
+      f'Set that, or leave config.{name} at its default, {default!r}'
+    )
+  return config
+
+
+def validate_values(config: Config) -> Config:
+  """Validate a config as `validate` does, but accept settings that are without effect.
+
+  An older version may have written such a config to a run directory.
+  """
   size = config.data.size
   size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
   size = size * 2 if isinstance(size, tuple) and len(size) == 1 else size
@@ -165,7 +179,6 @@ def validate(config: Config) -> Config:
   _check_values(values)
   _check_data(config)
   _check_optim(config)
-  _check_read(values)
   if bool(config.steps) == bool(config.epochs):
     got = f'steps={config.steps} and epochs={config.epochs:g}'
     raise UserError(
@@ -193,20 +206,19 @@ def _check_values(values: dict[str, object]):
       raise UserError(f'config.{name}={value}: expected finite numbers')
 
 
-def _check_read(values: dict[str, object]):
-  """Raise UserError for a setting that is not read and differs from its default."""
-  defaults = flatten_config(Config())
+def settings_without_effect(config: Config) -> dict[str, tuple[object, object, str]]:
+  """Return {setting: (value, default, what it would need)} of settings that are not read.
+
+  Settings at their default are left out.
+  """
+  values, defaults, found = flatten_config(config), flatten_config(Config()), {}
   for name, requirements in READ_ONLY_WHEN.items():
     for needs in requirements if values[name] != defaults[name] else ():
       if any(_matches(values[other], need, defaults[other]) for other, need in needs.items()):
         continue
-      known = ' or '.join(
-        _format_need(other, need, defaults[other]) for other, need in needs.items()
-      )
-      raise UserError(
-        f'config.{name}={values[name]!r} is read only with {known}. '
-        f'Set that, or leave config.{name} at its default, {defaults[name]!r}'
-      )
+      known = [_format_need(other, need, defaults[other]) for other, need in needs.items()]
+      found[name] = values[name], defaults[name], ' or '.join(known)
+  return found
 
 
 def _matches(value, need: tuple | Pattern | NotDefault, default) -> bool:

@@ -73,16 +73,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Return (new state, metrics) after one update.
 
-  The loss is the mean over the examples whose mask is True. Every random number is a function of
-  `seed` and the step. If `skip_reasons` finds a reason, only the step counter changes.
-
-  Args:
-    state: The current state.
-    batch: {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
-    loss: Maps logits and targets, both [b, k], to the loss of each example, [b].
-    lr: The learning rate schedule that `tx` uses; it is reported in the metrics.
-    mesh: The devices to train on; None trains without collectives.
-    grad_dtype: The dtype in which gradients are summed over the devices of `mesh`.
+  `batch` is {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
+  `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose mask
+  is True is minimized. Every random number is a function of `seed` and the step. `lr` is the schedule
+  in `tx`, for the metrics. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`.
+  If `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], labels_to_targets(batch['label'], model.classes)
@@ -102,16 +97,9 @@ def train_step(
   norm = optax.tree.norm(trainable_leaves(grads))
   reasons = skip_reasons(state, value, norm, skip_spikes)
 
-  def update(state: TrainState) -> TrainState:
-    updates, opt_state = optax.with_extra_args_support(tx).update(
-      grads, state.opt_state, state.params, step=state.step, loss=value, grad_norm=norm
-    )
-    params = optax.apply_updates(state.params, updates)
-    average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
-    return TrainState(step=state.step, params=params, opt_state=opt_state, ema=average)
-
   skip = reasons['not_finite'] | reasons['spikes']
-  new = jax.lax.cond(skip, lambda state: state, update, state)
+  update = functools.partial(apply_gradients, loss=value, norm=norm, tx=tx, ema=ema)
+  new = jax.lax.cond(skip, lambda state, grads: state, update, state, grads)
   metrics = {
     'loss': value,
     'lr': jnp.asarray(lr(state.step), jnp.float32),
@@ -119,6 +107,24 @@ def train_step(
     'skipped': jnp.sum(~batch['mask']),
   }
   return new.replace(step=state.step + 1), metrics | reasons
+
+
+def apply_gradients(
+  state: TrainState,
+  grads: dict,
+  *,
+  loss: jax.Array,
+  norm: jax.Array,
+  tx: optax.GradientTransformation,
+  ema: float,
+) -> TrainState:
+  """Return the state after an update of parameters, optimizer state and average. `step` stays."""
+  updates, opt_state = optax.with_extra_args_support(tx).update(
+    grads, state.opt_state, state.params, step=state.step, loss=loss, grad_norm=norm
+  )
+  params = optax.apply_updates(state.params, updates)
+  average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
+  return TrainState(step=state.step, params=params, opt_state=opt_state, ema=average)
 
 
 def weighted_loss(

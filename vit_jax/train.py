@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -65,10 +65,8 @@ def train(
         log.write_summary(step)
       stop = stop or not evaluations.run_due(state, step)
       if run.is_due('save_every', step) and not stop:
-        with between_steps(state, log, watchdog):
-          checkpoints.save(state, step, log.counters | evaluations.counters)
-    with between_steps(state, log, watchdog):
-      checkpoints.finish(state, step, log.counters | evaluations.counters)
+        save_checkpoint(checkpoints.save, state, step, log, evaluations, watchdog)
+    save_checkpoint(checkpoints.finish, state, step, log, evaluations, watchdog)
     close_run(run, log, step, stopped=stop)
   if stop:
     raise SystemExit(preemption.exit_code)
@@ -85,16 +83,22 @@ def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
   return preemption.should_stop()
 
 
-@contextlib.contextmanager
-def between_steps(state: TrainState, log: StepLog, watchdog: Watchdog) -> Iterator[None]:
-  """Wait until `state` is computed and its steps are logged.
+def save_checkpoint(
+  write: Callable[[TrainState, int, dict], None],
+  state: TrainState,
+  step: int,
+  log: StepLog,
+  evaluations: Evaluations,
+  watchdog: Watchdog,
+):
+  """Log the steps up to `step`, and `write` the state with the counters.
 
-  Time spent inside does not count as training.
+  This does not count as training time.
   """
   watchdog.arm_slow()
   with log.stopwatch.paused(state):
     log.flush()
-    yield
+    write(state, step, log.counters | evaluations.counters)
 
 
 def open_checkpoints(run: Run) -> CheckpointManager:

@@ -132,7 +132,7 @@ WRONG = {
   'a slice that is none': ((*POD, '--tpu=v5litepod-255', *TRAIN), '--tpu=v5litepod-255'),
   'a kind that is none': ((*POD, '--tpu=v5lite-256', *TRAIN), "Did you mean 'v5litepod-256'?"),
   'a batch that does not '
-  'divide': ((*POD, *TRAIN, '--config.data.batch=4000'), '256 devices of 64 hosts: the nearest'),
+  'divide': ((*POD, *TRAIN, '--config.data.batch=4000'), '256 devices of 64 hosts'),
   'fsdp that does not '
   'divide': ((*POD, *TRAIN, '--config.mesh.fsdp=3'), 'config.mesh.fsdp=3 does not divide the 256 '
                                                      'devices'),

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from vit_jax.cli.launch import parse_verb_arguments, run_verb
+from vit_jax.cli.launch import parse_verb_arguments
 from vit_jax.errors import UserError
 from vit_jax.launch.job import Job, load_job, save_job
+from vit_jax.launch.manage import run_verb
 from vit_jax.launch.watch import Babysitter, PollSchedule
 
 JOB = Job(

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from vit_jax.config import Config, config_from_dict, config_to_dict, flatten_config, rename_settings
-from vit_jax.config_checks import CHOICES, validate
+from vit_jax.config_checks import CHOICES, settings_without_effect, validate_values
 from vit_jax.data.fingerprint import describe_differences
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import (
@@ -83,11 +83,13 @@ def check_same_run(
   """
   if not (workdir / 'config.json').exists():
     return
-  old, new = flatten_config(read_run_config(workdir)), flatten_config(config)
+  stored = read_run_config(workdir)
+  old, new = flatten_config(stored), flatten_config(config)
+  free = MUTABLE_ON_RESUME | settings_without_effect(stored).keys()
   differ = [
     f'{name}: {old[name]} there, {new[name]} here'
     for name in new
-    if name not in MUTABLE_ON_RESUME and old[name] != new[name]
+    if name not in free and old[name] != new[name]
   ]
   if differ:
     raise UserError(
@@ -113,7 +115,7 @@ def read_run_config(workdir: Path) -> Config:
   if not path.is_file():
     raise UserError(f'{workdir} is not a run directory: it has no config.json')
   try:
-    return validate(config_from_dict(rename_settings(read_json_object(path))))
+    return validate_values(config_from_dict(rename_settings(read_json_object(path))))
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
 

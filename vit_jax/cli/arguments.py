@@ -188,9 +188,10 @@ def eval_batch_size(args: argparse.Namespace) -> int:
   run = Path(args.init)
   if (run / 'config.json').is_file() and (run / 'preprocessing.json').is_file():
     from vit_jax.checkpoint.run_directory import read_run_config
+    from vit_jax.sharding.mesh import count_devices
 
     data = read_run_config(run).data
-    return min(data.eval_batch or data.batch, _MAX_EVAL_BATCH_PER_DEVICE * jax.device_count())
+    return min(data.eval_batch or data.batch, _MAX_EVAL_BATCH_PER_DEVICE * count_devices())
   return 16 if jax.default_backend() == 'cpu' else 128
 
 

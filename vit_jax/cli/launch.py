@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import shlex
 import sys
 import tempfile
 import time
@@ -13,15 +12,13 @@ from vit_jax.cli.arguments import Parser, non_negative_int, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.launch.job import Job, delete_saved_job, load_job
-from vit_jax.launch.logs import LogFollower
+from vit_jax.launch.dry_run import format_command, format_dry_run, upload_commands
+from vit_jax.launch.job import Job
+from vit_jax.launch.manage import JOB_VERBS, run_verb, watch_until_interrupted
 from vit_jax.launch.script import machine_script
-from vit_jax.launch.states import NOT_FOUND, find_problem
 from vit_jax.launch.watch import (
-  BACKENDS,
   Babysitter,
   PollSchedule,
-  format_cloud_error,
   run_cloud_command,
 )
 from vit_jax.runtime.cluster import print_stderr
@@ -30,13 +27,6 @@ DEFAULT_RECIPES = {
   'run_pretrain.py': 'configs/quickstart.py',
   'run_finetune.py': 'configs/quickstart_finetune.py',
 }  # The defaults of the two scripts.
-JOB_VERBS = {
-  'status': 'Print the state of a job.',
-  'logs': 'Follow the logs of all hosts.',
-  'watch': 'Watch a job again, and recreate it after a preemption.',
-  'stop': 'Stop the run and keep the machines.',
-  'delete': 'Delete the machines and keep the workdir. Asks first.',
-}
 
 
 def launch(args):
@@ -104,8 +94,7 @@ def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
   """Launch with one of the cloud backends."""
   from vit_jax.launch.bundle import archive_command, checkout_root, format_pins, resolve_commit
   from vit_jax.launch.job import check_job, save_job
-  from vit_jax.launch.script import container_script, machine_script
-  from vit_jax.launch.watch import Babysitter, PollSchedule, run_cloud_command
+  from vit_jax.launch.script import container_script
 
   root = checkout_root(Path.cwd())
   revision, left_out = resolve_commit(root, allow_dirty=args.allow_dirty)
@@ -132,19 +121,9 @@ def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
     return watch_until_interrupted(babysitter, create=True)
 
 
-def watch_until_interrupted(babysitter, *, create: bool) -> int:
-  """Watch until the job ends. Ctrl-C only stops watching."""
-  try:
-    return babysitter.watch(create=create)
-  except KeyboardInterrupt:
-    name = babysitter.job.name
-    print_stderr(f'{name} keeps running unwatched: `launch watch {name}`, `launch delete {name}`')
-    return 130
-
-
 def make_job(args, command: list[str], env: dict[str, str], revision: str):
   """Return the job that the flags describe. Raises UserError if they are wrong or incomplete."""
-  from vit_jax.launch.job import WORKDIR, Job
+  from vit_jax.launch.job import WORKDIR
   from vit_jax.tpu.accelerators import parse_accelerator
 
   if not args.tpu:
@@ -207,54 +186,6 @@ def check_divides(config, **where: int):
 
   config = validate(config)
   check_mesh_divides(config.mesh.fsdp, batches=sharded_batch_sizes(config), **where)
-
-
-def upload_commands(job, files: str) -> list[list[str]]:
-  """Return the commands that run before the job is created.
-
-  A virtual machine takes the code from the bucket; a container image contains it.
-  """
-  kept = [
-    'gcloud',
-    'storage',
-    'cp',
-    f'{files}/code.tar.gz',
-    f'{files}/pins.txt',
-    f'{job.launch_dir}/',
-  ]
-  unpacked = [['tar', '-xzf', f'{files}/code.tar.gz', '-C', files], ['rm', f'{files}/code.tar.gz']]
-  return [kept, *(unpacked if job.backend == 'gke' else [])]
-
-
-def format_dry_run(job, pack: list[str], script: str) -> str:
-  """Return every command in order, and the script. FILES stands for a temporary folder."""
-  from vit_jax.launch.watch import BACKENDS
-
-  backend = BACKENDS[job.backend]
-  commands = [pack, *upload_commands(job, 'FILES'), *backend.create_commands(job, 'FILES')]
-  after = [
-    ('status', [backend.describe_command(job)]),
-    ('logs', list(backend.log_commands(job, {}).values())[:1]),
-    ('delete', backend.delete_commands(job)),
-  ]
-  parts = ['\n\n'.join(map(format_command, commands)), f'# FILES/start.sh\n{script}']
-  parts += [
-    f'# launch {verb} {job.name}\n' + '\n'.join(map(format_command, steps)) for verb, steps in after
-  ]
-  return '\n\n'.join(part.rstrip() for part in parts)
-
-
-def format_command(command: list[str]) -> str:
-  """Format a command as a user would type it, with one flag a line if it is long."""
-  words = [
-    re.sub(r"^'(--\w[\w-]*=)", r"\1'", shlex.quote(word)) for word in command
-  ]  # --command='…'
-  if len(' '.join(words)) <= 110:
-    return ' '.join(words)
-  lines = [words[0]]
-  for word in words[1:]:
-    lines = [*lines, word] if word.startswith('--') else [*lines[:-1], f'{lines[-1]} {word}']
-  return ' \\\n  '.join(lines)
 
 
 def is_training_command(command: list[str]) -> bool:
@@ -322,13 +253,24 @@ def add(commands):
     + '} NAME',
   )
   command.set_defaults(function=launch)
-  option = command.add_argument
-  option(
+  command.add_argument(
     '--backend',
     choices=('local', 'tpu-vm', 'queued', 'gke'),
     default='local',
     help='where to run; local: processes on this machine',
   )
+  add_cloud_options(command)
+  add_local_options(command)
+  command.add_argument(
+    'what',
+    nargs=argparse.REMAINDER,
+    help='-- and the command, or one of ' + ', '.join(JOB_VERBS) + ' and a NAME',
+  )
+
+
+def add_cloud_options(command: argparse.ArgumentParser):
+  """Add the options of the cloud backends."""
+  option = command.add_argument
   option('--tpu', metavar='TYPE', help='such as v5litepod-256, or v5e:16x16')
   option('--slices', type=positive_int, default=1, help='number of slices')
   option(
@@ -356,6 +298,17 @@ def add(commands):
   option(
     '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, instead of the generation's default"
   )
+  option('--no_plan', action='store_true', help='do not check that the run fits')
+  option('--allow_dirty', action='store_true', help='launch the commit without uncommitted changes')
+  option('--detach', action='store_true', help='do not watch the job')
+  option(
+    '--poll', type=float, default=30, metavar='SECONDS', help='between two queries of the state'
+  )
+
+
+def add_local_options(command: argparse.ArgumentParser):
+  """Add the options of the backend `local`, and those of all backends."""
+  option = command.add_argument
   option('--hosts', type=positive_int, default=2, help='number of processes, for local')
   option(
     '--devices_per_host',
@@ -364,104 +317,4 @@ def add(commands):
     metavar='N',
     help='simulated CPU devices, for local; 0: those that JAX finds',
   )
-  option('--no_plan', action='store_true', help='do not check that the run fits')
-  option('--allow_dirty', action='store_true', help='launch the commit without uncommitted changes')
-  option('--detach', action='store_true', help='do not watch the job')
-  option(
-    '--poll', type=float, default=30, metavar='SECONDS', help='between two queries of the state'
-  )
   option('--dry_run', action='store_true', help='print every command and script, and run none')
-  option(
-    'what',
-    nargs=argparse.REMAINDER,
-    help='-- and the command, or one of ' + ', '.join(JOB_VERBS) + ' and a NAME',
-  )
-
-
-def run_verb(verb: str, args: argparse.Namespace) -> int:
-  """Run a verb on a job and return the exit code."""
-  job = load_job(args.name)
-  return {
-    'status': show_status,
-    'logs': follow_logs,
-    'watch': resume_watching,
-    'stop': stop_job,
-    'delete': delete_job,
-  }[verb](job, args)
-
-
-def show_status(job: Job, _) -> int:
-  """Print the job and its state in the cloud."""
-  done = run_cloud_command(BACKENDS[job.backend].describe_command(job))
-  if done.returncode and not NOT_FOUND.search(done.stderr):
-    raise UserError(format_cloud_error(job, find_problem(done.stderr), done.stderr))
-  state = BACKENDS[job.backend].parse_state(done.stdout) if not done.returncode else None
-  what = f'{job.slices} x {job.tpu}{" spot" if job.spot else ""} ({job.backend}, {job.zone})'
-  print(
-    f'{job.name}  {f"{state.cloud_state} {state.reason}".strip() if state else "gone"}  {what}  '
-    f'{job.workdir}  commit {job.commit}'
-  )
-  print(f'  python {" ".join(job.command)}')
-  return 0 if state else 1
-
-
-def follow_logs(job: Job, _) -> int:
-  """Follow the logs until Ctrl-C, or until all log commands have ended."""
-  follower = LogFollower(sys.stdout)
-  for name, command in BACKENDS[job.backend].log_commands(job, {}).items():
-    follower.start(name, command)
-  try:
-    while None in follower.exit_codes().values():
-      time.sleep(0.2)
-  except KeyboardInterrupt:
-    return 130
-  finally:
-    follower.terminate()
-  return max(code or 0 for code in follower.exit_codes().values())
-
-
-def resume_watching(job: Job, _) -> int:
-  """Watch a job as `launch` does after it has created one."""
-
-  if job.backend == 'gke':
-    raise UserError(f'JobSet restarts {job.name}: `launch logs {job.name}` follows it')
-  with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
-    (Path(files) / 'start.sh').write_text(machine_script(job))
-    return watch_until_interrupted(Babysitter(job, files, schedule=PollSchedule()), create=False)
-
-
-def stop_job(job: Job, _) -> int:
-  """Stop the run. Its machines stay and cost money."""
-  run_commands(job, BACKENDS[job.backend].stop_commands(job))
-  print_stderr(
-    f'{job.name} is stopped; its machines still exist and cost money: `launch delete {job.name}` '
-    'deletes them'
-  )
-  return 0
-
-
-def delete_job(job: Job, args) -> int:
-  """Delete the machines of a job, after a confirmation."""
-  if not args.yes:
-    if not sys.stdin.isatty():
-      raise UserError(f'delete {job.name}: give --yes where there is no terminal to confirm')
-    if (
-      input(f'delete {job.slices} x {job.tpu} of {job.name} ({job.workdir} is kept)? [y/N] ')
-      .strip()
-      .lower()
-      != 'y'
-    ):
-      print_stderr('nothing was deleted')
-      return 1
-  run_commands(job, BACKENDS[job.backend].delete_commands(job))
-  delete_saved_job(job)
-  print_stderr(f'{job.name} is deleted; {job.workdir} is kept')
-  return 0
-
-
-def run_commands(job: Job, commands: list[list[str]]):
-  """Run commands. Raises UserError if one fails, unless its target does not exist any more."""
-  for command in commands:
-    done = run_cloud_command(command)
-    if done.returncode and not NOT_FOUND.search(done.stderr):
-      raise UserError(format_cloud_error(job, find_problem(done.stderr), done.stderr))

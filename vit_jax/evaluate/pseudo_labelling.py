@@ -57,11 +57,7 @@ def write_pseudo_labels(
   logit_indices, _ = match_classes(
     classes, teacher.labels, classes=teacher.classes, source=teacher.source
   )
-  preprocessing = sorted(teacher.preprocessing.items())
-  facts = facts | {
-    'parameters': _params_checksum(teacher.params),
-    'preprocessing': ' '.join(f'{name}={value}' for name, value in preprocessing),
-  }
+  facts = facts | _describe_teacher(teacher)
   is_writer = jax.process_index() == 0
   if is_writer:
     start_pseudo_labels(directory, describe_pseudo_labels(source, classes, **facts))
@@ -70,7 +66,8 @@ def write_pseudo_labels(
   evaluator, params = make_pretrained_evaluator(teacher, data, on_batch=on_batch)
   output = probabilities_of(teacher.loss, tuple(logit_indices.tolist()))
   parts = -(-len(source) // PART_EXAMPLES)
-  for part in [part for part in range(parts) if not (directory / part_file_name(part)).is_file()]:
+  missing = [i for i in range(parts) if not (directory / part_file_name(i)).is_file()]
+  for part in missing:
     examples = source.slice(part * PART_EXAMPLES, (part + 1) * PART_EXAMPLES)
     rows = evaluator.rows(params, examples, output)
     if is_writer:
@@ -79,6 +76,15 @@ def write_pseudo_labels(
   if is_writer and not has_pseudo_labels(directory):
     write_best_labels(directory, parts)
   sync_global_devices('pseudo-labels complete')
+
+
+def _describe_teacher(teacher) -> dict[str, str]:
+  """Return what identifies the teacher: a checksum of its parameters, and its preprocessing."""
+  preprocessing = sorted(teacher.preprocessing.items())
+  return {
+    'parameters': _params_checksum(teacher.params),
+    'preprocessing': ' '.join(f'{name}={value}' for name, value in preprocessing),
+  }
 
 
 def _params_checksum(params: dict) -> str:

@@ -27,18 +27,9 @@ def vtab_config(
 ) -> Config:
   """Return the config that fine-tunes on the 1,000 images of a task.
 
-  The run is evaluated on the test split of the task.
-
-  Args:
-    task: A key of `VTAB_TASKS`.
-    model: The model.
-    size: Height and width of the images, in pixels.
-    steps: Steps of the run.
-    lr: Base learning rate.
-    batch: Batch size.
-    **data: Further fields of `DataConfig`.
-
-  Raises UserError if the task is unknown.
+  The run is evaluated on the test split of the task. `task` is a key of `VTAB_TASKS`, `size` the
+  height and width of the images in pixels, and `data` are further fields of `DataConfig`. Raises
+  UserError if the task is unknown.
   """
   if task not in VTAB_TASKS:
     raise UserError(f'VTAB has no task {task!r}.{did_you_mean(task, VTAB_TASKS)}')

@@ -43,6 +43,11 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
   return {name: str(limit)} if limit and not set_by_user else {}
 
 
+def count_devices() -> int:
+  """Return the number of devices of all hosts."""
+  return jax.device_count()
+
+
 def make_mesh(fsdp: int, *, batches: dict[str, int], devices: list | None = None) -> Mesh:
   """Return a mesh ('data', 'fsdp') of `devices`, by default all devices of all hosts.
 
