@@ -74,10 +74,10 @@ def train_step(
   """Return (new state, metrics) after one update.
 
   `batch` is {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
-  `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose mask
-  is True is minimized. Every random number is a function of `seed` and the step. `lr` is the schedule
-  in `tx`, for the metrics. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`.
-  If `skip_reasons` finds a reason, only the step counter changes.
+  `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose
+  mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
+  that of `tx`, for the metrics. Over the devices of `mesh`, if any, gradients are summed in
+  `grad_dtype`. If `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], labels_to_targets(batch['label'], model.classes)
@@ -100,12 +100,8 @@ def train_step(
   skip = reasons['not_finite'] | reasons['spikes']
   update = functools.partial(apply_gradients, loss=value, norm=norm, tx=tx, ema=ema)
   new = jax.lax.cond(skip, lambda state, grads: state, update, state, grads)
-  metrics = {
-    'loss': value,
-    'lr': jnp.asarray(lr(state.step), jnp.float32),
-    'grad_norm': norm,
-    'skipped': jnp.sum(~batch['mask']),
-  }
+  rate, skipped = jnp.asarray(lr(state.step), jnp.float32), jnp.sum(~batch['mask'])
+  metrics = {'loss': value, 'lr': rate, 'grad_norm': norm, 'skipped': skipped}
   return new.replace(step=state.step + 1), metrics | reasons
 
 
