@@ -160,7 +160,7 @@ def validate(config: Config) -> Config:
   config = validate_values(config)
   for name, (value, default, known) in settings_without_effect(config).items():
     raise UserError(
-      f'config.{name}={value!r} is read only with {known}. '
+      f'config.{name}={value!r} has no effect here: it needs {known}. '
       f'Set that, or leave config.{name} at its default, {default!r}'
     )
   return config
@@ -196,7 +196,9 @@ def _check_values(values: dict[str, object]):
     if not has_type(types[name], value):
       raise UserError(f'config.{name}={value!r:.80}: expected {format_type(types[name])}')
     if name in CHOICES and value not in CHOICES[name]:
-      raise UserError(f'config.{name}={value!r}.{did_you_mean(str(value), CHOICES[name])}')
+      raise UserError(
+        f'config.{name}={value!r} is not a choice.{did_you_mean(str(value), CHOICES[name])}'
+      )
     low, high = RANGES.get(name, (-math.inf, math.inf))
     if name in RANGES and not low <= value <= high:
       limits = f'from {low} to {high}' if high < math.inf else f'of at least {low}'

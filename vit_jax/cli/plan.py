@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 
 from vit_jax.cli.arguments import positive_int
 from vit_jax.cli.jobs import parse_config_flags
@@ -83,9 +84,10 @@ def find_remedy(config, where):
 
 def parse_comparison(what: str, args):
   """Return (config, topology) of a comparison: another recipe, or another slice."""
+  from vit_jax.recipes import is_recipe
   from vit_jax.tpu.topologies import parse_topology
 
-  if '.py' not in what:
+  if not is_recipe(what):
     return parse_config_flags(args.settings), parse_topology(what, args.slices)
   rest = [arg for i, arg in enumerate(args.settings) if not is_config(args.settings, i)]
   return parse_config_flags([f'--config={what}', *rest]), parse_topology(args.topology, args.slices)
@@ -94,9 +96,9 @@ def parse_comparison(what: str, args):
 def is_config(settings: list[str], i: int) -> bool:
   """Return whether the argument at `i` belongs to --config=FILE or --config FILE."""
   return (
-    settings[i].startswith('--config=')
-    or settings[i] == '--config'
-    or (i > 0 and settings[i - 1] == '--config')
+    re.match('--?config=', settings[i])
+    or settings[i] in ('-config', '--config')
+    or (i > 0 and settings[i - 1] in ('-config', '--config'))
   )
 
 
