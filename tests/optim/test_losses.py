@@ -1,4 +1,4 @@
-"""The losses against their sums over classes, in NumPy and double precision."""
+"""Tests of the losses against sums over classes in NumPy and float64."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import pytest
 from vit_jax.config import Config, DataConfig
 from vit_jax.optim.losses import (
   LOSSES,
+  color_loss,
   labels_to_targets,
   make_training_loss,
   multi_hot,
+  pixel_loss,
   sigmoid_loss,
   softmax_loss,
 )
@@ -24,18 +26,18 @@ for i, row in enumerate(LABELS):
 
 
 def cross_entropy(logits, targets):
-  """-Σ targets · log softmax(logits), in float64."""
+  """Return -Σ targets · log softmax(logits), in float64."""
   x = logits.astype(np.float64)
   return -np.sum(targets * (x - np.log(np.exp(x).sum(axis=1, keepdims=True))), axis=1)
 
 
 def binary_cross_entropy(logits, targets):
-  """-Σ targets · log p + (1 - targets) · log (1 - p) over the classes, p = sigmoid(logits), in float64."""
+  """Return -Σ targets · log p + (1 - targets) · log (1 - p), p = sigmoid(logits), in float64."""
   p = 1 / (1 + np.exp(-logits.astype(np.float64)))
   return -np.sum(targets * np.log(p) + (1 - targets) * np.log(1 - p), axis=1)
 
 
-def test_labels_become_ones_and_padding_becomes_nothing():
+def test_multi_hot_ignores_padding():
   hot = multi_hot(LABELS, 5)
   np.testing.assert_array_equal(hot, TARGETS)
   assert hot.dtype == np.float32
@@ -45,35 +47,31 @@ def test_labels_become_ones_and_padding_becomes_nothing():
 def test_softmax_loss_shares_the_probability_among_the_labels(smoothing):
   shares = TARGETS / np.maximum(TARGETS.sum(axis=1, keepdims=True), 1)
   expected = cross_entropy(LOGITS, (1 - smoothing) * shares + smoothing / 5)
-  np.testing.assert_allclose(
-    softmax_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5
-  )
+  loss = softmax_loss(LOGITS, TARGETS, smoothing)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 1e-4, 0.1])
 def test_sigmoid_loss_is_summed_over_the_classes_and_smoothed_as_in_the_paper(smoothing):
   expected = binary_cross_entropy(LOGITS, np.where(TARGETS == 1, 1 - smoothing, smoothing))
-  np.testing.assert_allclose(
-    sigmoid_loss(LOGITS, TARGETS, smoothing), expected, rtol=1e-5, atol=1e-5
-  )
+  loss = sigmoid_loss(LOGITS, TARGETS, smoothing)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_mixed_targets_give_the_mixture_of_the_losses():
+def test_losses_are_linear_in_mixed_targets():
   first, second = np.eye(5)[[0, 1, 2, 3, 4, 0]], np.eye(5)[[1, 2, 0, 4, 3, 2]]
   for loss in LOSSES.values():
     mixed = loss(LOGITS, 0.7 * first + 0.3 * second)
-    np.testing.assert_allclose(
-      mixed, 0.7 * loss(LOGITS, first) + 0.3 * loss(LOGITS, second), rtol=1e-5
-    )
+    expected = 0.7 * loss(LOGITS, first) + 0.3 * loss(LOGITS, second)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5)
 
 
-def test_a_fresh_sigmoid_head_with_many_classes_starts_near_the_entropy_of_its_labels():
-  # 21,843 logits at the bias of -10: 10 for the label, and log(1 + e^-10) for each of the others.
+def test_an_initial_sigmoid_head_with_a_bias_of_minus_10_has_a_small_loss():
+  # 10 for the label, and log(1 + e^-10) for each of the 21,843 classes.
   logits, targets = np.full((1, 21_843), -10, np.float32), np.zeros((1, 21_843), np.float32)
   targets[0, 7] = 1
-  assert sigmoid_loss(logits, targets)[0] == pytest.approx(
-    10 + 21_843 * np.log1p(np.exp(-10)), rel=1e-5
-  )
+  expected = 10 + 21_843 * np.log1p(np.exp(-10))
+  assert sigmoid_loss(logits, targets)[0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -83,31 +81,38 @@ def test_large_logits_give_finite_losses_and_gradients(name):
   value, grad = jax.value_and_grad(lambda x: LOSSES[name](x, targets, 0.1).sum())(logits)
   assert np.isfinite(value)
   assert np.all(np.isfinite(grad))
-  by_hand = {
-    'softmax': 0.92 * 1000
-    + 0.02 * (500 + 500 + 499),  # Each class's share of the target times its distance from 500.
-    'sigmoid': 0.9 * 500
-    + 0.9 * 500
-    + 2 * np.log(2)
-    + 0.1 * np.log1p(np.exp(-1))
-    + 0.9 * np.log1p(np.exp(1)),
-  }
-  assert value == pytest.approx(by_hand[name], rel=1e-5)
+  # For softmax, each class's share of the target times the distance of its logit from 500.
+  softmax = 0.92 * 1000 + 0.02 * (500 + 500 + 499)
+  sigmoid = 2 * 0.9 * 500 + 2 * np.log(2)
+  sigmoid += 0.1 * np.log1p(np.exp(-1)) + 0.9 * np.log1p(np.exp(1))
+  assert value == pytest.approx({'softmax': softmax, 'sigmoid': sigmoid}[name], rel=1e-5)
 
 
-def test_soft_labels_are_the_targets_themselves():
+def test_float_labels_are_used_as_targets():
   soft = jax.nn.softmax(jnp.asarray(LOGITS[::-1]))
   assert labels_to_targets(soft, 5) is soft
-  np.testing.assert_allclose(
-    softmax_loss(LOGITS, soft), optax.softmax_cross_entropy(LOGITS, soft), rtol=1e-6
-  )
+  np.testing.assert_allclose(softmax_loss(LOGITS, soft), cross_entropy(LOGITS, soft), rtol=1e-5)
   np.testing.assert_array_equal(labels_to_targets(LABELS, 5), TARGETS)
 
 
-def test_the_mean_over_a_mixture_is_that_of_the_labelled_and_the_ratio_times_that_of_the_others():
-  """google-research/noisystudent adds up both kinds, and divides by the number of the labelled ones."""
+def test_a_mixtures_loss_is_the_labelled_mean_plus_the_ratio_times_the_unlabelled_mean():
+  """google-research/noisystudent divides the sum over both by the number of labelled images."""
   config = Config(data=DataConfig(unlabelled='images:x', unlabelled_ratio=2), label_smoothing=0.1)
   soft = np.asarray(jax.nn.softmax(jnp.asarray(LOGITS[::-1])))
-  each = optax.softmax_cross_entropy(LOGITS, soft)  # Smoothed before, if at all.
+  each = optax.softmax_cross_entropy(LOGITS, soft)  # Targets of a mixture are not smoothed again.
   expected = each[:2].mean() + 2 * each[2:].mean()
   np.testing.assert_allclose(make_training_loss(config)(LOGITS, soft).mean(), expected, rtol=1e-6)
+
+
+def test_color_and_pixel_losses_are_means_over_patches_and_values():
+  rng = np.random.default_rng(3)
+  logits, colors = rng.normal(size=(2, 3, 4, 512)), rng.integers(0, 512, (2, 3, 4))
+  log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  expected = [
+    -np.mean([log_probs[b, m, t, colors[b, m, t]] for m in range(3) for t in range(4)])
+    for b in range(2)
+  ]
+  np.testing.assert_allclose(color_loss((logits, colors), None), expected, rtol=1e-5)
+  actual, target = rng.normal(size=(2, 2, 3, 5))
+  expected = [((actual[b] - target[b]) ** 2).mean() for b in range(2)]
+  np.testing.assert_allclose(pixel_loss((actual, target), None), expected, rtol=1e-5)

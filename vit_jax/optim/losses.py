@@ -1,4 +1,8 @@
-"""What is minimised. Shapes: b batch, m labels of an example (padded with -1), k classes; t colours of a masked patch."""
+"""Training losses, per example.
+
+Shapes: b batch, l labels of an example (padded with -1), k classes, m masked patches, t colors of a
+patch.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,32 +15,39 @@ from vit_jax.config import Config
 
 
 def multi_hot(labels: jax.Array, classes: int) -> jax.Array:
-  """int [b, m] class numbers, padded with -1 -> float32 [b, k] with a 1 for every label."""
+  """Return float32 [b, k] with a 1 for every class number in `labels` [b, l], padded with -1."""
   return jax.nn.one_hot(labels, classes).max(axis=1)
 
 
 def labels_to_targets(labels: jax.Array, classes: int) -> jax.Array:
-  """What a batch's labels say of each class: float32 [b, k]. Those of a mixture (data/mixture.py) say it themselves."""
+  """Return the targets [b, k] of a batch's labels: class numbers [b, l] or floats [b, k].
+
+  Floats are targets already, as in the mixtures of data/mixture.py.
+  """
   return labels if jnp.issubdtype(labels.dtype, jnp.floating) else multi_hot(labels, classes)
 
 
 def softmax_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-  """Cross-entropy [b] with the softmax; several labels share the probability equally."""
+  """Return the softmax cross-entropy [b]; several labels share the probability equally."""
   targets = targets / jnp.maximum(targets.sum(axis=-1, keepdims=True), 1)
   return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
 def sigmoid_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-  """Cross-entropy [b] of independent classes, summed over them. Smoothed targets are 1 - s and s, as in the paper's runs."""
+  """Return the cross-entropy [b] of independent classes, summed over the classes.
+
+  Smoothed targets are 1 - s and s, as in the runs of the paper.
+  """
   targets = smoothing + (1 - 2 * smoothing) * targets
   return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
 
 def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """(logits, targets) -> [b], whose mean over the batch is minimised.
+  """Return the loss (logits, targets) -> [b], whose mean over the batch is minimized.
 
-  The targets of a mixture are smoothed already, those of them that are to be, and the mean over its batch counts as that over
-  the labelled images plus `unlabelled_ratio` times that over the others: google-research/noisystudent's sum.
+  The targets of a mixture of labelled and unlabelled images are already smoothed where smoothing
+  applies. The mean over its batch equals the mean over the labelled images plus `unlabelled_ratio`
+  times the mean over the others, which is the sum in google-research/noisystudent.
   """
   loss = LOSSES[config.loss]
   if not config.data.unlabelled:
@@ -44,16 +55,26 @@ def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.A
   return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
 
 
-def color_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
-  """Cross-entropy [b], the mean over the masked patches and their colours, of (logits [b, m, t, 512], int [b, m, t])."""
-  del targets  # Of labels.
-  return optax.softmax_cross_entropy_with_integer_labels(*said).mean(axis=(1, 2))
+def color_loss(predictions: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
+  """Return the cross-entropy [b] of the colors of masked patches, averaged over patches and colors.
 
-
-def pixel_loss(said: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
-  """Squared error [b], the mean over the masked patches and their values, of two float [b, m, values]."""
+  Args:
+    predictions: Logits [b, m, t, 512] and true color classes, int [b, m, t].
+    targets: Ignored; the targets that come from labels.
+  """
   del targets
-  return optax.squared_error(*said).mean(axis=(1, 2))
+  return optax.softmax_cross_entropy_with_integer_labels(*predictions).mean(axis=(1, 2))
+
+
+def pixel_loss(predictions: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:
+  """Return the squared error [b] of the pixels of masked patches, averaged over patches and values.
+
+  Args:
+    predictions: Predicted and true pixels, two float [b, m, values].
+    targets: Ignored; the targets that come from labels.
+  """
+  del targets
+  return optax.squared_error(*predictions).mean(axis=(1, 2))
 
 
 LOSSES: dict[str, Callable] = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss}
