@@ -1,1 +1,1 @@
-"""Hand-written TPU kernels, each with an XLA twin that tests hold it to."""
+"""Hand-written TPU kernels, each tested against an XLA implementation."""
