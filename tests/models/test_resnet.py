@@ -1,4 +1,7 @@
-"""BiT's ResNets against timm with the same random file, against the paper's Table 6, and as models of the house."""
+"""Tests of BiT's ResNets against timm with the same random file, and against published numbers.
+
+The FLOPs are those of arXiv 2010.11929, Table 6.
+"""
 
 import functools
 import math
@@ -42,14 +45,14 @@ MILLIONS = {
 
 
 @pytest.mark.parametrize(('variant', 'gflops'), TABLE_6.items())
-def test_flops_are_those_of_table_6(variant, gflops):
+def test_flops_equal_those_of_table_6(variant, gflops):
   assert resnet_shape(variant).flops((224, 224)) / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
 @pytest.mark.parametrize('variant', ['R50x1', 'R1.2x2', 'BiT-R50x1'])
 @pytest.mark.parametrize('size', [(224, 224), (70, 45)])
 def test_flops_are_within_one_percent_of_what_xla_counts(variant, size):
-  """Of the convolutions alone: the norms are another 1 to 2 %."""
+  """The convolutions alone; XLA counts another 1 to 2 % for the norms."""
   model = build_model(ModelConfig(variant=variant), 0)
   params = abstract_params(model, size)
   convolutions = []
@@ -66,7 +69,7 @@ def test_flops_are_within_one_percent_of_what_xla_counts(variant, size):
 
 
 def equations(jaxpr):
-  """Every equation, those inside others too."""
+  """Yield every equation, including those nested in others."""
   for eqn in jaxpr.eqns:
     yield eqn
     for value in eqn.params.values():
@@ -75,7 +78,10 @@ def equations(jaxpr):
 
 
 def padded_products(x: tuple, kernel: tuple, strides: tuple, padding: tuple) -> int:
-  """Multiply-adds of a convolution [1, h, w, c] with [p, q, c, d], none with padding, one tap at a time."""
+  """Return the multiply-adds of a convolution without those on padding, counted tap by tap.
+
+  The image is [1, h, w, c] and the kernel [p, q, c, d].
+  """
   count = kernel[2] * kernel[3]
   for side, k, stride, (low, high) in zip(x[1:3], kernel[:2], strides, padding, strict=True):
     starts = range(-low, side + high - k + 1, stride)
@@ -83,22 +89,22 @@ def padded_products(x: tuple, kernel: tuple, strides: tuple, padding: tuple) -> 
   return count
 
 
-def test_taps_of_a_convolution_are_counted_without_padding():
+def test_conv_taps_excludes_padding():
   assert conv_taps((4, 4), 1, 1) == 16
   assert conv_taps((4, 4), 3, 1) == (2 + 3 + 3 + 2) ** 2
   assert conv_taps((4, 5), 3, 2) == (3 + 2) * (2 + 3 + 2)
 
 
 @pytest.mark.parametrize(('variant', 'millions'), MILLIONS.items())
-def test_published_networks_have_the_published_parameters(variant, millions):
+def test_networks_have_the_published_number_of_parameters(variant, millions):
   shapes = abstract_params(build_model(ModelConfig(variant=f'BiT-{variant}'), 1000), (224, 224))
   assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == millions
 
 
 def bit_file(path, variant: str, classes: int, *, numbered: bool = False) -> dict[str, np.ndarray]:
-  """Writes a random .npz as the published are; our flat tree of it."""
+  """Write a random .npz in the layout of the published files; return it as our flat tree."""
   flat = draw(ModelConfig(variant=variant), classes, (64, 64))
-  # Kernels of deviation 1, so that timm's 1e-8 beside their variance is as little as the original's 1e-10.
+  # With kernels of deviation 1, timm's epsilon of 1e-8 matters as little as the original's 1e-10.
   flat = {
     name: array / array.std() if name.endswith('kernel') and 'head' not in name else array
     for name, array in flat.items()
@@ -114,9 +120,9 @@ def bit_file(path, variant: str, classes: int, *, numbered: bool = False) -> dic
 
 
 def relative_to_timm(build_theirs, path, variant: str) -> float:
-  """The largest difference between our logits and those of timm's model, both of the file, relative to timm's largest.
+  """Return the largest difference between our logits and timm's, relative to timm's largest.
 
-  One after the other: the larger ones would not fit into memory together.
+  The models run one after the other, because two large ones do not fit into memory together.
   """
   import torch
 
@@ -125,20 +131,19 @@ def relative_to_timm(build_theirs, path, variant: str) -> float:
   theirs = build_theirs().eval()
   theirs.load_pretrained(str(path))
   with torch.no_grad():
-    expected = theirs(
-      torch.tensor((images.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
-    ).numpy()
+    pixels = (images.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5)
+    expected = theirs(torch.tensor(pixels)).numpy()
   return np.abs(ours - expected).max() / np.abs(expected).max()
 
 
 def logits_of(path, variant: str, images: np.ndarray) -> np.ndarray:
-  """What we make of the file, which holds such a model."""
-  ours = vit_jax.load(str(path), size=64)
-  assert ours.config.variant == variant
-  return np.asarray(ours.logits(images))
+  """Load a file that must hold `variant`, and return its logits."""
+  model = vit_jax.load(str(path), size=64)
+  assert model.config.variant == variant
+  return np.asarray(model.logits(images))
 
 
-def test_logits_equal_timms_of_the_same_file(timm, tmp_path):
+def test_logits_equal_timms_with_the_same_file(timm, tmp_path):
   bit_file(tmp_path / 'bit.npz', 'BiT-R1.2x1', 10)
   conv = functools.partial(timm.layers.StdConv2d, eps=1e-8)
   fields = {
@@ -155,9 +160,8 @@ def test_logits_equal_timms_of_the_same_file(timm, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', MILLIONS)
 def test_logits_of_every_published_size_equal_timms(timm, tmp_path, variant, monkeypatch):
-  one = functools.partial(
-    make_mesh, devices=jax.devices()[:1]
-  )  # The largest would take 30 GB on eight.
+  # On eight devices, the largest model would take 30 GB.
+  one = functools.partial(make_mesh, devices=jax.devices()[:1])
   monkeypatch.setattr('vit_jax.pretrained.model.make_mesh', one)
   bit_file(tmp_path / 'bit.npz', f'BiT-{variant}', 10)
   name = f'resnetv2_{variant.removeprefix("R")}_bit'
@@ -165,38 +169,38 @@ def test_logits_of_every_published_size_equal_timms(timm, tmp_path, variant, mon
   assert relative_to_timm(build_theirs, tmp_path / 'bit.npz', f'BiT-{variant}') <= 2e-5
 
 
-def test_a_file_with_numbered_convolutions_is_the_same(tmp_path):
+def test_a_file_with_numbered_convolutions_loads_the_same_arrays(tmp_path):
   flat = bit_file(tmp_path / 'bit.npz', 'BiT-R1.2x1', 5, numbered=True)
-  found = vit_jax.load(str(tmp_path / 'bit.npz'))
-  assert (found.config.variant, found.classes, found.size) == ('BiT-R1.2x1', 5, (224, 224))
-  read = flax.traverse_util.flatten_dict(found.params, sep='/')
-  assert read.keys() == flat.keys()
+  model = vit_jax.load(str(tmp_path / 'bit.npz'))
+  assert (model.config.variant, model.classes, model.size) == ('BiT-R1.2x1', 5, (224, 224))
+  loaded = flax.traverse_util.flatten_dict(model.params, sep='/')
+  assert loaded.keys() == flat.keys()
   for name, array in flat.items():
-    np.testing.assert_array_equal(read[name], array)
+    np.testing.assert_array_equal(loaded[name], array)
 
 
 @pytest.mark.parametrize('variant', ['BiT-R1.2x1', 'R2.1x1'])
-def test_export_to_npz_is_read_again(tmp_path, variant):
-  """`export_model` itself compares the logits."""
+def test_an_exported_npz_loads_as_the_same_variant(tmp_path, variant):
+  """`export_model` compares the logits."""
   from vit_jax.pretrained.export import export_model
 
   bit_file(tmp_path / 'bit.npz', variant, 5)
-  export_model(vit_jax.load(str(tmp_path / 'bit.npz'), size=32), tmp_path / 'again.npz', 'npz')
-  assert vit_jax.load(str(tmp_path / 'again.npz')).config.variant == variant
+  export_model(vit_jax.load(str(tmp_path / 'bit.npz'), size=32), tmp_path / 'exported.npz', 'npz')
+  assert vit_jax.load(str(tmp_path / 'exported.npz')).config.variant == variant
 
 
-def test_what_a_resnet_does_not_have_is_an_error(tmp_path):
+def test_tokens_and_attention_of_a_resnet_are_errors(tmp_path):
   bit_file(tmp_path / 'bit.npz', 'BiT-R1.1x1', 5)
   model = vit_jax.load(str(tmp_path / 'bit.npz'), size=32)
   images = np.zeros((1, 32, 32, 3), np.uint8)
   assert model.features(images).shape == (1, 512)
-  for ask in (model.tokens, model.attention):
-    with pytest.raises(UserError, match='is a BiT ResNet, which has no'):
-      ask(images)
+  for method in (model.tokens, model.attention):
+    with pytest.raises(UserError, match='BiT ResNet'):
+      method(images)
 
 
 @pytest.mark.parametrize('variant', ['R1.1x1', 'BiT-R1.1x1'])
-def test_a_model_computes_in_the_type_asked_for_and_gives_float32_logits(variant):
+def test_a_model_computes_in_bfloat16_and_returns_float32_logits(variant):
   model = build_model(ModelConfig(variant=variant, dtype='bfloat16', **SMALL), 7)
   images = jax.random.bits(jax.random.key(1), (2, 33, 20, 3), jnp.uint8)
   run = lambda params: model.apply({'params': params}, images, mutable=['features'])
@@ -208,21 +212,21 @@ def test_a_model_computes_in_the_type_asked_for_and_gives_float32_logits(variant
   assert math.prod(model.shape.grid((33, 20))) == 5 * 3
 
 
-def test_remat_changes_no_gradient():
+def test_remat_does_not_change_gradients():
   images = jax.random.bits(jax.random.key(1), (2, 16, 16, 3), jnp.uint8)
-  plain, again = (
+  plain, rematerialized = (
     build_model(ModelConfig(variant='BiT-R1.1x1', remat=remat, **SMALL), 0)
     for remat in ('none', 'full')
   )
   params = jax.jit(plain.init)(jax.random.key(0), images)['params']
   loss = lambda model: lambda params: (model.apply({'params': params}, images) ** 2).sum()
-  ours, theirs = (jax.jit(jax.grad(loss(model)))(params) for model in (plain, again))
-  difference = optax.tree.norm(optax.tree.sub(ours, theirs)) / optax.tree.norm(ours)
-  assert difference < 1e-5
+  expected, actual = (jax.jit(jax.grad(loss(model)))(params) for model in (plain, rematerialized))
+  difference = optax.tree.norm(optax.tree.sub(actual, expected))
+  assert difference < 1e-5 * optax.tree.norm(expected)
 
 
-def test_wrong_shapes_are_errors():
-  with pytest.raises(UserError, match="there is no ResNet 'R51'. Did you mean 'R50'"):
+def test_an_unknown_depth_and_a_width_that_norm_groups_do_not_divide_are_errors():
+  with pytest.raises(UserError, match="variant='R51x1'.*Did you mean 'R50'"):
     build_model(ModelConfig(variant='R51x1'), 3)
-  with pytest.raises(UserError, match='stem_width=48: expected a multiple of the 32'):
+  with pytest.raises(UserError, match='stem_width=48'):
     build_model(ModelConfig(variant='R50x1', stem_width=48), 3)

@@ -1,4 +1,4 @@
-"""The distribution that every tensor starts from (paper.md §1.2), by the test of Kolmogorov and Smirnov."""
+"""Tests of the initial distribution of every parameter, with the Kolmogorov-Smirnov test."""
 
 import re
 
@@ -15,14 +15,14 @@ from vit_jax.step import init_state
 
 uniform = lambda bound: scipy.stats.uniform(-bound, 2 * bound)
 xavier = lambda fan_in, fan_out: uniform(np.sqrt(6 / (fan_in + fan_out)))
-# LeCun's normal is cut at two standard deviations and widened to have the variance 1 / fan_in all the same.
+# LeCun's normal is truncated at two standard deviations, then scaled to the variance 1 / fan_in.
 lecun = lambda fan_in: scipy.stats.truncnorm(
   -2, 2, scale=1 / np.sqrt(fan_in) / scipy.stats.truncnorm(-2, 2).std()
 )
 
 D, M, PATCH = 64, 96, 8 * 4 * 3
 INITIAL = {
-  r'.*/(query|key|value|out)/kernel': xavier(D, D),  # As [d, d], whatever the heads.
+  r'.*/(query|key|value|out)/kernel': xavier(D, D),  # As [d, d], for any number of heads.
   r'.*/Dense_0/kernel': xavier(D, M),
   r'.*/Dense_1/kernel': xavier(M, D),
   r'.*/Dense_[01]/bias': scipy.stats.norm(scale=1e-6),
@@ -40,25 +40,19 @@ INITIAL = {
 
 @pytest.fixture(scope='module', params=['token', 'map'])
 def initial(request):
-  """A fresh model's parameters by path."""
+  """Initial parameters of a model, by path."""
   fields = {
-    'width': D,
-    'mlp': M,
-    'depth': 3,
-    'heads': 4,
-    'registers': 8,
-    'patch_norm': True,
+    'width': D, 'mlp': M, 'depth': 3, 'heads': 4, 'registers': 8, 'patch_norm': True,
     'hidden_head': True,
-  }
+  }  # fmt: skip
   model = build_vit(ModelConfig(variant='mu/8x4', pool=request.param, head_bias=-10.0, **fields), 5)
   init = lambda: init_state(3, model=model, tx=optax.identity(), size=(64, 64), ema=False)
-  state = jax.jit(
-    init, compiler_options={'xla_backend_optimization_level': 0}
-  )()  # Compiles in half the time.
+  # Compiles in half the time.
+  state = jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})()
   return flatten_dict(jax.device_get(state.params), sep='/')
 
 
-def test_every_tensor_starts_from_the_papers_distribution(initial):
+def test_every_parameter_is_initialized_from_the_papers_distribution(initial):
   for path, array in initial.items():
     (expected,) = (row for pattern, row in INITIAL.items() if re.fullmatch(pattern, path))
     if isinstance(expected, int):
@@ -69,7 +63,7 @@ def test_every_tensor_starts_from_the_papers_distribution(initial):
     assert np.abs(array).max() <= expected.support()[1] * (1 + 1e-6), path
 
 
-def test_no_two_blocks_and_no_two_tensors_start_alike(initial):
+def test_no_two_blocks_or_parameters_are_initialized_alike(initial):
   drawn = {path: array for path, array in initial.items() if array.std() > 0}
   rows = [
     row.ravel()

@@ -1,1 +1,1 @@
-"""What turns images into logits."""
+"""Models that map images to logits."""

@@ -1,9 +1,10 @@
-"""EfficientNet (arXiv 1905.11946), which Noisy Student trains (arXiv 1911.04252).
+"""EfficientNet (arXiv 1905.11946), the network that Noisy Student trains (arXiv 1911.04252).
 
-Shapes: b batch, h w places, c channels.
+Shapes: b batch, H W image, h w feature map, c channels, d width of the features, k classes.
 """
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -19,20 +20,22 @@ from vit_jax.models.efficientnet_variants import (
 from vit_jax.models.layers import BatchNorm, Dropout, apply_drop_path, apply_head, normalize_images
 
 fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# Of a depthwise kernel [p, p, 1, c], each of whose channels is a filter by itself.
+# A depthwise kernel is [p, p, 1, c]: each channel has its own p x p filter.
 depthwise_init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
-# What the backward pass computes again: nothing, or each block.
+# How much the backward pass recomputes: nothing, or the inside of every block.
 EFFICIENTNET_REMAT = {
-  'none': lambda block: block,
+  'none': lambda block_cls: block_cls,
   'full': functools.partial(nn.remat, static_argnums=(2,)),
 }
 
 
 class MBConv(nn.Module):
-  """An inverted bottleneck [b, h, w, c] -> [b, h/stride, w/stride, c']: 1x1 wide, depthwise, squeeze and excite, 1x1 narrow.
+  """Inverted bottleneck, [b, h, w, c] -> [b, h/stride, w/stride, c'].
 
-  With a shortcut, where the shapes allow, past a branch that is dropped for whole images at `drop_path`.
+  The layers are a 1x1 expansion, a depthwise convolution, squeeze-and-excite and a 1x1 projection.
+  If input and output have the same shape, there is a shortcut. In training, the branch beside the
+  shortcut is dropped for a fraction `drop_path` of the images.
   """
 
   shape: MBConvShape
@@ -46,51 +49,54 @@ class MBConv(nn.Module):
     act = nn.relu6 if self.lite else nn.swish
     conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=fan_out_init)
     norm = lambda name, x: BatchNorm(self.dtype, name=name)(x, train)
-    if s.hidden != s.before:
-      x = act(norm('expand_norm', conv(s.hidden, (1, 1), use_bias=False, name='expand')(x)))
-    per_channel = {
-      'feature_group_count': s.hidden,
-      'use_bias': False,
-      'kernel_init': depthwise_init,
-    }
-    x = conv(s.hidden, (s.kernel, s.kernel), (s.stride, s.stride), **per_channel, name='depthwise')(
-      x
-    )
+    if s.hidden_channels != s.in_channels:
+      x = conv(s.hidden_channels, (1, 1), use_bias=False, name='expand')(x)
+      x = act(norm('expand_norm', x))
+    x = conv(
+      s.hidden_channels,
+      (s.kernel_size, s.kernel_size),
+      (s.stride, s.stride),
+      feature_group_count=s.hidden_channels,
+      use_bias=False,
+      kernel_init=depthwise_init,
+      name='depthwise',
+    )(x)
     x = act(norm('depthwise_norm', x))
     if not self.lite:
-      gate = x.mean(axis=(1, 2), keepdims=True)
+      gate = x.mean(axis=(1, 2), keepdims=True)  # [b, 1, 1, hidden]
       gate = act(conv(squeeze_channels(s), (1, 1), name='squeeze')(gate))
-      x = x * nn.sigmoid(conv(s.hidden, (1, 1), name='excite')(gate))
-    x = norm('project_norm', conv(s.channels, (1, 1), use_bias=False, name='project')(x))
+      x = x * nn.sigmoid(conv(s.hidden_channels, (1, 1), name='excite')(gate))
+    x = norm('project_norm', conv(s.out_channels, (1, 1), use_bias=False, name='project')(x))
     if x.shape != shortcut.shape:
       return x
-    x = (
-      apply_drop_path(x, self.make_rng('dropout'), self.drop_path)
-      if train and self.drop_path
-      else x
-    )
+    if train and self.drop_path:
+      x = apply_drop_path(x, self.make_rng('dropout'), self.drop_path)
     return shortcut + x
 
 
 class EfficientNetStage(nn.Module):
-  """Blocks one after another."""
+  """Sequence of blocks, each with its own shape and drop rate."""
 
   blocks: tuple[MBConvShape, ...]
-  drop_paths: tuple[float, ...]
+  drop_path_rates: tuple[float, ...]
   lite: bool
   remat: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    block = EFFICIENTNET_REMAT[self.remat](MBConv)
-    for i, (shape, drop_path) in enumerate(zip(self.blocks, self.drop_paths, strict=True)):
-      x = block(shape, self.lite, drop_path, self.dtype, name=f'unit{i + 1}')(x, train)
+    block_cls = EFFICIENTNET_REMAT[self.remat](MBConv)
+    for i, (shape, rate) in enumerate(zip(self.blocks, self.drop_path_rates, strict=True)):
+      x = block_cls(shape, self.lite, rate, self.dtype, name=f'unit{i + 1}')(x, train)
     return x
 
 
 class EfficientNet(nn.Module):
-  """uint8 images [b, H, W, 3] -> float32 logits [b, k]; without classes (0) the features [b, d], which it also sows."""
+  """EfficientNet from uint8 images [b, H, W, 3] to float32 logits [b, k].
+
+  With `classes` of 0 it has no head and returns the features [b, d]. It also sows them as
+  'features', before dropout.
+  """
 
   config: ModelConfig
   shape: EfficientNetShape
@@ -102,22 +108,24 @@ class EfficientNet(nn.Module):
     act = nn.relu6 if s.lite else nn.swish
     conv = functools.partial(nn.Conv, dtype=dtype, kernel_init=fan_out_init, use_bias=False)
     norm = lambda name, x: BatchNorm(dtype, name=name)(x, train)
-    x = act(
-      norm('stem_norm', conv(s.stem, (3, 3), (2, 2), name='stem_conv')(normalize_images(images, c)))
-    )
-    # Of the last block as much as is asked for, and linearly less before (arXiv 1603.09382).
+    x = conv(s.stem_channels, (3, 3), (2, 2), name='stem_conv')(normalize_images(images, c))
+    x = act(norm('stem_norm', x))
+    # Drop rates grow linearly from 0 to `drop_path` at the last block (arXiv 1603.09382).
     rates = iter(c.drop_path * i / max(1, s.blocks - 1) for i in range(s.blocks))
     for i, blocks in enumerate(s.stages):
-      x = EfficientNetStage(
-        blocks, tuple(next(rates) for _ in blocks), s.lite, c.remat, dtype, name=f'block{i + 1}'
-      )(x, train)
+      stage_rates = tuple(itertools.islice(rates, len(blocks)))
+      stage = EfficientNetStage(blocks, stage_rates, s.lite, c.remat, dtype, name=f'block{i + 1}')
+      x = stage(x, train)
     x = act(norm('top_norm', conv(s.width, (1, 1), name='top_conv')(x)))
     x = x.mean(axis=(1, 2))  # [b, d]
     self.sow('features', 'features', x)
     x = Dropout(c.dropout, deterministic=not train)(x)
-    return x if not self.classes else apply_head(x, self.classes, c)
+    return apply_head(x, self.classes, c) if self.classes else x
 
 
 def build_efficientnet(config: ModelConfig, classes: int) -> EfficientNet:
-  """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
+  """Build the EfficientNet that `config` describes; 0 classes means no head.
+
+  Raises UserError if the variant is unknown.
+  """
   return EfficientNet(config, efficientnet_shape(config.variant), classes)

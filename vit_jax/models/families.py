@@ -1,8 +1,13 @@
-"""From a variant's name to a model: the families there are, and which of config.model's settings each of them reads.
+"""Model families: builds a model from a variant's name, and knows the settings each family reads.
 
-A model is a linen module. It takes uint8 images [b, H, W, 3] and `train`, and gives float32 logits [b, k]; its `classes` are k;
-its `shape` knows the `flops` of an image, the `width` of the features, and the `grid` of what it sees of an image; and
-it sows 'features' [b, d], what its head reads. 'tokens' and 'attention' have only those that have tokens.
+A model is a linen module with these properties:
+
+- It maps uint8 images [b, H, W, 3] and `train` to float32 logits [b, k].
+- `classes` is k.
+- `shape` has `flops(size)` of an image, `width` of the features, and `grid(size)` of the tokens or
+  the last feature map.
+- It sows 'features' [b, d], the input of its head. Families with tokens also sow 'tokens', and most
+  of them 'attention'.
 """
 
 import dataclasses
@@ -15,89 +20,90 @@ from vit_jax.config import ModelConfig
 from vit_jax.config_checks import CHOICES
 from vit_jax.errors import UserError
 from vit_jax.models.axial import build_axial_resnet, build_axial_vit
-from vit_jax.models.efficientnet import build_efficientnet
+from vit_jax.models.efficientnet import EFFICIENTNET_REMAT, build_efficientnet
 from vit_jax.models.resnet import RESNET_REMAT, build_resnet
 from vit_jax.models.vit import build_vit
 
 COMMON_SETTINGS = ('variant', 'head_bias', 'mean', 'scale', 'dtype', 'remat')
 TRANSFORMER_SETTINGS = (
-  *(
-    'width',
-    'depth',
-    'mlp',
-    'heads',
-    'pool',
-    'hidden_head',
-    'position',
-    'position_at',
-    'registers',
-    'patch_norm',
-    'attention',
-  ),
-  *('dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll'),
-)
+  'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'position', 'position_at', 'registers',
+  'patch_norm', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll',
+)  # fmt: skip
 AXIAL_VIT_SETTINGS = tuple(
-  field for field in TRANSFORMER_SETTINGS if field not in ('position_at', 'registers', 'attention')
+  name for name in TRANSFORMER_SETTINGS if name not in ('position_at', 'registers', 'attention')
 )
+HYBRID_SETTINGS = (*TRANSFORMER_SETTINGS, 'stem_width')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-  """The pattern of its variants' whole names, what builds one, and the settings it reads beside those that everybody does."""
+  """One model family.
 
-  variants: str
+  Attributes:
+    variant_pattern: Regular expression that matches the full names of its variants.
+    build: Makes the model from (config, classes).
+    settings: Fields of config.model that it reads, besides COMMON_SETTINGS.
+    remat_choices: Values of config.model.remat that it supports.
+  """
+
+  variant_pattern: str
   build: Callable[[ModelConfig, int], nn.Module]
-  reads: tuple[str, ...]
-  remat: tuple[str, ...]
+  settings: tuple[str, ...]
+  remat_choices: tuple[str, ...]
 
 
-# The first that matches is meant. What no other is called is a Vision Transformer, whose table knows the names.
+_TRANSFORMER_REMAT = CHOICES['model.remat']
+_RESNET_REMAT = tuple(RESNET_REMAT)
+# The first pattern that matches decides. The last one matches every name: whether the name is in
+# the table of Vision Transformers is checked when the model is built.
+# fmt: off
 FAMILIES = {
   'BiT ResNet': Family(
-    r'(BiT-)?R\d+(\.\d+)*x[1-9]\d*', build_resnet, ('stem_width',), tuple(RESNET_REMAT)
+    r'(BiT-)?R\d+(\.\d+)*x[1-9]\d*', build_resnet, ('stem_width',), _RESNET_REMAT
   ),
   'EfficientNet': Family(
-    r'EfficientNet-.*', build_efficientnet, ('dropout', 'drop_path'), tuple(RESNET_REMAT)
+    r'EfficientNet-.*', build_efficientnet, ('dropout', 'drop_path'), tuple(EFFICIENTNET_REMAT)
   ),
   'Axial-ViT': Family(
-    r'AxialViT-[^+]*', build_axial_vit, AXIAL_VIT_SETTINGS, CHOICES['model.remat']
+    r'AxialViT-[^+]*', build_axial_vit, AXIAL_VIT_SETTINGS, _TRANSFORMER_REMAT
   ),
   'Axial ResNet': Family(
-    r'AxialR\d+(\.\d+)*x[1-9]\d*', build_axial_resnet, ('stem_width',), tuple(RESNET_REMAT)
+    r'AxialR\d+(\.\d+)*x[1-9]\d*', build_axial_resnet, ('stem_width',), _RESNET_REMAT
   ),
-  'hybrid': Family(
-    r'.+\+.+', build_vit, (*TRANSFORMER_SETTINGS, 'stem_width'), CHOICES['model.remat']
-  ),
-  'Vision Transformer': Family(r'.*', build_vit, TRANSFORMER_SETTINGS, CHOICES['model.remat']),
+  'hybrid': Family(r'.+\+.+', build_vit, HYBRID_SETTINGS, _TRANSFORMER_REMAT),
+  'Vision Transformer': Family(r'.*', build_vit, TRANSFORMER_SETTINGS, _TRANSFORMER_REMAT),
 }
+# fmt: on
 
 
 def family_name(variant: str) -> str:
-  """The name of the variant's family."""
-  return next(name for name, row in FAMILIES.items() if re.fullmatch(row.variants, variant))
+  """Return the name of the family that a variant belongs to."""
+  matches = (name for name, row in FAMILIES.items() if re.fullmatch(row.variant_pattern, variant))
+  return next(matches)
 
 
 def with_article(name: str) -> str:
-  """'a hybrid', 'an EfficientNet'."""
+  """Return a family's name with its article: 'a hybrid', 'an EfficientNet'."""
   return f'{"an" if name[0] in "AE" else "a"} {name}'
 
 
 def build_model(config: ModelConfig, classes: int) -> nn.Module:
-  """The model that `config` describes, with a head for `classes` (0: none).
+  """Build the model that `config` describes; 0 classes means no head.
 
-  UserError for a shape that does not work out, and for a setting that differs from its default and that the family ignores.
+  Raises UserError if the variant is unknown, its numbers do not fit together, or a setting differs
+  from its default although the family does not read it.
   """
   name = family_name(config.variant)
-  row, default = FAMILIES[name], ModelConfig()
+  family, default = FAMILIES[name], ModelConfig()
+  subject = f'{config.variant} is {with_article(name)}'
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if field.name not in (*COMMON_SETTINGS, *row.reads) and value != getattr(default, field.name):
-      raise UserError(
-        f'config.model.{field.name}={value!r}: {config.variant} is {with_article(name)}, which has no such setting'
-      )
-  if config.remat not in row.remat:
-    known = ', '.join(row.remat)
+    read = field.name in (*COMMON_SETTINGS, *family.settings)
+    if not read and value != getattr(default, field.name):
+      raise UserError(f'config.model.{field.name}={value!r}: {subject}, which has no such setting')
+  if config.remat not in family.remat_choices:
     raise UserError(
-      f'config.model.remat={config.remat!r}: {config.variant} is {with_article(name)}, which knows {known}'
+      f'config.model.remat={config.remat!r}: {subject}, which supports only '
+      f'{", ".join(family.remat_choices)}'
     )
-  return row.build(config, classes)
+  return family.build(config, classes)

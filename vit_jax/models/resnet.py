@@ -1,12 +1,18 @@
-"""BiT's ResNets (arXiv 1912.11370): convolutions with standardised kernels, and GroupNorm.
+"""BiT's ResNets (arXiv 1912.11370): convolutions with standardized kernels, and GroupNorm.
 
-In two forms. V1 has its activations after the norms of a unit: it is the stem of the hybrids of "An Image is Worth 16x16 Words"
-(arXiv 2010.11929, §3.1), and what we take that paper's own ResNets to be, which it does not say. V2 has them before the
-convolutions: the published BiT-S and BiT-M weights are its. The two also differ in their epsilons and their padding.
-Shapes: b batch, h w places, c channels. Names are those of the released hybrids.
+There are two versions. V1 has its activations after the norms of a bottleneck; it is the backbone
+of the hybrids of "An Image is Worth 16x16 Words" (arXiv 2010.11929, §3.1). We also use V1 for that
+paper's own ResNets, whose version it does not state. V2 has its activations before the
+convolutions; the published BiT-S and BiT-M weights are V2. The versions also differ in their
+epsilons and their padding.
+
+Parameter names are those of the released hybrids.
+
+Shapes: b batch, H W image, h w feature map, c channels, d width of the features, k classes.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,57 +22,71 @@ from vit_jax.config import ModelConfig
 from vit_jax.models.layers import apply_head, normalize_images
 from vit_jax.models.variants import NORM_GROUPS, ResNetBackbone, ResNetShape, resnet_shape
 
+# How much the backward pass recomputes: nothing, or the inside of every bottleneck.
+RESNET_REMAT = {'none': lambda unit_cls: unit_cls, 'full': nn.remat}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResNetVersion:
-  """What V1 and V2 differ in besides the order of their layers."""
+  """Numbers that differ between V1 and V2, besides the order of the layers."""
 
-  std_eps: float  # Added to the deviation of a kernel …
-  var_eps: float  # … or to its variance.
+  std_eps: float  # Added to the standard deviation of a kernel.
+  var_eps: float  # Added to the variance of a kernel.
   norm_eps: float
-  same: bool  # Padding as XLA's SAME, which strides put all on the right, or half the kernel on either side.
+  same_padding: bool  # XLA's SAME, uneven if a convolution strides; else half the kernel per side.
 
 
-RESNET_V1 = ResNetVersion(std_eps=1e-5, var_eps=0.0, norm_eps=1e-6, same=True)
-RESNET_V2 = ResNetVersion(std_eps=0.0, var_eps=1e-10, norm_eps=1e-5, same=False)
+RESNET_V1 = ResNetVersion(std_eps=1e-5, var_eps=0.0, norm_eps=1e-6, same_padding=True)
+RESNET_V2 = ResNetVersion(std_eps=0.0, var_eps=1e-10, norm_eps=1e-5, same_padding=False)
 
 
 class StdConv(nn.Module):
-  """A convolution without bias whose kernel has mean 0 and deviation 1 for each output channel (arXiv 1903.10520)."""
+  """Convolution without bias, with a standardized kernel (arXiv 1903.10520).
+
+  The kernel of each output channel is scaled to mean 0 and standard deviation 1.
+  """
 
   channels: int
-  side: int
+  kernel_size: int
   stride: int
-  form: ResNetVersion
+  version: ResNetVersion
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    size = self.kernel_size
     kernel = self.param(
-      'kernel', nn.initializers.lecun_normal(), (self.side, self.side, x.shape[-1], self.channels)
+      'kernel', nn.initializers.lecun_normal(), (size, size, x.shape[-1], self.channels)
     )
     kernel = kernel - kernel.mean(axis=(0, 1, 2))
-    deviation = jnp.sqrt(kernel.var(axis=(0, 1, 2)) + self.form.var_eps) + self.form.std_eps
-    padding = 'SAME' if self.form.same else [(self.side // 2, self.side // 2)] * 2
-    strides, layout = (self.stride, self.stride), ('NHWC', 'HWIO', 'NHWC')
+    deviation = jnp.sqrt(kernel.var(axis=(0, 1, 2)) + self.version.var_eps) + self.version.std_eps
     return jax.lax.conv_general_dilated(
-      x, (kernel / deviation).astype(self.dtype), strides, padding, dimension_numbers=layout
+      x,
+      (kernel / deviation).astype(self.dtype),
+      window_strides=(self.stride, self.stride),
+      padding='SAME' if self.version.same_padding else [(size // 2, size // 2)] * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
 
-def make_conv_and_norm(form: ResNetVersion, dtype: jnp.dtype):
-  """(a convolution of (name, channels, side, stride), a norm of (name)) of that form."""
-  conv = lambda name, channels, side, stride=1: StdConv(
-    channels, side, stride, form, dtype, name=name
-  )
-  norm = lambda name, **init: nn.GroupNorm(
-    NORM_GROUPS, epsilon=form.norm_eps, dtype=dtype, name=name, **init
-  )
+def make_conv_and_norm(version: ResNetVersion, dtype: jnp.dtype):
+  """Return the factories conv(name, channels, kernel_size, stride=1) and norm(name, **fields)."""
+
+  def conv(name: str, channels: int, kernel_size: int, stride: int = 1) -> StdConv:
+    return StdConv(channels, kernel_size, stride, version, dtype, name=name)
+
+  def norm(name: str, **fields) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, epsilon=version.norm_eps, dtype=dtype, name=name, **fields)
+
   return conv, norm
 
 
 class Bottleneck(nn.Module):
-  """A bottleneck of V1, [b, h, w, c] -> [b, h/stride, w/stride, 4·width]: relu(shortcut + norm(conv(…)))."""
+  """V1 bottleneck: relu(shortcut + norm(conv(…))).
+
+  Maps [b, h, w, c] to [b, h/stride, w/stride, 4·width]. The last norm starts with a scale of zero,
+  so a new bottleneck passes on its shortcut.
+  """
 
   width: int
   stride: int
@@ -84,13 +104,16 @@ class Bottleneck(nn.Module):
     return nn.relu(shortcut + x)
 
   def spatial(self, x: jax.Array) -> jax.Array:
-    """[b, h, w, width] -> [b, h/stride, w/stride, width]: the layer that looks at more than one place."""
+    """Apply the layer that mixes positions: [b, h, w, width] -> [b, h/stride, w/stride, width]."""
     conv, norm = make_conv_and_norm(RESNET_V1, self.dtype)
     return norm('gn2')(conv('conv2', self.width, 3, self.stride)(x))
 
 
 class PreactBottleneck(nn.Module):
-  """A bottleneck of V2, [b, h, w, c] -> [b, h/stride, w/stride, 4·width]: shortcut + conv(relu(norm(…)))."""
+  """V2 bottleneck: shortcut + conv(relu(norm(…))).
+
+  Maps [b, h, w, c] to [b, h/stride, w/stride, 4·width].
+  """
 
   width: int
   stride: int
@@ -110,9 +133,9 @@ class PreactBottleneck(nn.Module):
 
 
 class ResNetStage(nn.Module):
-  """Units one after another; the first strides."""
+  """Sequence of bottlenecks, of which only the first has the stride."""
 
-  unit: type[nn.Module]
+  unit_cls: type[nn.Module]
   units: int
   width: int
   stride: int
@@ -121,60 +144,64 @@ class ResNetStage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(self.units):
-      x = self.unit(self.width, self.stride if i == 0 else 1, self.dtype, name=f'unit{i + 1}')(x)
+      stride = self.stride if i == 0 else 1
+      x = self.unit_cls(self.width, stride, self.dtype, name=f'unit{i + 1}')(x)
     return x
 
 
-def apply_stages(
-  stem: ResNetBackbone, x: jax.Array, unit: type[nn.Module], dtype: jnp.dtype
-) -> jax.Array:
-  """What the root gives -> [b, h, w, c] of the last stage. Called inside a compact module: block1, block2, … are its own."""
-  for i, units in enumerate(stem.blocks):
-    x = ResNetStage(
-      unit, units, stem.width * 2**i, 1 if i == 0 else 2, dtype, name=f'block{i + 1}'
-    )(x)
-  return x
-
-
 def resnet_v1(
-  stem: ResNetBackbone,
+  backbone: ResNetBackbone,
   images: jax.Array,
   dtype: jnp.dtype,
   remat: str = 'none',
-  unit: type[Bottleneck] = Bottleneck,
+  unit_cls: type[Bottleneck] = Bottleneck,
 ) -> jax.Array:
-  """Images [b, H, W, 3] -> [b, H/stride, W/stride, channels]: the root, then the stages.
+  """Apply a V1 backbone, [b, H, W, 3] -> [b, H/stride, W/stride, c].
 
-  Called inside a compact module, whose parameters conv_root, gn_root, block1, block2, … it makes: the released files have
-  them at their top.
+  Call it inside a compact module, which then owns the submodules conv_root, gn_root, block1,
+  block2, …: the released files have them at their top level.
   """
   conv, norm = make_conv_and_norm(RESNET_V1, dtype)
-  x = nn.relu(norm('gn_root')(conv('conv_root', stem.width, 7, 2)(images)))
+  x = nn.relu(norm('gn_root')(conv('conv_root', backbone.width, 7, 2)(images)))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
-  return apply_stages(stem, x, RESNET_REMAT[remat](unit), dtype)
+  return apply_stages(backbone, x, RESNET_REMAT[remat](unit_cls), dtype)
 
 
 def resnet_v2(
-  stem: ResNetBackbone, images: jax.Array, dtype: jnp.dtype, remat: str = 'none'
+  backbone: ResNetBackbone, images: jax.Array, dtype: jnp.dtype, remat: str = 'none'
 ) -> jax.Array:
-  """As `resnet_v1`; the root has no norm, and the last stage is followed by one, norm-pre-head."""
+  """Apply a V2 backbone, [b, H, W, 3] -> [b, H/stride, W/stride, c].
+
+  Call it inside a compact module, as `resnet_v1`. The root has no norm; the norm `norm-pre-head`
+  follows the last stage.
+  """
   conv, norm = make_conv_and_norm(RESNET_V2, dtype)
-  x = conv('conv_root', stem.width, 7, 2)(images)
-  x = jnp.pad(
-    x, ((0, 0), (1, 1), (1, 1), (0, 0))
-  )  # With zeros, which may be more than what is there.
+  x = conv('conv_root', backbone.width, 7, 2)(images)
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # Zeros can win the maximum, unlike SAME's -inf.
   x = nn.max_pool(x, (3, 3), strides=(2, 2))
-  return nn.relu(
-    norm('norm-pre-head')(apply_stages(stem, x, RESNET_REMAT[remat](PreactBottleneck), dtype))
-  )
+  x = apply_stages(backbone, x, RESNET_REMAT[remat](PreactBottleneck), dtype)
+  return nn.relu(norm('norm-pre-head')(x))
 
 
-# What the backward pass computes again: nothing, or each unit.
-RESNET_REMAT = {'none': lambda unit: unit, 'full': nn.remat}
+def apply_stages(
+  backbone: ResNetBackbone, x: jax.Array, unit_cls: type[nn.Module], dtype: jnp.dtype
+) -> jax.Array:
+  """Apply the stages block1, block2, … to the feature map of the root.
+
+  Call it inside a compact module, which then owns the stages.
+  """
+  for i, units in enumerate(backbone.blocks_per_stage):
+    stage = functools.partial(ResNetStage, unit_cls, units, backbone.width * 2**i)
+    x = stage(1 if i == 0 else 2, dtype, name=f'block{i + 1}')(x)
+  return x
 
 
 class ResNet(nn.Module):
-  """uint8 images [b, H, W, 3] -> float32 logits [b, k]; without classes (0) the features [b, d], which it also sows."""
+  """ResNet from uint8 images [b, H, W, 3] to float32 logits [b, k].
+
+  With `classes` of 0 it has no head and returns the features [b, d]. It also sows them as
+  'features'.
+  """
 
   config: ModelConfig
   shape: ResNetShape
@@ -182,17 +209,20 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = self.convolve(normalize_images(images, self.config))
+    x = self.forward_features(normalize_images(images, self.config))
     x = x.mean(axis=(1, 2))  # [b, d]
     self.sow('features', 'features', x)
-    return x if not self.classes else apply_head(x, self.classes, self.config)
+    return apply_head(x, self.classes, self.config) if self.classes else x
 
-  def convolve(self, x: jax.Array) -> jax.Array:
-    """Images [b, H, W, 3] -> [b, h, w, d] of the last stage."""
-    form = resnet_v2 if self.shape.preactivated else resnet_v1
-    return form(self.shape.stem, x, jnp.dtype(self.config.dtype), self.config.remat)
+  def forward_features(self, x: jax.Array) -> jax.Array:
+    """Return the last feature map [b, h, w, d] of normalized images [b, H, W, 3]."""
+    resnet = resnet_v2 if self.shape.preactivated else resnet_v1
+    return resnet(self.shape.backbone, x, jnp.dtype(self.config.dtype), self.config.remat)
 
 
 def build_resnet(config: ModelConfig, classes: int) -> ResNet:
-  """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
+  """Build the ResNet that `config` describes; 0 classes means no head.
+
+  Raises UserError if the variant is unknown or its numbers do not fit together.
+  """
   return ResNet(config, resnet_shape(config.variant, stem_width=config.stem_width), classes)

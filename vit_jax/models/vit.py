@@ -1,8 +1,11 @@
-"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), as its Figure 1 draws it.
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929, Figure 1).
 
-Shapes: b batch, h w patch grid, n tokens, d width, m hidden width of the MLP, k classes.
-Blocks are stacked: every parameter under `Transformer/encoderblock` has the depth as its leading axis. Names inside a block
-are those of the released files, so reading one is un-flattening and stacking.
+Blocks are stacked: every parameter under `Transformer/encoderblock` has the depth as its leading
+axis. Names inside a block are those of the released files, so reading one is un-flattening and
+stacking.
+
+Shapes: b batch, H W image, h w patch grid, p q patch, c channels, n tokens, d width, m hidden width
+of the MLP, k classes.
 """
 
 import functools
@@ -33,27 +36,23 @@ GELU_FUNCTIONS = {
   'tanh': functools.partial(nn.gelu, approximate=True),
   'erf': functools.partial(nn.gelu, approximate=False),
 }
-# What a block's backward pass need not compute again, by config.model.remat.
+# What the backward pass of a block may read from memory instead of recomputing it.
 REMAT_POLICIES = {
-  'none': lambda operation, *_, **__: operation.name not in REGATHERED_PRIMITIVES,
+  'none': lambda primitive, *_, **__: primitive.name not in REGATHERED_PRIMITIVES,
   'vit': jax.checkpoint_policies.save_only_these_names('qkv', 'attended', 'projected', 'hidden'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
-# Gathered parameters and copies of them, where devices hold parts: gathered again, so that no device holds them all.
+# JAX primitives that produce gathered parameters or copies of them. With sharded parameters the
+# backward pass gathers again, so that no device ever holds the parameters of all blocks.
 REGATHERED_PRIMITIVES = (
-  'linear_call',
-  'broadcast_in_dim',
-  'concatenate',
-  'convert_element_type',
-  'name',
-  'reshape',
+  'linear_call', 'broadcast_in_dim', 'concatenate', 'convert_element_type', 'name', 'reshape',
   'transpose',
-)
+)  # fmt: skip
 
 
 class MlpBlock(nn.Module):
-  """[b, n, d] -> [b, n, m] -> [b, n, d]."""
+  """Two linear layers with GELU between them, [b, n, d] -> [b, n, m] -> [b, n, d]."""
 
   width: int
   gelu: str
@@ -69,74 +68,96 @@ class MlpBlock(nn.Module):
       bias_init=nn.initializers.normal(1e-6),
     )
     drop = Dropout(self.dropout, deterministic=not train)
-    hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')
+    hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')  # [b, n, m]
     hidden = drop(GELU_FUNCTIONS[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
 class EncoderBlock(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)); each branch dropped for whole images at `drop_path`, a scalar."""
+  """x = x + attention(norm(x)), then x = x + mlp(norm(x)), for tokens [b, n, d].
+
+  In training with `use_drop_path`, each branch is dropped for a fraction `drop_path` of the images.
+  """
 
   mlp: int
   heads: int
   attention: str
   gelu: str
   dropout: float
-  drop_paths: bool
+  use_drop_path: bool
   norm_eps: float
   dtype: jnp.dtype
-  relative: bool = False
-  positions: Callable | None = None  # Makes those of this block alone.
+  relative_bias: bool = False
+  make_positions: Callable | None = None  # Makes the position embeddings that this block adds.
 
   @nn.compact
   def __call__(
     self, x: jax.Array, drop_path: jax.Array, shared: jax.Array | None, train: bool
   ) -> tuple[jax.Array, None]:
+    """Apply the block; the second result is the empty output that `nn.scan` expects.
+
+    Args:
+      x: Tokens [b, n, d].
+      drop_path: Drop rate of this block, a scalar.
+      shared: Position embeddings [1, n, d] that every block adds to its input.
+      train: Whether to apply dropout and stochastic depth.
+    """
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     attention = Attention(
-      self.heads, self.attention, self.dtype, self.relative, name='MultiHeadDotProductAttention_1'
+      self.heads,
+      self.attention,
+      self.dtype,
+      self.relative_bias,
+      name='MultiHeadDotProductAttention_1',
     )
     mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
     drop = Dropout(self.dropout, deterministic=not train)
-    path = lambda branch: (
-      apply_drop_path(branch, self.make_rng('dropout'), drop_path)
-      if train and self.drop_paths
-      else branch
-    )
+
+    def path(branch: jax.Array) -> jax.Array:
+      if not train or not self.use_drop_path:
+        return branch
+      return apply_drop_path(branch, self.make_rng('dropout'), drop_path)
+
     x = x if shared is None else x + shared
-    x = x + self.positions()(x) if self.positions else x
+    x = x + self.make_positions()(x) if self.make_positions else x
     x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
     x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
     return x, None
 
 
 class PatchEmbedding(nn.Module):
-  """Images [b, H, W, c] -> tokens [b, n, d]: each patch flattened and projected, with norms before and after where asked."""
+  """Linear projection of flattened patches, [b, H, W, c] -> [b, n, d].
+
+  `use_norms` adds a LayerNorm before and after the projection.
+  """
 
   width: int
   patch: tuple[int, int]
-  norms: bool
+  use_norms: bool
   norm_eps: float
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     (p, q), c = self.patch, images.shape[-1]
-    # A convolution whose stride is its size, as the one matrix product that it is.
+    # A convolution whose stride equals its kernel size is one matrix product.
     x = einops.rearrange(images, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=q)
     norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-    x = norm(name='norm_before')(x) if self.norms else x
-    lecun = nn.initializers.variance_scaling(
+    x = norm(name='norm_before')(x) if self.use_norms else x
+    init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3
     )
-    kernel = self.param('kernel', lecun, (p, q, c, self.width)).astype(self.dtype)
+    kernel = self.param('kernel', init, (p, q, c, self.width)).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
-    x = x @ kernel.reshape(-1, self.width) + bias
-    return norm(name='norm_after')(x) if self.norms else x
+    x = x @ kernel.reshape(-1, self.width) + bias  # [b, n, d]
+    return norm(name='norm_after')(x) if self.use_norms else x
 
 
 class MapHead(nn.Module):
-  """Attention pooling [b, n, d] -> [b, d]: one learned query over all tokens, then an MLP (arXiv 2106.04560)."""
+  """Multi-head attention pooling, [b, n, d] -> [b, d] (arXiv 2106.04560).
+
+  One learned query attends to all tokens, and an MLP follows.
+  """
 
   mlp: int
   heads: int
@@ -146,53 +167,46 @@ class MapHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])).astype(
-      self.dtype
-    )
-    probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
+    b, _, d = x.shape
+    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, d)).astype(self.dtype)
+    probe = jnp.broadcast_to(probe, (b, 1, d))
     x = Attention(self.heads, 'xla', self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
     norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0')
     mlp = MlpBlock(self.mlp, self.gelu, 0.0, self.dtype, name='MlpBlock_0')
-    x = x + mlp(norm(x), train=False)
-    return x[:, 0]  # [b, d]
+    x = x + mlp(norm(x), train=False)  # [b, 1, d]
+    return x[:, 0]
 
 
 class Transformer(nn.Module):
-  """Tokens [b, n, d], or in their grid [b, h, w, d], -> the same: the blocks, one after another, and a norm."""
+  """The encoder: position embeddings, the stack of blocks and a final norm.
+
+  Tokens are [b, n, d] or, for blocks that need their grid, [b, h, w, d]. The result has the same
+  shape, plus the registers.
+  """
 
   config: ModelConfig
   shape: ViTShape
   grid: tuple[int, int]
   dtype: jnp.dtype
   gather: Callable | None = None
-  block: type[EncoderBlock] = EncoderBlock
+  block_cls: type[EncoderBlock] = EncoderBlock
 
   @nn.compact
   def __call__(self, x: jax.Array, registers: jax.Array | None, train: bool) -> jax.Array:
     c, s = self.config, self.shape
-    positions, shared = (
-      functools.partial(PositionEmbedding, c.position, self.grid, name='posembed_input'),
-      None,
+    make_positions = functools.partial(
+      PositionEmbedding, c.position, self.grid, name='posembed_input'
     )
-    if c.position in LEARNED_POSITIONS and c.position_at != 'every':
-      shared = positions()(x)
+    shared = None
     if c.position in LEARNED_POSITIONS and c.position_at == 'stem':
-      x, shared = x + shared, None
+      x = x + make_positions()(x)
+    if c.position in LEARNED_POSITIONS and c.position_at == 'shared':
+      shared = make_positions()(x)
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
-    block = (
-      self.block if self.gather is None else nn.map_variables(self.block, 'params', self.gather)
-    )
-    if c.remat != 'none' or self.gather:
-      loop = (
-        0 < c.unroll < self.shape.depth
-      )  # Without one XLA would see both passes, and keep what is computed in each.
-      block = nn.remat(
-        block, prevent_cse=not loop, static_argnums=(4,), policy=REMAT_POLICIES[c.remat]
-      )
-    # Inside the scan, `train` is static and every block has its own parameters, its own key and its own rate.
+    # Inside the scan, `train` is static, and every block has its own parameters, key and drop rate.
     blocks = nn.scan(
-      block,
+      self.rematerialized_block(),
       variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast, nn.broadcast),
@@ -200,27 +214,42 @@ class Transformer(nn.Module):
       unroll=c.unroll or s.depth,
     )(
       *(s.mlp, s.heads, c.attention, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype),
-      relative=c.position == 'relative',
-      positions=positions if c.position_at == 'every' else None,
+      relative_bias=c.position == 'relative',
+      make_positions=make_positions if c.position_at == 'every' else None,
       name='encoderblock',
     )
     x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), shared, train)
     return nn.LayerNorm(epsilon=c.norm_eps, dtype=self.dtype, name='encoder_norm')(x)
 
+  def rematerialized_block(self) -> type[nn.Module]:
+    """Return `block_cls` with its parameters gathered and its activations recomputed as needed."""
+    c, block = self.config, self.block_cls
+    if self.gather is not None:
+      block = nn.map_variables(block, 'params', self.gather)
+    if c.remat == 'none' and self.gather is None:
+      return block
+    # Without a loop, XLA sees both passes at once and would keep what each of them computes.
+    has_loop = 0 < c.unroll < self.shape.depth
+    policy = REMAT_POLICIES[c.remat]
+    return nn.remat(block, prevent_cse=not has_loop, static_argnums=(4,), policy=policy)
+
 
 class VisionTransformer(nn.Module):
-  """uint8 images [b, H, W, 3] -> float32 logits [b, k]. With `train`, wants the random stream 'dropout'.
+  """Vision Transformer from uint8 images [b, H, W, 3] to float32 logits [b, k].
 
-  Without classes (0) there is no head, and what it would read [b, d] comes out. On the way, where their collections are
-  mutable, it sows 'tokens' [b, n, d], 'features' [b, d] and each block's 'attention' [depth, b, heads, n, n].
+  With `train`, it needs the random stream 'dropout'. With `classes` of 0 it has no head and returns
+  the features [b, d] that a head would read.
+
+  It sows 'tokens' [b, n, d], 'features' [b, d] and 'attention' [depth, b, heads, n, n] into the
+  collections of these names, if they are mutable.
+
+  `gather` turns the sharded {'params': …} of one block into the full arrays.
   """
 
   config: ModelConfig
   shape: ViTShape
   classes: int
-  gather: Callable | None = (
-    None  # A block's {'params': …} as it lies on a device -> the whole of it.
-  )
+  gather: Callable | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -231,73 +260,76 @@ class VisionTransformer(nn.Module):
     if c.hidden_head:
       x = jnp.tanh(nn.Dense(self.shape.width, dtype=jnp.dtype(c.dtype), name='pre_logits')(x))
     self.sow('features', 'features', x)
-    return x if not self.classes else apply_head(x, self.classes, c)
+    return apply_head(x, self.classes, c) if self.classes else x
 
   def embed(self, images: jax.Array) -> jax.Array:
-    """Images [b, H, W, 3] -> patches [b, h·w, d]."""
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    """Embed the patches of images, [b, H, W, 3] -> [b, h·w, d]."""
+    c, s, dtype = self.config, self.shape, jnp.dtype(self.config.dtype)
     x = normalize_images(images, c)
-    x = resnet_v1(self.shape.stem, x, dtype) if self.shape.stem else x
-    return PatchEmbedding(
-      self.shape.width, self.shape.patch, c.patch_norm, c.norm_eps, dtype, name='embedding'
-    )(x)
+    x = resnet_v1(s.backbone, x, dtype) if s.backbone else x
+    return PatchEmbedding(s.width, s.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
 
   def encode(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
-    """Patches [b, h·w, d] -> tokens [b, n, d] after the last norm; the class token, where there is one, is the first."""
-    c, dtype, d = self.config, jnp.dtype(self.config.dtype), self.shape.width
+    """Encode patches [b, h·w, d] into tokens [b, n, d] after the final norm, without registers.
+
+    The class token, if there is one, comes first.
+    """
+    c, (b, _, d) = self.config, x.shape
+    dtype = jnp.dtype(c.dtype)
     if c.position == 'sincos2d':
       x = x + sincos2d_embedding(grid, d).astype(dtype)
     if c.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, d)).astype(dtype)
-      x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, d)), x], axis=1)
-    tokens, registers = x.shape[1], None
+      x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x], axis=1)
+    n, registers = x.shape[1], None
     if c.registers:
-      registers = self.param('registers', nn.initializers.normal(0.02), (1, c.registers, d)).astype(
-        dtype
-      )
-      registers = jnp.broadcast_to(registers, (x.shape[0], c.registers, d))
-    return Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')(
-      x, registers, train
-    )[:, :tokens]
+      init = nn.initializers.normal(0.02)
+      registers = self.param('registers', init, (1, c.registers, d)).astype(dtype)
+      registers = jnp.broadcast_to(registers, (b, c.registers, d))
+    transformer = Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')
+    return transformer(x, registers, train)[:, :n]
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """Tokens [b, n, d] -> [b, d]."""
-    if self.config.pool == 'token':
-      return x[:, 0]
-    if self.config.pool == 'gap':
-      return x.mean(axis=1)
+    """Pool tokens [b, n, d] into features [b, d]."""
     c, s = self.config, self.shape
+    if c.pool == 'token':
+      return x[:, 0]
+    if c.pool == 'gap':
+      return x.mean(axis=1)
     return MapHead(s.mlp, s.heads, c.gelu, c.norm_eps, jnp.dtype(c.dtype), name='MAPHead_0')(x)
 
 
 def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
-  """The model that `config` describes, with a head for `classes` (0: none). UserError for a shape that does not work out."""
+  """Build the Vision Transformer or hybrid that `config` describes; 0 classes means no head.
+
+  Raises UserError if the variant is unknown or its numbers do not fit together.
+  """
   c = config
-  s = vit_shape(
-    c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads, stem_width=c.stem_width
-  )
-  check_positions(config, s.width)
-  return VisionTransformer(config, s, classes)
+  numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
+  shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width)
+  check_positions(config, shape.width)
+  return VisionTransformer(config, shape, classes)
 
 
 def check_positions(config: ModelConfig, width: int):
-  """UserError where the position embeddings of a model of that width do not go together with the rest of it."""
-  kind, where = (
-    f'config.model.position={config.position!r}',
-    f'config.model.position_at={config.position_at!r}',
-  )
-  parts = {'sincos2d': 4, 'learned2d': 2}.get(config.position, 1)
-  if width % parts:
-    raise UserError(f'{kind}: a width of {width} does not divide by {parts}')
+  """Raise UserError if the position embeddings do not fit the rest of a model of this width."""
+  position = f'config.model.position={config.position!r}'
+  position_at = f'config.model.position_at={config.position_at!r}'
+  divisor = {'sincos2d': 4, 'learned2d': 2}.get(config.position, 1)
+  if width % divisor:
+    raise UserError(f'{position}: a width of {width} does not divide by {divisor}')
   if config.position_at != 'stem' and config.position not in LEARNED_POSITIONS:
     raise UserError(
-      f'{where}: only {" and ".join(LEARNED_POSITIONS)} are added to tokens there, not {config.position}'
+      f'{position_at}: only {" and ".join(LEARNED_POSITIONS)} position embeddings can be added '
+      f'there, not {config.position}'
     )
   if config.position_at != 'stem' and config.registers:
     raise UserError(
-      f'{where}: config.model.registers={config.registers} have no positions; use stem'
+      f'{position_at}: config.model.registers={config.registers} have no position embeddings; '
+      "use 'stem'"
     )
   if config.position == 'relative' and config.attention not in ('auto', 'xla'):
     raise UserError(
-      f'{kind}: config.model.attention={config.attention!r} has no place for it in its scores; use xla'
+      f'{position}: config.model.attention={config.attention!r} cannot add a bias to its scores; '
+      "use 'xla'"
     )

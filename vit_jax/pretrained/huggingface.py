@@ -233,7 +233,7 @@ def to_huggingface(
   h, w = preprocessing['size']
   unsupported = {
     f'pooling by {config.pool!r}': config.pool != 'token',
-    'a ResNet stem': s.stem is not None,
+    'a ResNet stem': s.backbone is not None,
     'norms around the patches': config.patch_norm,
     'fixed position embeddings': POSITION_EMBEDDING not in flat,
     'a hidden layer before a head': config.hidden_head and has_head,

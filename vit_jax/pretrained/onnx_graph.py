@@ -67,8 +67,8 @@ def to_onnx(model: PretrainedModel) -> onnx.ModelProto:
   x = g.add_node('Cast', 'images', to=TensorProto.FLOAT)
   x = g.add_node('Sub', x, g.add_constant(np.array(config.mean, np.float32)))
   x = g.add_node('Div', x, g.add_constant(np.array(config.scale, np.float32)))
-  if model.model.shape.stem:
-    x = add_resnet_stem(g, x, params, model.model.shape.stem.blocks)
+  if model.model.shape.backbone:
+    x = add_resnet_stem(g, x, params, model.model.shape.backbone.blocks_per_stage)
   x = add_encoder(g, add_patch_embedding(g, x, model), model)
   x = add_pooling(g, x, model)
   if config.hidden_head:

@@ -267,9 +267,9 @@ def to_timm(
     'a hidden layer in the head': config.hidden_head,
     f'norm_eps={config.norm_eps}, only {TIMM_NORM_EPS}': config.norm_eps != TIMM_NORM_EPS,
     f'hybrid {config.variant}, only {", ".join(TIMM_HYBRIDS)}': (
-      s.stem is not None and config.variant not in TIMM_HYBRIDS
+      s.backbone is not None and config.variant not in TIMM_HYBRIDS
     ),
-    f'stem of {config.stem_width} channels, only 64': s.stem is not None
+    f'stem of {config.stem_width} channels, only 64': s.backbone is not None
     and config.stem_width != 64,
   }
   if problems := [feature for feature, present in unsupported.items() if present]:
@@ -280,8 +280,8 @@ def to_timm(
     rows = [table[:, :cls], np.zeros((1, config.registers, d), np.float32), table[:, cls:]]
     flat = flat | {POSITION_EMBEDDING: np.concatenate(rows, axis=1)}
   stem_names = []
-  if s.stem:
-    stages = enumerate(s.stem.blocks)
+  if s.backbone:
+    stages = enumerate(s.backbone.blocks_per_stage)
     stem_names = [
       f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.' for i, units in stages for j in range(units)
     ] or [f'{TIMM_STEM_PREFIX}conv.weight']
@@ -312,7 +312,7 @@ def timm_config_json(
     'fc_norm': False,
     'reg_tokens': config.registers,
   }
-  if not s.stem:
+  if not s.backbone:
     arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
   pretrained = {
     'input_size': [3, *size],

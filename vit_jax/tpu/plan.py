@@ -141,7 +141,7 @@ def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object
     topology.devices,
     topology.devices // topology.slices,
   )  # fsdp stays within a slice.
-  kinds = FAMILIES[family_name(c.model.variant)].remat
+  kinds = FAMILIES[family_name(c.model.variant)].remat_choices
   remat = [{'model.remat': kind} for kind in kinds[kinds.index(c.model.remat) + 1 :]]
   parts = [c.optim.grad_accum_steps * 2**i for i in range(1, 6)]
   parts = [
