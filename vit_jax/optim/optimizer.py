@@ -193,8 +193,8 @@ def partition_by_kind(
     )
   if 'statistics' not in present and config.norm_momentum != OptimConfig().norm_momentum:
     raise UserError(
-      f'config.optim.norm_momentum={config.norm_momentum:g}: the model has no running statistics of '
-      'a batch norm, or all of them are frozen; leave the setting at its default'
+      f'config.optim.norm_momentum={config.norm_momentum:g}: the model has no running statistics '
+      'of a batch norm, or all of them are frozen; leave the setting at its default'
     )
   if present == {'trained'}:
     return tx
