@@ -65,7 +65,6 @@ def test_the_root_of_the_package_has_at_most_6_files():
 
 
 # Folders of vit_jax/ whose prose is still to be rewritten. To be emptied.
-NOT_REWRITTEN = {'kernels', 'models', 'optim'}
 OPENINGS = re.compile(r'(Of|What|Whether|Those|As|That|Which|Where|How|Likewise|Goes|So)\b')
 WORDS = re.compile(
   r'\b(told|tells of|is said|are said|was said|is asked|was asked|anew|mend(s|ed)?|likewise|thereof'
@@ -89,21 +88,20 @@ def prose(path: Path) -> Iterator[tuple[str, str, str]]:
       yield f'{name_of(path)}:{token.start[0]}', 'comment', token.string.lstrip('# ')
 
 
-def rewritten_prose() -> Iterator[tuple[str, str, str]]:
-  """Yield the prose of vit_jax/ without the folders of `NOT_REWRITTEN`."""
+def package_prose() -> Iterator[tuple[str, str, str]]:
+  """Yield the prose of vit_jax/."""
   for path in sorted((ROOT / 'vit_jax').rglob('*.py')):
-    if path.relative_to(ROOT / 'vit_jax').parts[0] not in NOT_REWRITTEN:
-      yield from prose(path)
+    yield from prose(path)
 
 
 def test_docstrings_open_with_an_imperative_or_a_noun_phrase():
-  texts = {where: text for where, kind, text in rewritten_prose() if kind == 'docstring'}
+  texts = {where: text for where, kind, text in package_prose() if kind == 'docstring'}
   assert not {where: text[:80] for where, text in texts.items() if OPENINGS.match(text)}
 
 
 def test_prose_uses_plain_words():
   found = [
-    (where, match[0]) for where, _, text in rewritten_prose() for match in WORDS.finditer(text)
+    (where, match[0]) for where, _, text in package_prose() for match in WORDS.finditer(text)
   ]
   assert not found
 

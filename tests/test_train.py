@@ -130,7 +130,7 @@ def test_the_examples_of_each_step_are_those_of_the_stream(uninterrupted):
 def test_the_step_is_compiled_once(uninterrupted):
   _, _, compilations = uninterrupted
   assert compilations.count('jit(train_step)') == 1
-  assert compilations.count('jit(count)') == 1
+  assert compilations.count('jit(evaluate_batch)') == 1
 
 
 def test_every_example_is_evaluated(uninterrupted):

@@ -181,5 +181,5 @@ def test_names_are_taken_as_people_write_them():
   assert find_reproduction('Table5') is find_reproduction('5') and find_reproduction(
     'figure4'
   ) is find_reproduction('fig4')
-  with pytest.raises(UserError, match='no such table or figure here'):
+  with pytest.raises(UserError, match='no such table or figure'):
     find_reproduction('fig99')
