@@ -67,28 +67,30 @@ DEFAULT_LABEL_SETS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
 def load(source: str, **overrides) -> PretrainedModel:
   """Load a pre-trained model, with its architecture inferred from its arrays.
 
-  Args:
-    source: one of
-      - a catalogue name, such as 'augreg/B_16' or 'imagenet21k+imagenet2012/ViT-B_16-224';
-      - an .npz or .safetensors file, or a Hugging Face or timm directory;
-      - a run directory of this package, or a pattern such as 'runs/quickstart-*', whose newest
-        match is loaded;
-      - the URL of a file (https://, gs://, …), which is downloaded to the cache.
-    **overrides: facts that arrays do not determine. They replace those in the file. None has no
-      effect.
-      - gelu: 'tanh' or 'erf'.
-      - norm_eps: epsilon of the layer norms.
-      - heads: number of heads, for files with two-dimensional attention kernels.
-      - mean, std: normalization of pixels in [0, 1], one or three numbers.
-      - crop: 'resize' or 'center'; short_side: pixels to which 'center' resizes the short side
-        first.
-      - labels: names of the classes.
-      - dtype: dtype of the computation.
-      - position: kind of position embedding.
-      - size: image size in pixels, one number or (height, width). Position embeddings are resampled
-        to it.
-      - positions: resampling method: 'corner', 'half_pixel' or 'bicubic'.
-      - patch: patch size in pixels, to which patch kernels are resized as in FlexiViT.
+  `source` is one of
+
+  - a catalogue name, such as 'augreg/B_16' or 'imagenet21k+imagenet2012/ViT-B_16-224'
+  - an .npz or .safetensors file, or a Hugging Face or timm directory
+  - a run directory of this package, or a pattern such as 'runs/quickstart-*', whose newest match
+    is loaded
+  - the URL of a file (https://, gs://, …), which is downloaded to the cache
+
+  `overrides` are facts that arrays do not determine. They replace those in the file. None has no
+  effect.
+
+  - gelu: 'tanh' or 'erf'
+  - norm_eps: epsilon of the layer norms
+  - heads: number of heads, for files with two-dimensional attention kernels
+  - mean, std: normalization of pixels in [0, 1], one or three numbers
+  - crop: 'resize' or 'center'
+  - short_side: pixels to which 'center' resizes the short side first
+  - labels: names of the classes
+  - dtype: dtype of the computation
+  - position: kind of position embedding
+  - size: image size in pixels, one number or (height, width), to which position embeddings are
+    resampled
+  - positions: resampling method, 'corner', 'half_pixel' or 'bicubic'
+  - patch: patch size in pixels, to which patch kernels are resized as in FlexiViT
 
   Raises UserError if the source does not exist, is not readable, or is not a complete, known model.
   """
