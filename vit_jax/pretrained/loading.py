@@ -71,8 +71,8 @@ def load(source: str, **overrides) -> PretrainedModel:
 
   - a catalogue name, such as 'augreg/B_16' or 'imagenet21k+imagenet2012/ViT-B_16-224'
   - an .npz or .safetensors file, or a Hugging Face or timm directory
-  - a run directory of this package, or a pattern such as 'runs/quickstart-*', whose newest match
-    is loaded
+  - a run directory of this package, or a pattern such as ``runs/quickstart-*``, whose
+    newest match is loaded
   - the URL of a file (https://, gs://, …), which is downloaded to the cache
 
   `overrides` are facts that arrays do not determine. They replace those in the file. None has no
