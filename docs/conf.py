@@ -10,6 +10,7 @@ import generate
 
 project = 'vit_jax'
 author = 'the vit_jax authors'
+copyright = '2026, the vit_jax authors'
 extensions = [
   'myst_nb',
   'sphinx.ext.autodoc',
