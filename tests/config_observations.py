@@ -1,4 +1,4 @@
-"""What a config changes: programs, batches, schedules, and the results of short runs."""
+"""Observe what a config changes: programs, batches, schedules, results of short runs."""
 
 import itertools
 import json

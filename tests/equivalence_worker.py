@@ -2,7 +2,7 @@
 
     python tests/equivalence_worker.py PORT PROCESSES PROCESS JOBS
 
-JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained one after another. What a
+JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained in this order. What a
 process saw of each goes to WORKDIR-PROCESS.json.
 """
 

@@ -35,7 +35,7 @@ PATIENCE = 600
 class Run:
   """The job in `workdir`, on `hosts` of `devices` each.
 
-  Every process has a session, and so a process group, of its own.
+  Every process leads its own session, and so its own process group.
   """
 
   def __init__(self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, start: int = 0):
@@ -78,7 +78,7 @@ class Run:
       process.wait()
 
   def text(self, host: int = 0) -> str:
-    """What a host has said so far."""
+    """Return what a host has printed so far."""
     return self.logs[host].read_text()
 
   def until(self, pattern: str, host: int = 0):
@@ -124,7 +124,7 @@ def stopped_at(text: str) -> int:
 
 
 def account(workdir: Path) -> dict:
-  """What has to be the same, however often a run was interrupted.
+  """Return what must be the same, however often a run was interrupted.
 
   A digest of every leaf of the last state, the loss of each step to the bit and its examples, and
   the evaluations.
@@ -144,7 +144,7 @@ def account(workdir: Path) -> dict:
 
 
 def lines(path: Path) -> list[str]:
-  """Of a file."""
+  """Return the lines of a file."""
   return path.read_text().splitlines()
 
 

@@ -47,7 +47,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 def configs(name: str) -> list[Config]:
-  """Those that are printed, read as the command line reads them."""
+  """Return the printed configs of a reproduction, read as the command line reads them."""
   return [
     parse_config_flags(words[4:-1])
     for words in commands(name)
@@ -83,9 +83,9 @@ def test_printed_commands_are_valid_and_their_configs_build(name):
 
 
 def different(name: str) -> list[Config]:
-  """Of those that are printed, one of each kind of program.
+  """Return one printed config for each kind of program.
 
-  In loops, which trace quickly and are of the same parameters.
+  Their blocks run in a loop, which traces quickly and has the same parameters.
   """
   found = {}
   for config in configs(name):

@@ -1,4 +1,4 @@
-"""Runs are done once, go on after a kill, and say what they were done with."""
+"""Each run is done once, resumes after a kill, and records what it was done with."""
 
 import dataclasses
 import os

@@ -89,7 +89,7 @@ def compute_fsdp_gradient(
 ) -> tuple[jax.Array, dict]:
   """Return what `compute_gradient` does, with rows and parameters split over the mesh.
 
-  Rows are split over all devices, parameters over 'fsdp'.   Each device computes the gradient of
+  Rows are split over all devices, parameters over 'fsdp'. Each device computes the gradient of
   its rows; the gradients are summed once, in `grad_dtype`. Random draws for the rows of a device
   equal those rows of the draws that one device would make for all rows.
   """
@@ -119,9 +119,8 @@ def sum_over_microbatches(
 ):
   """Sum `function(params, *arrays, key)` over `count` slices of the rows, to save memory.
 
-    Slice i takes rows i, i + count, …. The rows of a slice on each device are then among the
-    device's
-  own rows, and no row moves between devices.
+  Slice i takes rows i, i + count, i + 2 count and so on. On each device these are among its own
+  rows, so no row moves between devices.
   """
   if count == 1:
     return function(params, *arrays, key)
@@ -229,7 +228,7 @@ def reduce_scatter(
 ) -> jax.Array:
   """Sum `grad` over 'fsdp' and return this device's shard of the sum.
 
-  The shard has `shape`; `axis` is split.   The sum takes one step for each entry of `groups`, as
+  The shard has `shape`; `axis` is split. The sum takes one step for each entry of `groups`, as
   `reduce_scatter_groups` returns them.
 
   If the shards cut through tiles of 128, the TPU compiler emits an all-reduce, which moves twice
@@ -250,7 +249,7 @@ def reduce_scatter(
 def reduce_scatter_groups() -> tuple:
   """Return the groups of 'fsdp' devices for each step of a reduce-scatter.
 
-  (None,) is one step over all devices.   The TPU compiler also emits an all-reduce when a
+  (None,) is one step over all devices. The TPU compiler also emits an all-reduce when a
   reduce-scatter covers a slice of 8 or more devices entirely. Two steps over groups avoid that.
   """
   count = jax.lax.axis_size('fsdp')

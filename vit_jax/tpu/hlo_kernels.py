@@ -24,9 +24,9 @@ GRID_STEPS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 def kernel_cycles(
   topology: str, *, b: int, n: int, d: int, heads: int, dtype: str
 ) -> dict[str, int]:
-  """Return {'attention_forward': …, 'attention_backward'.
+  """Return {'attention_forward': cycles, 'attention_backward': cycles}.
 
-  …} for b images of n tokens of width d, on one chip of the slice.
+  They are for b images of n tokens of width d, on one chip of the slice.
   """
   wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads, 'dtype': dtype}
   with tempfile.TemporaryDirectory() as dump:
