@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.launch.local import run_hosts
+from vit_jax.launch.local import find_cause, run_hosts
 from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,32 @@ def test_a_host_that_fails_takes_the_others_with_it_and_its_code_is_handed_on(tm
 def test_a_host_that_is_killed_is_a_failure_too(tmp_path):
   job = script(tmp_path, 'if host == 0: os.kill(os.getpid(), 9)\ntime.sleep(300)')
   assert run_hosts(job, hosts=2, devices=0, out=io.StringIO()) == 128 + 9
+
+
+def test_a_host_that_lost_another_is_not_the_cause_even_if_it_ends_first(tmp_path):
+  job = script(
+    tmp_path,
+    'if host == 0: raise SystemExit(75)\ntime.sleep(1)\nif host == 1: raise SystemExit(1)\n'
+    'time.sleep(300)',
+  )
+  assert run_hosts(job, hosts=3, devices=0, out=io.StringIO()) == 1
+
+
+@pytest.mark.parametrize(
+  ('failed', 'cause'),
+  [
+    ({'a': 75, 'b': 1}, 'b'),
+    ({'a': 134, 'b': 2, 'c': 76}, 'b'),
+    ({'a': 1, 'b': 137}, 'b'),  # The kernel killed b, for example for want of memory.
+    ({'a': 75, 'b': 134}, 'a'),
+    ({'a': 1, 'b': 2}, 'a'),
+  ],
+)
+@pytest.mark.parametrize('finished', ['abc', ''])
+def test_the_cause_is_a_killed_host_before_a_failed_one_before_one_that_can_restart(
+  failed, cause, finished
+):
+  assert find_cause(failed, list(finished)) == cause
 
 
 def test_a_command_that_is_no_file_is_an_error():

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from vit_jax.errors import EXIT_ABORTED, UserError
+from vit_jax.errors import RESTARTABLE_EXIT_CODES, UserError
 from vit_jax.launch.logs import LogFollower
 
+CAUSE_GRACE = 3  # Seconds for the host that is the cause to end, after one that lost it has ended.
 FAILURE_GRACE = 15  # Seconds for the other hosts to end after one has failed.
 SIGNAL_GRACE = 30  # Seconds after a signal of the user: the hosts may be saving.
 
@@ -23,9 +24,9 @@ def run_hosts(
   """Run a Python command in several processes until all end.
 
   Each of the `hosts` processes has `devices` simulated CPU devices; with 0, JAX uses what it finds.
-  Each line goes to `out` with its host before it. Returns the exit code of the first host that
-  fails, which ends the others; Ctrl-C and SIGTERM are passed to all. Raises UserError if the
-  command is not a file.
+  Each line goes to `out` with its host before it. The first host that fails ends the others, and
+  Ctrl-C and SIGTERM are passed to all. Returns the exit code of the host that caused the failure
+  (see `find_cause`). Raises UserError if the command is not a file.
   """
   if command[0] != '-m' and not os.path.isfile(command[0]):  # noqa: PTH113
     raise UserError(
@@ -43,7 +44,7 @@ def run_hosts(
       and not any(codes.values())
     ):
       time.sleep(0.1)
-    failed = {name: code for name, code in follower.exit_codes().items() if code}
+    failed = wait_for_cause(follower) if any(follower.exit_codes().values()) else {}
     follower.terminate(
       signals[0] if signals else signal.SIGTERM, grace=SIGNAL_GRACE if signals else FAILURE_GRACE
     )
@@ -51,12 +52,35 @@ def run_hosts(
     return 128 + signals[0]
   if not failed:
     return 0
-  # The failure of one host makes the others fail at almost the same time. It kills none of them,
-  # but JAX may abort them.
-  killed = (name for name, code in failed.items() if code > 128 and code != EXIT_ABORTED)
-  first = next(killed, None) or next(name for name in follower.finished if name in failed)
-  print(f'{first} ended with exit code {failed[first]}', file=sys.stderr)
-  return failed[first]
+  cause = find_cause(failed, follower.finished)
+  print(f'{cause} ended with exit code {failed[cause]}', file=sys.stderr)
+  return failed[cause]
+
+
+def wait_for_cause(follower: LogFollower) -> dict[str, int]:
+  """Return {name: exit code} of the failed hosts as soon as one of them is a cause.
+
+  A host that lost another may be seen to end first. The wait is at most CAUSE_GRACE seconds.
+  """
+  deadline = time.monotonic() + CAUSE_GRACE
+  while True:
+    failed = {name: code for name, code in follower.exit_codes().items() if code}
+    if set(failed.values()) - set(RESTARTABLE_EXIT_CODES) or time.monotonic() > deadline:
+      return failed
+    time.sleep(0.1)
+
+
+def find_cause(failed: dict[str, int], finished: list[str]) -> str:
+  """Return the name of the host whose failure made the others fail.
+
+  The failure of one host makes the others fail at almost the same time, and their order is not
+  certain. The others end with one of RESTARTABLE_EXIT_CODES. A host that a signal killed comes
+  before one that ended by itself, and then the first in `finished`.
+  """
+  order = [name for name in finished if name in failed] + list(failed)
+  causes = [name for name in order if failed[name] not in RESTARTABLE_EXIT_CODES]
+  killed = [name for name in causes if failed[name] > 128]
+  return (killed or causes or order)[0]
 
 
 def host_environment(coordinator: str, hosts: int, i: int, *, devices: int) -> dict[str, str]:
