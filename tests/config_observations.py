@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, total_steps
-from vit_jax.data import images
+from vit_jax.data.images import write_train_image
 from vit_jax.data.loader import eval_batches, max_bad_examples, train_batches
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
@@ -160,14 +160,13 @@ def decoding_threads() -> set[int | None]:
 def run(config: Config, workdir: Path) -> dict[str, object]:
   """Train, and return what the run did and left behind."""
   error, decoded, watchdog = '', [], mock.MagicMock(spec=Watchdog)
-  write_train_image = images.write_train_image
 
   def counted(data, out, **kwargs):
     decoded.append(out.shape == (*config.data.size, 3))
     write_train_image(data, out, **kwargs)
 
   try:
-    with mock.patch.object(images, 'write_train_image', counted):
+    with mock.patch('vit_jax.data.loader.write_train_image', counted):
       train(config, workdir, watchdog=watchdog)
   except (UserError, DivergedError) as raised:
     error = str(raised).replace(str(workdir), '')

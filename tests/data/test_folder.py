@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import split_train_test
-from vit_jax.data.images import BadImageError
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 

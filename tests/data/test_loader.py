@@ -14,7 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 from vit_jax.config import DataConfig
-from vit_jax.data.images import BadImageError, write_train_image
+from vit_jax.data.decode import BadImageError
+from vit_jax.data.images import write_train_image
 from vit_jax.data.loader import diagnose_bad_example, eval_batches, max_bad_examples, train_batches
 from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import UserError

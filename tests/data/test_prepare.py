@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vit_jax.data.images import decode_image
+from vit_jax.data.decode import decode_image
 from vit_jax.data.prepare import (
   SourceRow,
   convert_tfrecord_file,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_jax.data.images import decode_image
+from vit_jax.data.decode import decode_image
 from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
 from vit_jax.errors import UserError
 

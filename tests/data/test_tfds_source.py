@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from vit_jax.data.images import BadImageError
+from vit_jax.data.decode import BadImageError
 from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
 from vit_jax.errors import UserError
 
@@ -46,7 +46,7 @@ class NoTensorFlow:
     return None if name.partition('.')[0] == 'tensorflow' else self.finder.find_spec(name, *args)
 sys.meta_path = [NoTensorFlow(finder) for finder in sys.meta_path]
 from vit_jax.config import DataConfig
-from vit_jax.data.images import decode_image
+from vit_jax.data.decode import decode_image
 from vit_jax.data.loader import train_batches
 from vit_jax.data.sources import open_source
 for split in ('train[:{count}]', 'test[:{count}]'):

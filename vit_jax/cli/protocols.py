@@ -139,7 +139,7 @@ def image_progress_bar(total: int | None = None):
 @contextlib.contextmanager
 def explain_bad_images():
   """Turn an unreadable image into a UserError with a remedy."""
-  from vit_jax.data.images import BadImageError
+  from vit_jax.data.decode import BadImageError
 
   try:
     yield

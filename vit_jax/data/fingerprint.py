@@ -9,7 +9,8 @@ import hashlib
 
 import numpy as np
 
-from vit_jax.data.images import AUGMENTATION_VERSION, BadImageError
+from vit_jax.data.decode import BadImageError
+from vit_jax.data.images import AUGMENTATION_VERSION
 from vit_jax.data.sampler import ORDER_VERSION
 from vit_jax.data.sources import Source
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.images import BadImageError
+from vit_jax.data.decode import BadImageError
 from vit_jax.errors import UserError, did_you_mean
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # In upper or lower case.

@@ -36,7 +36,8 @@ import numpy as np
 from absl import flags
 
 from vit_jax.config import DataConfig
-from vit_jax.data import images
+from vit_jax.data.decode import BadImageError, decode_image
+from vit_jax.data.images import write_eval_image, write_train_image
 from vit_jax.data.sampler import mixture_example, sequential_example, shuffled_example
 from vit_jax.errors import UserError
 
@@ -126,8 +127,8 @@ def diagnose_bad_example(source, index: int, max_pixels: int) -> tuple[str, str]
   """
   try:
     data, _, name = source[index]
-    images.decode_image(data, name=name, max_pixels=max_pixels)
-  except images.BadImageError as error:
+    decode_image(data, name=name, max_pixels=max_pixels)
+  except BadImageError as error:
     return error.args
   return name, 'it could not be read before, but now it can'
 
@@ -142,7 +143,7 @@ def _write_train_example(
 ) -> tuple[int, ...]:
   """Write the image of an example in one epoch into `out` and return the labels."""
   data, labels, name = source[index]
-  images.write_train_image(
+  write_train_image(
     data,
     out,
     name=name,
@@ -165,7 +166,7 @@ def _write_eval_example(
   """Write the evaluation image of an example into `out` and return the labels."""
   del epoch  # Evaluation images are the same in every epoch.
   data, labels, name = source[index]
-  images.write_eval_image(
+  write_eval_image(
     data,
     out,
     name=name,
@@ -245,7 +246,7 @@ class _BatchMaker:
   def _write_or_skip(self, epoch: int, index: int, image: np.ndarray) -> tuple[int, ...] | None:
     try:
       return None if index < 0 else self.write_example(epoch, index, image)
-    except images.BadImageError:
+    except BadImageError:
       if self.skip_bad_images:
         return None
       raise

@@ -8,7 +8,7 @@ gives any number of labels per image.
 
 import concurrent.futures
 
-from vit_jax.data.images import BadImageError
+from vit_jax.data.decode import BadImageError
 from vit_jax.errors import UserError, did_you_mean, one_line
 
 NOT_IN_TFDS = {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax.data.images import BadImageError, decode_image
+from vit_jax.data.decode import BadImageError, decode_image
 from vit_jax.data.tfds_source import (
   TfdsRecords,
   class_label_names,

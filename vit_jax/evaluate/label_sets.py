@@ -64,7 +64,7 @@ class RelabelledSource:
   def _crop(self, data: bytes | np.ndarray, name: str) -> bytes | np.ndarray:
     if not self.crop_border:
       return data
-    from vit_jax.data.images import decode_image
+    from vit_jax.data.decode import decode_image
 
     inside = slice(self.crop_border, -self.crop_border)
     return decode_image(data, name=name, max_pixels=100_000_000)[inside, inside]

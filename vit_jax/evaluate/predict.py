@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.config import DataConfig
+from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import IMAGE_EXTENSIONS
-from vit_jax.data.images import BadImageError
 from vit_jax.data.loader import diagnose_bad_example
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
