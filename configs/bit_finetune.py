@@ -15,7 +15,7 @@ google-research/big_transfer).
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.recipes import check_data_set
 
 # data: ((source, split, evaluation split), examples, images have less than 96x96 pixels)
 TASKS = {
@@ -36,10 +36,7 @@ SMALL, LARGE, LARGEST = (160, 128), (448, 384), (512, 480)
 def get_config(argument: str = 'BiT-R50x1,cifar10') -> Config:
   """Return the config for 'VARIANT,DATA'. Raises UserError for an unknown data set."""
   variant, _, data = argument.partition(',')
-  if data not in TASKS:
-    raise UserError(
-      f'configs/bit_finetune.py:{argument}: unknown data set {data!r}.{did_you_mean(data, TASKS)}'
-    )
+  check_data_set(data, TASKS, recipe='bit_finetune', argument=argument)
   (source, split, eval_split), examples, small = TASKS[data]
   steps, warmup, mixup = next(row for least, row in LENGTHS.items() if examples >= least)
   side, crop = SMALL if small else LARGEST if variant.endswith('R152x4') else LARGE

@@ -17,7 +17,7 @@ copy or to a substitute.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.recipes import check_data_set
 
 # arXiv 1912.11370, section 3.2: batch 4,096, a warm-up of 5,000 steps, a factor of 10 at each
 # boundary, and a learning rate of 0.03 for each 256 images.
@@ -36,10 +36,7 @@ def get_config(argument: str = 'R50x1,jft,7') -> Config:
   """
   variant, _, rest = argument.partition(',')
   data, _, epochs = rest.partition(',')
-  if data not in RECIPES:
-    raise UserError(
-      f'configs/bit_pretrain.py:{argument}: unknown data set {data!r}.{did_you_mean(data, RECIPES)}'
-    )
+  check_data_set(data, RECIPES, recipe='bit_pretrain', argument=argument)
   (source, split, eval_split), published, boundaries = RECIPES[data]
   multi_label = data != 'imagenet'
   return Config(

@@ -20,9 +20,9 @@ small data sets.
 """
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from vit_jax.errors import UserError, did_you_mean
 from vit_jax.evaluate.vtab import vtab_config
 from vit_jax.models.variants import AXIAL_VIT_PREFIX, vit_shape
+from vit_jax.recipes import check_data_set
 
 # Table 4. The warm-ups are the released code's; the table has none.
 # data: ((source, split, evaluation split), steps, warm-up steps, learning rates of the sweep)
@@ -56,9 +56,8 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
   )
   if data.startswith('vtab/'):
     return vtab_config(data.removeprefix('vtab/'), model=model, size=(side, side), workers=8)
-  if data not in RECIPES:
-    near = did_you_mean(data, [*RECIPES, 'vtab/caltech101'])
-    raise UserError(f'configs/finetune.py:{argument}: unknown data set {data!r}.{near}')
+  known = [*RECIPES, 'vtab/caltech101']
+  check_data_set(data, known, recipe='finetune', argument=argument)
   (source, split, eval_split), steps, warmup, rates = RECIPES[data]
   return Config(
     data=DataConfig(

@@ -25,7 +25,7 @@ released.
 """
 
 from vit_jax.config import Config, DataConfig, MaskConfig, ModelConfig, OptimConfig
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.recipes import check_data_set
 
 # data: (source, training split, evaluation split), as in configs/pretrain.py.
 DATA = {
@@ -38,10 +38,7 @@ DATA = {
 def get_config(argument: str = 'B/16,imagenet') -> Config:
   """Return the config for 'VARIANT,DATA'. Raises UserError for an unknown data set."""
   variant, _, data = argument.partition(',')
-  if data not in DATA:
-    raise UserError(
-      f'configs/self_supervised.py:{argument}: unknown data set {data!r}.{did_you_mean(data, DATA)}'
-    )
+  check_data_set(data, DATA, recipe='self_supervised', argument=argument)
   source, split, eval_split = DATA[data]
   return Config(
     data=DataConfig(

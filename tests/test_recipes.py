@@ -57,3 +57,13 @@ def test_the_argument_of_a_recipe_is_everything_after_the_first_colon(tmp_path):
 def test_an_argument_for_a_recipe_without_one_is_an_error():
   with pytest.raises(UserError, match='quickstart:x'):
     load_recipe('quickstart:x')
+
+
+@pytest.mark.parametrize('recipe', ['finetune', 'bit_finetune', 'bit_pretrain', 'self_supervised'])
+def test_a_recipe_without_its_data_set_says_how_to_name_one(recipe):
+  with pytest.raises(UserError) as error:
+    load_recipe(f'{recipe}:S/16')
+  assert f'write --config={recipe}:S/16,DATA' in str(error.value)
+  with pytest.raises(UserError) as error:
+    load_recipe(f'{recipe}:S/16,imagenett')
+  assert "'imagenett'" in str(error.value)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import inspect
 import types
+from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.config import Config
@@ -79,3 +80,17 @@ def load_recipe(name: str) -> Config:
   if colon and not inspect.signature(get_config).parameters:
     raise UserError(f'--config={name}: this recipe takes no argument')
   return get_config(argument) if colon else get_config()
+
+
+def check_data_set(data: str, known: Iterable[str], *, recipe: str, argument: str):
+  """Raise UserError unless `data`, the second part of a recipe's argument, is one of `known`."""
+  known = list(known)
+  if not data:
+    variant = argument.partition(',')[0]
+    raise UserError(
+      f'--config={recipe}:{argument} names no data set; write --config={recipe}:{variant},DATA. '
+      f'Known: {", ".join(known)}'
+    )
+  if data not in known:
+    near = did_you_mean(data, known)
+    raise UserError(f'--config={recipe}:{argument}: unknown data set {data!r}.{near}')

@@ -93,8 +93,8 @@ def check_same_run(
   ]
   if differ:
     raise UserError(
-      f'{workdir} holds another run; choose another --workdir. The configs differ in '
-      + '; '.join(differ)
+      f'{workdir} holds another run. Choose another --workdir, or repeat the settings of that run '
+      f'to resume it. The configs differ in {"; ".join(differ)}'
     )
   if read_run_labels(workdir) != labels:
     raise UserError(
