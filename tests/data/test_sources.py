@@ -1,7 +1,10 @@
 """Opening sources by name: built-in datasets, split syntax and errors."""
 
+import concurrent.futures
 import gzip
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,24 @@ def test_digits_hold_out_50_images_of_each_class_and_span_black_to_white():
   assert np.bincount(labels).tolist() == [50] * 10
   images = np.stack([source[i][0] for i in range(len(source))])
   assert (images.min(), images.max()) == (0, 255)
+
+
+def test_threads_that_need_the_images_at_the_same_time_load_them_once(monkeypatch):
+  load, loading = np.load, []
+
+  def slow_load(*args, **kwargs):
+    loading.append(threading.get_ident())
+    time.sleep(0.2)  # The other threads ask meanwhile.
+    return load(*args, **kwargs)
+
+  source = open_source('builtin:digits', 'train')
+  monkeypatch.setattr(np, 'load', slow_load)
+  with concurrent.futures.ThreadPoolExecutor(8) as threads:
+    images = [image for image, _, _ in threads.map(source.__getitem__, [5] * 8)]
+  assert len(loading) == 1
+  with load(BUILTIN_FOLDER / 'digits.npz') as arrays:
+    expected = arrays['train_images'][5]
+  assert all(np.array_equal(image, expected) for image in images)
 
 
 def test_package_data_is_small_and_has_licenses():

@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from vit_jax.errors import UserError
 from vit_jax.runtime.files import explain_write_errors, read_json_object, write_atomically
 
 PART_EXAMPLES = 1 << 16  # Examples in a file, and the most that are lost when a job is killed.
+# NumPy parses array headers with `ast`, which may fail in CPython 3.11 if two threads do so.
+_LOAD_LOCK = threading.Lock()
 REMOVE_AND_RELABEL = 'remove {} and label the images again'
 
 
@@ -48,7 +51,8 @@ class PseudoLabels:
   @functools.cached_property
   def _parts(self) -> list[np.ndarray]:
     count = -(-len(self.top_class) // self.part_examples)
-    return [np.load(self.directory / part_file_name(i), mmap_mode='r') for i in range(count)]
+    with _LOAD_LOCK:
+      return [np.load(self.directory / part_file_name(i), mmap_mode='r') for i in range(count)]
 
   def __getstate__(self) -> dict:
     return {name: value for name, value in self.__dict__.items() if name != '_parts'}

@@ -19,6 +19,7 @@ Stores open their files after unpickling, so little is sent to a worker process.
 import bisect
 import hashlib
 import itertools
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,11 @@ class Source:
     return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
 
 
+# One decoding thread loads the images, and the others wait. NumPy parses array headers with `ast`,
+# whose recursion counter all threads of CPython 3.11 share, so two at a time may fail.
+_LOAD_LOCK = threading.Lock()
+
+
 class BuiltinStore:
   """A dataset inside the package, written by builtin/pack.py."""
 
@@ -152,9 +158,14 @@ class BuiltinStore:
   def read_example(self, split: str, i: int) -> tuple[np.ndarray, tuple[int, ...], str]:
     """Return (image, labels, name) of example `i` of a split."""
     if split not in self._images:
+      with _LOAD_LOCK:
+        self._load_images(split)
+    return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
+
+  def _load_images(self, split: str):
+    if split not in self._images:  # Another thread may have loaded them during the wait.
       with np.load(self._path) as arrays:
         self._images[split] = arrays[f'{split}_images']  # [n, h, w]
-    return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
 
 
 STORES = {
