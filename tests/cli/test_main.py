@@ -128,7 +128,7 @@ def test_evaluate_agrees_with_the_predictions_of_the_loaded_model(run, tmp_path)
   )
   right = [each.labels[0] == LABELS[i % 3] for i, each in enumerate(found)]
   assert out.splitlines()[0] == 'model.npz on folder:photos val, 3 classes'
-  assert f'accuracy  {np.mean(right):8.2%}\n' in out
+  assert f'accuracy  {np.mean(right):8.2%}  (' in out
   facts = json.loads((tmp_path / 'out.json').read_text())
   assert (facts['accuracy'], facts['accuracy_top5'], facts['examples'], facts['skipped']) == (
     np.mean(right),
@@ -146,8 +146,8 @@ def test_evaluate_agrees_with_the_predictions_of_the_loaded_model(run, tmp_path)
 
 def test_the_table_of_classes_starts_with_the_worst(run):
   _, out, _ = run(*EVALUATE, '--per_class', '-')
-  head, *rows = (line.split() for line in out.splitlines()[6:])
-  assert head == ['class', 'examples', 'correct', 'accuracy']
+  head, *rows = (line.split() for line in out.splitlines()[8:])
+  assert head == ['class', 'examples', 'correct', 'accuracy', 'precision', 'f1']
   assert sorted(row[0] for row in rows) == LABELS
   shares = [float(row[3].rstrip('%')) for row in rows]
   assert shares == sorted(shares)

@@ -8,7 +8,12 @@ import pytest
 from tests.evaluate.conftest import NAMES
 from vit_jax.data.class_names import match_classes
 from vit_jax.data.sources import open_source
-from vit_jax.evaluate.classify import ClassificationResult, evaluate_split
+from vit_jax.evaluate.classify import (
+  ClassificationResult,
+  class_table,
+  classification_statistics,
+  evaluate_split,
+)
 from vit_jax.evaluate.confusion import confusion_matrix, count_per_class
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
 from vit_jax.evaluate.outputs import mean_classification_metrics, mean_masked_patch_metrics
@@ -84,6 +89,59 @@ def test_a_prediction_of_any_of_several_labels_is_correct(
   for i, name in enumerate(NAMES):
     has = np.array([name in each for each in names])
     assert (seen[i], correct[i]) == (has.sum(), np.sum(has & right))
+
+
+def test_statistics_of_one_label_equal_scikit_learns(make_model, source, by_hand):
+  metrics = pytest.importorskip('sklearn.metrics')
+  labels = ('ant', *NAMES, 'owl')
+  model = make_model(labels)
+  names, logits = by_hand(model, source)
+  true, predicted = [name for (name,) in names], [labels[i] for i in logits.argmax(axis=1)]
+  result, _ = evaluate(model, source)
+  probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+  probabilities /= probabilities.sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(result.confidence, probabilities.max(axis=1), rtol=1e-5)
+  statistics = classification_statistics(result, model.loss)
+  expected = metrics.precision_recall_fscore_support(true, predicted, labels=NAMES, zero_division=0)
+  for name, values in zip(('precision', 'recall', 'f1'), expected, strict=False):
+    assert statistics[f'macro_{name}'] == pytest.approx(np.mean(values))
+  log_loss = metrics.log_loss(true, probabilities, labels=labels)
+  assert statistics['log_loss'] == pytest.approx(log_loss, rel=1e-5)
+  assert statistics['accuracy_low'] < result.accuracy < statistics['accuracy_high']
+  table = class_table(result, NAMES)
+  assert list(table) == ['class', 'examples', 'correct', 'accuracy', 'precision', 'f1']
+  np.testing.assert_allclose(table['f1'], expected[2])
+  np.testing.assert_allclose(np.nan_to_num(table['precision']), expected[0])
+  assert 'log_loss' not in classification_statistics(result, 'sigmoid')
+
+
+@pytest.mark.parametrize('labels', [NAMES, ('ant', *NAMES[::-1], 'owl')], ids=['same', 'more'])
+@pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
+def test_mean_average_precision_equals_scikit_learns(
+  tmp_path, make_model, source, by_hand, labels, loss
+):
+  metrics = pytest.importorskip('sklearn.metrics')
+  lines = [
+    f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
+    for i in range(len(source))
+  ]
+  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]))
+  several = open_source(f'csv:{tmp_path / "labels.csv"}', 'all')
+  model = dataclasses.replace(make_model(labels), loss=loss)
+  names, logits = by_hand(model, several)
+  scores = 1 / (1 + np.exp(-logits))
+  if loss == 'softmax':
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  expected = [
+    metrics.average_precision_score([name in each for each in names], scores[:, labels.index(name)])
+    for name in several.label_names
+  ]
+  result, _ = evaluate(model, several)
+  statistics = classification_statistics(result, loss)
+  assert statistics['mean_average_precision'] == pytest.approx(np.mean(expected))
+  assert 'macro_f1' not in statistics
+  table = class_table(result, several.label_names)
+  np.testing.assert_allclose(table['average_precision'], expected)
 
 
 def test_a_sigmoid_model_is_evaluated_with_the_sigmoid_loss(make_model, source, by_hand):

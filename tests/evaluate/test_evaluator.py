@@ -20,7 +20,6 @@ from vit_jax.evaluate.evaluator import (
 )
 from vit_jax.evaluate.outputs import FEATURES, classification, top_k_among
 from vit_jax.evaluate.predict import eval_data_config
-from vit_jax.optim.losses import LOSSES
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import make_mesh, shard_from_host
 
@@ -61,7 +60,7 @@ def test_top_k_are_places_among_the_selected_logits(evaluated, source, by_hand):
 
 def test_ties_go_to_the_lowest_class():
   logits = jnp.array([[1.0, 2.0, 2.0, 0.0, 2.0, 1.0]])
-  output = classification(LOSSES['softmax'])
+  output = classification('softmax')
   model = SimpleNamespace(apply=lambda variables, images: logits)
   top = output.apply(model, {}, {'image': None, 'label': jnp.array([[0]])})['top5']
   assert top.tolist() == [[1, 2, 4, 0, 5]]

@@ -1,6 +1,7 @@
 """The command `evaluate`: evaluate a model on a complete split."""
 
 import json
+import math
 
 from vit_jax.cli.arguments import (
   PREPROCESSING_FLAGS,
@@ -30,7 +31,11 @@ from vit_jax.cli.vtab import add_vtab_flags, evaluate_vtab
 from vit_jax.errors import UserError
 from vit_jax.runtime.cluster import print_stderr
 
-_COLUMNS = ('class', 'examples', 'correct', 'accuracy')
+_STATISTICS = {  # Names in JSON -> names on the screen.
+  'macro_f1': 'macro F1',
+  'mean_average_precision': 'mAP',
+  'expected_calibration_error': 'ECE',
+}
 
 
 def evaluate(args):
@@ -45,6 +50,7 @@ def _evaluate_classifier(args):
   """Evaluate the model's own head."""
   from vit_jax.data.class_names import match_classes
   from vit_jax.data.sources import open_source
+  from vit_jax.evaluate.classify import classification_statistics
   from vit_jax.evaluate.predict import check_trained_head
 
   source = open_source(args.data, args.split, dir=args.dir)
@@ -59,7 +65,8 @@ def _evaluate_classifier(args):
   for note in notes:
     print_stderr(note)
   result = _run_evaluation(args, model, source, logit_indices)
-  facts = summarize(model, args, source, result) | {'notes': [*model.notes, *notes]}
+  facts = summarize(model, args, source, result) | classification_statistics(result, model.loss)
+  facts |= {'notes': [*model.notes, *notes]}
   if args.json != STDOUT:
     print(format_summary(facts), end='')
   write_output(json.dumps(facts, indent=1) + '\n', args.json)
@@ -158,55 +165,62 @@ def summarize(model, args, source, result) -> dict:
 
 def format_summary(facts: dict) -> str:
   """Return the lines that are printed."""
-  expected = ''
+  expected = interval = ''
+  if 'accuracy_low' in facts:
+    interval = f'  ({facts["accuracy_low"]:.2%} to {facts["accuracy_high"]:.2%}, 95 % confidence)'
   if 'expected_accuracy' in facts:
     expected = f'  expected {facts["expected_accuracy"]:.2%} ({facts["expected_from"]})'
   skipped = f'  and {facts["skipped"]:,} that could not be read' if facts['skipped'] else ''
-  return (
-    f'{facts["model"]} on {facts["data"]} {facts["split"]}, {facts["classes"]:,} classes\n'
-    f'accuracy  {facts["accuracy"]:8.2%}{expected}\n'
-    f'top 5     {facts["accuracy_top5"]:8.2%}\n'
-    f'loss      {facts["loss"]:8.4f}\n'
-    f'examples  {facts["examples"]:8,}{skipped}\n'
-    f'images/s  {facts["images_per_second"]:8,.1f}\n'
-  )
+  lines = [
+    f'{facts["model"]} on {facts["data"]} {facts["split"]}, {facts["classes"]:,} classes',
+    f'accuracy  {facts["accuracy"]:8.2%}{interval}{expected}',
+    f'top 5     {facts["accuracy_top5"]:8.2%}',
+    *(f'{title:9} {facts[name]:8.2%}' for name, title in _STATISTICS.items() if name in facts),
+    f'loss      {facts["loss"]:8.4f}',
+    f'examples  {facts["examples"]:8,}{skipped}',
+    f'images/s  {facts["images_per_second"]:8,.1f}',
+  ]
+  return '\n'.join(lines) + '\n'
 
 
 def _write_class_reports(args, source, result, *, title: str):
   """Write the table of classes and the confusion matrix, if they are requested."""
-  from vit_jax.evaluate.confusion import confusion_matrix, count_per_class, plot_confusion_matrix
+  from vit_jax.evaluate.classify import class_table
+  from vit_jax.evaluate.confusion import confusion_matrix, plot_confusion_matrix
 
-  k, names = source.classes, source.label_names
+  names = source.label_names
   if args.per_class:
-    counts = (each.tolist() for each in count_per_class(result.labels, result.predictions, k))
-    rows = [
-      (name, n, correct, correct / n if n else None)
-      for name, n, correct in zip(names, *counts, strict=True)
-    ]
+    columns = class_table(result, names)
     is_table = args.per_class == STDOUT
-    write_output(_format_class_table(rows) if is_table else _format_class_csv(rows), args.per_class)
+    text = _format_class_table(columns) if is_table else _format_class_csv(columns)
+    write_output(text, args.per_class)
   if args.confusion:
-    matrix = confusion_matrix(result.labels, result.predictions, k)
+    matrix = confusion_matrix(result.labels, result.predictions, source.classes)
     plot_confusion_matrix(matrix, names, args.confusion, title=title)
 
 
-def _format_class_csv(rows: list[tuple]) -> str:
-  """Return CSV lines. The accuracy of a class without examples is empty."""
-  cells = [
-    (name, n, correct, '' if accuracy is None else f'{accuracy:.6g}')
-    for name, n, correct, accuracy in rows
-  ]
-  return format_csv([_COLUMNS, *cells])
+def _format_class_csv(columns: dict[str, list]) -> str:
+  """Return CSV lines. A ratio without examples is empty."""
+
+  def cell(value) -> str:
+    return ('' if math.isnan(value) else f'{value:.6g}') if isinstance(value, float) else value
+
+  rows = zip(*columns.values(), strict=True)
+  return format_csv([columns, *([cell(value) for value in row] for row in rows)])
 
 
-def _format_class_table(rows: list[tuple]) -> str:
+def _format_class_table(columns: dict[str, list]) -> str:
   """Return a table with the worst class first. Classes without examples are last."""
-  worst_first = sorted(rows, key=lambda row: (row[3] is None, row[3]))
-  cells = [
-    (name, f'{n:,}', f'{correct:,}', '-' if accuracy is None else f'{accuracy:.2%}')
-    for name, n, correct, accuracy in worst_first
-  ]
-  return format_table([_COLUMNS, *cells])
+
+  def cell(value) -> str:
+    if isinstance(value, float):
+      return '-' if math.isnan(value) else f'{value:.2%}'
+    return value if isinstance(value, str) else f'{value:,}'
+
+  accuracy = list(columns).index('accuracy')
+  rows = zip(*columns.values(), strict=True)
+  worst_first = sorted(rows, key=lambda row: (math.isnan(row[accuracy]), row[accuracy]))
+  return format_table([tuple(columns), *(tuple(map(cell, row)) for row in worst_first)])
 
 
 def add(commands):
@@ -239,7 +253,9 @@ def add(commands):
     help='what to do if one is unreadable',
   )
   command.add_argument(
-    '--per_class', metavar='FILE', help='write the accuracy of each class as CSV; - prints a table'
+    '--per_class',
+    metavar='FILE',
+    help='write accuracy, precision and F1 of each class as CSV; - prints a table',
   )
   command.add_argument('--confusion', metavar='PNG', help='write the confusion matrix as a picture')
   command.add_argument(

@@ -1,6 +1,6 @@
 """Accuracy, loss and predictions of a classifier over a complete split, in the classes of the data.
 
-Shapes: n examples, m labels of an example (padded with -1).
+Shapes: n examples, m labels of an example (padded with -1), k classes of the data set.
 """
 
 import dataclasses
@@ -8,10 +8,19 @@ import time
 
 import numpy as np
 
+from vit_jax.evaluate.confusion import count_per_class
 from vit_jax.evaluate.evaluator import Evaluator
 from vit_jax.evaluate.label_sets import LabelSetByClass, RelabelledSource
 from vit_jax.evaluate.outputs import classification, mean_classification_metrics
-from vit_jax.optim.losses import LOSSES
+from vit_jax.evaluate.statistics import (
+  average_precisions,
+  class_statistics,
+  expected_calibration_error,
+  summarize_classes,
+  wilson_interval,
+)
+
+_MAX_PROBABILITIES = 1 << 28  # 1 GiB of float32.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +35,9 @@ class ClassificationResult:
   images_per_second: float  # Without compilation.
   labels: np.ndarray  # int32 [n, m], classes of the data set.
   predictions: np.ndarray  # int32 [n], classes of the data set; -1 if it does not have the class.
+  confidence: np.ndarray  # float32 [n], the probabilities of the predictions.
+  # float32 [n, k] if examples have several labels, unless these are too many numbers.
+  probabilities: np.ndarray | None
 
 
 def evaluate_split(
@@ -43,7 +55,8 @@ def evaluate_split(
   """
   label_rule = LabelSetByClass(tuple((index,) for index in logit_indices.tolist()))
   relabelled = RelabelledSource(source, label_rule, source.max_labels)
-  output = classification(LOSSES[loss])
+  keep_probabilities = source.max_labels > 1 and len(source) * source.classes <= _MAX_PROBABILITIES
+  output = classification(loss, tuple(logit_indices.tolist()) if keep_probabilities else ())
   evaluator.compile(params, relabelled, output)
   start = time.monotonic()
   rows = evaluator.rows(params, relabelled, output)
@@ -56,7 +69,54 @@ def evaluate_split(
     images_per_second=metrics['examples'] / seconds,
     labels=to_class(rows['label'][rows['mask']]),
     predictions=to_class(rows['top5'][rows['mask'], 0]),
+    confidence=rows['confidence'][rows['mask']],
+    probabilities=rows['probabilities'][rows['mask']] if keep_probabilities else None,
   )
+
+
+def classification_statistics(result: ClassificationResult, loss: str) -> dict[str, float]:
+  """Return what follows from the predictions: intervals, F1, calibration, average precision.
+
+  The names are those of the JSON of `evaluate`. Examples with one label have 'macro_precision',
+  'macro_recall', 'macro_f1', 'weighted_f1' and, with the softmax loss, 'log_loss'. Examples with
+  several labels have 'mean_average_precision' over the classes that occur.
+  """
+  labels, predictions = result.labels, result.predictions
+  is_correct = (labels == predictions[:, None]).any(axis=1)
+  low, high = wilson_interval(int(is_correct.sum()), result.examples)
+  statistics = {
+    'accuracy_low': low,
+    'accuracy_high': high,
+    'expected_calibration_error': expected_calibration_error(result.confidence, is_correct),
+  }
+  if labels.shape[1] == 1:
+    classes = 1 + max(labels.max(initial=0), predictions.max(initial=0))
+    statistics |= summarize_classes(class_statistics(labels, predictions, classes))
+    return statistics | ({'log_loss': result.loss} if loss == 'softmax' else {})
+  if result.probabilities is not None:
+    precisions = average_precisions(result.probabilities, labels)
+    if not np.isnan(precisions).all():
+      statistics['mean_average_precision'] = float(np.nanmean(precisions))
+  return statistics
+
+
+def class_table(result: ClassificationResult, names: tuple[str, ...]) -> dict[str, list]:
+  """Return {column: value of each class}: counts are int, ratios float, NaN without examples.
+
+  The columns are class, examples, correct and accuracy. Then follow precision and f1 if examples
+  have one label, and average_precision if they have several. An example with several labels
+  counts for each of them.
+  """
+  k = len(names)
+  examples, correct = count_per_class(result.labels, result.predictions, k)
+  with np.errstate(invalid='ignore'):  # 0 / 0 is NaN.
+    columns = {'examples': examples, 'correct': correct, 'accuracy': correct / examples}
+  if result.labels.shape[1] == 1:
+    statistics = class_statistics(result.labels, result.predictions, k)
+    columns |= {'precision': statistics.precision, 'f1': statistics.f1}
+  elif result.probabilities is not None:
+    columns['average_precision'] = average_precisions(result.probabilities, result.labels)
+  return {'class': list(names)} | {name: values.tolist() for name, values in columns.items()}
 
 
 def _logit_to_class_index(logit_indices: np.ndarray):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.evaluate.evaluator import Output, Rows
-from vit_jax.optim.losses import multi_hot
+from vit_jax.optim.losses import LOSSES, multi_hot
 
 TOP_K = 5
 LOGITS_TO_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
@@ -24,13 +24,29 @@ def apply_model(model: nn.Module, params: dict, batch: dict[str, jax.Array]):
 
 
 @functools.cache
-def classification(loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Output:
-  """Return the output {'loss': [b], 'top5': int32 [b, 5], the best class first}."""
+def classification(loss: str, logit_indices: tuple[int, ...] = ()) -> Output:
+  """Return the output {'loss': [b], 'top5': int32 [b, 5], 'confidence': [b]}.
+
+  'top5' has the best class first, and 'confidence' is its probability. With `logit_indices`, the
+  output also has 'probabilities' [b, len(logit_indices)].
+
+  Args:
+    loss: 'softmax' or 'sigmoid', a key of `LOSSES`.
+    logit_indices: The classes whose probabilities are returned.
+  """
 
   def apply(model, params, batch):
     logits = apply_model(model, params, batch)
     targets = multi_hot(batch['label'], logits.shape[-1])
-    return {'loss': loss(logits, targets), 'top5': top_k(logits)}
+    probabilities = LOGITS_TO_PROBABILITIES[loss](logits)
+    rows = {
+      'loss': LOSSES[loss](logits, targets),
+      'top5': top_k(logits),
+      'confidence': probabilities.max(axis=-1),
+    }
+    if logit_indices:
+      rows['probabilities'] = probabilities[:, np.array(logit_indices)]
+    return rows
 
   return Output(apply)
 

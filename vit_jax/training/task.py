@@ -23,7 +23,7 @@ from vit_jax.evaluate.probes import PROBES
 from vit_jax.evaluate.protocols import parse_protocol
 from vit_jax.models.families import build_model
 from vit_jax.models.masked import build_masked_vit
-from vit_jax.optim.losses import LOSSES, MASK_LOSSES, make_training_loss
+from vit_jax.optim.losses import MASK_LOSSES, make_training_loss
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ def classification_task(config: Config) -> Task:
     build_model=build,
     build_probed_model=build,
     loss=make_training_loss(config),
-    eval_output=classification(LOSSES[config.loss]),
+    eval_output=classification(config.loss),
     aggregate_metrics=mean_classification_metrics,
   )
 
