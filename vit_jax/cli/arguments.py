@@ -111,7 +111,7 @@ def add_model_flags(command: argparse.ArgumentParser):
     required=True,
     metavar='SOURCE',
     help='a catalogue name, an .npz or .safetensors file, a Hugging Face directory, '
-    'a run directory, or a URL',
+    'a run directory, a URL, or hf:ORG/NAME',
   )
   group = command.add_argument_group('model', 'override what the file of the model says')
   for name, options in MODEL_FLAGS.items():

@@ -1,4 +1,4 @@
-"""Load a pre-trained model from a catalogue name, a path or a URL.
+"""Load a pre-trained model from a catalogue name, a path, a URL or the Hugging Face hub.
 
 catalogue.py knows which checkpoints are released. npz.py, timm_vit.py, timm_efficientnet.py and
 huggingface.py convert their layouts. architecture.py infers the architecture from the arrays.
@@ -42,6 +42,7 @@ from vit_jax.pretrained.catalogue import (
   suggest_names,
 )
 from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.hub import fetch_from_hub, is_hub_name
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, read_resnet
@@ -73,6 +74,7 @@ def load(source: str, **overrides) -> PretrainedModel:
   - an .npz or .safetensors file, or a Hugging Face or timm directory
   - a run directory of this package, or a pattern such as ``runs/quickstart-*``, whose
     newest match is loaded
+  - a model of the Hugging Face hub, such as 'hf:facebook/dinov2-small' or 'hf:ORG/NAME@REVISION'
   - the URL of a file (https://, gs://, …), which is downloaded to the cache
 
   `overrides` are facts that arrays do not determine. They replace those in the file. None has no
@@ -108,7 +110,8 @@ def load(source: str, **overrides) -> PretrainedModel:
   known_facts = read_sidecar(path) | catalogue_facts(checkpoint) | parse_overrides(given)
   assumed = set(file_facts.get('assumed', ())) - set(known_facts)
   facts = file_facts | known_facts | {'assumed': assumed}
-  return build_pretrained(flat, facts, checkpoint.name if checkpoint else str(path))
+  name = source if is_hub_name(source) else str(path)
+  return build_pretrained(flat, facts, checkpoint.name if checkpoint else name)
 
 
 def resolve_source(source: str) -> tuple[Path, ReleasedCheckpoint | None]:
@@ -116,6 +119,8 @@ def resolve_source(source: str) -> tuple[Path, ReleasedCheckpoint | None]:
 
   Downloads files that are not cached.
   """
+  if is_hub_name(source):
+    return fetch_from_hub(source), None
   if '://' in source:
     return fetch(source), None
   path = newest_match(source)

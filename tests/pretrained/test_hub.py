@@ -1,0 +1,229 @@
+"""Models of the Hugging Face hub, from a local server that speaks the hub's protocol."""
+
+import hashlib
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import flax.traverse_util
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import vit_jax
+from tests.pretrained.released_layout import draw
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.pretrained.export import export_model
+from vit_jax.pretrained.hub import choose_weights, fetch_from_hub, parse_hub_name
+from vit_jax.pretrained.model import PretrainedModel
+
+COMMIT, OLD_COMMIT = 40 * 'a', 40 * 'b'
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """Serve `server.repos`: {name: {file: bytes}}, with the weights behind a redirect."""
+
+  def do_HEAD(self):
+    self.do_GET()
+
+  def do_GET(self):
+    server, path = self.server, self.path.strip('/').split('?')[0]
+    server.requests.append((self.command, path))
+    if server.status:
+      return self.answer(server.status)
+    if path.startswith('cdn/'):
+      _, org, name, file = path.split('/')
+      return self.answer(200, server.repos[f'{org}/{name}'][file])
+    if path.startswith('api/models/'):
+      org, name, *rest = path.removeprefix('api/models/').split('/')
+      return self.model_info(f'{org}/{name}', rest[1] if rest else 'main')
+    org, name, _, revision, file = path.split('/')
+    return self.resolve(f'{org}/{name}', revision, file)
+
+  def model_info(self, name: str, revision: str):
+    if not self.is_accessible(name, revision):
+      return None
+    files = [{'rfilename': file} for file in self.server.repos[name]]
+    info = {'id': name, 'modelId': name, 'sha': self.commit(revision), 'siblings': files}
+    return self.answer(200, json.dumps(info).encode(), {'Content-Type': 'application/json'})
+
+  def resolve(self, name: str, revision: str, file: str):
+    if not self.is_accessible(name, revision):
+      return None
+    data = self.server.repos[name].get(file)
+    if data is None:
+      return self.answer(404, headers={'X-Error-Code': 'EntryNotFound'})
+    headers = {'X-Repo-Commit': self.commit(revision), 'ETag': f'"{hashlib.md5(data).hexdigest()}"'}
+    if not file.endswith('.safetensors'):
+      return self.answer(200, data, headers)
+    headers |= {
+      'X-Linked-Size': str(len(data)),
+      'X-Linked-ETag': f'"{hashlib.sha256(data).hexdigest()}"',
+      'Location': f'http://127.0.0.1:{self.server.server_port}/cdn/{name}/{file}',
+    }
+    return self.answer(302, b'', headers)
+
+  def is_accessible(self, name: str, revision: str) -> bool:
+    if name == 'org/gated' and self.headers.get('Authorization') != 'Bearer hf_token':
+      self.answer(403, headers={'X-Error-Code': 'GatedRepo'})
+    elif name not in self.server.repos:
+      self.answer(401, headers={'X-Error-Code': 'RepoNotFound'})
+    elif revision not in ('main', 'v1', COMMIT, OLD_COMMIT):
+      self.answer(404, headers={'X-Error-Code': 'RevisionNotFound'})
+    else:
+      return True
+    return False
+
+  def commit(self, revision: str) -> str:
+    return OLD_COMMIT if revision in ('v1', OLD_COMMIT) else COMMIT
+
+  def answer(self, status: int, data: bytes = b'', headers: dict[str, str] | None = None):
+    self.send_response(status)
+    for name, value in ((headers or {}) | {'Content-Length': str(len(data))}).items():
+      self.send_header(name, value)
+    self.end_headers()
+    if self.command == 'GET':
+      self.wfile.write(data)
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+  """A small ViT in the layout of transformers."""
+  config = ModelConfig(variant='mu/8', depth=2, heads=4)
+  params = flax.traverse_util.unflatten_dict(draw(config, 3, (32, 32)), sep='/')
+  preprocessing = {'size': (32, 32), 'crop': 'resize', 'short_side': 32}
+  preprocessing |= {'mean': config.mean, 'scale': config.scale}
+  model = PretrainedModel(
+    source='drawn', params=params, config=config, classes=3, preprocessing=preprocessing,
+    labels=('ant', 'bee', 'cat'),
+  )  # fmt: skip
+  folder = tmp_path_factory.mktemp('hub') / 'vit'
+  export_model(model, folder, 'huggingface')
+  return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, folder):
+  """A hub, and an empty cache."""
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+  extra = {'README.md': b'# A model', 'model.fp16.safetensors': b'x', 'onnx/model.onnx': b'x'}
+  files = {path.name: path.read_bytes() for path in folder.iterdir()}
+  server.repos = dict.fromkeys(('org/vit', 'org/gated'), files | extra)
+  server.requests, server.status = [], 0
+  thread = threading.Thread(target=server.serve_forever, daemon=True)
+  thread.start()
+  monkeypatch.setenv('HF_ENDPOINT', f'http://localhost:{server.server_port}')
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+  yield server
+  server.shutdown()
+  server.server_close()
+  thread.join()
+
+
+def test_a_model_is_loaded_by_its_name_and_only_its_files_are_downloaded(hub, folder):
+  model = vit_jax.load('hf:org/vit')
+  assert (model.source, model.labels, model.size) == ('hf:org/vit', ('ant', 'bee', 'cat'), (32, 32))
+  downloaded = {path.split('/')[-1] for _, path in hub.requests if not path.startswith('api/')}
+  assert downloaded == {'config.json', 'preprocessor_config.json', 'model.safetensors'}
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(model.logits(images), vit_jax.load(str(folder)).logits(images))
+
+
+def test_a_second_load_downloads_nothing(hub):
+  first = fetch_from_hub('hf:org/vit')
+  hub.requests.clear()
+  assert fetch_from_hub('hf:org/vit') == first
+  got = [path for method, path in hub.requests if method == 'GET']
+  assert got == ['api/models/org/vit']
+
+
+@pytest.mark.parametrize('problem', [500, 503, 'no network', 'offline mode'])
+def test_without_the_hub_the_cache_is_used(hub, monkeypatch, problem):
+  path = fetch_from_hub('hf:org/vit')
+  if problem == 'no network':
+    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
+  elif problem == 'offline mode':
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  else:
+    hub.status = problem
+  assert fetch_from_hub('hf:org/vit') == path
+
+
+def test_without_the_hub_and_the_cache_the_error_says_so(hub, monkeypatch):
+  monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
+  with pytest.raises(UserError, match='hf:org/vit: http://localhost:1 cannot be reached') as error:
+    fetch_from_hub('hf:org/vit')
+  assert '\n' not in str(error.value)
+
+
+def test_a_cache_without_the_weights_is_not_complete(hub, monkeypatch):
+  path = fetch_from_hub('hf:org/vit')
+  path.unlink()
+  monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
+  with pytest.raises(UserError, match='cannot be reached'):
+    fetch_from_hub('hf:org/vit')
+
+
+def test_a_revision_has_its_own_files(hub):
+  assert COMMIT in str(fetch_from_hub('hf:org/vit'))
+  assert OLD_COMMIT in str(fetch_from_hub('hf:org/vit@v1'))
+
+
+def test_a_gated_model_needs_the_token(hub, monkeypatch):
+  with pytest.raises(UserError, match='accept its conditions at .*/org/gated'):
+    fetch_from_hub('hf:org/gated')
+  monkeypatch.setenv('HF_TOKEN', 'hf_token')
+  assert fetch_from_hub('hf:org/gated').name == 'model.safetensors'
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('hf:org/nothing', 'the hub has no model org/nothing'),
+    ('hf:org/vit@v9', 'no such revision'),
+    ('hf:vit', 'expected hf:ORG/NAME'),
+    ('hf:org/vit@', 'expected hf:ORG/NAME'),
+    ('hf:org/../x', 'expected hf:ORG/NAME'),
+    ('hf:https://huggingface.co/org/vit', 'expected hf:ORG/NAME'),
+  ],
+)
+def test_a_wrong_name_is_a_one_line_error(hub, name, message):
+  with pytest.raises(UserError, match=message) as error:
+    fetch_from_hub(name)
+  assert '\n' not in str(error.value)
+
+
+def test_a_name_may_have_dots_and_a_revision():
+  assert parse_hub_name('hf:timm/vit_b.augreg-in1k@refs/pr/1') == (
+    'timm/vit_b.augreg-in1k',
+    'refs/pr/1',
+  )
+
+
+@pytest.mark.parametrize(
+  ('files', 'chosen'),
+  [
+    (['model.fp16.safetensors', 'model.safetensors', 'pytorch_model.bin'], ['model.safetensors']),
+    (['open_clip_model.safetensors', 'x.safetensors'], ['open_clip_model.safetensors']),
+    (
+      ['model-00002-of-00002.safetensors', 'model-00001-of-00002.safetensors'],
+      ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'],
+    ),
+    (['vit.npz', 'sub/model.safetensors'], ['vit.npz']),
+    (['pytorch_model.bin', 'config.json'], ['pytorch_model.bin']),
+    (['a.safetensors', 'b.safetensors'], 'several weights: a.safetensors, b.safetensors'),
+    (['config.json', 'tf_model.h5'], 'no weights .* config.json, tf_model.h5'),
+    ([], 'its files are none'),
+  ],
+)
+def test_the_weights_are_the_complete_model_in_the_safest_format(files, chosen):
+  if isinstance(chosen, list):
+    assert choose_weights(files, 'hf:a/b') == chosen
+  else:
+    with pytest.raises(UserError, match=chosen):
+      choose_weights(files, 'hf:a/b')
