@@ -10,6 +10,7 @@ from vit_jax.cli import (
   export,
   figures,
   launch,
+  models,
   plan,
   predict,
   selftrain,
@@ -21,7 +22,8 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  train, data, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables, verify
+  train, data, models, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables,
+  verify,
 )  # fmt: skip
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from vit_jax.errors import UserError
 from vit_jax.pretrained.download import fetch, matches_published_size
 
+# The licence of google-research/vision_transformer, big_transfer and big_vision, the repositories
+# that released the files of released.csv and of AugReg's list.
+REPOSITORY_LICENCE = 'Apache-2.0'
 AUGREG_URL = 'https://storage.googleapis.com/vit_models/augreg/'
 # The columns of AugReg's index.csv that this module reads.
 AUGREG_COLUMNS = {
