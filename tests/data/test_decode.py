@@ -114,13 +114,6 @@ def test_the_first_frame_of_an_animation_is_decoded():
     assert np.array_equal(read(data), np.asarray(frames[0]))
 
 
-def test_exif_orientation_is_ignored():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  for kind in ('JPEG', 'PNG'):
-    assert read(file(photo(), kind, exif=exif)).shape == (83, 117, 3)
-
-
 JPEG, PNG = file(photo(), 'JPEG', quality=92), file(photo(), 'PNG')
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vit_jax.errors import UserError, one_line
 
@@ -17,6 +17,16 @@ CropBox = tuple[int, int, int, int]  # (y, x, h, w) in pixels.
 ChooseBox = Callable[[int, int], CropBox]  # (height, width) of an image -> box.
 ImageData = bytes | np.ndarray
 
+# EXIF orientation -> (flip the rows, flip the columns, then transpose) of the stored pixels.
+UPRIGHT = {
+  2: (False, True, False),
+  3: (True, True, False),
+  4: (True, False, False),
+  5: (False, False, True),
+  6: (True, False, True),
+  7: (True, True, True),
+  8: (False, True, True),
+}
 # Trailing shape of an OpenCV image -> the conversion to RGB or RGBA.
 TO_RGB_CODES = {(): cv2.COLOR_GRAY2RGB, (3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}
 
@@ -51,11 +61,9 @@ def decode_image(
   max_pixels: int,
   box: ChooseBox | None = None,
   fast_dct: bool = True,
+  orient: bool = False,
 ) -> np.ndarray:
   """Decode an image, or only the box that `box(height, width)` returns.
-
-  EXIF orientation is ignored, as in the pipelines that the released models were trained and
-  evaluated with.
 
   Args:
     data: The bytes of an image file, or pixels uint8 [h, w], [h, w, 1] or [h, w, 3].
@@ -64,6 +72,9 @@ def decode_image(
     box: Chooses the part of the image to return.
     fast_dct: Decode a JPEG with libjpeg's fast inverse DCT, as TensorFlow does by default. The
       accurate one is Pillow's and OpenCV's.
+    orient: Turn the image upright by its EXIF orientation, as Pillow's `ImageOps.exif_transpose`
+      does; `box` then refers to the upright image. The pipelines that the released models were
+      trained and evaluated with ignore the orientation. TIFF files are always upright.
 
   Returns:
     uint8 [h, w, 3] RGB.
@@ -74,8 +85,10 @@ def decode_image(
     if isinstance(data, np.ndarray):
       return _crop_to_box(_decode_array(data), box)
     if data[:3] == b'\xff\xd8\xff':
-      return _decode_jpeg(data, max_pixels, box, fast_dct)
-    return _crop_to_box(_decode_with_pillow(data, max_pixels), box)
+      orientation = _read_jpeg_orientation(data) if orient else 1
+      image = _decode_jpeg(data, max_pixels, _map_box_to_stored(box, orientation), fast_dct)
+      return _turn_upright(image, orientation)
+    return _crop_to_box(_decode_with_pillow(data, max_pixels, orient), box)
   except Exception as error:  # Decoders raise ValueError, cv2.error, OSError, SyntaxError, …
     raise BadImageError(name, _describe_decode_error(data, error)) from error
 
@@ -85,6 +98,50 @@ def _crop_to_box(image: np.ndarray, box: ChooseBox | None) -> np.ndarray:
     return image
   y, x, h, w = box(*image.shape[:2])
   return image[y : y + h, x : x + w]
+
+
+def _read_orientation(image: Image.Image) -> int:
+  """Return the EXIF orientation, or 1 (upright) if it is missing or damaged."""
+  try:
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+  except Exception:  # Pillow raises SyntaxError, struct.error, … for damaged metadata.
+    return 1
+  return orientation if orientation in UPRIGHT else 1
+
+
+def _read_jpeg_orientation(data: bytes) -> int:
+  """Return the orientation in the EXIF or XMP metadata of a JPEG, without decoding it."""
+  if b'Exif\0\0' not in data and b'tiff:Orientation' not in data:
+    return 1
+  try:
+    with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
+      return _read_orientation(image)
+  except Exception:  # The decoder reports what is wrong with the file.
+    return 1
+
+
+def _turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+  """Turn stored pixels [h, w, 3] upright."""
+  if orientation == 1:
+    return image
+  flip_rows, flip_columns, transpose = UPRIGHT[orientation]
+  image = image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+  return np.ascontiguousarray(image.transpose(1, 0, 2) if transpose else image)
+
+
+def _map_box_to_stored(box: ChooseBox | None, orientation: int) -> ChooseBox | None:
+  """Return a function that chooses the same box, but in the stored pixels of an image."""
+  if box is None or orientation == 1:
+    return box
+  flip_rows, flip_columns, transpose = UPRIGHT[orientation]
+
+  def choose_stored_box(height: int, width: int) -> CropBox:
+    y, x, h, w = box(width, height) if transpose else box(height, width)
+    if transpose:
+      y, x, h, w = x, y, w, h
+    return height - y - h if flip_rows else y, width - x - w if flip_columns else x, h, w
+
+  return choose_stored_box
 
 
 def _decode_array(pixels: np.ndarray) -> np.ndarray:
@@ -142,7 +199,7 @@ def _read_jpeg_header(data: bytes) -> JpegHeader:
   return JpegHeader(height, width, frame + 5, mcu_rows if one_scan else 0)
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+def _decode_with_pillow(data: bytes, max_pixels: int, orient: bool) -> np.ndarray:
   """Decode the first frame of a file in any format that Pillow reads."""
   Image.MAX_IMAGE_PIXELS = None  # Ours is config.data.max_pixels; Pillow's limit differs.
   # Opening reads only the headers, so the size is checked before pixels are allocated.
@@ -151,13 +208,19 @@ def _decode_with_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     if image.format == 'PNG':
       _check_png_checksums(data)
     image.load()
-    if image.format == 'PNG' and data[24] == 16:
-      return _convert_16_bit(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
-    if image.mode.startswith('I;16'):
-      return _convert_16_bit(np.asarray(image))
-    if image.has_transparency_data:
-      return _composite_on_white(np.asarray(image.convert('RGBA')))
-    return np.asarray(image.convert('RGB'))
+    orientation = _read_orientation(image) if orient else 1
+    return _turn_upright(_convert_to_rgb(image, data), orientation)
+
+
+def _convert_to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
+  """Convert a loaded image to RGB on white. `data` is its file."""
+  if image.format == 'PNG' and data[24] == 16:
+    return _convert_16_bit(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+  if image.mode.startswith('I;16'):
+    return _convert_16_bit(np.asarray(image))
+  if image.has_transparency_data:
+    return _composite_on_white(np.asarray(image.convert('RGBA')))
+  return np.asarray(image.convert('RGB'))
 
 
 def _check_png_checksums(data: bytes):
