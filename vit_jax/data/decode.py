@@ -1,22 +1,30 @@
 """Decode an image file, or pixels, to uint8 [h, w, 3] RGB."""
 
+import functools
+import importlib.util
 import io
 import struct
-import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from vit_jax.data.jpeg_header import read_jpeg_header, repair_jpeg_header
+from vit_jax.data.png_chunks import find_png_chunk, select_png_chunks
 from vit_jax.errors import UserError, one_line
 
 CropBox = tuple[int, int, int, int]  # (y, x, h, w) in pixels.
 ChooseBox = Callable[[int, int], CropBox]  # (height, width) of an image -> box.
 ImageData = bytes | np.ndarray
 
+# The formats that are read, as Pillow names them. Without a list Pillow tries all that it knows,
+# and hands PostScript to Ghostscript. HEIF needs pillow-heif.
+IMAGE_FORMATS = (
+  'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'HEIF',
+)  # fmt: skip
+HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 # EXIF orientation -> (flip the rows, flip the columns, then transpose) of the stored pixels.
 UPRIGHT = {
   2: (False, True, False),
@@ -27,6 +35,7 @@ UPRIGHT = {
   7: (True, True, True),
   8: (False, True, True),
 }
+_BITS_PER_SAMPLE = 258  # The tag of a TIFF file.
 # Trailing shape of an OpenCV image -> the conversion to RGB or RGBA.
 TO_RGB_CODES = {(): cv2.COLOR_GRAY2RGB, (3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}
 
@@ -43,15 +52,6 @@ class BadImageError(UserError):
       f'{name}: {reason}. Replace or remove the file, or skip unreadable images with '
       '--config.data.bad_images=skip'
     )
-
-
-class JpegHeader(NamedTuple):
-  """The fields of a JPEG header that decoding a part of the image needs."""
-
-  height: int
-  width: int
-  height_offset: int  # Position in the file of the two bytes that hold the height.
-  mcu_rows: int  # Pixel rows coded as one unit; 0 if the file is not a single top-to-bottom scan.
 
 
 def decode_image(
@@ -84,7 +84,7 @@ def decode_image(
   try:
     if isinstance(data, np.ndarray):
       return _crop_to_box(_decode_array(data), box)
-    if data[:3] == b'\xff\xd8\xff':
+    if data[:2] == b'\xff\xd8':
       orientation = _read_jpeg_orientation(data) if orient else 1
       image = _decode_jpeg(data, max_pixels, _map_box_to_stored(box, orientation), fast_dct)
       return _turn_upright(image, orientation)
@@ -154,11 +154,24 @@ def _decode_array(pixels: np.ndarray) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int, box: ChooseBox | None, fast_dct: bool) -> np.ndarray:
-  """Decode a JPEG down to the last row of the box.
+  """Decode a JPEG, whose header may be irregular, down to the last row of the box."""
+  try:
+    return _decode_regular_jpeg(data, max_pixels, box, fast_dct)
+  except ValueError:
+    repaired = repair_jpeg_header(data)
+    if repaired == data:
+      raise
+  return _decode_regular_jpeg(repaired, max_pixels, box, fast_dct)
+
+
+def _decode_regular_jpeg(
+  data: bytes, max_pixels: int, box: ChooseBox | None, fast_dct: bool
+) -> np.ndarray:
+  """Decode a JPEG. Raises ValueError for anything that libjpeg reports.
 
   The height in the header is replaced by the last row needed, so the decoder stops there.
   """
-  header = _read_jpeg_header(data)
+  header = read_jpeg_header(data)
   _check_pixel_count(header.height, header.width, max_pixels)
   y, x, h, w = box(header.height, header.width) if box else (0, 0, header.height, header.width)
   rows, at = header.height, header.height_offset
@@ -179,34 +192,25 @@ def _decode_jpeg(data: bytes, max_pixels: int, box: ChooseBox | None, fast_dct: 
   return image[y : y + h, x : x + w]
 
 
-def _read_jpeg_header(data: bytes) -> JpegHeader:
-  """Read the segments up to the first scan."""
-  at, frame, restarts = 2, 0, False
-  while data[at + 1] != 0xDA:
-    marker = data[at + 1]
-    if data[at] != 0xFF:
-      raise ValueError('the JPEG is corrupt: a marker is missing')
-    if marker == 0xFF:  # Padding.
-      at += 1
-      continue
-    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-      frame = at
-    restarts |= marker == 0xDD
-    at += 2 + int.from_bytes(data[at + 2 : at + 4])
-  height, width, components = struct.unpack_from('>HHB', data, frame + 5)
-  one_scan = data[frame + 1] in (0xC0, 0xC1) and data[at + 4] == components and not restarts
-  mcu_rows = 8 * max(data[i] & 15 for i in range(frame + 11, frame + 11 + 3 * components, 3))
-  return JpegHeader(height, width, frame + 5, mcu_rows if one_scan else 0)
+@functools.cache
+def _installed_formats() -> tuple[str, ...]:
+  """Return the members of IMAGE_FORMATS that this installation of Pillow can open."""
+  if importlib.util.find_spec('pillow_heif') is not None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+  Image.init()
+  return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int, orient: bool) -> np.ndarray:
   """Decode the first frame of a file in any format that Pillow reads."""
   Image.MAX_IMAGE_PIXELS = None  # Ours is config.data.max_pixels; Pillow's limit differs.
+  if data[:4] == b'\x89PNG':
+    data = select_png_chunks(data)
   # Opening reads only the headers, so the size is checked before pixels are allocated.
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(io.BytesIO(data), formats=_installed_formats()) as image:
     _check_pixel_count(image.height, image.width, max_pixels)
-    if image.format == 'PNG':
-      _check_png_checksums(data)
     image.load()
     orientation = _read_orientation(image) if orient else 1
     return _turn_upright(_convert_to_rgb(image, data), orientation)
@@ -214,33 +218,40 @@ def _decode_with_pillow(data: bytes, max_pixels: int, orient: bool) -> np.ndarra
 
 def _convert_to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
   """Convert a loaded image to RGB on white. `data` is its file."""
-  if image.format == 'PNG' and data[24] == 16:
+  if image.format == 'PNG' and image.mode in ('1', 'L', 'I;16'):
+    return _convert_gray_png(image, data)
+  if image.format == 'PNG' and data[24] == 16:  # Pillow drops the low byte.
     return _convert_16_bit(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
   if image.mode.startswith('I;16'):
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if image.format == 'TIFF' else 16
+    return _convert_16_bit(np.asarray(image), maximum=2 ** min(bits, 16) - 1)
+  if image.format == 'PPM' and image.mode == 'I':
     return _convert_16_bit(np.asarray(image))
   if image.has_transparency_data:
     return _composite_on_white(np.asarray(image.convert('RGBA')))
   return np.asarray(image.convert('RGB'))
 
 
-def _check_png_checksums(data: bytes):
-  """Check the checksums of the critical chunks, because Pillow ignores those of the pixels."""
-  at, kind = 8, b''
-  while kind != b'IEND':
-    length, kind = struct.unpack_from('>I4s', data, at)
-    (checksum,) = struct.unpack_from('>I', data, at + 8 + length)
-    if kind[:1].isupper() and zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != checksum:
-      chunk = kind.decode(errors='replace')
-      raise ValueError(f'the PNG is corrupt: the checksum of its {chunk} chunk does not match')
-    at += 12 + length
+def _convert_gray_png(image: Image.Image, data: bytes) -> np.ndarray:
+  """Convert a loaded gray PNG of 1 to 16 bits to RGB, with its transparent gray level as white.
+
+  Pillow compares pixels of 2 and 4 bits, which it has scaled to 8, with the unscaled level.
+  """
+  bits, level = data[24], find_png_chunk(data, b'tRNS')
+  pixels = np.asarray(image if image.mode == 'I;16' else image.convert('L'))
+  rgb = _convert_16_bit(pixels) if bits == 16 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+  if level is not None and len(level) >= 2:
+    scale = 1 if bits == 16 else 255 // (2**bits - 1)
+    rgb[pixels == int.from_bytes(level[:2]) % 2**bits * scale] = 255
+  return rgb
 
 
-def _convert_16_bit(image: np.ndarray) -> np.ndarray:
-  """Convert an OpenCV image of 16 bits per channel to 8-bit RGB, rounding to nearest.
+def _convert_16_bit(image: np.ndarray, maximum: int = 65535) -> np.ndarray:
+  """Convert an OpenCV image of up to 16 bits per channel to 8-bit RGB, rounding to nearest.
 
   Pillow drops the low byte, or clips.
   """
-  image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+  image = ((image.astype(np.uint32) * 255 + maximum // 2) // maximum).astype(np.uint8)
   image = cv2.cvtColor(image, TO_RGB_CODES[image.shape[2:]])
   return image if image.shape[2] == 3 else _composite_on_white(image)
 
@@ -267,4 +278,18 @@ def _describe_decode_error(data: ImageData, error: Exception) -> str:
   if isinstance(error, (IndexError, struct.error)):
     return 'the file is truncated'
   text = one_line(error)
-  return 'the image format is unknown' if 'cannot identify image file' in text else text
+  return _describe_format(data) if 'cannot identify image file' in text else text
+
+
+def _describe_format(data: bytes) -> str:
+  """Say what a file is that no decoder reads."""
+  if data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS:
+    if 'HEIF' in _installed_formats():
+      return 'the HEIF image is damaged'
+    return "HEIF images need pillow-heif: pip install 'vit-jax[heic]'"
+  for name, (_, accept) in Image.OPEN.items():
+    if accept and accept(data[:16]) is True:
+      if name in IMAGE_FORMATS:
+        return f'the {name} image is damaged'
+      return f'{name} files are not read; convert the image to PNG or JPEG'
+  return 'the image format is unknown'
