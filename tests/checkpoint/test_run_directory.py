@@ -25,6 +25,14 @@ def test_config_labels_preprocessing_and_versions_are_written(tmp_path):
   assert json.loads((tmp_path / 'versions.json').read_text())['jax'] == jax.__version__
 
 
+@pytest.mark.parametrize('separator', ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\t'])
+def test_names_with_line_separators_of_unicode_are_read_back(tmp_path, separator):
+  names = (f'a{separator}b', f'{separator}c', f'd{separator}')
+  write_run_description(tmp_path, Config(steps=5), names)
+  assert read_run_labels(tmp_path) == names
+  write_run_description(tmp_path, Config(steps=5), names)  # As when a run is resumed.
+
+
 def test_another_run_in_the_directory_is_an_error_that_lists_the_differing_fields(tmp_path):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
   other = Config(steps=6, log_every='1')  # log_every may change.

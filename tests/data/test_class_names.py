@@ -32,6 +32,11 @@ def test_a_subset_of_the_classes_is_matched():
   assert '2 of the 4 classes' in notes[0]
 
 
+def test_composed_and_decomposed_names_match():
+  assert match(['cafe\u0301', 'bar'], ['bar', 'caf\u00e9'])[0] == [1, 0]
+  assert match(['caf\u00e9'], ['bar', 'cafe\u0301'])[0] == [1]
+
+
 def test_a_model_without_names_assumes_the_order_of_the_data():
   columns, notes = match(NAMES, (), classes=4)
   assert columns == [0, 1, 2, 3]

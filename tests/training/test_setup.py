@@ -72,3 +72,14 @@ def test_what_eight_devices_saved_is_restored_on_any_mesh_to_the_bit(saved, devi
 def test_the_sources_of_a_config_have_the_same_classes():
   train, test = open_sources(CONFIG)
   assert (len(train), len(test)) == (1297, 500) and train.label_names == test.label_names
+
+
+def test_folders_with_composed_and_decomposed_names_have_the_same_classes(tmp_path):
+  for folder, name in (('a', 'caf\u00e9'), ('b', 'cafe\u0301')):
+    for split in ('train', 'test'):
+      for label in (name, 'zoo'):
+        (tmp_path / folder / split / label).mkdir(parents=True)
+        (tmp_path / folder / split / label / '1.jpg').touch()
+  data = DataConfig(train=f'folder:{tmp_path / "a"}', eval=f'folder:{tmp_path / "b"}')
+  train, evaluation = open_sources(dataclasses.replace(CONFIG, data=data))
+  assert [train[i][1] for i in range(2)] == [evaluation[i][1] for i in range(2)]

@@ -122,7 +122,9 @@ def read_run_config(workdir: Path) -> Config:
 
 def read_run_labels(workdir: Path) -> tuple[str, ...]:
   """Return the class names of the run in `workdir`, in the order of the logits."""
-  return tuple(read_text_file(workdir / 'labels.txt').splitlines())
+  text = read_text_file(workdir / 'labels.txt').removesuffix('\n')
+  # Not `splitlines`, because names may contain other line separators of Unicode.
+  return tuple(text.split('\n')) if text else ()
 
 
 def read_run_preprocessing(workdir: Path) -> dict:

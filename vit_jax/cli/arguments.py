@@ -210,8 +210,11 @@ def read_label_names(text: str) -> tuple[str, ...]:
 
   if text in ('imagenet1k', 'imagenet21k'):
     return imagenet_class_names(text)
+  if Path(text).exists() and not Path(text).is_file():
+    raise UserError(f'--labels {text}: it is not a regular file')
   try:
-    return tuple(Path(text).read_text(encoding='utf-8').splitlines())
+    lines = Path(text).read_text(encoding='utf-8-sig').split('\n')
+    return tuple(lines if lines[-1] else lines[:-1])
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(

@@ -1,6 +1,7 @@
 """Match the classes of a data set to those of a model by name."""
 
 import collections
+import unicodedata
 
 import numpy as np
 
@@ -9,6 +10,28 @@ from vit_jax.errors import UserError
 
 _IMAGENET_LABEL_LISTS = ('imagenet1k', 'imagenet21k')
 _IMAGENET_VALIDATION_EXAMPLES = 50_000  # Images of ImageNet-1k's validation split.
+
+
+def normalize_class_name(name: str) -> str:
+  """Return the composed form (NFC) of a name. Files from a Mac may have the decomposed form."""
+  return unicodedata.normalize('NFC', name)
+
+
+def check_class_names(names: tuple[str, ...], title: str):
+  """Raise UserError if a name cannot be stored as a line of UTF-8, or two names look the same."""
+  seen = {}
+  for name in names:
+    shown = name.encode('unicode_escape', 'backslashreplace').decode('ascii')
+    if any('\ud800' <= char <= '\udfff' for char in name):
+      raise UserError(f'{title}: the name of the class {shown} is not UTF-8; rename the class')
+    if '\n' in name or '\r' in name:
+      raise UserError(f'{title}: the name of the class {shown} has a line break; rename the class')
+    other = seen.setdefault(normalize_class_name(name), name)
+    if other != name:
+      raise UserError(
+        f'{title}: two classes have the name {name!r}, once with composed and once with decomposed '
+        'characters (Unicode NFC and NFD); merge them'
+      )
 
 
 def match_classes(
@@ -36,16 +59,19 @@ def match_classes(
       )
     note = 'the classes of the model have no names: assuming the order of the data'
     return np.arange(classes, dtype=np.int32), [note]
-  candidates = _candidate_class_names(model_names)
-  names = next((names for names in candidates if set(data_names) <= set(names)), None)
+  wanted = tuple(map(normalize_class_name, data_names))
+  candidates = [
+    tuple(map(normalize_class_name, names)) for names in _candidate_class_names(model_names)
+  ]
+  names = next((names for names in candidates if set(wanted) <= set(names)), None)
   if names is None:
     raise UserError(_format_class_mismatch(data_names, model_names, source))
   counts, index = collections.Counter(names), {name: i for i, name in enumerate(names)}
-  if ambiguous := [name for name in data_names if counts[name] > 1]:
+  if ambiguous := [name for name in wanted if counts[name] > 1]:
     raise UserError(
       f'{source} has several classes named {ambiguous[0]!r}: give distinct names with --labels'
     )
-  columns = np.array([index[name] for name in data_names], np.int32)
+  columns = np.array([index[name] for name in wanted], np.int32)
   if len(data_names) < classes:
     note = (
       f'the data has {len(data_names):,} of the {classes:,} classes: '

@@ -4,9 +4,9 @@
   PATH/CLASS/*                             split into `train` and `test` by `split_train_test`
   PATH.csv                                 lines `path,label;label`, split in the same way
 
-Paths in a CSV are relative to the CSV file. Hidden files, hidden folders and folders without images
-are ignored. File names are stored as one fixed-width array of bytes, so that sending a million of
-them to a worker process costs one copy.
+The images of a class may be in folders below CLASS. Paths in a CSV are relative to the CSV file.
+Hidden files and hidden folders are ignored. File names are stored as one fixed-width array of
+bytes, so that sending a million of them to a worker process costs one copy.
 """
 
 import csv
@@ -16,16 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.decode import BadImageError
+from vit_jax.data.class_names import normalize_class_name
+from vit_jax.data.image_files import (
+  describe_other_files,
+  has_image,
+  image_extensions,
+  list_folders,
+  list_images,
+  note_passed_over,
+  printable,
+  read_image_file,
+  suggest_heic,
+)
 from vit_jax.errors import UserError, did_you_mean
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # In upper or lower case.
 # A folder with one of these names is a split if it contains class folders.
 SPLIT_FOLDERS = ('train', 'test', 'validation', 'val')
 EXPECTED_LAYOUT = 'Expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE, or PATH/CLASS/IMAGE'
 CSV_HEADERS = ('path', 'image', 'file', 'filename')
 TEST_FRACTION = 0.1
-MAX_IMAGE_FILE_BYTES = 1 << 30  # Larger files are not read.
 
 Examples = tuple[np.ndarray, np.ndarray]  # Paths, bytes [n]; labels, int32 [n, m] padded with -1.
 
@@ -64,7 +73,7 @@ class _ImageFileStore:
     """Return (image, labels, name) of example `i` of a split."""
     paths, labels = self._examples[split]
     path = self._root / os.fsdecode(paths[i])
-    return read_image_file(path), tuple(x for x in labels[i].tolist() if x >= 0), str(path)
+    return read_image_file(path), tuple(x for x in labels[i].tolist() if x >= 0), printable(path)
 
 
 class FolderStore(_ImageFileStore):
@@ -79,12 +88,11 @@ class FolderStore(_ImageFileStore):
       raise UserError(f'{path} is a file, not a folder; {remedy}. {EXPECTED_LAYOUT}')
     self._is_flat = not any(_list_classes(self._root / split) for split in SPLIT_FOLDERS)
     self._examples = {}  # Filled by `shard_lengths`.
-    folders = [self._root / name for name in _list_folders(self._root)]
+    folders = [self._root / name for name in list_folders(self._root)]
     folders = [self._root] if self._is_flat else folders
     classes = {folder.name: names for folder in folders if (names := _list_classes(folder))}
     if not classes:
-      extensions = ' '.join(IMAGE_EXTENSIONS)
-      raise UserError(f'{path} has no class folders with images ({extensions}). {EXPECTED_LAYOUT}')
+      raise UserError(f'{path} has no class folders with images: {self._describe_contents()}')
     all_classes = sorted({name for names in classes.values() for name in names})
     if self._is_flat:
       self.splits, self.label_names = ('train', 'test'), tuple(all_classes)
@@ -94,8 +102,13 @@ class FolderStore(_ImageFileStore):
     if len(self.label_names) < 2:
       only = self.label_names[0]
       raise UserError(
-        f'{path} has only one class ({only}); a classifier needs two. {EXPECTED_LAYOUT}'
+        f'{path} has only one class ({printable(only)}); a classifier needs two. {EXPECTED_LAYOUT}'
       )
+    # A class may be spelled with composed characters in one split and decomposed ones in another.
+    self._class_indices = {normalize_class_name(name): i for i, name in enumerate(self.label_names)}
+    if self._is_flat:
+      self._check_not_nested()
+      _check_no_class_is_empty(self._root, all_classes)
     for split in set(classes).intersection(SPLIT_FOLDERS):
       self._check_classes(split, classes[split])
 
@@ -107,32 +120,58 @@ class FolderStore(_ImageFileStore):
       )
     return super().shard_lengths(split)
 
+  def _describe_contents(self) -> str:
+    """Say what a folder without images has, and what is expected."""
+    images, others = list_images(self._root)
+    if images:
+      return f'its images are not in folders of classes. {EXPECTED_LAYOUT}'
+    found = f'it has only {describe_other_files(others)}' if others else 'it has no files'
+    extensions = ' '.join(image_extensions())
+    return f'{found}{suggest_heic(others)}. {EXPECTED_LAYOUT}, with the extensions {extensions}'
+
+  def _check_not_nested(self):
+    """Raise UserError if the folders are data sets and not classes."""
+    for name in self.label_names:
+      for split in SPLIT_FOLDERS:
+        if _list_classes(self._root / name / split):
+          raise UserError(
+            f'{self._root / name} is not a class but has class folders in {split}/; '
+            f'use folder:{self._root / name}'
+          )
+
   def _check_classes(self, split: str, classes: list[str]):
+    _check_no_class_is_empty(self._root / split, classes)
     for name in classes:
-      if name not in self.label_names:
+      if normalize_class_name(name) not in self._class_indices:
         near = did_you_mean(name, self.label_names, list_known=False)
+        folder = printable(self._root / split / name)
         raise UserError(
-          f'{self._root / split / name}: the training split {self._root / "train"} has no class '
+          f'{folder}: the training split {self._root / "train"} has no class '
           f'{name!r}.{near} Add the class to the training split or remove the folder'
         )
 
   def _list_split(self, split: str) -> Examples:
     classes = _list_classes(self._root / split)
     self._check_classes(split, classes)
-    files = [
-      [os.fsencode(f'{split}/{name}/{file}') for file in _list_images(self._root / split / name)]
-      for name in classes
-    ]
-    return _flatten_by_label(files, [self.label_names.index(name) for name in classes])
+    files = self._list_class_images(f'{self.title} {split}', f'{split}/', classes)
+    labels = [self._class_indices[normalize_class_name(name)] for name in classes]
+    return _flatten_by_label(files, labels)
 
   def _split_flat_folder(self) -> dict[str, Examples]:
-    files = [
-      [os.fsencode(f'{name}/{file}') for file in _list_images(self._root / name)]
-      for name in self.label_names
-    ]
+    files = self._list_class_images(self.title, '', self.label_names)
     train, test = zip(*map(split_train_test, files), strict=True)
     labels = range(len(self.label_names))
     return {'train': _flatten_by_label(train, labels), 'test': _flatten_by_label(test, labels)}
+
+  def _list_class_images(self, title: str, prefix: str, classes) -> list[list[bytes]]:
+    """Return the images of each class, and print how many files are passed over."""
+    out, passed_over = [], {}
+    for name in classes:
+      images, others = list_images(self._root / prefix / name)
+      out.append([os.fsencode(f'{prefix}{name}/{image}') for image in images])
+      passed_over[name] = others
+    note_passed_over(title, passed_over)
+    return out
 
 
 class CsvStore(_ImageFileStore):
@@ -145,6 +184,8 @@ class CsvStore(_ImageFileStore):
     file = resolve_existing_path(path)
     if file.is_dir():
       raise UserError(f'{path} is a folder, not a CSV file; use folder:{path}')
+    if not file.is_file():
+      raise UserError(f'{path} is not a regular file')
     self.title, self.splits, self._root = f'csv:{path}', ('train', 'test'), file.parent
     try:
       labels = _read_csv_labels(file)
@@ -182,20 +223,16 @@ class UnlabelledFolderStore(_ImageFileStore):
     self._root, self.title = resolve_existing_path(path), f'images:{path}'
     if not self._root.is_dir():
       raise UserError(f'{path} is a file, not a folder of images')
-    paths = np.array(sorted(self._find_images()), 'S')
-    if not len(paths):
-      extensions = ' '.join(IMAGE_EXTENSIONS)
-      raise UserError(f'{path} and the folders below it contain no images ({extensions})')
+    images, others = list_images(self._root)
+    if not images:
+      found = f'; found {describe_other_files(others)}' if others else ''
+      raise UserError(
+        f'{path} and the folders below it contain no images ({" ".join(image_extensions())})'
+        f'{found}{suggest_heic(others)}'
+      )
+    note_passed_over(self.title, {'': others})
+    paths = np.array(sorted(map(os.fsencode, images)), 'S')
     self._examples = {'train': (paths, np.zeros((len(paths), 0), np.int32))}
-
-  def _find_images(self) -> list[bytes]:
-    """Return the paths of all images, relative to the root."""
-    out = []
-    for folder, folders, files in os.walk(self._root):
-      folders[:] = [name for name in folders if name[0] != '.']
-      images = [Path(folder, name) for name in files if has_image_name(name)]
-      out += [os.fsencode(path.relative_to(self._root)) for path in images]
-    return out
 
 
 def _read_csv_labels(file: Path) -> dict[bytes, tuple[str, ...]]:
@@ -229,63 +266,38 @@ def _flatten_by_label(files, labels) -> Examples:
   return paths, np.repeat(np.fromiter(labels, np.int32), lengths)[:, None]
 
 
-def read_image_file(path: Path) -> bytes:
-  """Read a file.
-
-  Raises BadImageError if it cannot be read or is larger than MAX_IMAGE_FILE_BYTES.
-  """
-  try:
-    with path.open('rb') as file:
-      if (size := os.fstat(file.fileno()).st_size) > MAX_IMAGE_FILE_BYTES:
-        raise BadImageError(str(path), f'{size:,} bytes are too many for an image')
-      return file.read()
-  except OSError as error:
-    raise BadImageError(str(path), f'the file cannot be read ({error.strerror})') from None
-
-
 def resolve_existing_path(path: str) -> Path:
   """Expand `~` in a path.
 
   Raises UserError with the nearest existing parent if the path does not exist.
   """
-  out = Path(path).expanduser()
+  try:
+    out = Path(path).expanduser()
+  except RuntimeError:
+    raise UserError(f'{path}: this user has no home directory') from None
   if not out.exists():
     parent = next(p for p in (out, *out.parents) if p.exists())
     raise UserError(f'no such file or folder: {path} (the nearest existing folder is {parent})')
   return out
 
 
-def has_image_name(name: str) -> bool:
-  """Return whether a file name is that of an image and not hidden."""
-  return name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != '.'
-
-
 def _split_sort_key(name: str) -> tuple[int, str]:
   return (SPLIT_FOLDERS.index(name) if name in SPLIT_FOLDERS else len(SPLIT_FOLDERS)), name
-
-
-def _is_image_file(entry: os.DirEntry) -> bool:
-  return has_image_name(entry.name) and entry.is_file()
-
-
-def _list_images(folder: Path) -> list[str]:
-  with os.scandir(folder) as entries:
-    return sorted(entry.name for entry in entries if _is_image_file(entry))
-
-
-def _list_folders(folder: Path) -> list[str]:
-  with os.scandir(folder) as entries:
-    return sorted(entry.name for entry in entries if entry.name[0] != '.' and entry.is_dir())
 
 
 def _list_classes(folder: Path) -> list[str]:
   """Return the folders in `folder` that contain an image; [] if `folder` does not exist."""
   if not folder.is_dir():
     return []
-  return [name for name in _list_folders(folder) if _has_image(folder / name)]
+  return [name for name in list_folders(folder) if has_image(folder / name)]
 
 
-def _has_image(folder: Path) -> bool:
-  """Return whether a folder contains an image, without listing it in full."""
-  with os.scandir(folder) as entries:
-    return any(_is_image_file(entry) for entry in entries)
+def _check_no_class_is_empty(folder: Path, classes: list[str]):
+  """Raise UserError if a folder in `folder` is not one of `classes`, those with images."""
+  for name in sorted(set(list_folders(folder)).difference(classes)):
+    _, others = list_images(folder / name)
+    found = f'only {describe_other_files(others)}' if others else 'no files'
+    raise UserError(
+      f'{printable(folder / name)} is a class folder without images: it has {found}. Add images '
+      f'({" ".join(image_extensions())}) or remove the folder{suggest_heic(others)}'
+    )

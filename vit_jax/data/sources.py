@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.class_names import check_class_names
 from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
 from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
@@ -195,6 +196,7 @@ def open_source(
     raise UserError(f'source {name!r}: expected KIND:NAME.{_suggest_source(kind, rest, name)}')
   try:
     store = stores[kind](rest, dir=dir)
+    check_class_names(store.label_names, name)
     spans = _parse_split(split or _default_eval_split(store), store)
   except OSError as error:
     raise UserError(f'{name}: {error.filename or "error"}: {error.strerror or error}') from None

@@ -51,7 +51,7 @@ def read_objectnet_classes(folders: tuple[str, ...], mappings: Path) -> tuple[tu
 
 def _read_mapping_file(mappings: Path, name: str) -> str:
   try:
-    return (mappings / name).read_text(encoding='utf-8')
+    return (mappings / name).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(

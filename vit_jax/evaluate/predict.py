@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.config import DataConfig
-from vit_jax.data.decode import BadImageError
-from vit_jax.data.folder import IMAGE_EXTENSIONS
+from vit_jax.data.image_files import list_images, note_passed_over, read_image_file
 from vit_jax.data.loader import diagnose_bad_example
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
@@ -37,11 +36,7 @@ class ImageFiles:
     return len(self.paths)
 
   def __getitem__(self, i: int) -> tuple[bytes, tuple[int, ...], str]:
-    path = self.paths[i]
-    try:
-      return Path(path).read_bytes(), (), path
-    except OSError as error:
-      raise BadImageError(path, error.strerror or str(error)) from None
+    return read_image_file(Path(self.paths[i])), (), self.paths[i]
 
 
 def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
@@ -101,7 +96,10 @@ def find_image_files(patterns: Iterable[str]) -> list[str]:
   """
   paths = []
   for pattern in patterns:
-    found = [path for match in _expand_pattern(pattern) for path in _list_images(Path(match))]
+    try:
+      found = [path for match in _expand_pattern(pattern) for path in _list_images(Path(match))]
+    except OSError as error:
+      raise UserError(f'{error.filename}: {error.strerror}') from None
     if not found:
       raise UserError(
         f'{pattern}: no such image, folder of images, or pattern that matches an image'
@@ -121,9 +119,6 @@ def _list_images(path: Path) -> list[str]:
   """Return a file, or the sorted image files anywhere below a folder without the hidden ones."""
   if not path.is_dir():
     return [str(path)]
-
-  def is_hidden(file: Path) -> bool:
-    return any(part.startswith('.') for part in file.relative_to(path).parts)
-
-  files = (file for file in path.rglob('*') if file.suffix.lower() in IMAGE_EXTENSIONS)
-  return sorted(str(file) for file in files if file.is_file() and not is_hidden(file))
+  images, others = list_images(path)
+  note_passed_over(str(path), {'': others})
+  return [str(path / image) for image in images]

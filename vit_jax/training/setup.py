@@ -14,6 +14,7 @@ from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.checkpoint.run_directory import check_same_run, write_run_description
 from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.config_checks import validate
+from vit_jax.data.class_names import normalize_class_name
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import train_batches
 from vit_jax.data.mixture import MixtureSource, open_mixture
@@ -114,12 +115,17 @@ def open_sources(config: Config) -> tuple[Source | MixtureSource, Source]:
   data = config.data
   train_source = open_source(data.train, data.split, dir=data.dir)
   eval_source = open_source(data.eval or data.train, data.eval_split, dir=data.dir)
-  if train_source.label_names != eval_source.label_names:
-    train, test = set(train_source.label_names), set(eval_source.label_names)
-    raise UserError(
-      f'{data.train} and {data.eval or data.train} have different classes: '
+  train_names, eval_names = (
+    tuple(map(normalize_class_name, source.label_names)) for source in (train_source, eval_source)
+  )
+  if train_names != eval_names:
+    train, test = set(train_names), set(eval_names)
+    differ = (
       f'only the first has {sorted(train - test)[:5]}, only the second {sorted(test - train)[:5]}'
     )
+    if train == test:
+      differ = 'their order differs, because only one has decomposed characters (Unicode NFD)'
+    raise UserError(f'{data.train} and {data.eval or data.train} have different classes: {differ}')
   if not data.unlabelled:
     return train_source, eval_source
   mixture = open_mixture(
