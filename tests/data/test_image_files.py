@@ -10,7 +10,7 @@ from vit_jax.data.decode import BadImageError
 from vit_jax.data.image_files import list_images, read_image_file
 from vit_jax.data.sources import open_source, open_unlabelled
 from vit_jax.errors import UserError
-from vit_jax.evaluate.predict import find_image_files
+from vit_jax.evaluate.predict import ImageFiles, find_image_files
 
 
 def names_in(source, root: Path) -> list[str]:
@@ -81,6 +81,8 @@ def odd_files(tmp_path, touch) -> dict[str, Path]:
 def test_only_regular_files_are_read(odd_files, kind):
   with pytest.raises(BadImageError, match=f'{kind}.jpg: '):
     read_image_file(odd_files[kind])
+  with pytest.raises(BadImageError, match=f'{kind}.jpg: '):
+    ImageFiles((str(odd_files[kind]),))[0]
 
 
 def test_a_missing_file_and_a_name_with_a_zero_byte_are_bad_images(tmp_path):

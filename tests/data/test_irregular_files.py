@@ -12,6 +12,7 @@ from tests.data.photo import file, photo
 from vit_jax.data.decode import BadImageError, decode_image
 
 JPEG = file(photo(), 'JPEG', quality=92)
+OPTIMIZED = file(photo(), 'JPEG', quality=92, optimize=True)
 PROGRESSIVE = file(photo(), 'JPEG', quality=92, progressive=True)
 PNG = file(photo(), 'PNG')
 DEEP = np.linspace(0, 65535, 83 * 117).reshape(83, 117).astype(np.uint16)
@@ -87,6 +88,28 @@ def test_a_jpeg_whose_pixels_are_damaged_stays_bad():
   for damage in (b'\xff\xd9', b'\xff\xd3', b'\xff\xff\xff\xfe'):
     with pytest.raises(BadImageError):
       read(JPEG[:middle] + damage + JPEG[middle + len(damage) :])
+
+
+@pytest.mark.parametrize(
+  'data', [JPEG, OPTIMIZED, PROGRESSIVE], ids=['plain', 'optimized', 'progressive']
+)
+def test_a_jpeg_that_lacks_a_huffman_table_is_bad(data):
+  """libjpeg decodes noise with a standard table instead."""
+  at = data.index(b'\xff\xc4')
+  for first in (b'\x7f', b'\xef'):  # The marker is damaged, so the table is taken for stray bytes.
+    with pytest.raises(BadImageError):
+      read(data[:at] + first + data[at + 1 :])
+
+
+@pytest.mark.parametrize('kind', ['scan header 0,0,0', 'stray bytes before the scan'])
+def test_an_irregular_jpeg_is_turned_upright(kind):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  at = IRREGULAR_JPEGS[kind].index(b'\xff\xdb')
+  segment = b'Exif\0\0' + exif.tobytes().removeprefix(b'Exif\0\0')
+  segment = b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment
+  data = IRREGULAR_JPEGS[kind][:at] + segment + IRREGULAR_JPEGS[kind][at:]
+  assert np.array_equal(read(data, orient=True), np.rot90(read(JPEG), -1))
 
 
 def chunk(kind: bytes, contents: bytes, *, wrong_checksum: bool = False) -> bytes:

@@ -1,6 +1,7 @@
 """EXIF orientation of decoded images."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_exif_orientation_is_ignored_by_default(kind):
     assert np.abs(got - photo()).mean() < 3
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF'])
 def test_an_oriented_image_equals_pillows(kind):
   for orientation in range(1, 9):
     data = oriented(kind, orientation)
@@ -89,11 +90,16 @@ def test_a_box_of_an_upside_down_jpeg_is_decoded_only_down_to_its_last_stored_ro
   assert rows[1] == 83
 
 
-def test_the_orientation_in_xmp_is_used_as_by_pillow():
-  xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-  data = file(photo(), 'JPEG', xmp=xmp)
-  assert upright_by_pillow(data).shape == (117, 83, 3)
-  assert read(data, orient=True).shape == (117, 83, 3)
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+@pytest.mark.parametrize(
+  'form', ['<rdf:Description tiff:Orientation="{}"/>', '<tiff:Orientation>{}</tiff:Orientation>']
+)
+def test_the_orientation_in_xmp_is_used_as_by_pillow(orientation, form):
+  xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{form.format(orientation)}</x:xmpmeta>'
+  data = file(photo(), 'JPEG', xmp=xmp.encode())
+  got = read(data, orient=True)
+  assert np.array_equal(got, np.rot90(read(data), {1: 0, 3: 2, 6: -1}[orientation]))
+  assert got.shape == upright_by_pillow(data).shape
 
 
 @pytest.mark.parametrize('orientation', [0, 9, 65535])
@@ -109,3 +115,17 @@ def test_damaged_metadata_does_not_make_an_image_unreadable(exif):
 
 def test_pixels_have_no_orientation():
   assert np.array_equal(read(photo(), orient=True), photo())
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('kind', ['H', 'I'])
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_both_byte_orders_and_integer_types_of_exif_are_read(order, kind, orientation):
+  value = struct.pack(order + kind, orientation).ljust(4, b'\0')
+  entry = struct.pack(f'{order}HHI', ORIENTATION, 3 if kind == 'H' else 4, 1) + value
+  start = {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(f'{order}I', 8)
+  exif = b'Exif\0\0' + start + struct.pack(f'{order}H', 1) + entry + bytes(4)
+  data = file(photo(), 'JPEG', exif=exif)
+  turns = {1: 0, 3: 2, 6: -1, 8: 1}[orientation]
+  assert np.array_equal(read(data, orient=True), np.rot90(read(data), turns))
+  assert upright_by_pillow(data).shape == read(data, orient=True).shape

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-from vit_jax.data.jpeg_header import read_jpeg_header, repair_jpeg_header
+from vit_jax.data.jpeg_header import may_have_orientation, read_jpeg_header, repair_jpeg_header
 from vit_jax.data.png_chunks import find_png_chunk, select_png_chunks
 from vit_jax.errors import UserError, one_line
 
@@ -86,6 +86,8 @@ def decode_image(
       return _crop_to_box(_decode_array(data), box)
     if data[:2] == b'\xff\xd8':
       orientation = _read_jpeg_orientation(data) if orient else 1
+      if orientation == 1:
+        return _decode_jpeg(data, max_pixels, box, fast_dct)
       image = _decode_jpeg(data, max_pixels, _map_box_to_stored(box, orientation), fast_dct)
       return _turn_upright(image, orientation)
     return _crop_to_box(_decode_with_pillow(data, max_pixels, orient), box)
@@ -111,10 +113,10 @@ def _read_orientation(image: Image.Image) -> int:
 
 def _read_jpeg_orientation(data: bytes) -> int:
   """Return the orientation in the EXIF or XMP metadata of a JPEG, without decoding it."""
-  if b'Exif\0\0' not in data and b'tiff:Orientation' not in data:
-    return 1
   try:
-    with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
+    if not may_have_orientation(data):
+      return 1
+    with _open_image(data, ('JPEG',)) as image:
       return _read_orientation(image)
   except Exception:  # The decoder reports what is wrong with the file.
     return 1
@@ -131,8 +133,8 @@ def _turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def _map_box_to_stored(box: ChooseBox | None, orientation: int) -> ChooseBox | None:
   """Return a function that chooses the same box, but in the stored pixels of an image."""
-  if box is None or orientation == 1:
-    return box
+  if box is None:
+    return None
   flip_rows, flip_columns, transpose = UPRIGHT[orientation]
 
   def choose_stored_box(height: int, width: int) -> CropBox:
@@ -203,13 +205,18 @@ def _installed_formats() -> tuple[str, ...]:
   return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
+def _open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+  """Open a file as one of the formats, without decoding its pixels."""
+  Image.MAX_IMAGE_PIXELS = None  # Ours is config.data.max_pixels; Pillow's limit differs.
+  return Image.open(io.BytesIO(data), formats=formats)
+
+
 def _decode_with_pillow(data: bytes, max_pixels: int, orient: bool) -> np.ndarray:
   """Decode the first frame of a file in any format that Pillow reads."""
-  Image.MAX_IMAGE_PIXELS = None  # Ours is config.data.max_pixels; Pillow's limit differs.
   if data[:4] == b'\x89PNG':
     data = select_png_chunks(data)
   # Opening reads only the headers, so the size is checked before pixels are allocated.
-  with Image.open(io.BytesIO(data), formats=_installed_formats()) as image:
+  with _open_image(data, _installed_formats()) as image:
     _check_pixel_count(image.height, image.width, max_pixels)
     image.load()
     orientation = _read_orientation(image) if orient else 1
