@@ -40,14 +40,14 @@ def main():
   parser.add_argument('--rounds', type=int, default=5, help='crops of each image')
   args = parser.parse_args()
   files = [path.read_bytes() for path in sorted(args.folder.rglob('*.jpg'))]
-  read_header, out = decode._read_jpeg_header, np.empty((224, 224, 3), np.uint8)
+  read_header, out = decode.read_jpeg_header, np.empty((224, 224, 3), np.uint8)
   read_for_all_rows = lambda data: read_header(data)._replace(mcu_rows=0)
   sides = {'rows of the crop': read_header, 'full image': read_for_all_rows}
   seconds = dict.fromkeys(sides, 0.0)
   for epoch in range(args.rounds):
     for i, data in enumerate(files):
       for name, function in list(sides.items())[:: 1 if (i + epoch) % 2 else -1]:
-        with mock.patch.object(decode, '_read_jpeg_header', function):
+        with mock.patch.object(decode, 'read_jpeg_header', function):
           start = time.process_time()
           write_train_image(data, out, name='', key=(0, epoch, i), **SETTINGS)
           seconds[name] += time.process_time() - start

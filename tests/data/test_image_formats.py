@@ -1,14 +1,17 @@
 """Formats, bit depths and transparency: expected pixels are calculated by hand or by Pillow."""
 
+import ast
 import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vit_jax
 from tests.data.photo import file, photo
 from vit_jax.data.decode import BadImageError, decode_image
 
@@ -184,3 +187,14 @@ def test_every_format_that_is_read_is_named_when_it_is_opened(monkeypatch):
   assert len(seen) == 3
   assert all(seen)
   assert not {'EPS', 'WMF', 'FITS', 'PDF'}.intersection(*seen)
+
+
+def test_the_package_opens_images_only_where_formats_are_named():
+  root = Path(vit_jax.__file__).parent
+  calls = {}
+  for path in root.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+      if name in ('Image.open', 'PIL.Image.open') or name.endswith('.imread'):
+        calls[path.name] = [keyword.arg for keyword in node.keywords]
+  assert calls == {'decode.py': ['formats']}
