@@ -16,7 +16,7 @@ from vit_jax.data.decode import IMAGE_FORMATS, BadImageError, decode_image
 
 ROOT = Path(os.environ.get('VIT_JAX_PILLOW_IMAGES', '/missing'))
 MAX_PIXELS = 10**8
-# 200 x 200 pixels are stored, and the restart intervals do not match: pixels are lost.
+# Its coded pixels are corrupt: Pillow shows stripes of noise.
 REFUSED = {'hopper_bad_exif.jpg'}
 
 
