@@ -82,7 +82,9 @@ def train_step(
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   images, targets = batch['image'], labels_to_targets(batch['label'], model.classes)
   if mixup_alpha:
-    images, targets = mixup(jax.random.fold_in(key, 0), images, targets, mixup_alpha)
+    images, targets = mixup(
+      jax.random.fold_in(key, 0), images, targets, mask=batch['mask'], alpha=mixup_alpha
+    )
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
 
   gradient = compute_gradient
