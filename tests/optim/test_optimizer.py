@@ -172,7 +172,8 @@ def test_adafactor_follows_the_recurrence_of_scaling_vision_transformers(shape, 
 
 
 @pytest.mark.parametrize(
-  ('name', 'shape'), [('scale', (40,)), ('bias', (2, 36)), ('kernel', (34, 40))]
+  ('name', 'shape'),
+  [('scale', (40,)), ('bias', (2, 36)), ('kernel', (34, 40)), ('query', (34, 2, 32))],
 )
 def test_adafactor_treats_stacked_blocks_as_separate_parameters(name, shape):
   # The depth of 33 blocks is as long as a side that would be factored.

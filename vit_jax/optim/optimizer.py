@@ -7,9 +7,11 @@ expressions that match a full path.
 
 import functools
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax.config import OptimConfig, parse_duration
@@ -123,13 +125,46 @@ def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
   def label(keys, leaf) -> str:
     stacked = param_path(keys).startswith(BLOCK_PATH_PREFIX)
     sides = leaf.shape[1:] if stacked else leaf.shape  # The depth is not a side of a matrix.
-    return 'factored' if sum(side >= 32 for side in sides) > 1 else 'whole'
+    if sum(side >= 32 for side in sides) < 2:
+      return 'whole'
+    # Optax factors the two largest sides, which must not include the depth.
+    return 'per_block' if stacked and 0 in np.argsort(leaf.shape)[-2:] else 'factored'
 
   # The labels are part of checkpoint paths.
-  rules = {'factored': scale_by_rms(), 'whole': scale_by_rms(factored=False)}
+  rules = {
+    'factored': scale_by_rms(),
+    'whole': scale_by_rms(factored=False),
+    'per_block': map_over_blocks(scale_by_rms()),
+  }
   return optax.chain(
-    optax.partition(rules, functools.partial(jax.tree.map_with_path, label)),
+    partition_by_used_labels(rules, functools.partial(jax.tree.map_with_path, label)),
     optax.ema(config.b1, debias=False, accumulator_dtype=config.momentum_dtype),
+  )
+
+
+def map_over_blocks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Apply a factored rule to each block of stacked parameters [depth, …] by itself."""
+  axes = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
+  update = jax.vmap(rule.update, in_axes=(0, axes, 0), out_axes=(0, axes))
+  return optax.GradientTransformation(jax.vmap(rule.init, out_axes=axes), update)
+
+
+def partition_by_used_labels(
+  rules: dict[str, optax.GradientTransformation], label_tree: Callable
+) -> optax.GradientTransformation:
+  """Partition as `optax.partition` does, without state for 'per_block' if no leaf has this label.
+
+  Checkpoints of models without such leaves then have the same arrays as before the label existed.
+  """
+
+  def partition(tree) -> optax.GradientTransformation:
+    labels = label_tree(tree)
+    used = {'factored', 'whole', *jax.tree.leaves(labels)}
+    return optax.partition({name: rules[name] for name in rules if name in used}, labels)
+
+  return optax.GradientTransformation(
+    lambda params: partition(params).init(params),
+    lambda updates, state, params=None: partition(updates).update(updates, state, params),
   )
 
 
