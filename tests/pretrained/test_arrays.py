@@ -110,7 +110,7 @@ def test_safetensors_files_of_a_directory_are_read_together(tmp_path):
       {name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i}-of-00002.safetensors'
     )
   assert_same(open_arrays(tmp_path))
-  save_file({'cls': ARRAYS['cls']}, tmp_path / 'again.safetensors')
+  save_file({'cls': ARRAYS['cls']}, tmp_path / 'model-00003-of-00002.safetensors')
   with pytest.raises(UserError, match='cls'):
     open_arrays(tmp_path)
 

@@ -16,8 +16,9 @@ from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.pretrained.export import export_model
-from vit_jax.pretrained.hub import choose_weights, fetch_from_hub, parse_hub_name
+from vit_jax.pretrained.hub import fetch_from_hub, parse_hub_name
 from vit_jax.pretrained.model import PretrainedModel
+from vit_jax.pretrained.weight_files import choose_weights
 
 COMMIT, OLD_COMMIT = 40 * 'a', 40 * 'b'
 
@@ -218,7 +219,7 @@ def test_a_name_may_have_dots_and_a_revision():
     (['pytorch_model.bin', 'config.json'], ['pytorch_model.bin']),
     (['a.safetensors', 'b.safetensors'], 'several weights: a.safetensors, b.safetensors'),
     (['config.json', 'tf_model.h5'], 'no weights .* config.json, tf_model.h5'),
-    ([], 'its files are none'),
+    ([], 'its files: none'),
   ],
 )
 def test_the_weights_are_the_complete_model_in_the_safest_format(files, chosen):

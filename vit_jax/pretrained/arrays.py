@@ -1,4 +1,4 @@
-"""Read named arrays from .npz and .safetensors files, and stack the arrays of blocks.
+"""Read named arrays from .npz, .safetensors and PyTorch files, and stack the arrays of blocks.
 
 Every header is checked against the file before its data is read. Reading never unpickles, runs code
 or writes. A file with wrong sizes, missing data or a repeated name raises UserError.
@@ -8,6 +8,7 @@ A flat tree maps '/'-joined parameter names to NumPy arrays:
 """
 
 import dataclasses
+import functools
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,13 @@ import numpy as np
 from safetensors import safe_open
 
 from vit_jax.errors import UserError
+from vit_jax.pretrained.torch_file import read_torch_file
+from vit_jax.pretrained.weight_files import (
+  check_file_kind,
+  check_regular_file,
+  choose_weights,
+  is_legacy_torch_file,
+)
 from vit_jax.runtime.files import summarize_error
 
 # Names in our parameter tree that more than one format needs.
@@ -33,6 +41,9 @@ EFFICIENTNET_STEM_KERNEL = 'stem_conv/kernel'
 # bomb.
 MAX_ZIP_EXPANSION = 100
 ZIP_SIZE_ALLOWANCE = 1 << 20  # Bytes that any zip file may expand to.
+# Prefixes that wrappers of PyTorch modules give to all names: DataParallel, torch.compile, and
+# attributes of a training script's module.
+WRAPPER_PREFIXES = ('module.', '_orig_mod.', 'model.', 'backbone.')
 READ_CHUNK = 1 << 22  # Bytes per read, straight into the array.
 BFLOAT16 = np.dtype('V2')  # NumPy has no bfloat16. big_vision stores the two raw bytes.
 SAFETENSORS_FLOATS = {
@@ -56,8 +67,8 @@ class LazyArrays(Mapping):
   infinity.
   """
 
-  def __init__(self, source: str, headers: dict[str, ArrayHeader]):
-    self.source, self._headers = source, headers
+  def __init__(self, source: str, headers: dict[str, ArrayHeader], notes: tuple[str, ...] = ()):
+    self.source, self._headers, self.notes = source, headers, notes
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._headers)
@@ -113,30 +124,73 @@ def allocate_aligned(shape: tuple[int, ...], dtype: str | np.dtype = 'f4') -> np
 
 
 def open_arrays(path: Path) -> LazyArrays:
-  """Open an .npz file, a .safetensors file, or all *.safetensors files of a directory.
+  """Open an .npz, .safetensors or PyTorch file, or the weights of a directory.
 
-  Raises UserError if a file is not readable or an array name occurs twice.
+  Raises UserError if a file is not readable, or if an array name occurs twice.
   """
-  files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
-  if not files:
-    raise UserError(f'{path} contains no .safetensors file')
-  headers = {}
+  files = [path]
+  if path.is_dir():
+    names = [file.name for file in path.iterdir()]
+    files = [path / name for name in choose_weights(names, str(path))]
+  headers, notes = {}, ()
   for file in files:
     try:
-      new = read_headers(file)
+      new, new_notes = read_headers(file)
+    except UserError:
+      raise
     except Exception as error:
       raise unreadable_error(str(file), summarize_error(error)) from None
     if repeated := headers.keys() & new.keys():
       raise UserError(f'{path} contains {min(repeated)} twice')
     headers |= new
-  return LazyArrays(str(path), headers)
+    notes += new_notes
+  return LazyArrays(str(path), headers, notes)
 
 
-def read_headers(path: Path) -> dict[str, ArrayHeader]:
-  """Read all headers of a file, whose first bytes decide between zip and safetensors."""
+def read_headers(path: Path) -> tuple[dict[str, ArrayHeader], tuple[str, ...]]:
+  """Read all headers of a file, whose first bytes decide what it is, and notes about it.
+
+  A prefix that all names of a safetensors or PyTorch file have in common is removed.
+  """
+  check_regular_file(path)
   with path.open('rb') as file:
     is_zip = file.read(2) == b'PK'  # True for an empty zip file too.
-  return read_npz_headers(path) if is_zip else read_safetensors_headers(path)
+  if is_zip and not is_torch_zip(path):
+    return read_npz_headers(path), ()
+  if is_zip or is_legacy_torch_file(path):
+    arrays, notes = read_torch_file(path, mmap=is_zip)
+    headers = {
+      name: ArrayHeader(array.shape, array.dtype, functools.partial(np.asarray, array))
+      for name, array in arrays.items()
+    }
+  else:
+    check_file_kind(path)
+    headers, notes = read_safetensors_headers(path), ()
+  prefix = common_prefix(headers)
+  if prefix:
+    notes += (f'the prefix {prefix!r} of all names is ignored',)
+  return {name.removeprefix(prefix): header for name, header in headers.items()}, notes
+
+
+def is_torch_zip(path: Path) -> bool:
+  """Return whether a zip file was written by `torch.save`."""
+  with zipfile.ZipFile(path) as file:
+    return any(name.endswith('/data.pkl') for name in file.namelist())
+
+
+def common_prefix(names: Iterable[str]) -> str:
+  """Return the wrappers of PyTorch modules, such as 'module.', that start all names."""
+  names, prefix = list(names), ''
+  while names:
+    starts = [
+      wrapper
+      for wrapper in WRAPPER_PREFIXES
+      if all(name.startswith(prefix + wrapper) for name in names)
+    ]
+    if not starts:
+      break
+    prefix += starts[0]
+  return prefix
 
 
 def unreadable_error(source: str, why: str) -> UserError:

@@ -7,18 +7,15 @@ the files that `load` reads are downloaded. Of the weights, safetensors come fir
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vit_jax.errors import UserError, one_line
+from vit_jax.pretrained.weight_files import SAFETENSORS_FILES, TORCH_FILE, choose_weights
 
 HUB_PREFIX = 'hf:'
 # Read from the repository where it has them.
 SETTINGS_FILES = ('config.json', 'preprocessor_config.json')
-# Weights in the order of preference. Files of the same format with other names are copies in other
-# precisions, or other parts of a pipeline.
-WEIGHT_FILES = ('model.safetensors', 'open_clip_model.safetensors', 'pytorch_model.bin')
 WEIGHT_SUFFIXES = ('.safetensors', '.npz', '.bin')
-SHARD_PATTERN = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
 _NAME_PATTERN = re.compile(r'[\w.-]+/[\w.-]+', re.ASCII)
 
 
@@ -68,27 +65,6 @@ def fetch_from_hub(source: str) -> Path:
   return paths[0] if len(weights) == 1 else paths[0].parent
 
 
-def choose_weights(files: list[str], source: str) -> list[str]:
-  """Return the weights among the files at the top of a repository: one file, or all shards.
-
-  Raises UserError if there are none, or if it is not clear which.
-  """
-  top = [file for file in files if '/' not in file]
-  for file in WEIGHT_FILES[:-1]:
-    if file in top:
-      return [file]
-  if shards := sorted(file for file in top if SHARD_PATTERN.fullmatch(file)):
-    return shards
-  others = [file for file in top if PurePosixPath(file).suffix in ('.safetensors', '.npz')]
-  if len(others) == 1:
-    return others
-  if WEIGHT_FILES[-1] in top and not others:
-    return [WEIGHT_FILES[-1]]
-  problem = f'several weights: {", ".join(others)}' if others else 'no weights that load reads'
-  listed = '' if others else f'; its files are {", ".join(sorted(files)[:12]) or "none"}'
-  raise UserError(f'{source} has {problem}{listed}. Download the file and load its path')
-
-
 def _list_files(source: str, name: str, revision: str | None) -> list[str]:
   """Return the files of a repository, from the hub or else from the cache."""
   from huggingface_hub import HfApi
@@ -107,7 +83,7 @@ def _list_cached_files(name: str, revision: str | None) -> list[str]:
   """Return the files of a repository that are in the cache."""
   from huggingface_hub import try_to_load_from_cache
 
-  for file in (*SETTINGS_FILES, *WEIGHT_FILES):
+  for file in (*SETTINGS_FILES, *SAFETENSORS_FILES, TORCH_FILE):
     path = try_to_load_from_cache(name, file, revision=revision)
     if isinstance(path, str):
       return [path.name for path in Path(path).parent.iterdir()]

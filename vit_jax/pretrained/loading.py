@@ -31,6 +31,7 @@ from vit_jax.pretrained.architecture import (
 from vit_jax.pretrained.arrays import (
   PATCH_KERNEL,
   POSITION_EMBEDDING,
+  LazyArrays,
   head_classes,
   open_arrays,
   summarize_list,
@@ -105,7 +106,9 @@ def load(source: str, **overrides) -> PretrainedModel:
   if (path / 'config.json').is_file() and (path / 'preprocessing.json').is_file():
     flat, file_facts = read_run_directory(path)
   else:
-    flat, file_facts = read_model_file(path, heads=given.get('heads', 0))
+    arrays = open_arrays(path)
+    flat, file_facts = read_model_file(arrays, path, heads=given.get('heads', 0))
+    file_facts |= {'notes': (*arrays.notes, *file_facts.get('notes', ()))}
     checkpoint = checkpoint or find_checkpoint_of_file(path)
   known_facts = read_sidecar(path) | catalogue_facts(checkpoint) | parse_overrides(given)
   assumed = set(file_facts.get('assumed', ())) - set(known_facts)
@@ -157,12 +160,13 @@ def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   return flat, facts
 
 
-def read_model_file(path: Path, *, heads: int) -> tuple[dict[str, np.ndarray], dict]:
+def read_model_file(
+  arrays: LazyArrays, path: Path, *, heads: int
+) -> tuple[dict[str, np.ndarray], dict]:
   """Return the flat tree and the facts of a file or directory of another library.
 
   `heads` is the number of heads, or 0 to infer it. Raises UserError for an unknown layout.
   """
-  arrays = open_arrays(path)
   folder = path if path.is_dir() else path.parent
   config = folder / 'config.json'
   if find_google_prefix(arrays) is not None:

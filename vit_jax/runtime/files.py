@@ -85,6 +85,8 @@ def read_text_file(path: Path) -> str:
     with path.open('rb') as file:
       return file.read(MAX_TEXT_BYTES + 1)
 
+  if path.exists() and not path.is_file():  # A pipe or a device might be read for ever.
+    raise UserError(f'cannot read {path}: it is not a regular file')
   try:
     content = retry_io(f'reading {path}', read)
     if len(content) > MAX_TEXT_BYTES:
