@@ -297,6 +297,25 @@ def huggingface(kind: str, **fields):
   return compare
 
 
+def masked_autoencoder(tmp_path: Path, images: np.ndarray, transformers):
+  """Compare the encoder of an MAE, saved with its decoder. No patch is masked."""
+  import torch
+
+  config = transformers.ViTMAEConfig(
+    hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=192,
+    image_size=SIZE[0], patch_size=16, mask_ratio=0.0,
+    decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+    decoder_intermediate_size=64,
+  )  # fmt: skip
+  theirs = redrawn(transformers.ViTMAEForPreTraining(config))
+  theirs.save_pretrained(tmp_path)
+  with torch.no_grad():
+    expected = theirs.vit(normalised(images)).last_hidden_state[:, 0].numpy()
+  ours = vit_jax.load(str(tmp_path), mean=0.5, std=0.5)
+  assert any('only pre-training uses' in note for note in ours.notes)
+  return ours.features(images), expected
+
+
 HUGGINGFACE = {
   'ViTForImageClassification': ('ViTConfig', 'ViTForImageClassification'),
   'ViTModel': ('ViTConfig', 'ViTModel'),
@@ -368,6 +387,8 @@ FAMILIES = [
   Family('big_vision: bfloat16 as raw bytes', NPZ, 'timm',
          big_vision(pool='gap', scanned=True, half=True)),
   Family('timm `vit_*`, `deit_*`', SAFE, 'timm', timm_file('vit_tiny_patch16_224')),
+  Family('timm without biases of q, k and v', SAFE, 'timm',
+         timm_file('vit_tiny_patch16_224', qkv_bias=False)),
   Family('timm DeiT', SAFE, 'timm', timm_file('deit_tiny_patch16_224')),
   Family('timm DINO', SAFE, 'timm', timm_file('vit_small_patch16_224', headless=True)),
   Family('timm DINOv2, LayerScale folded in', SAFE, 'timm',
@@ -383,6 +404,7 @@ FAMILIES = [
   Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
   Family('`Dinov2WithRegistersModel`', HUB, 'transformers',
          huggingface('Dinov2WithRegistersModel')),
+  Family('`ViTMAEForPreTraining`, its encoder', HUB, 'transformers', masked_autoencoder),
   Family('run directory', 'the directory', 'timm', run_directory),
 ]
 # fmt: on

@@ -206,6 +206,18 @@ def test_without_pytorch_one_line_says_what_to_install(tmp_path, monkeypatch, le
     open_arrays(tmp_path / 'x.pth')
 
 
+@pytest.mark.parametrize('first', [b'\x80', b'\x1f\x8b'], ids=['pickle', 'gzip'])
+def test_safetensors_may_start_with_the_bytes_of_another_kind(tmp_path, first):
+  """A safetensors file starts with the length of its header."""
+  data = np.arange(3, dtype='<f4').tobytes()
+  header = b'{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+  length = int.from_bytes(first.ljust(2, b'\1'), 'little')
+  (tmp_path / 'x.safetensors').write_bytes(
+    length.to_bytes(8, 'little') + header.ljust(length) + data
+  )
+  assert open_arrays(tmp_path / 'x.safetensors')['x'].tolist() == [0, 1, 2]
+
+
 def test_full_precision_is_preferred_to_half(tmp_path):
   safetensors = pytest.importorskip('safetensors.numpy')
   for name, value in (('model.fp16.safetensors', 1), ('model.safetensors', 2)):

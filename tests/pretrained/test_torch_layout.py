@@ -7,6 +7,7 @@ import json
 import math
 
 import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -54,12 +55,29 @@ WRONG = {
   'norms of queries': (
     'timm',
     also(blocks__0__attn__q_norm__weight=one),
-    'blocks.0.attn.q_norm.weight',
+    'normalizes queries and keys',
   ),
-  'no bias of the projection': (
+  'relative positions': (
     'timm',
-    without('blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias'),
-    'query/bias .* is missing',
+    also(blocks__0__attn__relative_position_bias_table=one),
+    'relative positions, as in BEiT',
+  ),
+  'biases of queries and values': (
+    'timm',
+    also(blocks__0__attn__q_bias=one),
+    'biases of queries and values alone',
+  ),
+  'SwiGLU': ('timm', also(blocks__0__mlp__w12__weight=one), 'SwiGLU'),
+  'rotary positions': ('timm', also(rope__periods=one), 'rotary positions'),
+  'two heads in transformers': (
+    'huggingface',
+    also(vit__embeddings__distillation_token=one),
+    'distilled DeiT',
+  ),
+  'relative positions in transformers': (
+    'huggingface',
+    also(vit__encoder__relative_position_bias__relative_position_bias_table=one),
+    'relative positions, as in BEiT',
   ),
   'a block that lacks an array': (
     'timm',
@@ -393,3 +411,19 @@ def test_every_timm_vision_transformer_computes_its_outputs_or_raises_one_line(t
     )
     read.append(name)
   assert len(read) >= 85
+
+
+@pytest.mark.parametrize(('format', 'prefix'), [('timm', 'decoder_'), ('huggingface', 'decoder.')])
+def test_the_decoder_of_a_masked_autoencoder_is_ignored_and_noted(hub, format, prefix):
+  plain = hub(format)
+  decoder = {f'{prefix}{name}': one for name in ('embed.weight', 'pred.bias')} | {'mask_token': one}
+  with_decoder = hub(format, lambda arrays: arrays.update(decoder))
+  jax.tree.map(np.testing.assert_array_equal, with_decoder.params, plain.params)
+  assert any('3 arrays that only pre-training uses' in note for note in with_decoder.notes)
+
+
+def test_missing_biases_of_queries_keys_and_values_are_zeros_and_noted(hub):
+  loaded = hub('timm', without(*QKV_BIAS))
+  attention = loaded.params['Transformer']['encoderblock']['MultiHeadDotProductAttention_1']
+  assert not any(np.any(attention[name]['bias']) for name in ('query', 'key', 'value'))
+  assert any('no biases of query and key and value' in note for note in loaded.notes)

@@ -148,6 +148,25 @@ def infer_position_grid(
   )
 
 
+def add_zero_attention_biases(
+  flat: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """Give queries, keys and values without biases biases of zeros, which are the same function.
+
+  Returns the flat tree, and a note if biases were added.
+  """
+  added = {}
+  for name in ('query', 'key', 'value'):
+    kernel = flat.get(f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/kernel')
+    bias = f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/bias'
+    if kernel is not None and kernel.ndim == 4 and bias not in flat:
+      depth, _, heads, channels = kernel.shape
+      added[bias] = np.zeros((depth, heads, channels), np.float32)
+  names = ' and '.join(name.split('/')[-2] for name in added)
+  notes = (f'the file has no biases of {names}: they are zeros',) if added else ()
+  return flat | added, notes
+
+
 def check_array_shapes(
   flat: dict[str, np.ndarray], model: nn.Module, size: tuple[int, int], source: str
 ):

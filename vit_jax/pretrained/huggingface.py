@@ -25,10 +25,15 @@ from vit_jax.pretrained.torch_layout import (
   patch_count,
   patch_kernel_size,
 )
+from vit_jax.pretrained.unsupported import (
+  check_supported,
+  describe_ignored,
+  is_pretraining_array,
+)
 
 HF_PATCH_WEIGHT = 'embeddings.patch_embeddings.projection.weight'
 # Prefixes of the backbone. A model with a head has one.
-HF_BACKBONE_PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.')
+HF_BACKBONE_PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'deit.', 'beit.')
 
 HF_SINGLE_ARRAYS = {
   'embeddings.cls_token': 'cls',
@@ -104,6 +109,7 @@ def read_huggingface(
       '(model.dinov2.save_pretrained), and fine-tune that'
     )
   backbone, notes = select_backbone(arrays, prefix)
+  check_supported(backbone, arrays.source)
   activation = read_field(config, 'pooler_act', str)
   if 'pooler.dense.weight' in backbone and activation not in (None, 'tanh'):
     raise UserError(f"{arrays.source}: pooler_act={activation!r} is not supported; expected 'tanh'")
@@ -122,12 +128,13 @@ def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[
 
   Raises UserError if two arrays then have the same name.
   """
-  notes, headers = [], {}
+  ignored = [name for name in arrays if is_pretraining_array(name)]
+  notes, headers = list(describe_ignored(ignored)), {}
   for name in arrays:
     short_name = name.removeprefix(prefix)
-    if name.endswith('mask_token'):
-      notes.append(f'{name}, which only pre-training uses, is ignored')
-    elif short_name.startswith('pooler.') and 'classifier.weight' in arrays:
+    if name in ignored:
+      continue
+    if short_name.startswith('pooler.') and 'classifier.weight' in arrays:
       notes.append(f'{name}, which the classifier does not read, is ignored')
     elif short_name in headers:
       raise UserError(f'{arrays.source} contains {short_name} with and without the prefix {prefix}')

@@ -24,6 +24,7 @@ from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING_PREFIXES
 from vit_jax.pretrained.architecture import (
+  add_zero_attention_biases,
   check_array_shapes,
   infer_architecture,
   infer_position_grid,
@@ -62,6 +63,9 @@ LOAD_OVERRIDES = (
 SIDECAR_FIELDS = (
   *MODEL_OVERRIDES, 'loss', 'size', 'crop', 'short_side', 'mean', 'scale', 'labels',
 )  # fmt: skip
+ASSUMED_SQUARE_NOTE = (
+  'the file does not state an image size: its position embeddings are taken for {}x{} patches'
+)
 # Numbers of classes that imply a label set if the file names none.
 DEFAULT_LABEL_SETS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
 
@@ -245,7 +249,8 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
 
   Raises UserError if they contradict each other.
   """
-  notes = list(facts.get('notes', ()))
+  flat, bias_notes = add_zero_attention_biases(flat)
+  notes = [*facts.get('notes', ()), *bias_notes]
   if 'patch' in facts:
     flat, note = resize_patch_kernel(flat, facts['patch'], source)
     notes.append(note)
@@ -300,19 +305,22 @@ def resample_to_size(
     return flat, native_size, size, []
   size_hint = facts.get('size') or facts.get('target_size')
   old_grid = infer_position_grid(flat, model, size_hint, source)
+  notes = []
+  if facts.get('checkpoint') is None and (not size_hint or model.shape.grid(size_hint) != old_grid):
+    notes.append(ASSUMED_SQUARE_NOTE.format(*old_grid))
   native_size = tuple(
     side * stride for side, stride in zip(old_grid, model.shape.stride, strict=True)
   )
   size = facts.get('target_size', native_size)
   grid = model.shape.grid(size)
   if grid == old_grid:
-    return flat, native_size, size, []
+    return flat, native_size, size, notes
   old_table = flat[POSITION_EMBEDDING]
   tokens = old_table.shape[1] + grid[0] * grid[1] - old_grid[0] * old_grid[1]
   method = facts.get('positions', 'corner')
   table = resample_positions(old_table, tokens, grid, old_grid, method)
-  note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
-  return flat | {POSITION_EMBEDDING: table}, native_size, size, [note]
+  notes.append('position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid))
+  return flat | {POSITION_EMBEDDING: table}, native_size, size, notes
 
 
 def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:

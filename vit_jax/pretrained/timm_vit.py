@@ -34,6 +34,11 @@ from vit_jax.pretrained.torch_layout import (
   patch_count,
   patch_kernel_size,
 )
+from vit_jax.pretrained.unsupported import (
+  check_supported,
+  describe_ignored,
+  is_pretraining_array,
+)
 
 TIMM_PATCH_WEIGHT = 'patch_embed.proj.weight'
 MAP_HEAD_ATTENTION = 'MAPHead_0/MultiHeadDotProductAttention_0'
@@ -86,12 +91,6 @@ FUSED_PROJECTIONS = {
   'attn_pool.kv': ('attn_pool.k', 'attn_pool.v'),
 }
 
-# Arrays that identify an unsupported model.
-UNSUPPORTED_ARRAYS = {
-  'dist_token': 'a distilled DeiT with two heads',
-  'fc_norm.weight': 'a model whose last norm comes after pooling',
-  'norm_pre.weight': 'a model with a norm before the blocks, as in CLIP',
-}
 # timm defines these models with the tanh approximation, and all others with erf (timm 1.0.31,
 # models/vision_transformer.py).
 TANH_GELU_MODELS = re.compile(
@@ -122,16 +121,15 @@ def read_timm(
 
   `heads` is the number of heads, or 0 to infer it. Raises UserError for an unsupported model.
   """
-  for name, description in UNSUPPORTED_ARRAYS.items():
-    if name in arrays:
-      raise UserError(f'{arrays.source} contains {name}: {description} is not supported')
+  ignored = [name for name in arrays if is_pretraining_array(name)]
+  check_supported([name for name in arrays if name not in ignored], arrays.source)
   config = config or {}
   arguments = read_field(config, 'model_args', dict) or {}
   check_pooling(arrays, config, arguments)
   width, patch = patch_kernel_size(arrays, TIMM_PATCH_WEIGHT)
   heads = heads or read_field(arguments, 'num_heads', int)
   heads = infer_heads(heads, width, index_count(arrays, 'blocks.'), arrays.source)
-  headers = {name: arrays.array_header(name) for name in arrays if name != 'mask_token'}
+  headers = {name: arrays.array_header(name) for name in arrays if name not in ignored}
   split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, arrays.source))
   flat = add_stem_layers(arrays).from_torch_arrays(split_arrays, heads)
   facts = read_timm_config(config, arguments)
@@ -141,8 +139,7 @@ def read_timm(
     stride = ResNetBackbone((0,) * stages, 0).stride
   patches = patch_count(facts.get('size'), (patch[0] * stride, patch[1] * stride))
   flat = normalize_position_rows(flat, patches, arrays.source)
-  ignored = 'mask_token, which only pre-training uses, is ignored'
-  return flat, facts | {'notes': (ignored,) if 'mask_token' in arrays else ()}
+  return flat, facts | {'notes': describe_ignored(ignored)}
 
 
 def check_pooling(arrays: LazyArrays, config: dict, arguments: dict):
