@@ -10,23 +10,33 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.checkpoint.checksum import compute_checksums, format_checksum, leaves_by_path
 from vit_jax.errors import DivergedError, StorageError, UserError
-from vit_jax.runtime.files import read_json_object, retry_io, summarize_error
+from vit_jax.runtime.files import (
+  name_alias,
+  plain_alias,
+  read_json_object,
+  retry_io,
+  summarize_error,
+)
 from vit_jax.step import TrainState
 
 T = TypeVar('T')
 
 # Seconds. Orbax measures a timeout by the wall clock, which may jump, so this one never expires.
 _NO_TIMEOUT = 10**6
+MAX_READ_BACK_BYTES = 2**29  # Larger states are read back in part; an array of ViT-L has 400 MB.
 _REQUIRED_FILES = (
   'commit_success.txt', '_CHECKPOINT_METADATA', 'digest/leaves.json', 'state/_METADATA',
 )  # fmt: skip
@@ -96,7 +106,7 @@ class CheckpointWriter:
   """Write checkpoints in the background, one at a time."""
 
   def __init__(self):
-    self._array_handler = _ArrayHandler()
+    self._array_handler, self._alias = _ArrayHandler(), contextlib.ExitStack()
     # If creating directories in the background fails, their users wait for them for five minutes.
     options = ocp.AsyncOptions(timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False)
     composite = ocp.CompositeOptions(async_options=options)
@@ -113,8 +123,10 @@ class CheckpointWriter:
     state = state_to_dict(state)
     leaves, checksums = _leaf_shapes_and_dtypes(state), compute_checksums(state)
     manifest = _SaveChecksumsArgs(step, leaves, checksums, counters)
+    self._alias.close()
+    directory = self._alias.enter_context(plain_alias(path.parent))
     self._checkpointer.save(
-      path.resolve(), ocp.args.Composite(state=_SaveArraysArgs(state), digest=manifest)
+      directory / path.name, ocp.args.Composite(state=_SaveArraysArgs(state), digest=manifest)
     )
 
   def wait(self):
@@ -128,6 +140,7 @@ class CheckpointWriter:
       for future in self._array_handler.pending_futures or ():
         with contextlib.suppress(Exception):
           future.result()
+      self._alias.close()
 
   def close(self):
     """End the threads."""
@@ -159,14 +172,58 @@ def read_checkpoint_as_numpy(path: Path, *parts: str) -> dict:
   leaves, _ = _read_manifest(path)
   tree = _read_tree_metadata(path, leaves)
   parts = [part for part in parts if jax.tree.leaves(tree[part])][:1] or list(tree)
-  item = {part: jax.tree.map(lambda _: 0, tree[part]) for part in parts}
+  marks = {part: 0 if part in parts else ocp.PLACEHOLDER for part in tree}
+  item = {part: jax.tree.map(lambda _, part=part: marks[part], tree[part]) for part in tree}
+  state = _read_verified_arrays(path, leaves, item)
+  return {part: state[part] for part in parts}
+
+
+def _read_verified_arrays(path: Path, leaves: dict[str, tuple], item: dict) -> dict:
+  """Return the arrays of the leaves of `item` that are not placeholders, as NumPy arrays."""
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-  args = ocp.args.PyTreeRestore(item, partial_restore=True, restore_args=as_numpy)
+  args = ocp.args.PyTreeRestore(item, restore_args=as_numpy)
   state = _restore_arrays(path, leaves, args)
   # One array at a time, because a device may be too small for all.
   for name, array in leaves_by_path(state).items():
-    check_checksums({name: array}, {name: leaves[name][2]})
+    if array is not ocp.PLACEHOLDER:
+      check_checksums({name: array}, {name: leaves[name][2]})
   return state
+
+
+def check_readable(path: Path):
+  """Raise CorruptCheckpointError unless the files, manifest and metadata are there and agree.
+
+  No array is read, and no device is used.
+  """
+  leaves, _ = _read_manifest(path)
+  _read_tree_metadata(path, leaves)
+
+
+def read_back(path: Path, max_bytes: int = MAX_READ_BACK_BYTES):
+  """Read a checkpoint that was just written, and compare it with its manifest.
+
+  Metadata is compared in full. Arrays are read in an order that depends on the step, except those
+  that would exceed `max_bytes` together with the ones before. Raises CorruptCheckpointError or
+  NonFiniteStateError if they are not what was saved.
+  """
+  leaves, _ = _read_manifest(path)
+  tree = _read_tree_metadata(path, leaves)
+  names = list(leaves_by_path(tree))
+  chosen = _choose_leaves(random.Random(path.name).sample(names, len(names)), leaves, max_bytes)
+  item = [0 if name in chosen else ocp.PLACEHOLDER for name in names]
+  _read_verified_arrays(path, leaves, jax.tree.unflatten(jax.tree.structure(tree), item))
+
+
+def _choose_leaves(names: list[str], leaves: dict[str, tuple], max_bytes: int) -> set[str]:
+  """Return the names, in this order, without those that exceed what the earlier ones leave."""
+  chosen, left = set(), max_bytes
+  for name in names:
+    shape, dtype, _ = leaves[name]
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    if size <= left:
+      chosen.add(name)
+      left -= size
+  return chosen
 
 
 def verify_checkpoint(path: Path) -> str:
@@ -265,8 +322,7 @@ def _read_tree_metadata(path: Path, leaves: dict[str, tuple]) -> dict:
 
   Raises CorruptCheckpointError if they differ from the manifest.
   """
-  state = path.resolve() / 'state'
-  tree = _read_with_orbax(path, lambda: ocp.PyTreeCheckpointHandler().metadata(state).tree)
+  tree = _read_with_orbax(path, lambda state: ocp.PyTreeCheckpointHandler().metadata(state).tree)
   if _leaf_shapes_and_dtypes(tree) != {name: leaf[:2] for name, leaf in leaves.items()}:
     raise CorruptCheckpointError('the metadata of its arrays was changed')
   return tree
@@ -275,26 +331,33 @@ def _read_tree_metadata(path: Path, leaves: dict[str, tuple]) -> dict:
 def _restore_arrays(path: Path, leaves: dict[str, tuple], args: ocp.args.PyTreeRestore) -> dict:
   """Return the arrays that `args` select."""
   _read_tree_metadata(path, leaves)
-  state = path.resolve() / 'state'
-  return _read_with_orbax(path, lambda: ocp.PyTreeCheckpointHandler().restore(state, args=args))
+  return _read_with_orbax(
+    path, lambda state: ocp.PyTreeCheckpointHandler().restore(state, args=args)
+  )
 
 
-def _read_with_orbax(path: Path, function: Callable[[], T]) -> T:
-  """Return `function()`, which reads a checkpoint.
+def _read_with_orbax(path: Path, function: Callable[[Path], T]) -> T:
+  """Return `function(state)`, which reads the arrays' directory of a checkpoint.
 
   Orbax and TensorStore raise the same errors for damage and for failing storage. If reading fails,
   all files are read once: only failing storage prevents that. Raises StorageError for failing
   storage and CorruptCheckpointError for damage.
   """
+
+  def read() -> T:
+    with plain_alias(path) as alias:
+      return function(alias / 'state')
+
   with contextlib.suppress(Exception):
-    return function()
+    return read()
   for file in path.rglob('*'):
     if file.is_file():
       retry_io(f'reading {file}', file.read_bytes)
   try:
-    return function()
+    return read()
   except Exception as error:
-    raise CorruptCheckpointError(f'it cannot be read: {summarize_error(error)}') from None
+    reason = name_alias(summarize_error(error), path)
+    raise CorruptCheckpointError(f'it cannot be read: {reason}') from None
 
 
 def state_to_dict(state: TrainState) -> dict:

@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -20,13 +21,21 @@ from vit_jax.checkpoint.io import (
   CorruptCheckpointError,
   NonFiniteStateError,
   check_checksums,
+  check_readable,
+  read_back,
   read_checkpoint_as_numpy,
   restore_state,
   state_to_dict,
 )
 from vit_jax.errors import StorageError, UserError
 from vit_jax.runtime.cluster import broadcast_first, print_stderr
-from vit_jax.runtime.files import RETRY_DELAYS, explain_write_errors, retry_io, summarize_error
+from vit_jax.runtime.files import (
+  RETRY_DELAYS,
+  explain_write_errors,
+  name_alias,
+  retry_io,
+  summarize_error,
+)
 from vit_jax.runtime.run_lock import RunLock
 from vit_jax.step import TrainState
 
@@ -49,7 +58,7 @@ class CheckpointManager:
   def __init__(self, workdir: Path, *, max_to_keep: int = 1, keep_every: int = 0):
     self._workdir, self._directory = workdir, workdir / 'checkpoints'
     self._max_to_keep, self._keep_every = max_to_keep, keep_every
-    self._acquired, self._lock, self._pending = False, None, None
+    self._acquired, self._lock, self._pending, self._is_last_save = False, None, None, False
     self._newest_step, self._failed_saves, self._last_error = -1, 0, ''
     self._writer = CheckpointWriter()
     if broadcast_first('exists' if workdir.exists() else ''):
@@ -144,6 +153,8 @@ class CheckpointManager:
     NonFiniteStateError if the previous state was not finite.
     """
     self.acquire_directory()
+    if self._lock:
+      self._lock.check_directory()
     self.check_for_errors()
     self._wait_for_save()
     if step < self._newest_step:
@@ -170,8 +181,8 @@ class CheckpointManager:
   def check_for_errors(self):
     """Report errors of the background save; cheap enough for every step.
 
-    Raises NonFiniteStateError if the state was not finite, and UserError if another trainer has
-    taken over the directory.
+    Raises NonFiniteStateError if the state was not finite, UserError if another trainer has taken
+    over the directory, and StorageError if the directory was removed or renamed.
     """
     if self._lock:
       self._lock.check_held()
@@ -179,17 +190,25 @@ class CheckpointManager:
       self._pending.report_error()
 
   def finish(self, state: TrainState, step: int, counters: dict | None = None):
-    """Save the last state, with retries, and close the manager.
+    """Save the last state, read it back, with retries, and close the manager.
 
-    Takes the arguments of `save`. Raises StorageError if all attempts fail.
+    Older checkpoints are deleted only afterwards. Takes the arguments of `save`. Raises
+    StorageError if all attempts fail.
     """
+    self._is_last_save = True
     for delay in (*RETRY_DELAYS, 0):
       self.save(state, step, counters)
       self._wait_for_save()
+      self._read_back(self._directory / str(step))
       if not self._last_error:
         break
       time.sleep(delay)
     self.close()
+
+  def finish_pending(self):
+    """After an error, wait for the save in the background; the process would abort it otherwise."""
+    if self._pending and not self._pending.done.wait(SAVE_TIMEOUT):
+      print_stderr(f'{self._pending.path} is not written after {SAVE_TIMEOUT:.0f} s')
 
   def close(self):
     """Wait for the pending save, and release the directory.
@@ -208,6 +227,7 @@ class CheckpointManager:
     try:
       self._writer.wait()
       if jax.process_index() == 0:
+        self._check_written(saving.path)
         self._delete_old_checkpoints()
       saving.complete(None)
     except BaseException as error:  # The main thread reports it.
@@ -218,7 +238,8 @@ class CheckpointManager:
     if not self._pending:
       return
     if not self._pending.done.wait(SAVE_TIMEOUT):
-      raise StorageError(f'{self._pending.path} is not written after {SAVE_TIMEOUT:.0f} s')
+      path, self._pending = self._pending.path, None
+      raise StorageError(f'{path} is not written after {SAVE_TIMEOUT:.0f} s')
     self._pending.report_error()
     message, step = broadcast_first(self._pending.error_message), int(self._pending.path.name)
     self._newest_step = self._find_newest_step()
@@ -228,14 +249,48 @@ class CheckpointManager:
     if self._last_error and jax.process_index() == 0:
       self._remove_temporaries()
 
+  def _check_written(self, path: Path):
+    """Raise CorruptCheckpointError if a new checkpoint is not readable, and move it aside."""
+    try:
+      check_readable(path)
+    except CorruptCheckpointError as error:
+      self._quarantine([int(path.name)])
+      raise CorruptCheckpointError(f'it was written, but {error}') from None
+
+  def _read_back(self, path: Path):
+    """Record an error and move the checkpoint aside if its arrays are not what was saved.
+
+    Otherwise delete the older checkpoints.
+    """
+    if self._last_error:
+      return
+    reason = ''
+    if jax.process_index() == 0:
+      try:
+        read_back(path)
+      except UserError as error:
+        reason = str(error)
+    if reason := broadcast_first(reason):
+      self._last_error = f'{path} was saved, but it cannot be read back: {reason}'
+      print_stderr(self._last_error)
+      self._quarantine([int(path.name)])
+      self._newest_step = self._find_newest_step()
+      return
+    self._is_last_save = False
+    if jax.process_index() == 0:
+      self._delete_old_checkpoints()
+
   def _find_newest_step(self) -> int:
     return int(broadcast_first(str(max(list_saved_steps(self._directory), default=-1))))
 
   def _delete_old_checkpoints(self):
     """Delete checkpoints that need not be retained; failures are reported and ignored.
 
-    Each is renamed first, because a directory that is named after a step has to be complete.
+    Each is renamed first, because a directory that is named after a step has to be complete. They
+    stay until the last save has been read back.
     """
+    if self._is_last_save:
+      return
     steps = list_saved_steps(self._directory)
     for step in sorted(set(steps) - _steps_to_keep(steps, self._max_to_keep, self._keep_every)):
       renamed = self._directory / f'{step}.deleted'
@@ -251,7 +306,7 @@ class CheckpointManager:
       if LEFTOVER_NAME.fullmatch(path.name):
         retry_io(f'removing {path}', lambda path=path: _remove_path(path))
 
-  def _quarantine(self, damaged: dict[int, str]):
+  def _quarantine(self, damaged: Iterable[int]):
     """Move damaged checkpoints to checkpoints/damaged, under unused names."""
     if not damaged or jax.process_index():
       return
@@ -276,7 +331,8 @@ class _PendingSave:
     """Record the result."""
     self._error = error
     if error:
-      self.error_message = f'{self.path} could not be saved: {summarize_error(error)}'
+      reason = name_alias(summarize_error(error), self.path.parent)
+      self.error_message = f'{self.path} could not be saved: {reason}'
     self.done.set()
 
   def report_error(self):

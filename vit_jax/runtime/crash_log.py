@@ -38,10 +38,14 @@ class CrashLog:
     self._start_name = f'{step}-{len(starts) + 1}'
 
   def write_crash(self, text: str):
-    """Write why this start failed; a file system error is ignored."""
+    """Write why this start failed; a file system error is ignored.
+
+    A run directory that does not exist, or was removed, is not created.
+    """
     with contextlib.suppress(OSError):
-      self._folder.mkdir(parents=True, exist_ok=True)
-      (self._folder / f'{self._start_name}-host{self._host}.txt').write_text(text)
+      self._folder.mkdir(exist_ok=True)
+      path = self._folder / f'{self._start_name}-host{self._host}.txt'
+      path.write_text(text, encoding='utf-8', errors='backslashreplace')
 
   @contextlib.contextmanager
   def record_errors(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,27 @@ def retry_io(what: str, function: Callable[[], T]) -> T:
     raise StorageError(
       f'{what}: {summarize_error(error)} ({len(RETRY_DELAYS) + 1} attempts)'
     ) from error
+
+
+@contextlib.contextmanager
+def plain_alias(directory: Path) -> Iterator[Path]:
+  """Yield /proc/self/fd/N, another path of a directory, which has no special character.
+
+  Orbax reads `[` in a path as a pattern, and a backslash and `gs:` as more than characters.
+  TensorStore refuses names that are not UTF-8. The alias also follows a directory that is renamed,
+  and nothing can recreate a removed one through it. Without /proc, yield the absolute path.
+  """
+  descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    alias = Path(f'/proc/self/fd/{descriptor}')
+    yield alias if alias.exists() else directory.resolve()
+  finally:
+    os.close(descriptor)
+
+
+def name_alias(text: str, directory: Path) -> str:
+  """Return an error message with the path of the directory in place of its `plain_alias`."""
+  return re.sub(r'/proc/self/fd/\d+', lambda _: str(directory), text)
 
 
 def summarize_error(error: BaseException) -> str:

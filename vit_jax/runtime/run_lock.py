@@ -17,7 +17,7 @@ import uuid
 import weakref
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import StorageError, UserError
 from vit_jax.runtime.files import read_json_object, summarize_error, write_atomically
 
 HEARTBEAT_PERIOD = 5.0  # Seconds between two writes of trainer.json.
@@ -31,11 +31,13 @@ class RunLock:
   """
 
   def __init__(self, workdir: Path):
-    self._workdir, self._path, self._lost_reason = workdir, workdir / 'trainer.json', ''
+    self._workdir, self._path = workdir, workdir / 'trainer.json'
+    self._lost_error: UserError | None = None
+    self._workdir_fd = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
     self._lock_fd = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
     local = _try_lock_file(self._lock_fd)
     if local == 'taken':
-      os.close(self._lock_fd)
+      self._close_files()
       raise UserError(_format_locked_message(workdir, self._read_owner()))
     self._check_no_remote_trainer(local)
     self._owner = {
@@ -52,9 +54,27 @@ class RunLock:
     ).start()
 
   def check_held(self):
-    """Raise UserError if another trainer took over, as it may while this process is suspended."""
-    if self._lost_reason:
-      raise UserError(self._lost_reason)
+    """Raise UserError if another trainer took over, as it may while this process is suspended.
+
+    Raises StorageError if the directory is gone. Only reads what the last heartbeat found.
+    """
+    if self._lost_error:
+      raise self._lost_error
+
+  def check_directory(self):
+    """Raise StorageError if the directory was removed, renamed or replaced."""
+    here = os.fstat(self._workdir_fd)
+    try:
+      if os.path.samestat(here, self._workdir.stat()):
+        return
+    except (FileNotFoundError, NotADirectoryError):
+      pass
+    except OSError:  # The storage fails for the moment.
+      return
+    raise StorageError(
+      f'{self._workdir} was removed or renamed during the run, which therefore ends; a renamed '
+      'directory can be resumed under its new name'
+    )
 
   def release(self):
     """Release the directory, so that the next trainer need not wait."""
@@ -64,7 +84,11 @@ class RunLock:
     with contextlib.suppress(OSError, UserError):
       if (self._read_owner() or {}).get('token') == self._owner['token']:
         self._path.unlink()
+    self._close_files()
+
+  def _close_files(self):
     os.close(self._lock_fd)
+    os.close(self._workdir_fd)
 
   def _check_no_remote_trainer(self, local: str):
     """Raise UserError if a trainer beyond the reach of this machine's locks sends heartbeats."""
@@ -75,7 +99,7 @@ class RunLock:
     while time.monotonic() < end:
       time.sleep(HEARTBEAT_PERIOD / 5)
       if (now := self._read_owner()) and now != seen:
-        os.close(self._lock_fd)
+        self._close_files()
         raise UserError(_format_locked_message(self._workdir, now))
 
   def _read_owner(self) -> dict | None:
@@ -88,10 +112,15 @@ class RunLock:
     write_atomically(self._path, json.dumps(self._owner) + '\n')
 
   def _renew_heartbeat(self):
-    """Write a heartbeat, or note that another trainer has taken the directory."""
+    """Write a heartbeat, or note that the directory is gone or that another trainer has it."""
+    try:
+      self.check_directory()
+    except StorageError as error:
+      self._lost_error = error
+      return
     now = self._read_owner()
     if now and now.get('token') != self._owner['token']:
-      self._lost_reason = (
+      self._lost_error = UserError(
         _format_locked_message(self._workdir, now) + '; it considered this process dead'
       )
       return
@@ -118,7 +147,7 @@ def _run_heartbeat(lock: weakref.ref, released: threading.Event):
   """Write heartbeats until the lock is released, lost or garbage-collected."""
   while not released.wait(HEARTBEAT_PERIOD):
     held = lock()
-    if held is None or held._lost_reason:
+    if held is None or held._lost_error:
       return
     held._renew_heartbeat()
     del held
@@ -127,7 +156,7 @@ def _run_heartbeat(lock: weakref.ref, released: threading.Event):
 def _boot_id() -> str:
   """Return an ID of this boot of the machine's kernel, which its containers share."""
   try:
-    return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    return Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()
   except OSError as error:
     return f'{platform.node()} ({summarize_error(error)})'
 
