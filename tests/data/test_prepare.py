@@ -166,3 +166,16 @@ def test_the_list_has_builtin_and_prepared_datasets_and_their_problems(
   )
   assert 'data prepare numbered' in rows['tfds:numbered'].note
   assert [row.source for row in list_sources(str(tfrecord_set / 'nothing'))] == list(rows)[:2]
+
+
+@pytest.mark.parametrize('name', ['[tf]', 'a*b', "it's ?", 'back\\slash'])
+def test_prepared_data_in_a_directory_of_any_name_are_listed_and_read(
+  tmp_path, write_tfds, png, name
+):
+  features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(num_classes=3)}
+  image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+  examples = [{'image': png(image), 'label': label} for label in (2, 0)]
+  write_tfds('one', tmp_path / name, features, {'train': examples})
+  assert 'tfds:one' in {row.source for row in list_sources(str(tmp_path / name))}
+  source = open_source('tfds:one', 'train', dir=str(tmp_path / name))
+  assert [source[i][1] for i in range(2)] == [(2,), (0,)]

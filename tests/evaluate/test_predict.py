@@ -79,3 +79,14 @@ def test_files_folders_and_patterns_expand_to_each_image_once(tmp_path):
   for nothing in ('none.jpg', '*.webp'):
     with pytest.raises(UserError, match=re.escape(nothing)):
       find_image_files(here(nothing))
+
+
+def test_an_existing_folder_in_a_pattern_is_taken_literally(tmp_path):
+  folder = tmp_path / '[2026] *' / 'b'
+  folder.mkdir(parents=True)
+  (folder / 'x1.png').touch()
+  (folder / 'y1.png').touch()
+  assert find_image_files([str(folder / 'x*.png')]) == [str(folder / 'x1.png')]
+  assert find_image_files([str(tmp_path / '[2026] *' / '?' / '[y]1.png')]) == [
+    str(folder / 'y1.png')
+  ]

@@ -160,6 +160,10 @@ def test_a_pattern_means_its_newest_match(tmp_path):
     google_file(tmp_path / f'model{i}.npz', CONFIG, classes=classes, size=SIZE)
     time.sleep(0.02)
   assert vit_jax.load(str(tmp_path / 'model*.npz')).classes == 4
+  odd = tmp_path / '[a]*'
+  odd.mkdir()
+  (tmp_path / 'model0.npz').rename(odd / 'model0.npz')
+  assert vit_jax.load(str(odd / 'model*.npz')).classes == 3
 
 
 def test_a_url_is_downloaded_once(tmp_path, monkeypatch, file):

@@ -5,6 +5,7 @@ Conversion copies the records from one container to the other. It needs neither 
 code of the dataset, and keeps the TFRECORD files.
 """
 
+import glob
 import inspect
 import re
 import struct
@@ -42,7 +43,9 @@ def list_sources(dir: str = '') -> list[SourceRow]:
   import tensorflow_datasets as tfds
 
   root = tfds.core.Path(tfds_data_dir(dir)).expanduser()
-  infos = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
+  # TFDS reads the characters of the directory, too, as a pattern.
+  literal = tfds.core.Path(glob.escape(str(root)))
+  infos = [*literal.glob('*/*/dataset_info.json'), *literal.glob('*/*/*/dataset_info.json')]
   names = sorted({f'tfds:{"/".join(path.relative_to(root).parts[:-2])}' for path in infos})
   names = [*(f'builtin:{name}' for name in BUILTIN_LABEL_NAMES), *names]
   return [_describe_source(name, str(root)) for name in names]

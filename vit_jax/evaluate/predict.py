@@ -13,6 +13,7 @@ from vit_jax.data.loader import diagnose_bad_example
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
 from vit_jax.evaluate.outputs import top_probabilities
+from vit_jax.runtime.files import split_pattern
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,8 +112,10 @@ def find_image_files(patterns: Iterable[str]) -> list[str]:
 def _expand_pattern(pattern: str) -> list[str]:
   if Path(pattern).exists():
     return [pattern]
+  directory, rest = split_pattern(pattern)
   # Unlike the glob of pathlib, this one skips hidden files.
-  return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+  matches = glob.glob(rest, root_dir=directory, recursive=True)  # noqa: PTH207
+  return sorted(str(directory / match) for match in matches)
 
 
 def _list_images(path: Path) -> list[str]:

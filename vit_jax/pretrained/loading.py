@@ -51,7 +51,7 @@ from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, r
 from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize, resample_positions
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
-from vit_jax.runtime.files import read_json_object
+from vit_jax.runtime.files import read_json_object, split_pattern
 
 # Overrides of `load`, which are also flags of the commands.
 MODEL_OVERRIDES = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
@@ -143,11 +143,10 @@ def resolve_source(source: str) -> tuple[Path, ReleasedCheckpoint | None]:
 def newest_match(source: str) -> Path | None:
   """Return the path, or the last modified match of a pattern, or None without a match."""
   path = Path(source).expanduser()
-  pattern = str(path.relative_to(path.anchor))
-  if path.exists() or not pattern.strip('.'):
+  if path.exists():
     return path
-  matches = Path(path.anchor).glob(pattern)
-  return max(matches, key=lambda match: match.stat().st_mtime, default=None)
+  directory, pattern = split_pattern(source)
+  return max(directory.glob(pattern), key=lambda match: match.stat().st_mtime, default=None)
 
 
 def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:

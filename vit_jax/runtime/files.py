@@ -64,6 +64,16 @@ def plain_alias(directory: Path) -> Iterator[Path]:
     os.close(descriptor)
 
 
+def split_pattern(pattern: str) -> tuple[Path, str]:
+  """Return (the longest existing directory that a pattern starts with, the rest of the pattern).
+
+  The directory is taken literally, so that it may contain `[` and `*`.
+  """
+  path = Path(pattern).expanduser()
+  directory = next((each for each in path.parents if each.is_dir()), Path(path.anchor))
+  return directory, str(path.relative_to(directory))
+
+
 def name_alias(text: str, directory: Path) -> str:
   """Return an error message with the path of the directory in place of its `plain_alias`."""
   return re.sub(r'/proc/self/fd/\d+', lambda _: str(directory), text)
