@@ -11,11 +11,12 @@ import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config
-from vit_jax.errors import DivergedError
 from vit_jax.metrics.curves import plot_curves
 from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
+from vit_jax.runtime.cluster import is_lost_host_error
 from vit_jax.runtime.crash_log import CrashLog
+from vit_jax.runtime.files import summarize_error
 from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.mesh import make_any_host
@@ -43,18 +44,22 @@ def train(
   preemption, watchdog = preemption or Preemption(), watchdog or Watchdog()
   should_stop = functools.partial(end_step, preemption, watchdog)
   run = set_up(config, workdir, watchdog)
-  with record_crashes(workdir, watchdog) as crash_log:
-    checkpoints = open_checkpoints(run)
+  with (
+    open_checkpoints(run, watchdog) as checkpoints,
+    record_crashes(workdir, watchdog) as crash_log,
+    contextlib.ExitStack() as files,
+  ):
     state, counters, notes = restore_or_init_state(run.program, checkpoints)
     step = int(state.step)
     crash_log.register_start(step)
     log = start_run(run, state, checkpoints, counters, notes)
+    files.callback(log.writer.close)
     evaluations = Evaluations(run, log, counters, should_stop=should_stop, watchdog=watchdog)
     train_step, batches = compile_train_step(run.program), run.batches(start=step)
     log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')
     preemption.start_saving(make_any_host(run.program.mesh))
     stop = not evaluations.run_missed(state)
-    while step < run.steps and not (stop or log.abort_reason):
+    while step < run.steps and not (stop or log.abort_error):
       ids, batch = next(batches)
       checkpoints.check_for_errors()
       state, metrics = train_step(state, batch, seed=np.int32(config.seed))
@@ -93,18 +98,32 @@ def save_checkpoint(
 ):
   """Log the steps up to `step`, and `write` the state with the counters.
 
-  This does not count as training time.
+  The records are written first: these steps are not taken again. This does not count as training
+  time.
   """
   watchdog.arm_slow()
   with log.stopwatch.paused(state):
     log.flush()
+    log.writer.flush()
     write(state, step, log.counters | evaluations.counters)
 
 
-def open_checkpoints(run: Run) -> CheckpointManager:
-  """Return the manager of the checkpoints in the directory of a run."""
+@contextlib.contextmanager
+def open_checkpoints(run: Run, watchdog: Watchdog) -> Iterator[CheckpointManager]:
+  """Yield the manager of the checkpoints in the directory of a run.
+
+  After an error, a checkpoint that is being written is completed. Without one of its hosts it
+  cannot be.
+  """
   max_to_keep, keep_every = run.config.max_to_keep, run.every['keep_every']
-  return CheckpointManager(run.workdir, max_to_keep=max_to_keep, keep_every=keep_every)
+  checkpoints = CheckpointManager(run.workdir, max_to_keep=max_to_keep, keep_every=keep_every)
+  try:
+    yield checkpoints
+  except BaseException as error:
+    if not is_lost_host_error(error):
+      watchdog.arm_slow()
+      checkpoints.finish_pending()
+    raise
 
 
 @contextlib.contextmanager
@@ -119,20 +138,22 @@ def record_crashes(workdir: Path, watchdog: Watchdog) -> Iterator[CrashLog]:
 def close_run(run: Run, log: StepLog, step: int, *, stopped: bool):
   """Close the log of a run that has saved its last state.
 
-  Raises DivergedError if the run had to end early.
+  Raises the error of the log if the run had to end early.
   """
   if stopped:
     log.writer.print_line(
       f'stopped and saved after step {step}/{run.steps}: the same command resumes the run'
     )
-  log.writer.close()
-  if log.abort_reason:
-    raise DivergedError(log.abort_reason)
+  log.close()
 
 
 def finish_run(run: Run, log: StepLog, result: dict[str, float]) -> dict[str, float]:
   """Draw the curves of a complete run, print its last evaluation and return it."""
   if jax.process_index() == 0:
-    curves, seconds = plot_curves(run.workdir), time.monotonic() - run.began
-    log.writer.print_line(f'done in {seconds:.0f} s: {format_metrics(result)}; see {curves}')
+    seconds = time.monotonic() - run.began
+    try:
+      curves = f'see {plot_curves(run.workdir)}'
+    except OSError as error:
+      curves = f'curves.png could not be written: {summarize_error(error)}'
+    log.writer.print_line(f'done in {seconds:.0f} s: {format_metrics(result)}; {curves}')
   return result

@@ -103,9 +103,9 @@ def test_bad_steps_in_a_row_are_counted_however_late_the_log_is_read(tmp_path, e
     add(log, step, not_finite=step in bad, spikes=False)
     if step % every == 0:
       log.flush()
-      assert bool(log.abort_reason) == (step >= 11)
+      assert bool(log.abort_error) == (step >= 11)
   log.flush()
-  assert re.search('steps 9 to 11 .*config.optim.max_bad_steps=3', log.abort_reason)
+  assert re.search('steps 9 to 11 .*config.optim.max_bad_steps=3', str(log.abort_error))
 
 
 @pytest.mark.parametrize(('stop', 'ends'), [(9, 11), (10, 11), (11, 14), (8, None)])
@@ -118,9 +118,9 @@ def test_bad_steps_are_counted_across_an_interruption_and_anew_after_an_abort(tm
   for step in range(stop + 1, 16):
     add(again, step, not_finite=ends is not None)
     again.flush()
-    if again.abort_reason:
+    if again.abort_error:
       break
-  assert (step if again.abort_reason else None) == ends
+  assert (step if again.abort_error else None) == ends
 
 
 def test_unreadable_images_are_recorded_and_counted_across_an_interruption(tmp_path, capsys):

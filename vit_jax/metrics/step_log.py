@@ -9,6 +9,7 @@ row end the run. Images that could not be read are recorded as well, and their n
 "0x1.26bb1ap+1", "ids": [...]}: the exact loss, and the examples of the global batch in their order.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ from vit_jax.config import Config
 from vit_jax.data.loader import diagnose_bad_example, max_bad_examples
 from vit_jax.data.mixture import MixtureSource
 from vit_jax.data.sources import Source
-from vit_jax.errors import UserError
+from vit_jax.errors import DivergedError, StorageError, UserError
 from vit_jax.metrics.writer import MetricsWriter, Stopwatch, keep_records
+from vit_jax.runtime.cluster import broadcast_first
+from vit_jax.runtime.files import append_text, explain_write_errors, retry_io, summarize_error
 
 MAX_PRINTED_IDS = 8  # Examples named in one line on the screen; metrics.jsonl has all.
 SKIP_REASON_TEXTS = {
@@ -86,19 +89,21 @@ class StepLog:
     `max_bad_images` maps a step to the number of unreadable images that a run may have met by then.
     `describe_bad_example` maps an example to its name and what is wrong with it.
     """
-    self.abort_reason = ''  # Why the run has to end, once it has to.
+    # Why the run has to save and end, once it has to; the same on all hosts.
+    self.abort_error: UserError | None = None
     self.writer, self.stopwatch = writer, Stopwatch()
     self._throughput, self._max_bad_steps = throughput, max_bad_steps
     self._max_bad_images, self._describe_bad_example = max_bad_images, describe_bad_example
     self._ids_path = ids_path if jax.process_index() == 0 else None
-    self._needs_ids = ids_path is not None
+    self._needs_ids, self._unwritten_ids = ids_path is not None, ''
     # A run that ended after too many bad steps may take as many again when it is started again.
     self._bad_steps_in_a_row = counters.get('bad_steps_in_a_row', 0) % max_bad_steps
     self._unreadable_images = counters.get('unreadable_images', 0)
     self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
     self._flushed: list[dict[str, np.ndarray]] = []
     if self._ids_path:
-      keep_records(self._ids_path, step)
+      with explain_write_errors(self._ids_path.parent):
+        keep_records(self._ids_path, step)
 
   @property
   def counters(self) -> dict[str, int]:
@@ -132,8 +137,8 @@ class StepLog:
     skipped = [each['skipped'].item() for each in metrics]
     needs_ids = self._needs_ids or any(reasons) or any(skipped)
     rows = all_gather_rows(ids) if needs_ids else ids
-    if self._ids_path:
-      self._write_ids(self._ids_path, steps, metrics, rows)
+    if self._needs_ids:
+      self._write_ids(steps, metrics, rows)
     for step, reason, bad_images, row in zip(steps, reasons, skipped, rows, strict=True):
       self._bad_steps_in_a_row = self._bad_steps_in_a_row + 1 if reason else 0
       if reason:
@@ -158,11 +163,42 @@ class StepLog:
     self.writer.write(step, values, kind='train')
     self.writer.show_progress(step, values)
 
-  def _write_ids(self, path: Path, steps: Sequence[int], metrics: list[dict], ids):
-    with path.open('a', encoding='utf-8') as file:
+  def close(self):
+    """Close the files.
+
+    Raises `abort_error` if the run had to end early.
+    """
+    if self.abort_error and self._ids_path:
+      with contextlib.suppress(OSError, UserError):
+        self._append_ids(self._ids_path)
+    self.writer.close()
+    if self.abort_error:
+      raise self.abort_error
+
+  def _write_ids(self, steps: Sequence[int], metrics: list[dict], ids):
+    """Append lines to ids.jsonl on the first host. If that fails, all hosts save and end the run.
+
+    The log was asked for, and the steps are not taken again.
+    """
+    problem = ''
+    if self._ids_path:
       for step, each, row in zip(steps, metrics, ids, strict=True):
         loss, examples = each['loss'].item().hex(), np.maximum(row, ~row).tolist()
-        file.write(json.dumps({'step': step, 'loss': loss, 'ids': examples}) + '\n')
+        self._unwritten_ids += json.dumps({'step': step, 'loss': loss, 'ids': examples}) + '\n'
+      try:
+        self._append_ids(self._ids_path)
+      except (OSError, StorageError) as error:
+        problem = summarize_error(error)
+    if problem := broadcast_first(problem):
+      self.abort_error = self.abort_error or StorageError(
+        f'ids.jsonl lacks the lines of step {steps[0]} and later: {problem}. The state is saved. '
+        'Correct the storage, or set config.log_ids=False, and start again'
+      )
+
+  def _append_ids(self, path: Path):
+    """Append the lines that are not written yet, with retries."""
+    retry_io(f'writing {path}', lambda: append_text(path, self._unwritten_ids))
+    self._unwritten_ids = ''
 
   def _report_bad_step(self, step: int, reason: str, ids: list[int]):
     self.writer.write_jsonl(step, {'left_out': reason, 'ids': ids}, kind='bad_step')
@@ -170,8 +206,8 @@ class StepLog:
     more = ', … (all in metrics.jsonl)' if len(ids) > MAX_PRINTED_IDS else ''
     why = SKIP_REASON_TEXTS[reason]
     self.writer.print_line(f'step {step} changes nothing: {why}; examples {shown}{more}')
-    if self._bad_steps_in_a_row == self._max_bad_steps and not self.abort_reason:
-      self.abort_reason = (
+    if self._bad_steps_in_a_row == self._max_bad_steps and not self.abort_error:
+      self.abort_error = DivergedError(
         f'steps {step - self._max_bad_steps + 1} to {step} changed nothing, which is '
         f'config.optim.max_bad_steps={self._max_bad_steps} in a row. The last: {why}. The saved '
         'state is that before '

@@ -11,15 +11,19 @@ import time
 from pathlib import Path
 
 import jax
-import tensorboardX
 import tqdm
 
+from vit_jax.metrics.background import BackgroundWriter
 from vit_jax.metrics.records import parse_record
-from vit_jax.runtime.files import write_atomically
+from vit_jax.metrics.tensorboard import EventFiles, purge_events, scalar_event
+from vit_jax.runtime.files import append_text, explain_write_errors, retry_io, write_atomically
 
 
 class MetricsWriter:
-  """Writes the records of one run. On hosts other than the first it writes nothing."""
+  """Writes the records of one run. On hosts other than the first it writes nothing.
+
+  Storage that fails or hangs never delays nor ends the run.
+  """
 
   def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
     """Open the files of a run that continues after `step` of `steps`.
@@ -27,14 +31,20 @@ class MetricsWriter:
     Records of later steps, which an interrupted run wrote, are removed: those steps are taken
     again. Lines that are not records are removed too, with a note on the screen.
     """
-    self._path, self._steps, self._write = workdir / 'metrics.jsonl', steps, write
-    self._bar = None
+    self._steps, self._write, self._bar = steps, write, None
     if not write:
       return
-    keep_records(self._path, step)
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=30
+    path = workdir / 'metrics.jsonl'
+    with explain_write_errors(workdir):
+      keep_records(path, step)
+    self._lines = BackgroundWriter(
+      str(path), lambda lines: append_text(path, ''.join(lines)), self.print_line
     )
+    folder = workdir / 'tensorboard'
+    self._event_files = EventFiles(folder)
+    self._events = BackgroundWriter(str(folder), self._event_files.write, self.print_line)
+    for event in purge_events(step + 1):
+      self._events.put(event)
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=steps, initial=step, unit='step', dynamic_ncols=True)
 
@@ -45,13 +55,17 @@ class MetricsWriter:
     finite = {name: x if math.isfinite(x) else str(x) for name, x in values.items()}
     self.write_jsonl(step, finite, kind=kind)
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+      self._events.put(scalar_event(step, name, value))
 
   def write_jsonl(self, step: int, values: dict, *, kind: str):
     """Write a record of `step`, which may hold lists and text, to metrics.jsonl alone."""
     if self._write:
-      with self._path.open('a', encoding='utf-8') as file:
-        file.write(json.dumps({'step': step, 'kind': kind} | values) + '\n')
+      self._lines.put(json.dumps({'step': step, 'kind': kind} | values) + '\n')
+
+  def flush(self):
+    """Wait until the records are written, unless storage fails."""
+    if self._write:
+      self._lines.flush()
 
   def show_progress(self, step: int, values: dict[str, float]):
     """Show loss, learning rate, images per second, MFU where it is known, and the time left."""
@@ -76,11 +90,14 @@ class MetricsWriter:
       tqdm.tqdm.write(text, file=sys.stderr)
 
   def close(self):
-    """Close the progress bar and flush TensorBoard's file."""
+    """Close the progress bar and the files; a second call does nothing."""
     if self._bar:
       self._bar.close()
     if self._write:
-      self._tensorboard.close()
+      self._lines.close()
+      self._events.close()
+      with contextlib.suppress(OSError):
+        self._event_files.close()
 
 
 def keep_records(path: Path, last_step: int):
@@ -90,7 +107,8 @@ def keep_records(path: Path, last_step: int):
   """
   if not path.exists():
     return
-  lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+  text = retry_io(f'reading {path}', path.read_bytes).decode(errors='replace')
+  lines = text.splitlines(keepends=True)
   records = [parse_record(line) if line.endswith('\n') else None for line in lines]
   bad = [number for number, record in enumerate(records[:-1], start=1) if record is None]
   if bad:

@@ -101,13 +101,32 @@ def write_atomically(path: Path, content: str | bytes):
 
   def write():
     part = path.with_name(f'.{path.name}.part')
-    with part.open('wb') as file:
-      file.write(content.encode() if isinstance(content, str) else content)
-      file.flush()
-      os.fsync(file.fileno())
-    part.replace(path)
+    try:
+      with part.open('wb') as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+      part.replace(path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
+      raise
 
   retry_io(f'writing {path}', write)
+
+
+def append_text(path: Path, text: str):
+  """Append UTF-8 text to a file. If that fails, the file is as before, and OSError is raised."""
+  content = memoryview(text.encode())
+  with path.open('ab', buffering=0) as file:
+    size = file.tell()
+    try:
+      while content:
+        content = content[file.write(content) :]
+    except OSError:
+      with contextlib.suppress(OSError):
+        file.truncate(size)
+      raise
 
 
 def read_text_file(path: Path) -> str:
