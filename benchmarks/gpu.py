@@ -222,8 +222,10 @@ def main():
   text = '\n'.join(table)
   print(f'{what}\n\n{text}')
   if args.write:
+    before = RESULTS.read_text(encoding='utf-8').rstrip()
     RESULTS.write_text(
-      f'{RESULTS.read_text().rstrip()}\n\n`python benchmarks/gpu.py` on one {what}:\n\n{text}\n'
+      f'{before}\n\n`python benchmarks/gpu.py` on one {what}:\n\n{text}\n',
+      encoding='utf-8',
     )
 
 

@@ -36,7 +36,8 @@ def accuracies(seed: int, workdir: Path) -> dict[str, object]:
   ]
   subprocess.run([sys.executable, '-m', 'vit_jax', 'selftrain', *flags], check=True)
   measured = {
-    name: json.loads((workdir / stage / 'done.json').read_text()) for name, stage in STAGES.items()
+    name: json.loads((workdir / stage / 'done.json').read_text(encoding='utf-8'))
+    for name, stage in STAGES.items()
   }
   return (
     {'seed': seed}

@@ -102,7 +102,7 @@ def known(file: Path | None) -> dict[tuple[str, ...], dict[str, str]]:
   """Return the rows of the CSV by their parameters."""
   if file is None or not file.exists():
     return {}
-  with file.open(newline='') as lines:
+  with file.open(newline='', encoding='utf-8') as lines:
     return {tuple(row[name] for name in ASKED): row for row in csv.DictReader(lines)}
 
 
@@ -111,7 +111,7 @@ def append(file: Path | None, row: dict[str, str]):
   if file is None:
     return
   first = not file.exists()
-  with file.open('a', newline='') as lines:
+  with file.open('a', newline='', encoding='utf-8') as lines:
     writer = csv.DictWriter(lines, (*ASKED, *FOUND))
     if first:
       writer.writeheader()

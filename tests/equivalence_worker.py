@@ -88,10 +88,10 @@ def main(port: str, processes: str, process: str, jobs: str):
   jax.distributed.initialize(
     f'localhost:{port}', int(processes), int(process), initialization_timeout=120
   )
-  for job in json.loads(Path(jobs).read_text()):
+  for job in json.loads(Path(jobs).read_text(encoding='utf-8')):
     LOSSES['softmax'] = poisoned if job.get('poisoned') else softmax_loss
     seen = run(Path(job['workdir']), job['fsdp'])
-    Path(f'{job["workdir"]}-{process}.json').write_text(json.dumps(seen))
+    Path(f'{job["workdir"]}-{process}.json').write_text(json.dumps(seen), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -103,7 +103,11 @@ class Run:
     """The processes that make a host's batches."""
     children = Path(f'/proc/{self.processes[host].pid}/task').glob('*/children')
     pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return [pid for pid in pids if 'spawn_main' in Path(f'/proc/{pid}/cmdline').read_text()]
+    return [
+      pid
+      for pid in pids
+      if 'spawn_main' in Path(f'/proc/{pid}/cmdline').read_text(encoding='utf-8')
+    ]
 
   def codes(self) -> list[int]:
     """Waits until all have ended; their exit codes, as a shell says them."""
@@ -145,7 +149,7 @@ def account(workdir: Path) -> dict:
 
 def lines(path: Path) -> list[str]:
   """Return the lines of a file."""
-  return path.read_text().splitlines()
+  return path.read_text(encoding='utf-8').splitlines()
 
 
 def evaluations(workdir: Path) -> list[dict]:

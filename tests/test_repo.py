@@ -75,7 +75,7 @@ WORDS = re.compile(
 
 def prose(path: Path) -> Iterator[tuple[str, str, str]]:
   """Yield (FILE:LINE, kind, text) for the docstrings, comments and error messages of a file."""
-  source = path.read_text()
+  source = path.read_text(encoding='utf-8')
   documented = ast.Module | ast.ClassDef | ast.FunctionDef
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, documented) and (text := ast.get_docstring(node)):
@@ -104,6 +104,19 @@ def test_prose_uses_plain_words():
     (where, match[0]) for where, _, text in package_prose() for match in WORDS.finditer(text)
   ]
   assert not found
+
+
+def test_text_files_name_their_encoding():
+  """Ruff's PLW1514 finds only the calls whose object it can infer."""
+  calls = [
+    (name_of(path), node.lineno)
+    for path in CODE
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+    if isinstance(node, ast.Call)
+    and getattr(node.func, 'attr', '') in ('read_text', 'write_text')
+    and 'encoding' not in {keyword.arg for keyword in node.keywords}
+  ]
+  assert not calls
 
 
 def test_file_names_say_what_is_in_the_file():

@@ -200,7 +200,8 @@ def planned(monkeypatch, fits: bool) -> list:
     called.append(command)
     path = next(word for word in command if word.startswith('--json=')).removeprefix('--json=')
     Path(path).write_text(
-      json.dumps({'fits': fits, 'hbm': 20 * 2**30, 'seconds_per_step': 0.1, 'steps': 36_000})
+      json.dumps({'fits': fits, 'hbm': 20 * 2**30, 'seconds_per_step': 0.1, 'steps': 36_000}),
+      encoding='utf-8',
     )
     return subprocess.CompletedProcess(command, 0 if fits else 1)
 

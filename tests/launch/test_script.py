@@ -82,7 +82,7 @@ class Machine:
     (place / 'start.sh').write_text(script)
 
   def program(self, path: Path, text: str):
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8')
     path.chmod(0o755)
 
   def boot(self, *codes) -> subprocess.Popen:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C sent to one process, to a process group, and to one host of two."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from tests.runs import ROOT, Run, account, finished, stopped_at
+from tests.runs import ENVIRONMENT, ROOT, Run, account, finished, stopped_at
 from vit_jax.runtime.preemption import Preemption
 
 
@@ -135,3 +136,41 @@ def test_without_handlers_no_signal_is_noticed():
   assert not preemption.should_stop()
   preemption.stop_saving()
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_terminal_that_hangs_up_counts_as_sigterm():
+  code = WITH_HANDLERS.format(root=str(ROOT), then=WAIT)
+  process = subprocess.Popen(
+    [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  assert process.stdout.readline() == b'ready\n'
+  process.send_signal(signal.SIGHUP)
+  _, err = process.communicate()
+  assert process.returncode == 75 and err == b'SIGHUP: saving and stopping\n'
+
+
+def test_a_run_that_was_started_with_nohup_ignores_a_hang_up():
+  code = WITH_HANDLERS.format(root=str(ROOT), then=WAIT)
+  command = ['sh', '-c', 'trap "" HUP; exec "$@"', 'sh', sys.executable, '-c', code]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert process.stdout.readline() == b'ready\n'
+  process.send_signal(signal.SIGHUP)
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate()
+  assert process.returncode == 75 and err == b'SIGTERM: saving and stopping\n'
+
+
+def test_a_run_whose_screen_is_gone_completes(tmp_path):
+  command = [sys.executable, '-u', 'run_pretrain.py', '--config=tests/tiny.py', '--config.steps=20']
+  process = subprocess.Popen(
+    [*command, f'--workdir={tmp_path / "run"}'],
+    env=os.environ | ENVIRONMENT | {'JAX_PLATFORMS': 'cpu'},
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait() == 0
+  assert account(tmp_path / 'run')['step'] == 20
+  assert not (tmp_path / 'run' / 'failures').exists()

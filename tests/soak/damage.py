@@ -72,7 +72,7 @@ def replace_with_unrelated_directory(directory: Path):
 
 def replace_with_file(directory: Path):
   shutil.rmtree(directory)
-  directory.write_text('no directory')
+  directory.write_text('no directory', encoding='utf-8')
 
 
 def replace_with_previous_step(directory: Path):

@@ -50,7 +50,7 @@ def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
   """What this process holds now; memory in MB."""
   import jax
 
-  pages = int(Path('/proc/self/statm').read_text().split()[1])
+  pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
   saved = [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
   return {
     'time': time.monotonic(),
@@ -58,7 +58,7 @@ def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
     'rss': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
     'fds': len(os.listdir('/proc/self/fd')),  # noqa: PTH208 -- one name of /proc each.
     'threads': len(os.listdir('/proc/self/task')),  # noqa: PTH208
-    'shm': Path('/proc/self/maps').read_text().count('/dev/shm/'),
+    'shm': Path('/proc/self/maps').read_text(encoding='utf-8').count('/dev/shm/'),
     'shm_files': len(list(Path('/dev/shm').iterdir())),
     'children': sum(
       len(path.read_text().split()) for path in Path('/proc/self/task').glob('*/children')

@@ -84,7 +84,7 @@ def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> st
 
   What it had said by then.
   """
-  log.write_text('')
+  log.write_text('', encoding='utf-8')
   child = os.fork()
   if not child:
     try:
@@ -93,14 +93,14 @@ def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> st
       traceback.print_exc()
     os._exit(1)
   lines, end = rng.choice((0, 1, 3, 6)), time.monotonic() + ROUND_TIMEOUT
-  while log.read_text().count('\n') < lines and time.monotonic() < end:
+  while log.read_text(encoding='utf-8').count('\n') < lines and time.monotonic() < end:
     time.sleep(0.01)
   time.sleep(rng.uniform(0, 0.4 if lines else 2))
   os.kill(child, signal.SIGKILL)
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   assert code == -signal.SIGKILL, f'the trainer ended by itself, with {code}'
   assert time.monotonic() < end, 'the trainer got nowhere'
-  return log.read_text()
+  return log.read_text(encoding='utf-8')
 
 
 def run_kill_rounds(directory: Path, rounds: int, seed: int, mib: float) -> dict:

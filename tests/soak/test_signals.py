@@ -156,7 +156,7 @@ def wait_until_locked(workdir: Path, run: Run, i: int):
 
 def read_if_exists(path: Path) -> str:
   """The text of a file, which may not be there."""
-  return path.read_text() if path.exists() else ''
+  return path.read_text(encoding='utf-8') if path.exists() else ''
 
 
 def copy_run_at_step(uninterrupted_run: Path, workdir: Path, step: int):

@@ -62,9 +62,9 @@ class _ChecksumHandler(ocp.AsyncCheckpointHandler):
     checksums = jax.device_get(args.checksums)
     _check_state_is_finite(checksums)
     if jax.process_index() == 0:
-      text = format_manifest(args.step, args.leaves, checksums, args.counters)
+      content = format_manifest(args.step, args.leaves, checksums, args.counters).encode()
       await asyncio.to_thread(
-        retry_io, f'writing {directory}', lambda: (directory / 'leaves.json').write_text(text)
+        retry_io, f'writing {directory}', lambda: (directory / 'leaves.json').write_bytes(content)
       )
 
   def save(self, directory, args):

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 from absl import flags, logging
@@ -19,6 +20,7 @@ from vit_jax.recipes import load_recipe
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster, print_stderr
 from vit_jax.runtime.files import user_cache_dir
 from vit_jax.runtime.preemption import Preemption
+from vit_jax.runtime.screen import ignore_lost_stdout, prepare_screen, use_utf8
 from vit_jax.runtime.watchdog import Watchdog
 
 
@@ -31,11 +33,12 @@ def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]
 
   Raises UserError if there are several hosts and no `workdir`.
   """
+  ignore_lost_stdout()
   print_stderr('waiting for JAX to load and find its devices')
   faulthandler.enable()  # JAX aborts a process that has lost another host: show the stacks first.
   preemption, watchdog = Preemption(), Watchdog()
   preemption.install_handlers()
-  logging.set_verbosity(logging.WARNING)  # Hide the progress messages of JAX, Orbax and Grain.
+  hide_library_messages()
   processes = join_cluster(**hosts)
   watchdog.start(single_process=processes == 1)
   if processes > 1 and not workdir:
@@ -43,6 +46,15 @@ def training_runtime(workdir: str | None, **hosts) -> Iterator[dict[str, object]
   enable_compilation_cache()
   with exit_on_error(processes):
     yield {'preemption': preemption, 'watchdog': watchdog}
+
+
+def hide_library_messages():
+  """Hide the progress of JAX, Orbax and Grain, and the tracebacks of Orbax's threads.
+
+  The checkpoint manager reports a failed save in one line.
+  """
+  logging.set_verbosity(logging.FATAL)
+  getLogger('asyncio').setLevel(CRITICAL)
 
 
 def join_cluster(**hosts) -> int:
@@ -124,6 +136,8 @@ def check_config_flags(args: Sequence[str], options: Sequence[str] = ()):
 
 def run_and_report_errors(function: Callable[[], object]):
   """Call `function`. On a UserError, print one line and exit with the error's code."""
+  use_utf8()
+  prepare_screen()
   try:
     function()
   except UserError as error:

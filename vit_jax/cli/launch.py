@@ -22,6 +22,7 @@ from vit_jax.launch.watch import (
   run_cloud_command,
 )
 from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import ignore_lost_stdout
 
 DEFAULT_RECIPES = {
   'run_pretrain.py': 'configs/quickstart.py',
@@ -34,6 +35,7 @@ def launch(args):
 
   Exits with the exit code of the run.
   """
+  ignore_lost_stdout()  # A host whose lines are not read would wait for ever.
   first, *rest = args.what or ['']
   if first in JOB_VERBS:
     raise SystemExit(run_verb(first, parse_verb_arguments(first, rest)))
@@ -108,8 +110,8 @@ def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
     if args.dry_run:
       print(format_dry_run(job, archive_command(root, revision, 'FILES'), script))
       return 0
-    (Path(files) / 'start.sh').write_text(script)
-    (Path(files) / 'pins.txt').write_text(format_pins(root))
+    (Path(files) / 'start.sh').write_text(script, encoding='utf-8')
+    (Path(files) / 'pins.txt').write_text(format_pins(root), encoding='utf-8')
     for step in [archive_command(root, revision, files), *upload_commands(job, files)]:
       if (done := run_cloud_command(step)).returncode:
         raise UserError(f'{" ".join(step[:3])} …: {done.stderr.strip()}')

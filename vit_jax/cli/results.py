@@ -56,11 +56,13 @@ def write_output(text: str, path: str | None):
 
   Raises UserError if the file cannot be written.
   """
+  # File names that are not valid UTF-8 are written back as their bytes.
   if path == STDOUT:
-    sys.stdout.write(text)
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors='surrogateescape'))
+    sys.stdout.buffer.flush()
   elif path is not None:
     try:
-      # File names that are not valid UTF-8 are written back as their bytes.
       Path(path).write_text(text, encoding='utf-8', errors='surrogateescape', newline='')
     except OSError as error:
       raise UserError(f'{path} cannot be written: {error.strerror or error}') from None

@@ -21,14 +21,14 @@ def imagenet_synsets(label_set: str) -> tuple[str, ...]:
 @functools.cache
 def _read_class_table(label_set: str) -> tuple[tuple[str, str], ...]:
   """Return (synset, name) of each class."""
-  with (NAMES_DIR / f'{label_set}.csv').open(newline='') as file:
+  with (NAMES_DIR / f'{label_set}.csv').open(newline='', encoding='utf-8') as file:
     return tuple((row['synset'], row['name']) for row in csv.DictReader(file))
 
 
 def imagenet_subset_classes(subset: str) -> tuple[int, ...]:
   """Return the ImageNet-1k indices of the classes of ImageNet-A ('a') or ImageNet-R ('r')."""
   index = {synset: i for i, synset in enumerate(imagenet_synsets('imagenet1k'))}
-  with (NAMES_DIR / 'imagenet_subsets.csv').open(newline='') as file:
+  with (NAMES_DIR / 'imagenet_subsets.csv').open(newline='', encoding='utf-8') as file:
     return tuple(index[row['synset']] for row in csv.DictReader(file) if row['subset'] == subset)
 
 
@@ -38,5 +38,5 @@ def imagenet_real_labels() -> tuple[tuple[int, ...], ...]:
 
   Each image, in the order of file names, has the tuple of its correct classes, which may be empty.
   """
-  with gzip.open(NAMES_DIR / 'imagenet_real.txt.gz', 'rt') as file:
+  with gzip.open(NAMES_DIR / 'imagenet_real.txt.gz', 'rt', encoding='utf-8') as file:
     return tuple(tuple(map(int, line.split())) for line in file)

@@ -344,7 +344,7 @@ def _init_worker(worker: int, workers: int):
   Ctrl-C and preemption reach all processes, but only the parent handles them.
   """
   del worker, workers
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -58,7 +58,7 @@ def archive_command(root: Path, commit: str, files: str) -> list[str]:
 
 def format_pins(root: Path) -> str:
   """Return requirements.txt with the installed versions, and jaxlib's, which follows jax's."""
-  lines = (root / 'requirements.txt').read_text().splitlines()
+  lines = (root / 'requirements.txt').read_text(encoding='utf-8').splitlines()
   names = [
     re.split(r'[<>=~!\[]', line)[0].strip() for line in lines if line and not line.startswith('#')
   ]

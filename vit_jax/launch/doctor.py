@@ -139,7 +139,7 @@ def write_probe_file(workdir: Path, token: str) -> str:
   """Write a file for the other hosts to read. Return what went wrong, or an empty string."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe_path(workdir, token, jax.process_index()).write_text(token)
+    probe_path(workdir, token, jax.process_index()).write_text(token, encoding='utf-8')
     return ''
   except OSError as error:
     return error.strerror or str(error)
@@ -171,7 +171,7 @@ def probe_path(workdir: Path, token: str, host: int) -> Path:
 
 def file_contains(path: Path, text: str) -> bool:
   """Return whether a file exists and has exactly this text."""
-  return path.is_file() and path.read_text() == text
+  return path.is_file() and path.read_text(encoding='utf-8') == text
 
 
 def diagnose_workdir(workdir: Path, hosts: list[dict]) -> Finding:
@@ -229,7 +229,7 @@ def read_hugepages() -> str:
   Empty if the kernel does not report it.
   """
   try:
-    return Path(HUGEPAGES_FILE).read_text().partition('[')[2].partition(']')[0]
+    return Path(HUGEPAGES_FILE).read_text(encoding='utf-8').partition('[')[2].partition(']')[0]
   except OSError:
     return ''
 

@@ -85,7 +85,7 @@ def save_job(job: Job):
   """Save a job on this machine, so that status, logs, stop and delete need only its name."""
   user_cache_dir('jobs').mkdir(parents=True, exist_ok=True)
   (user_cache_dir('jobs') / f'{job.name}.json').write_text(
-    json.dumps(dataclasses.asdict(job), indent=2) + '\n'
+    json.dumps(dataclasses.asdict(job), indent=2) + '\n', encoding='utf-8'
   )
 
 
@@ -98,7 +98,7 @@ def load_job(name: str) -> Job:
       f'{name}: no job of that name was launched from this machine.'
       + (did_you_mean(name, known) if known else '')
     )
-  values = json.loads(path.read_text())
+  values = json.loads(path.read_text(encoding='utf-8'))
   return Job(**values | {'command': tuple(values['command'])})
 
 

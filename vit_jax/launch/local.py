@@ -25,8 +25,8 @@ def run_hosts(
 
   Each of the `hosts` processes has `devices` simulated CPU devices; with 0, JAX uses what it finds.
   Each line goes to `out` with its host before it. The first host that fails ends the others, and
-  Ctrl-C and SIGTERM are passed to all. Returns the exit code of the host that caused the failure
-  (see `find_cause`). Raises UserError if the command is not a file.
+  Ctrl-C, SIGTERM and SIGHUP are passed to all. Returns the exit code of the host that caused the
+  failure (see `find_cause`). Raises UserError if the command is not a file.
   """
   if command[0] != '-m' and not os.path.isfile(command[0]):  # noqa: PTH113
     raise UserError(
@@ -101,11 +101,15 @@ def host_environment(coordinator: str, hosts: int, i: int, *, devices: int) -> d
 
 @contextlib.contextmanager
 def capture_signals() -> Iterator[list[int]]:
-  """Yield a list that receives the numbers of SIGINT and SIGTERM instead of their usual effect."""
+  """Yield a list that receives the numbers of signals that end a process.
+
+  SIGHUP is left alone if it is ignored, as with `nohup`.
+  """
   numbers = []
   before = {
     number: signal.signal(number, lambda got, _: numbers.append(got))
-    for number in (signal.SIGINT, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
   }
   try:
     yield numbers

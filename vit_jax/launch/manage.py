@@ -87,7 +87,7 @@ def resume_watching(job: Job, _) -> int:
   if job.backend == 'gke':
     raise UserError(f'JobSet restarts {job.name}: `launch logs {job.name}` follows it')
   with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
-    (Path(files) / 'start.sh').write_text(machine_script(job))
+    (Path(files) / 'start.sh').write_text(machine_script(job), encoding='utf-8')
     return watch_until_interrupted(Babysitter(job, files, schedule=PollSchedule()), create=False)
 
 

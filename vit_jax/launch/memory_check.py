@@ -26,7 +26,7 @@ def check_fits(config: Config, settings: list[str], slices: Accelerator, *, libt
   path = user_cache_dir('plans') / f'{plan_digest(config, slices, libtpu_args)}.json'
   if not path.is_file():
     run_plan(settings, slices, path, libtpu_args=libtpu_args)
-  found = json.loads(path.read_text())
+  found = json.loads(path.read_text(encoding='utf-8'))
   if not found['fits']:
     text = f'it needs {found["hbm"] / 2**30:.1f} GiB of a chip of {slices.topology.name}'
     raise UserError(

@@ -178,7 +178,7 @@ class StepLog:
   def _write_ids(self, steps: Sequence[int], metrics: list[dict], ids):
     """Append lines to ids.jsonl on the first host. If that fails, all hosts save and end the run.
 
-    The log was asked for, and the steps are not taken again.
+    `log_ids` promises a line for each step, and no step is taken again.
     """
     problem = ''
     if self._ids_path:

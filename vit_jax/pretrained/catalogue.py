@@ -40,7 +40,7 @@ class ReleasedCheckpoint:
 @functools.cache
 def released_checkpoints() -> dict[str, ReleasedCheckpoint]:
   """Return the checkpoints of released.csv by name."""
-  with (Path(__file__).parent / 'released.csv').open(newline='') as file:
+  with (Path(__file__).parent / 'released.csv').open(newline='', encoding='utf-8') as file:
     return {row['name']: parse_released_row(row) for row in csv.DictReader(file)}
 
 
@@ -64,7 +64,7 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint | None:
   if name in released or not name.startswith('augreg/'):
     return released.get(name)
   model_or_file = name.removeprefix('augreg/').removesuffix('.npz')
-  with fetch(AUGREG_URL + 'index.csv').open(newline='') as file:
+  with fetch(AUGREG_URL + 'index.csv').open(newline='', encoding='utf-8') as file:
     rows = list(csv.DictReader(file))
   if missing := AUGREG_COLUMNS - set(rows[0] if rows else ()):
     raise UserError(

@@ -210,7 +210,7 @@ def request_remaining(url: str, part: BinaryIO) -> str:
       raise ConnectionError(f'the response does not continue at byte {offset:,}')
     if not offset:
       part.truncate(0)
-      etag_path(part).write_text(response.headers.get('ETag') or '')
+      etag_path(part).write_text(response.headers.get('ETag') or '', encoding='utf-8')
     length = response.headers.get('Content-Length')
     total = offset + int(length) if length and length.isdecimal() else None
     with progress_bar(url, offset, total) as progress:
@@ -229,7 +229,7 @@ def read_etag(part: BinaryIO) -> str:
   HTTP does not allow a weak ETag in If-Range.
   """
   path = etag_path(part)
-  etag = path.read_text(errors='replace') if path.exists() else ''
+  etag = path.read_text(errors='replace', encoding='utf-8') if path.exists() else ''
   return etag if re.fullmatch(r'"[\x21\x23-\x7e]*"', etag) else ''
 
 

@@ -229,7 +229,7 @@ def write_safetensors_directory(to: Path, arrays: dict[str, np.ndarray], configs
 
 def write_json(path: Path, content: dict):
   """Write an indented JSON file."""
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 def write_stablehlo(model: PretrainedModel, to: Path):

@@ -1,6 +1,8 @@
-"""Save and exit on SIGTERM and SIGINT.
+"""Save and exit on SIGTERM, SIGHUP and SIGINT.
 
-Platforms send SIGTERM before they take a machine away; SIGINT is Ctrl-C. Before the first step
+Platforms send SIGTERM before they take a machine away. A terminal that is closed sends SIGHUP,
+which counts as SIGTERM unless the process was started to ignore it, as by `nohup`. SIGINT is
+Ctrl-C. Before the first step
 there is nothing to save, and the process exits immediately. Afterwards all hosts save after the
 same step, no matter which of them got the signal. A second SIGTERM has no effect; a second Ctrl-C
 ends the process immediately. A thread handles the signals, because Python runs its own handlers in
@@ -17,7 +19,11 @@ from collections.abc import Callable
 
 from vit_jax.errors import EXIT_INTERRUPTED, EXIT_RESTART
 
-_SIGNAL_EXIT_CODES = {signal.SIGTERM: EXIT_RESTART, signal.SIGINT: EXIT_INTERRUPTED}
+_SIGNAL_EXIT_CODES = {
+  signal.SIGTERM: EXIT_RESTART,
+  signal.SIGHUP: EXIT_RESTART,
+  signal.SIGINT: EXIT_INTERRUPTED,
+}
 _VOTE_LAG = 2  # Votes that are in flight before the result of the oldest one is read.
 
 
@@ -34,7 +40,7 @@ class Preemption:
     self.has_next_stage = False
 
   def install_handlers(self):
-    """Handle SIGTERM and SIGINT in a thread for the rest of the process.
+    """Handle the signals in a thread for the rest of the process.
 
     Call it in the main thread before other threads and processes are started: they inherit the
     blocked signals and leave them to the thread.
@@ -42,14 +48,17 @@ class Preemption:
     self._installed = True
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    for number in _SIGNAL_EXIT_CODES:
+    numbers = set(_SIGNAL_EXIT_CODES)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+      numbers.remove(signal.SIGHUP)
+    for number in numbers:
       signal.signal(number, lambda *_: None)
       signal.siginterrupt(number, False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(
       target=self._handle_signals, args=(reader, writer), name='signals', daemon=True
     ).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNAL_EXIT_CODES)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
   def start_saving(self, any_host: Callable[[bool], object] | None = None):
     """Declare that there is state to save from now on.
@@ -75,13 +84,14 @@ class Preemption:
     """Declare that the run is complete, so that nothing is left to save.
 
     If another stage follows, a signal exits immediately until its `start_saving`. Otherwise
-    SIGTERM is ignored, because it comes too late to matter.
+    SIGTERM and SIGHUP are ignored, because they come too late to matter.
     """
     if self.has_next_stage:
       self._can_save, self._any_host = False, None
       self._pending_votes.clear()
     elif self._installed:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
+      signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
   @property
   def exit_code(self) -> int:

@@ -33,11 +33,11 @@ class RunLock:
   def __init__(self, workdir: Path):
     self._workdir, self._path = workdir, workdir / 'trainer.json'
     self._lost_error: UserError | None = None
-    self._workdir_fd = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
-    self._lock_fd = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)
+    self._lock_path = workdir / '.lock'
+    self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
     local = _try_lock_file(self._lock_fd)
     if local == 'taken':
-      self._close_files()
+      os.close(self._lock_fd)
       raise UserError(_format_locked_message(workdir, self._read_owner()))
     self._check_no_remote_trainer(local)
     self._owner = {
@@ -62,10 +62,12 @@ class RunLock:
       raise self._lost_error
 
   def check_directory(self):
-    """Raise StorageError if the directory was removed, renamed or replaced."""
-    here = os.fstat(self._workdir_fd)
+    """Raise StorageError if the directory was removed, renamed or replaced.
+
+    The lock file stands for it: `rm -r` may leave a directory that a checkpoint is written to.
+    """
     try:
-      if os.path.samestat(here, self._workdir.stat()):
+      if os.path.samestat(os.fstat(self._lock_fd), self._lock_path.stat()):
         return
     except (FileNotFoundError, NotADirectoryError):
       pass
@@ -84,11 +86,7 @@ class RunLock:
     with contextlib.suppress(OSError, UserError):
       if (self._read_owner() or {}).get('token') == self._owner['token']:
         self._path.unlink()
-    self._close_files()
-
-  def _close_files(self):
     os.close(self._lock_fd)
-    os.close(self._workdir_fd)
 
   def _check_no_remote_trainer(self, local: str):
     """Raise UserError if a trainer beyond the reach of this machine's locks sends heartbeats."""
@@ -99,7 +97,7 @@ class RunLock:
     while time.monotonic() < end:
       time.sleep(HEARTBEAT_PERIOD / 5)
       if (now := self._read_owner()) and now != seen:
-        self._close_files()
+        os.close(self._lock_fd)
         raise UserError(_format_locked_message(self._workdir, now))
 
   def _read_owner(self) -> dict | None:

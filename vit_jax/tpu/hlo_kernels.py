@@ -56,8 +56,8 @@ def read_schedules(dump: Path) -> dict[str, int]:
     number, call = re.match(r'(\d+)-(.+?)-\d+-', path.name).groups()
     source = next(dump.glob(f'{number}-{call}-*-original.txt'), None)
     if source and (kernel := KERNEL_NAME.search(call)):
-      grid_steps = GRID_STEPS.search(source.read_text())
-      cycles[kernel[0]] = int(BUNDLES.search(path.read_text())[1]) * (
+      grid_steps = GRID_STEPS.search(source.read_text(encoding='utf-8'))
+      cycles[kernel[0]] = int(BUNDLES.search(path.read_text(encoding='utf-8'))[1]) * (
         int(grid_steps[1]) if grid_steps else 1
       )
   return cycles
