@@ -153,6 +153,25 @@ def test_a_batch_or_a_ramp_that_does_not_fit_raises_an_error(settings, names):
   assert all(name in str(error.value) for name in names), str(error.value)
 
 
+@pytest.mark.parametrize(
+  ('ramps', 'flags'),
+  [
+    ({'optim.warmup': '5%'}, '--config.optim.warmup=0'),
+    ({'optim.cooldown': '10%'}, '--config.optim.cooldown=0'),
+    (
+      {'optim.warmup': '5%', 'optim.cooldown': '10%'},
+      '--config.optim.warmup=0 --config.optim.cooldown=0',
+    ),
+  ],
+)
+def test_a_ramp_that_fills_a_run_of_one_step_names_the_flags_that_help(ramps, flags):
+  config = with_settings(TEN_STEPS, ramps | {'steps': 1})
+  with pytest.raises(UserError, match=f'of 1 steps: add {flags},'):
+    total_steps(config, 100)
+  off = dict.fromkeys(ramps, '0')
+  assert total_steps(with_settings(config, off), 100) == 1
+
+
 def test_did_you_mean_names_the_nearest_or_all():
   assert "'adamw'" in did_you_mean('adma', ('adamw', 'sgd'))
   assert 'adamw, sgd' in did_you_mean('x', (name for name in ('adamw', 'sgd')))

@@ -382,5 +382,10 @@ def total_steps(config: Config, examples: int) -> int:
   warmup = parse_duration(config.optim.warmup, name='optim.warmup', **clock)
   cooldown = parse_duration(config.optim.cooldown, name='optim.cooldown', **clock)
   if warmup + cooldown >= steps:
-    raise UserError(f'warmup ({warmup}) and cooldown ({cooldown}) leave nothing of {steps} steps')
+    lengths = {'warmup': warmup, 'cooldown': cooldown}
+    flags = ' '.join(f'--config.optim.{name}=0' for name, length in lengths.items() if length)
+    raise UserError(
+      f'warmup ({warmup}) and cooldown ({cooldown}) leave nothing of {steps} steps: add {flags}, '
+      'or train for more steps. A percentage of the run is at least one step'
+    )
   return steps

@@ -2,15 +2,16 @@
 
 import contextlib
 import csv
-import io
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.errors import UserError
 from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.files import escape_formula
 
 STDOUT = '-'
 
@@ -69,10 +70,12 @@ def write_output(text: str, path: str | None):
 
 
 def format_csv(rows: Iterable[Iterable]) -> str:
-  """Format rows as CSV."""
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows(rows)
-  return text.getvalue()
+  """Format rows as CSV. See `escape_formula` for text such as '=1'."""
+  lines: list[str] = []
+  file = types.SimpleNamespace(write=lines.append)  # It is called once a row.
+  # The terminator makes the writer quote both of its characters.
+  csv.writer(file, lineterminator='\r\n').writerows(map(escape_formula, row) for row in rows)
+  return ''.join(line.removesuffix('\r\n') + '\n' for line in lines)
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:

@@ -23,6 +23,7 @@ from vit_jax.paper.runs import (
   sweep_candidates,
 )
 from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.files import escape_formula
 from vit_jax.sharding.mesh import describe_mesh, make_mesh
 from vit_jax.train import train
 
@@ -160,7 +161,9 @@ def write_records_csv(records: list[dict], path: Path):
   with temporary.open('w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, RECORD_COLUMNS, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(
+      {name: escape_formula(cell) for name, cell in record.items()} for record in records
+    )
   temporary.replace(path)
 
 

@@ -163,3 +163,17 @@ def read_json_object(path: Path) -> dict:
 def user_cache_dir(name: str) -> Path:
   """Return the folder `name` in the user's cache directory; it may not exist yet."""
   return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'vit_jax' / name
+
+
+def escape_formula(cell):
+  """Return a cell of a CSV file with `'` before text that a spreadsheet would execute.
+
+  Numbers, also as text, stay as they are.
+  """
+  if not isinstance(cell, str) or not cell.startswith(('=', '+', '-', '@', '\t', '\r')):
+    return cell
+  try:
+    float(cell)
+  except ValueError:
+    return f"'{cell}"
+  return cell
