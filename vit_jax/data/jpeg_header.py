@@ -50,7 +50,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
   segments = _list_segments(data)
   marker, frame = _find_frame(segments)
   height, width, components = struct.unpack_from('>HHB', data, frame + 5)
-  mcu_rows = 8 * max([data[i] & 15 for i in range(frame + 11, frame + 11 + 3 * components, 3)])
+  mcu_rows = 8 * max(data[i] & 15 for i in range(frame + 11, frame + 11 + 3 * components, 3))
   restarts = RESTART_INTERVAL in [segment[0] for segment in segments]
   _, scan, stop = segments[-1]
   if marker in SEQUENTIAL_FRAME_MARKERS and data[stop - 3 : stop] != ALL_COEFFICIENTS:
