@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,3 +113,38 @@ def test_the_main_job_on_two_hosts_is_the_main_job_on_one(tmp_path):
       {name: x for name, x in row.items() if 'second' not in name} for row in (ours, theirs)
     ]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+
+
+def launch(*job: str, **kwargs) -> subprocess.Popen:
+  command = ['-m', 'vit_jax', 'launch', '--backend=local', '--hosts=2', '--', *job]
+  env = os.environ | {'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, **kwargs)
+
+
+def test_hosts_whose_lines_are_not_read_do_not_wait(tmp_path):
+  (tmp_path / 'ended').mkdir()
+  ended = tmp_path / 'ended'
+  job = script(
+    tmp_path,
+    f'for i in range(20000): print("a line of a host", i)\nopen(f"{ended}/{{host}}", "w")',
+  )
+  process = launch(*job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait() == 0
+  assert {path.name for path in ended.iterdir()} == {'0', '1'}
+
+
+def test_a_hang_up_is_passed_to_all_hosts(tmp_path):
+  job = script(
+    tmp_path,
+    'import signal\nsignal.signal(signal.SIGHUP, lambda *_: sys.exit(75))\n'
+    'print("ready", flush=True)\ntime.sleep(300)',
+  )
+  process = launch(*job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  seen = b''
+  while seen.count(b'ready') < 2:
+    seen += process.stdout.readline()
+  process.send_signal(signal.SIGHUP)
+  out, _ = process.communicate()
+  assert process.returncode == 128 + signal.SIGHUP, seen + out

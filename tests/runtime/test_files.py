@@ -7,6 +7,7 @@ import time
 import pytest
 
 from vit_jax.errors import StorageError, UserError
+from vit_jax.metrics.writer import keep_records
 from vit_jax.runtime import files
 from vit_jax.runtime.files import (
   explain_write_errors,
@@ -84,3 +85,21 @@ def test_a_file_without_a_json_object_is_an_error(tmp_path, monkeypatch, content
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
   with pytest.raises(UserError, match='x: No such file'):
     read_json_object(tmp_path / 'x')
+
+
+def test_a_failed_rewrite_leaves_the_file_and_nothing_else(tmp_path, monkeypatch):
+  path = tmp_path / 'metrics.jsonl'
+  lines = [f'{{"step": {step}, "kind": "train"}}\n' for step in (1, 2, 3)]
+  path.write_text(''.join(lines))
+
+  def fail(descriptor):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', fail)
+    with pytest.raises(StorageError, match='metrics.jsonl: No space left'):
+      keep_records(path, 2)
+  assert path.read_text() == ''.join(lines)
+  assert {each.name for each in tmp_path.iterdir()} == {'metrics.jsonl'}
+  keep_records(path, 2)
+  assert path.read_text() == ''.join(lines[:2])
