@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from vit_jax.checkpoint.run_directory import (
+  check_same_run,
   read_run_config,
   read_run_labels,
   read_run_preprocessing,
@@ -112,3 +113,9 @@ def test_invalid_preprocessing_is_an_error_that_names_the_field(tmp_path, field,
   (tmp_path / 'preprocessing.json').write_text(json.dumps(content))
   with pytest.raises(UserError, match=f'preprocessing.json: {field}='):
     read_run_preprocessing(tmp_path)
+
+
+def test_a_name_that_is_too_long_for_a_directory_is_an_error_in_one_line(tmp_path):
+  with pytest.raises(UserError, match=r'name too long; choose another --workdir') as error:
+    check_same_run(tmp_path / ('x' * 256), Config(), ('a', 'b'))
+  assert error.value.exit_code == 2 and '\n' not in str(error.value)

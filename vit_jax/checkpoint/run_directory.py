@@ -81,8 +81,9 @@ def check_same_run(
 
   `facts` describe the data, as `fingerprint_data` returns them. The message lists the differences.
   """
-  if not (workdir / 'config.json').exists():
-    return
+  with explain_write_errors(workdir):  # Its name may be too long, or its parent not readable.
+    if not (workdir / 'config.json').exists():
+      return
   stored = read_run_config(workdir)
   old, new = flatten_config(stored), flatten_config(config)
   free = MUTABLE_ON_RESUME | settings_without_effect(stored).keys()
