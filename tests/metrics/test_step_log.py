@@ -84,6 +84,7 @@ def test_a_bad_step_is_recorded_with_its_examples_and_left_out_of_the_means(tmp_
   add(log, 3, loss=100.0, spikes=True)
   add(log, 4, loss=2.0, unreadable=(3, 5))
   log.write_summary(4)
+  log.writer.close()
   (summary,) = read_metrics(tmp_path, 'train')
   assert summary.pop('seconds_per_step') > 0
   expected = {'loss': 1.5, 'grad_norm': 3.0, 'lr': 4.0, 'skipped': 2, 'not_finite': 1, 'spikes': 1}
@@ -128,6 +129,7 @@ def test_unreadable_images_are_recorded_and_counted_across_an_interruption(tmp_p
   add(log, 1)
   add(log, 2, unreadable=(0, 11))
   log.flush()
+  log.writer.close()
   assert read_metrics(tmp_path) == [{'step': 2, 'kind': 'unreadable', 'unreadable': [200, 211]}]
   assert lines(tmp_path)[1]['ids'] == list(range(200, 212))
   assert re.search('step 2 .*example 211: 211.jpg', capsys.readouterr().err)
@@ -148,4 +150,5 @@ def test_without_log_ids_no_file_of_ids_is_written(tmp_path):
   log = open_log(tmp_path, log_ids=False)
   add(log, 1)
   log.flush()
+  log.writer.close()
   assert not (tmp_path / 'ids.jsonl').exists() and not read_metrics(tmp_path)
