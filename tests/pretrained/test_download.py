@@ -1,6 +1,7 @@
 """Downloads from a local server that simulates interruptions, changes and errors of a bucket."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import os
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import download
-from vit_jax.pretrained.download import cache_path, fetch, matches_published_size
+from vit_jax.pretrained import download, http_safety
+from vit_jax.pretrained.download import cache_path, fetch
+from vit_jax.pretrained.published_size import matches_published_size
 
 DATA = b'PK\x03\x04' + np.random.default_rng(0).bytes(3_000_000)
 OTHER = b'PK\x03\x04' + bytes(len(DATA) - 4)
@@ -44,6 +46,16 @@ class Bucket(http.server.BaseHTTPRequestHandler):
       return self.answer(200, b'<html>Sign in</html>', {'Content-Type': 'text/html'})
     if name == 'hidden_page':
       return self.answer(200, b'\xef\xbb\xbf\n<!DOCTYPE html><html>Sign in</html>')
+    if name == 'drip':
+      return self.drip()
+    if name == 'to_private':
+      return self.answer(
+        302, b'', {'Location': f'http://127.0.0.1:{server.server_port}/fine/f.npz'}
+      )
+    if name == 'to_ftp':
+      return self.answer(302, b'', {'Location': 'ftp://example.com/f.npz'})
+    if name == 'endless':
+      return self.endless()
     if name == 'empty':
       return self.answer(200, b'')
     if name == 'circle':
@@ -69,6 +81,23 @@ class Bucket(http.server.BaseHTTPRequestHandler):
       begin += 1000 * (name == 'elsewhere' and count == 2)
       headers |= {'Content-Range': f'bytes {begin}-{len(data) - 1}/{len(data)}'}
     return self.answer(206 if begin else 200, data[begin:], headers, **self.damage(name, count))
+
+  def drip(self):
+    self.send_response(200)
+    self.end_headers()
+    with contextlib.suppress(OSError):
+      while True:
+        self.wfile.write(b'P')
+        threading.Event().wait(0.05)
+
+  def endless(self):
+    self.send_response(200)
+    self.end_headers()
+    self.server.sent = 0
+    with contextlib.suppress(OSError):
+      while self.server.sent < 200 * 2**20:
+        self.wfile.write(bytes(2**20))
+        self.server.sent += 2**20
 
   def damage(self, name: str, count: int) -> dict:
     if (
@@ -375,3 +404,60 @@ def test_a_size_matches_to_its_printed_precision():
   assert matches_published_size(round(1.224 * 2**30), '1.22 GiB')
   assert matches_published_size(391 * 2**20 + 400_000, '391 MiB')
   assert not matches_published_size(393 * 2**20, '391 MiB')
+
+
+def test_the_published_size_bounds_what_is_written(bucket, tmp_path):
+  with pytest.raises(UserError, match='at most 1,054,867'):
+    fetch(f'{bucket.url}/fine/file.npz', size='1.00 MiB', directory=tmp_path)  # Content-Length.
+  with pytest.raises(UserError, match='at most'):
+    fetch(f'{bucket.url}/endless/file.npz', size='1.00 MiB', directory=tmp_path)
+  assert bucket.sent < 100 * 2**20
+  assert [path for path in tmp_path.rglob('*') if path.is_file() and path.stat().st_size] == []
+
+
+def test_a_server_that_drips_bytes_is_given_up(bucket, tmp_path, monkeypatch):
+  monkeypatch.setattr(http_safety, 'SLOW_SECONDS', 0.3)
+  with pytest.raises(UserError, match='the download resumes'):
+    fetch(f'{bucket.url}/drip/file.npz', directory=tmp_path)
+
+
+def test_a_redirect_from_a_public_host_to_a_private_address_is_not_followed(
+  bucket, tmp_path, monkeypatch
+):
+  public = bucket.url.replace('127.0.0.1', 'localhost')
+  addresses = {'localhost': {'8.8.8.8'}, '127.0.0.1': {'127.0.0.1'}}
+  monkeypatch.setattr(http_safety, 'resolve', addresses.get)
+  with pytest.raises(UserError, match='redirects to 127.0.0.1'):
+    fetch(f'{public}/to_private/file.npz', directory=tmp_path)
+  with pytest.raises(UserError, match='ftp://'):
+    fetch(f'{public}/to_ftp/file.npz', directory=tmp_path)
+  # A private address that the user names may redirect to another.
+  assert fetch(f'{bucket.url}/to_private/file.npz', directory=tmp_path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+  ('address', 'private'),
+  [
+    ('127.0.0.1', True), ('10.1.2.3', True), ('192.168.0.1', True), ('169.254.169.254', True),
+    ('::1', True), ('fe80::1', True), ('8.8.8.8', False), ('2001:4860:4860::8888', False),
+  ],
+)  # fmt: skip
+def test_private_addresses_are_recognized(address, private):
+  assert http_safety.is_private_host(address) == private
+
+
+def test_a_name_that_is_too_long_for_the_file_system_is_replaced(bucket, tmp_path):
+  names = [letter * 300 + '.npz' for letter in 'ab']
+  paths = [fetch(f'{bucket.url}/fine/{name}', directory=tmp_path) for name in names]
+  assert paths[0] != paths[1]
+  assert all(path.suffix == '.npz' and path.read_bytes() == DATA for path in paths)
+
+
+@pytest.mark.parametrize(
+  'url', ['http://me:secret@127.0.0.1:1/x.npz', 'memory://me:secret@h/x.npz']
+)
+def test_messages_do_not_show_passwords(tmp_path, monkeypatch, url):
+  monkeypatch.setattr(download, 'FIRST_RETRY_WAIT', 0.001)
+  with pytest.raises(UserError) as error:
+    fetch(url, directory=tmp_path)
+  assert 'secret' not in str(error.value) and '***@' in str(error.value)

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.download import fetch, matches_published_size
+from vit_jax.pretrained.download import fetch
+from vit_jax.pretrained.published_size import matches_published_size
 
 # The licence of google-research/vision_transformer, big_transfer and big_vision, the repositories
 # that released the files of released.csv and of AugReg's list.

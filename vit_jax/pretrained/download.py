@@ -25,14 +25,24 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vit_jax.errors import UserError
+from vit_jax.pretrained.http_safety import (
+  HTTP_SCHEMES,
+  RateLimit,
+  mask_credentials,
+  open_url,
+)
+from vit_jax.pretrained.published_size import (
+  describe_wrong_size,
+  matches_published_size,
+  max_bytes,
+)
 from vit_jax.runtime.files import user_cache_dir
 
 MAX_DOWNLOAD_TRIES = 5  # Consecutive tries without a new byte.
 FIRST_RETRY_WAIT = 1.0  # Seconds before the second try. Each later wait is twice as long.
 READ_TIMEOUT = 30.0  # Seconds without a byte.
 DOWNLOAD_CHUNK = 1 << 20  # Bytes.
-SIZE_UNITS = {'MiB': 2**20, 'GiB': 2**30}
-HTTP_SCHEMES = ('http', 'https')
+MAX_NAME_BYTES = 240  # File systems allow 255; '.part' is appended.
 # Errors of the disk, not of the network.
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -52,9 +62,17 @@ def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = N
     md5: published digest, in hexadecimal.
     directory: root of the cache. The default is `released_cache_dir()`.
 
-  Raises UserError with a remedy if the file is unavailable, or if its content is wrong.
+  Raises UserError with a remedy if the file is unavailable, or if its content is wrong. Messages
+  do not show user names and passwords of URLs.
   """
-  path = cache_path(url, directory or released_cache_dir())
+  try:
+    return _fetch(url, size=size, md5=md5, directory=directory or released_cache_dir())
+  except UserError as error:
+    raise UserError(mask_credentials(str(error))) from None
+
+
+def _fetch(url: str, *, size: str, md5: str, directory: Path) -> Path:
+  path = cache_path(url, directory)
   if path.is_file():
     return check_cached_size(path, size)
   scheme = urllib.parse.urlsplit(url).scheme
@@ -65,7 +83,7 @@ def fetch(url: str, *, size: str = '', md5: str = '', directory: Path | None = N
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial_file(path) as part:
       if not path.is_file():  # Another process may have finished it during the wait for the lock.
-        server_md5 = download(url, part)
+        server_md5 = download(url, part, max_bytes(size))
         check_content(url, part, size, md5 or server_md5)
         Path(part.name).replace(path)
         etag_path(part).unlink(missing_ok=True)
@@ -102,7 +120,7 @@ def cache_path(url: str, directory: Path) -> Path:
   if parts.scheme == 'file' and parts.netloc in ('', 'localhost'):
     return Path(path)
   host = parts.netloc.rpartition('@')[2]
-  names = [name for name in (host, *path.split('/')) if name]
+  names = [shorten_name(name) for name in (host, *path.split('/')) if name]
   unsafe = any(name in ('.', '..') or re.search(r'[\\\0]', name) for name in names)
   if len(names) < 2 or not host or path.endswith('/') or unsafe:
     raise UserError(f'{url!r} does not name a file')
@@ -111,6 +129,15 @@ def cache_path(url: str, directory: Path) -> Path:
   if parts.scheme not in HTTP_SCHEMES:
     names.insert(0, parts.scheme)
   return directory.joinpath(*names)
+
+
+def shorten_name(name: str) -> str:
+  """Return a file name, or a digest with its suffix if the name is too long for file systems."""
+  encoded = name.encode(errors='surrogateescape')
+  if len(encoded) <= MAX_NAME_BYTES:
+    return name
+  suffix = Path(name).suffix
+  return hashlib.sha256(encoded).hexdigest() + (suffix if len(suffix) < 20 else '')
 
 
 @contextlib.contextmanager
@@ -158,16 +185,16 @@ def etag_path(part: BinaryIO) -> Path:
   return Path(part.name).with_suffix('.etag')
 
 
-def download_http(url: str, part: BinaryIO) -> str:
+def download_http(url: str, part: BinaryIO, limit: int) -> str:
   """Download the missing bytes, with retries, and return the server's MD5 in hexadecimal, or ''.
 
-  Raises UserError if the server refuses, and URLError after `MAX_DOWNLOAD_TRIES` tries without
-  progress.
+  Raises UserError if the server refuses, is too slow, or sends more than `limit` bytes. Raises
+  URLError after `MAX_DOWNLOAD_TRIES` tries without progress.
   """
   tries, most = 0, downloaded_bytes(part)
   while True:
     try:
-      return request_remaining(url, part)
+      return request_remaining(url, part, limit)
     except urllib.error.HTTPError as error:
       error.close()
       if error.code == 416:  # The partial file is longer than the file: start again.
@@ -190,7 +217,7 @@ def download_http(url: str, part: BinaryIO) -> str:
     time.sleep(FIRST_RETRY_WAIT * 2 ** max(0, tries - 1))
 
 
-def request_remaining(url: str, part: BinaryIO) -> str:
+def request_remaining(url: str, part: BinaryIO, limit: int) -> str:
   """Request the missing bytes once and append them. Returns the server's MD5 in hexadecimal, or ''.
 
   Raises ConnectionError if bytes are missing at the end.
@@ -201,7 +228,7 @@ def request_remaining(url: str, part: BinaryIO) -> str:
   if offset:
     headers |= {'Range': f'bytes={offset}-', 'If-Range': etag}
   request = urllib.request.Request(quote_url(url), headers=headers)
-  with urllib.request.urlopen(request, timeout=READ_TIMEOUT) as response:
+  with open_url(request, timeout=READ_TIMEOUT) as response:
     if response.headers.get_content_type() == 'text/html':
       raise UserError(f'{url} is a web page, not an array file')
     offset = offset if response.status == 206 else 0
@@ -213,14 +240,37 @@ def request_remaining(url: str, part: BinaryIO) -> str:
       etag_path(part).write_text(response.headers.get('ETag') or '', encoding='utf-8')
     length = response.headers.get('Content-Length')
     total = offset + int(length) if length and length.isdecimal() else None
-    with progress_bar(url, offset, total) as progress:
-      while data := response.read1(DOWNLOAD_CHUNK):
-        part.write(data)
-        progress.update(len(data))
+    check_limit(url, total or 0, limit)
+    append_chunks(url, part, iter(lambda: response.read1(DOWNLOAD_CHUNK), b''), total, limit)
   if total is not None and downloaded_bytes(part) < total:
     raise ConnectionError(f'received {downloaded_bytes(part):,} of {total:,} bytes')
   # Servers send one header per digest, or one for all.
   return parse_md5_header(','.join(response.headers.get_all('x-goog-hash', [])))
+
+
+def append_chunks(url: str, part: BinaryIO, chunks: Iterator[bytes], total: int | None, limit: int):
+  """Append chunks to the partial file, with a progress bar up to `total` bytes.
+
+  Raises UserError if the file becomes longer than `limit` bytes, or if the server is too slow.
+  """
+  received, rate = downloaded_bytes(part), RateLimit(url)
+  with progress_bar(url, received, total) as progress:
+    for data in chunks:
+      received += len(data)
+      if received > limit:
+        part.truncate(0)
+        check_limit(url, received, limit)
+      part.write(data)
+      progress.update(len(data))
+      rate.add(len(data))
+
+
+def check_limit(url: str, count: int, limit: int):
+  """Raise UserError if a file of `count` bytes is longer than `limit` bytes."""
+  if count > limit:
+    raise UserError(
+      f'{url}: the server sends {count:,} bytes or more, but the file can have at most {limit:,}'
+    )
 
 
 def read_etag(part: BinaryIO) -> str:
@@ -265,16 +315,13 @@ def parse_md5_header(header: str) -> str:
   return base64.b64decode(match[1]).hex() if match else ''
 
 
-def download_fsspec(url: str, part: BinaryIO) -> str:
+def download_fsspec(url: str, part: BinaryIO, limit: int) -> str:
   """Download a URL of another scheme, such as gs://, from the start.
 
   fsspec's libraries retry. Returns '', because no digest is known.
   """
   part.truncate(0)
-  with progress_bar(url, 0, None) as progress:
-    for data in read_fsspec_chunks(url):
-      part.write(data)
-      progress.update(len(data))
+  append_chunks(url, part, read_fsspec_chunks(url), None, limit)
   return ''
 
 
@@ -332,18 +379,6 @@ def check_content(url: str, part: BinaryIO, size: str, md5: str):
     part.truncate(0)
     etag_path(part).unlink(missing_ok=True)
     raise UserError(f'{url}: {problem}')
-
-
-def matches_published_size(count: int, size: str) -> bool:
-  """Return whether a number of bytes is `size`, such as '393.69 MiB', to its printed precision."""
-  number, unit = size.split()
-  decimals = len(number.partition('.')[2])
-  return abs(count / SIZE_UNITS[unit] - float(number)) <= 0.6 * 10**-decimals
-
-
-def describe_wrong_size(count: int, size: str) -> str:
-  """Compare a number of bytes with the published size."""
-  return f'has {count:,} bytes ({count / 2**20:.2f} MiB), but the published size is {size}'
 
 
 def offline_error(url: str, path: Path, size: str, error: Exception) -> UserError:
