@@ -235,12 +235,12 @@ def request_remaining(url: str, part: BinaryIO, limit: int) -> str:
     if offset and not is_continuation(response.headers, offset, etag):
       part.truncate(0)
       raise ConnectionError(f'the response does not continue at byte {offset:,}')
-    if not offset:
-      part.truncate(0)
-      etag_path(part).write_text(response.headers.get('ETag') or '', encoding='utf-8')
     length = response.headers.get('Content-Length')
     total = offset + int(length) if length and length.isdecimal() else None
     check_limit(url, total or 0, limit)
+    if not offset:
+      part.truncate(0)
+      etag_path(part).write_text(response.headers.get('ETag') or '', encoding='utf-8')
     append_chunks(url, part, iter(lambda: response.read1(DOWNLOAD_CHUNK), b''), total, limit)
   if total is not None and downloaded_bytes(part) < total:
     raise ConnectionError(f'received {downloaded_bytes(part):,} of {total:,} bytes')
