@@ -28,7 +28,7 @@ from vit_jax.checkpoint.io import (
   state_to_dict,
 )
 from vit_jax.errors import StorageError, UserError
-from vit_jax.runtime.cluster import broadcast_first, print_stderr
+from vit_jax.runtime.cluster import broadcast_first
 from vit_jax.runtime.files import (
   RETRY_DELAYS,
   explain_write_errors,
@@ -37,6 +37,7 @@ from vit_jax.runtime.files import (
   summarize_error,
 )
 from vit_jax.runtime.run_lock import RunLock
+from vit_jax.runtime.screen import print_stderr
 from vit_jax.step import TrainState
 
 # Seconds after which an unfinished save is given up, which ends the run.

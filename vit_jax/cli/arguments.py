@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
 

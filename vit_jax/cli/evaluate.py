@@ -29,7 +29,7 @@ from vit_jax.cli.results import (
 )
 from vit_jax.cli.vtab import add_vtab_flags, evaluate_vtab
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 _STATISTICS = {  # Names in JSON -> names on the screen.
   'macro_f1': 'macro F1',

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vit_jax.cli.arguments import add_model_flags, load_model
 from vit_jax.cli.results import format_csv, write_output
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 
 def figures(args):

@@ -17,10 +17,10 @@ from ml_collections import config_flags
 from vit_jax.config import RENAMED_SETTINGS, Config, flatten_config
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.recipes import load_recipe
-from vit_jax.runtime.cluster import exit_on_error, initialize_cluster, print_stderr
+from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
 from vit_jax.runtime.files import user_cache_dir
 from vit_jax.runtime.preemption import Preemption
-from vit_jax.runtime.screen import ignore_lost_stdout, prepare_screen, use_utf8
+from vit_jax.runtime.screen import ignore_lost_stdout, prepare_screen, print_stderr, use_utf8
 from vit_jax.runtime.watchdog import Watchdog
 
 

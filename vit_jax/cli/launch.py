@@ -21,8 +21,7 @@ from vit_jax.launch.watch import (
   PollSchedule,
   run_cloud_command,
 )
-from vit_jax.runtime.cluster import print_stderr
-from vit_jax.runtime.screen import ignore_lost_stdout
+from vit_jax.runtime.screen import ignore_lost_stdout, print_stderr
 
 DEFAULT_RECIPES = {
   'run_pretrain.py': 'configs/quickstart.py',

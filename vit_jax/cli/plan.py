@@ -14,7 +14,7 @@ from vit_jax.cli.results import (
   report_elapsed_time,
   write_output,
 )
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 # This machine has no TPU and no metadata server, and libtpu should not print warnings about it.
 QUIET_TPU_ENVIRONMENT = {

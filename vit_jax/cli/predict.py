@@ -12,7 +12,7 @@ from vit_jax.cli.arguments import (
 )
 from vit_jax.cli.results import STDOUT, check_output_paths, format_csv, write_output
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 _MIN_IMAGES_WITH_PROGRESS_BAR = 100
 _COLUMNS = ('path', 'rank', 'label', 'probability', 'error')

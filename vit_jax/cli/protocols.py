@@ -14,7 +14,7 @@ from vit_jax.cli.arguments import (
 from vit_jax.cli.results import STDOUT, format_table, write_output
 from vit_jax.cli.vtab import VTAB_FLAGS
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 # Repeated here so that --help does not import jax.
 PROBES = ('fewshot', 'knn', 'linear')

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
 from vit_jax.runtime.files import escape_formula
+from vit_jax.runtime.screen import print_stderr
 
 STDOUT = '-'
 

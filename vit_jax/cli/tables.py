@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_jax.cli.arguments import non_negative_int, positive_int
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 
 def tables(args):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 
 def verify(args):

@@ -6,7 +6,7 @@ from pathlib import Path
 from vit_jax.cli.arguments import eval_batch_size, load_model, positive_float, positive_int
 from vit_jax.cli.results import STDOUT, format_table, write_output
 from vit_jax.errors import UserError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 _COLUMNS = ('task', 'group', 'accuracy', 'examples')
 VTAB_FLAGS = ('tasks', 'workdir', 'steps', 'train_batch', 'lr')  # Of no other protocol.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vit_jax.data.decode import BadImageError
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 # Extensions are compared in lower case.
 _EXTENSIONS = (

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -33,9 +34,10 @@ def run_hosts(
       f'{command[0]} does not exist; expected a script and its flags after --, or -m MODULE'
     )
   follower, coordinator = LogFollower(out), f'localhost:{free_port()}'
+  env = {'VIT_JAX_RUN_TOKEN': secrets.token_hex(16)} | (env or {})
   with capture_signals() as signals:
     for i in range(hosts):
-      variables = host_environment(coordinator, hosts, i, devices=devices) | (env or {})
+      variables = host_environment(coordinator, hosts, i, devices=devices) | env
       follower.start(f'host {i}', [sys.executable, '-u', *command], os.environ | variables)
     while (
       not signals

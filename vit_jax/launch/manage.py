@@ -18,7 +18,7 @@ from vit_jax.launch.watch import (
   format_cloud_error,
   run_cloud_command,
 )
-from vit_jax.runtime.cluster import print_stderr
+from vit_jax.runtime.screen import print_stderr
 
 JOB_VERBS = {
   'status': 'Print the state of a job.',

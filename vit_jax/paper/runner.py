@@ -22,8 +22,8 @@ from vit_jax.paper.runs import (
   run_workdir,
   sweep_candidates,
 )
-from vit_jax.runtime.cluster import print_stderr
 from vit_jax.runtime.files import escape_formula
+from vit_jax.runtime.screen import print_stderr
 from vit_jax.sharding.mesh import describe_mesh, make_mesh
 from vit_jax.train import train
 

@@ -1,23 +1,22 @@
 """Discovery of the hosts of a run, and a rendezvous before JAX is started on them.
 
 If a host is missing, JAX's own initialization aborts without naming it. The hosts therefore first
-meet at a socket of host 0, which reports the missing ones. Afterwards JAX's coordination service
-takes over the port.
+meet at a socket of host 0, which reports the missing ones (rendezvous.py). Afterwards JAX's
+coordination service takes over the port.
 """
 
 import contextlib
 import dataclasses
 import os
 import re
-import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from vit_jax.errors import EXIT_CRASH, EXIT_RESTART, MissingHostsError, UserError
+from vit_jax.errors import EXIT_CRASH, EXIT_RESTART, UserError
+from vit_jax.runtime.rendezvous import meet
 
 _COORDINATOR_PORT = 8476
 _GCE_METADATA_URL = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
@@ -27,7 +26,6 @@ _TPU_DEVICE_FILES = (
 )  # The first chip of a TPU VM, up to v4 and since v5.
 HEARTBEAT_TIMEOUT = 30  # Seconds without a heartbeat after which a host is lost.
 _SHUTDOWN_TIMEOUT = 60  # Seconds that a finished host waits for the others.
-_REMINDER_PERIOD = 15  # Seconds between two messages about missing hosts.
 
 # Error messages of JAX, its CPU and GPU collectives and Orbax's barriers when a host is lost.
 _LOST_HOST_MESSAGE = re.compile(
@@ -154,98 +152,13 @@ def rendezvous(cluster: Cluster, timeout: int):
   Raises MissingHostsError that names the missing processes after `timeout` seconds.
   """
   host, _, port = cluster.coordinator.rpartition(':')
-  deadline = time.monotonic() + timeout
-  if cluster.process_id == 0:
-    _serve_rendezvous(int(port), cluster, deadline)
-  else:
-    _join_rendezvous(host, int(port), cluster, deadline)
-
-
-def _serve_rendezvous(port: int, cluster: Cluster, deadline: float):
-  """Wait in process 0 for the IDs of all others, and answer 'go' or the missing IDs."""
-  connected: dict[int, socket.socket] = {}
-  remind = time.monotonic() + 2
-  with socket.create_server(('', port)) as server, contextlib.ExitStack() as connections:
-    server.settimeout(0.2)
-    while missing := sorted(set(range(1, cluster.processes)) - connected.keys()):
-      if time.monotonic() > deadline:
-        error = _format_timeout_message(cluster, missing)
-        _send_line_to_all(connected, error)
-        raise MissingHostsError(error)
-      if time.monotonic() > remind:
-        print_stderr(
-          f'waiting at {cluster.coordinator} for {len(missing)} of {cluster.processes} hosts: '
-          f'{_format_process_ids(missing)}'
-        )
-        remind = time.monotonic() + _REMINDER_PERIOD
-      with contextlib.suppress(TimeoutError, ValueError):
-        connection = connections.enter_context(server.accept()[0])
-        connected[_read_process_id(connection)] = connection
-    _send_line_to_all(connected, 'go')
-
-
-def _read_process_id(connection: socket.socket) -> int:
-  """Return the ID that a process sends when it connects."""
-  connection.settimeout(5)
-  with connection.makefile() as lines:
-    return int(lines.readline())
-
-
-def _send_line_to_all(connected: dict[int, socket.socket], text: str):
-  """Send a line to every connected process, ignoring closed connections."""
-  for connection in connected.values():
-    with contextlib.suppress(OSError):
-      connection.sendall(f'{text}\n'.encode())
-
-
-def _join_rendezvous(host: str, port: int, cluster: Cluster, deadline: float):
-  """Send the ID of this process to process 0 until it answers 'go' or an error."""
-  remind = time.monotonic() + 2
-  while (answer := _request_go(host, port, cluster.process_id, deadline)) != 'go':
-    if answer:
-      raise MissingHostsError(answer)
-    if time.monotonic() > deadline:
-      raise MissingHostsError(
-        f'{_format_timeout_message(cluster, [0])}. No process listens at {cluster.coordinator}'
-      )
-    if time.monotonic() > remind:
-      print_stderr(
-        f'host {cluster.process_id} of {cluster.processes} is waiting for host 0 '
-        f'at {cluster.coordinator}'
-      )
-      remind = time.monotonic() + _REMINDER_PERIOD
-    time.sleep(0.2)
-
-
-def _request_go(host: str, port: int, process_id: int, deadline: float) -> str:
-  """Return the answer of process 0, or '' if it does not listen or has closed the connection."""
-  try:
-    with socket.create_connection((host, port), timeout=5) as connection:
-      connection.settimeout(max(1, deadline - time.monotonic() + 10))
-      connection.sendall(f'{process_id}\n'.encode())
-      with connection.makefile() as lines:
-        return lines.readline().strip()
-  except OSError:
-    return ''
-
-
-def _format_timeout_message(cluster: Cluster, missing: list[int]) -> str:
-  """Return the error message that names the missing processes."""
-  return (
-    f'{len(missing)} of {cluster.processes} hosts did not connect to {cluster.coordinator}: '
-    f'{_format_process_ids(missing)}. Start the same command on every host, or raise the '
-    'limit with --hosts_timeout=SECONDS'
+  meet(
+    host,
+    int(port),
+    processes=cluster.processes,
+    process_id=cluster.process_id,
+    timeout=timeout,
   )
-
-
-def _format_process_ids(process_ids: list[int]) -> str:
-  """Return the first ten, separated by commas."""
-  return ', '.join(map(str, process_ids[:10])) + (', …' if len(process_ids) > 10 else '')
-
-
-def print_stderr(text: str):
-  """Print a line to stderr and flush it."""
-  print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -72,3 +72,8 @@ def _open_screen(descriptor: int, encoding: str, *, line_buffering: bool) -> Tex
   return io.TextIOWrapper(
     io.BufferedWriter(raw), encoding, errors='backslashreplace', line_buffering=line_buffering
   )
+
+
+def print_stderr(text: str):
+  """Print a line to stderr and flush it."""
+  print(text, file=sys.stderr, flush=True)

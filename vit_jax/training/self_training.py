@@ -27,9 +27,9 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 from vit_jax.metrics.records import format_metrics
 from vit_jax.pretrained.loading import load
-from vit_jax.runtime.cluster import print_stderr
 from vit_jax.runtime.files import read_json_object, write_atomically
 from vit_jax.runtime.preemption import Preemption
+from vit_jax.runtime.screen import print_stderr
 from vit_jax.runtime.watchdog import Watchdog
 
 STAGE_RESULT_FILE = 'done.json'  # Written into a stage's directory when the stage is complete.
