@@ -15,7 +15,19 @@ from vit_jax.errors import UserError, did_you_mean
 
 CHOICES = {
   'data.crop': ('inception', 'resize', 'random'),
-  'data.eval_crop': ('resize', 'center'),
+  'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
+  'data.interpolation': (
+    'tf_bilinear',
+    'tf_area',
+    'pil_nearest',
+    'pil_bilinear',
+    'pil_bicubic',
+    'pil_lanczos',
+    'pil_box',
+    'pil_hamming',
+  ),
+  'data.orient': ('auto', 'exif', 'ignore'),
+  'data.jpeg_dct': ('auto', 'fast', 'accurate'),
   'data.bad_images': ('error', 'skip'),
   'model.pool': ('token', 'gap', 'map'),
   'model.position': ('learned', 'learned2d', 'relative', 'sincos2d', 'none'),
@@ -43,7 +55,7 @@ RANGES = {
   'data.randaug_ops': (0, 7),
   'data.randaug_magnitude': (0, 30),
   'data.resize_before_crop': (0, math.inf),
-  'data.eval_short_side': (1, math.inf),
+  'data.eval_short_side': (1, 32768),
   'data.max_bad_fraction': (0, 1),
   'data.max_pixels': (1, math.inf),
   'data.workers': (0, 1024),
@@ -104,6 +116,12 @@ Requirement = dict[str, tuple | Pattern | NotDefault]
 
 ENABLED = NotDefault()
 TFDS = Pattern('^(tfds|vtab):', 'tfds:NAME')
+# Sources of image files. Those that are built in have arrays.
+ENCODED = Pattern('^(folder|csv|images|tfds|vtab):', 'folder:PATH')
+ENCODED_PROBE = Pattern('^[^:]*$|:(folder|csv|images|tfds|vtab):', 'fewshot:folder:PATH')
+ENCODED_SOURCES = {
+  'data.train': ENCODED, 'data.eval': ENCODED, 'data.unlabelled': ENCODED, 'probes': ENCODED_PROBE,
+}  # fmt: skip
 TFDS_PROBE = Pattern('^[^:]*$|:(tfds|vtab):', 'fewshot:tfds:NAME')  # Without a source: its default.
 FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
 NO_MASK = {'mask.target': ('',)}
@@ -119,7 +137,9 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'data.crop_aspect': ({'data.crop': ('inception',)},),
   'data.resize_before_crop': ({'data.crop': ('random',)},),
   'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
-  'data.eval_short_side': ({'data.eval_crop': ('center',)},),
+  'data.eval_short_side': ({'data.eval_crop': ('center', 'squash', 'border')},),
+  'data.orient': (ENCODED_SOURCES,),
+  'data.jpeg_dct': (ENCODED_SOURCES,),
   'data.max_bad_fraction': ({'data.bad_images': ('skip',)},),
   'data.unlabelled': (NO_MASK,),
   'data.unlabelled_split': ({'data.unlabelled': ENABLED},),
@@ -262,7 +282,7 @@ def _check_data(config: Config):
     raise UserError(f'config.data.crop_aspect={data.crop_aspect}: expected 0 < LOW <= HIGH')
   for side, cropped in (
     ('resize_before_crop', data.crop == 'random'),
-    ('eval_short_side', data.eval_crop == 'center'),
+    ('eval_short_side', data.eval_crop in ('center', 'squash')),
   ):
     if cropped and getattr(data, side) < max(data.size):
       raise UserError(

@@ -100,15 +100,18 @@ def test_an_invalid_config_json_is_an_error_that_names_the_field(tmp_path, field
   [
     ('size', [8]),
     ('size', 'large'),
-    ('crop', 'none'),
-    ('short_side', 1.5),
+    ('crop', 'middle'),
+    ('resize_size', [256, 1.5]),
+    ('interpolation', 'bilinear'),
+    ('scale', [1, 0, 1]),
+    ('jpeg_dct', True),
     ('mean', [1, 2]),
     ('more', 1),
   ],
 )
 def test_invalid_preprocessing_is_an_error_that_names_the_field(tmp_path, field, value):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
-  assert read_run_preprocessing(tmp_path)['size'] == (224, 224)
+  assert read_run_preprocessing(tmp_path).size == (224, 224)
   content = json.loads((tmp_path / 'preprocessing.json').read_text()) | {field: value}
   (tmp_path / 'preprocessing.json').write_text(json.dumps(content))
   with pytest.raises(UserError, match=f'preprocessing.json: {field}='):

@@ -184,6 +184,7 @@ def test_the_published_accuracy_is_shown_on_imagenets_validation_split(monkeypat
 
   from vit_jax.cli.evaluate import format_summary, summarize
   from vit_jax.data.imagenet import imagenet_synsets
+  from vit_jax.data.preprocessing import Preprocessing
 
   class Source:
     split, classes, max_labels, label_names = 'validation', 1000, 1, imagenet_synsets('imagenet1k')
@@ -191,7 +192,10 @@ def test_the_published_accuracy_is_shown_on_imagenets_validation_split(monkeypat
     def __len__(self):
       return 50_000
 
-  model = SimpleNamespace(source='B_16', accuracy=81.5, accuracy_from='the table', preprocessing={})
+  steps = Preprocessing(size=(224, 224))
+  model = SimpleNamespace(
+    source='B_16', accuracy=81.5, accuracy_from='the table', preprocessing=steps
+  )
   numbers = {
     'accuracy': 0.8142,
     'accuracy_top5': 0.96,

@@ -7,12 +7,13 @@ import pytest
 from tests.data.photo import file, photo
 from vit_jax.data.images import (
   random_crop,
-  resize_bilinear,
   sample_crop_box,
   write_eval_image,
   write_train_image,
 )
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.resize import resize_image
 from vit_jax.data.sampler import random_bits
 
 AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
@@ -32,8 +33,9 @@ def train(data, size=(32, 32), **kwargs) -> np.ndarray:
 
 def evaluate(data, size=(32, 32), dtype=np.uint8, **kwargs) -> np.ndarray:
   out = np.empty((*size, 3), dtype)
-  defaults = {'name': 'a.jpg', 'crop': 'resize', 'short_side': 48, 'max_pixels': PIXELS}
-  write_eval_image(data, out, **defaults | kwargs)
+  center = {'resize_size': (48, 48)} if kwargs.get('crop') == 'center' else {}
+  steps = Preprocessing(size=size, **center | kwargs)
+  write_eval_image(data, out, name='a.jpg', steps=steps, user_file=False, max_pixels=PIXELS)
   return out
 
 
@@ -65,11 +67,11 @@ def test_the_size_may_be_rectangular():
 
 def test_center_crop_resizes_the_short_side_and_crops_the_center():
   image = photo(100, 200)
-  small = resize_bilinear(image, (48, 96))
+  small = resize_image(image, (48, 96))
   assert np.array_equal(evaluate(image, (32, 40), crop='center'), small[8:40, 28:68])
   tall = image.transpose(1, 0, 2)
   assert np.array_equal(
-    evaluate(tall, (32, 40), crop='center'), resize_bilinear(tall, (96, 48))[32:64, 4:44]
+    evaluate(tall, (32, 40), crop='center'), resize_image(tall, (96, 48))[32:64, 4:44]
   )
 
 
@@ -150,4 +152,4 @@ def test_random_crop_reaches_every_position():
   crops = [random_crop(image, (3, 4), key=(0, 0, k)) for k in range(200)]
   assert all(any((one == part).all() for one in crops) for part in parts.values())
   out = train(image, size=(3, 3), crop='random', side=3, flip=False)
-  np.testing.assert_array_equal(out, resize_bilinear(image, (3, 3)))
+  np.testing.assert_array_equal(out, resize_image(image, (3, 3)))

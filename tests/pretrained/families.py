@@ -268,7 +268,7 @@ def timm_file(name: str, *, headless: bool = False, **kwargs):
     config = {'architecture': name, 'model_args': arguments, 'pretrained_cfg': pretrained}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     ours = vit_jax.load(str(tmp_path))
-    assert ours.preprocessing['crop'] == 'center'
+    assert ours.preprocessing.crop == 'center'
     expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
     return (ours.features if headless else ours.logits)(images), expected
 

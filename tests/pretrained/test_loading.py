@@ -76,10 +76,9 @@ def test_overrides_replace_assumed_values(file):
     (123.675, 116.28, 103.53),
   )
   assert overridden.config.scale == (58.395, 57.12, 57.375)
-  assert overridden.preprocessing == {
-    'size': SIZE, 'crop': 'center', 'short_side': 40,
-    'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375),
-  }  # fmt: skip
+  steps = overridden.preprocessing
+  assert (steps.size, steps.crop, steps.resize_size) == (SIZE, 'center', (40, 40))
+  assert (steps.mean, steps.scale) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
   assert overridden.labels == tuple('abcde')
   assert (
     np.abs(np.asarray(plain.logits(IMAGES)) - np.asarray(overridden.logits(IMAGES))).max() > 1e-3
@@ -103,8 +102,8 @@ def test_another_size_resamples_the_positions_with_a_note(file):
 
 def test_an_overridden_short_side_is_exact_and_a_stored_one_scales_with_the_size(file):
   file.with_suffix('.json').write_text(json.dumps({'crop': 'center', 'short_side': 40}))
-  assert vit_jax.load(str(file), size=48, short_side=50).preprocessing['short_side'] == 50
-  assert vit_jax.load(str(file), size=48).preprocessing['short_side'] == 60
+  assert vit_jax.load(str(file), size=48, short_side=50).preprocessing.resize_size == (50, 50)
+  assert vit_jax.load(str(file), size=48).preprocessing.resize_size == (60, 60)
 
 
 def test_another_patch_size_resizes_the_kernel_with_a_note(file):

@@ -17,7 +17,8 @@ from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.test_export import model
 from vit_jax.errors import UserError
 from vit_jax.pretrained.export import export_model
-from vit_jax.pretrained.timm_vit import timm_crop_pct, to_timm
+from vit_jax.pretrained.timm_preprocessing import timm_crop_pct
+from vit_jax.pretrained.timm_vit import to_timm
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_unsupported_preprocessing_raises(preprocessed, case):
 
 def test_do_normalize_false_means_division_by_255(preprocessed):
   preprocessing = preprocessed({'do_normalize': False})
-  assert (preprocessing['mean'], preprocessing['scale']) == ((0,) * 3, (255,) * 3)
+  assert (preprocessing.mean, preprocessing.scale) == ((0,) * 3, (255,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_do_normalize_false_means_division_by_255(preprocessed):
 )
 def test_the_stored_short_side_refers_to_the_crop_size(preprocessed, overrides, short_side):
   changes = {'size': {'shortest_edge': 20}, 'crop_size': {'height': 16, 'width': 16}}
-  assert preprocessed(changes, **overrides)['short_side'] == short_side
+  assert preprocessed(changes, **overrides).resize_size == (short_side, short_side)
 
 
 def test_the_mask_token_is_ignored_with_a_note(hub):
@@ -249,13 +250,8 @@ def test_an_unused_pooler_is_ignored_with_a_note(hub):
 def test_older_timm_configs_with_one_level_are_read(hub):
   seen = {'mean': [0.1, 0.2, 0.3], 'std': [0.5] * 3, 'input_size': [3, 32, 32], 'crop_pct': 0.8}
   found = hub('timm', config_changes=seen | {'pretrained_cfg': None}).preprocessing
-  assert found == {
-    'size': (32, 32),
-    'crop': 'center',
-    'short_side': 40,
-    'mean': (25.5, 51, 76.5),
-    'scale': (127.5,) * 3,
-  }
+  assert (found.size, found.crop, found.resize_size) == ((32, 32), 'center', (40, 40))
+  assert (found.mean, found.scale) == ((25.5, 51, 76.5), (127.5,) * 3)
 
 
 def test_act_layer_takes_precedence_over_the_architecture(hub):

@@ -13,9 +13,18 @@ from pathlib import Path
 
 import jax
 
-from vit_jax.config import Config, config_from_dict, config_to_dict, flatten_config, rename_settings
-from vit_jax.config_checks import CHOICES, settings_without_effect, validate_values
+from vit_jax.config import (
+  UNRECORDED_SETTINGS,
+  Config,
+  config_from_dict,
+  config_to_dict,
+  flatten_config,
+  rename_settings,
+  with_settings,
+)
+from vit_jax.config_checks import settings_without_effect, validate_values
 from vit_jax.data.fingerprint import describe_differences
+from vit_jax.data.preprocessing import Preprocessing, eval_preprocessing, preprocessing_from_dict
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import (
   explain_write_errors,
@@ -51,14 +60,7 @@ def write_run_description(
   check_same_run(workdir, config, labels, facts)
   if jax.process_index():
     return
-  data, model = config.data, config.model
-  preprocessing = {
-    'size': data.size,
-    'crop': data.eval_crop,
-    'short_side': data.eval_short_side,
-    'mean': model.mean,
-    'scale': model.scale,
-  }
+  preprocessing = eval_preprocessing(config.data, config.model).to_dict()
   versions = {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES}
   texts = {
     'preprocessing.json': json.dumps(preprocessing, indent=2),
@@ -116,9 +118,41 @@ def read_run_config(workdir: Path) -> Config:
   if not path.is_file():
     raise UserError(f'{workdir} is not a run directory: it has no config.json')
   try:
-    return validate_values(config_from_dict(rename_settings(read_json_object(path))))
+    values = rename_settings(read_json_object(path))
+    config = validate_values(config_from_dict(values))
+    return with_settings(config, _unrecorded_settings(values, config))
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
+
+
+def adopt_unrecorded_settings(config: Config, workdir: Path) -> Config:
+  """Return `config` with what an older version did in settings that the run does not record.
+
+  Settings that are not at their default are unchanged. So the command that started a run resumes
+  it.
+  """
+  path = workdir / 'config.json'
+  if not path.is_file():
+    return config
+  stored = read_run_config(workdir)
+  unrecorded = _unrecorded_settings(rename_settings(read_json_object(path)), stored)
+  chosen, defaults = flatten_config(config), flatten_config(Config())
+  unchanged = {name: value for name, value in unrecorded.items() if chosen[name] == defaults[name]}
+  return with_settings(config, unchanged)
+
+
+def _unrecorded_settings(values: dict, config: Config) -> dict[str, object]:
+  """Return what `UNRECORDED_SETTINGS` were in a run, `values` as JSON, that does not have them.
+
+  Those without effect in `config` are left out.
+  """
+  missing = {
+    name: value
+    for name, value in UNRECORDED_SETTINGS.items()
+    if name.rpartition('.')[2] not in values.get(name.rpartition('.')[0], {})
+  }
+  idle = settings_without_effect(with_settings(config, missing))
+  return {name: value for name, value in missing.items() if name not in idle}
 
 
 def read_run_labels(workdir: Path) -> tuple[str, ...]:
@@ -128,31 +162,10 @@ def read_run_labels(workdir: Path) -> tuple[str, ...]:
   return tuple(text.split('\n')) if text else ()
 
 
-def read_run_preprocessing(workdir: Path) -> dict:
-  """Return the preprocessing of images: size (h, w), crop, short_side, mean and scale.
+def read_run_preprocessing(workdir: Path) -> Preprocessing:
+  """Return the preprocessing of images. Raises UserError if the file holds anything else.
 
-  Raises UserError if the file holds anything else.
+  An older version recorded fewer steps. The others are what it did.
   """
   path = workdir / 'preprocessing.json'
-  settings = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in read_json_object(path).items()
-  }
-
-  def numbers(count: int, kind):
-    return lambda x: (
-      isinstance(x, tuple) and len(x) == count and all(isinstance(v, kind) for v in x)
-    )
-
-  checks = {
-    'size': numbers(2, int),
-    'crop': lambda x: x in CHOICES['data.eval_crop'],
-    'short_side': lambda x: isinstance(x, int),
-    'mean': numbers(3, int | float),
-    'scale': numbers(3, int | float),
-  }
-  wrong = [name for name, is_valid in checks.items() if not is_valid(settings.get(name))]
-  wrong += sorted(settings.keys() - checks)
-  if wrong:
-    raise UserError(f'{path}: {wrong[0]}={settings.get(wrong[0])!r} is not a valid setting')
-  return settings
+  return preprocessing_from_dict(read_json_object(path), str(path))

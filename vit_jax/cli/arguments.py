@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from vit_jax.config_checks import CHOICES
 from vit_jax.errors import UserError
 from vit_jax.runtime.screen import print_stderr
 
@@ -80,12 +81,25 @@ MODEL_FLAGS = {
     'help': 'patch side in pixels; patch kernels are resized to it as in FlexiViT',
   },
   'crop': {
-    'choices': ('resize', 'center'),
-    'help': 'resize the image, or crop the center of a larger one',
+    'choices': CHOICES['data.eval_crop'],
+    'help': 'resize the image; scale its short side and crop the center; squash it and crop the '
+    'center; fit it in and pad; or none, to crop without resizing',
   },
   'short_side': {
     'type': positive_int,
-    'help': 'pixels that the short side is resized to before the center crop',
+    'help': 'pixels that the short side is scaled to before the center crop',
+  },
+  'interpolation': {
+    'choices': CHOICES['data.interpolation'],
+    'help': "how images are resized: TensorFlow's ways, or Pillow's antialiased ones",
+  },
+  'orient': {
+    'choices': CHOICES['data.orient'],
+    'help': 'turn photos upright by their EXIF orientation; auto does so for files, not for TFDS',
+  },
+  'jpeg_dct': {
+    'choices': CHOICES['data.jpeg_dct'],
+    'help': "inverse DCT of JPEGs: fast is TensorFlow's, accurate is Pillow's",
   },
   'mean': {
     'type': channel_values,
@@ -101,7 +115,9 @@ MODEL_FLAGS = {
   'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'dtype of the computation'},
   'labels': {'help': 'class names: imagenet1k, imagenet21k, or a file with a name per line'},
 }
-PREPROCESSING_FLAGS = ('size', 'crop', 'short_side', 'mean', 'std')
+PREPROCESSING_FLAGS = (
+  'size', 'crop', 'short_side', 'interpolation', 'orient', 'jpeg_dct', 'mean', 'std',
+)  # fmt: skip
 
 
 def add_model_flags(command: argparse.ArgumentParser):
@@ -233,7 +249,7 @@ def load_model(args: argparse.Namespace):
   enable_compilation_cache()
   overrides = model_overrides(args)
   model = load(args.init, **overrides)
-  if 'short_side' in overrides and model.preprocessing['crop'] != 'center':
+  if 'short_side' in overrides and model.preprocessing.resize_size is None:
     raise UserError('--short_side needs --crop center: this model resizes the image without a crop')
   for note in model.notes:
     print_stderr(f'{model.source}: {note}')

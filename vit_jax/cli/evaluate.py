@@ -1,5 +1,6 @@
 """The command `evaluate`: evaluate a model on a complete split."""
 
+import dataclasses
 import json
 import math
 
@@ -58,6 +59,10 @@ def _evaluate_classifier(args):
     _check_confusion_plot(args, source)
   model = load_model(args)
   check_trained_head(model)
+  if _is_published_split(source) and model.preprocessing.orient == 'auto':
+    # Published accuracies are of pipelines that ignore the orientation.
+    steps = dataclasses.replace(model.preprocessing, orient='ignore')
+    model = dataclasses.replace(model, preprocessing=steps)
   logit_indices, notes = match_classes(
     source.label_names, model.labels, classes=model.classes, source=model.source
   )
@@ -72,6 +77,15 @@ def _evaluate_classifier(args):
   write_output(json.dumps(facts, indent=1) + '\n', args.json)
   title = f'{model.source} on {args.data} {source.split}: accuracy {result.accuracy:.2%}'
   _write_class_reports(args, source, result, title=title)
+
+
+def _is_published_split(source) -> bool:
+  """Return whether published accuracies refer to the split."""
+  from vit_jax.data.class_names import is_imagenet_validation
+
+  return is_imagenet_validation(
+    source.label_names, examples=len(source), max_labels=source.max_labels
+  )
 
 
 def _check_confusion_plot(args, source):
@@ -107,10 +121,12 @@ def _warn_about_preprocessing(args, model) -> list[str]:
     return []
   warnings = []
   for name in changed:
-    key = 'scale' if name == 'std' else name
-    value, own_value = (_format_flag(name, each.preprocessing[key]) for each in (model, own))
+    key = {'std': 'scale', 'short_side': 'resize_size'}.get(name, name)
+    value, own_value = (
+      _format_flag(name, getattr(each.preprocessing, key)) for each in (model, own)
+    )
     origin = 'files of this kind usually have' if key in own.assumed else "the model's own is"
-    is_used = name != 'short_side' or own.preprocessing['crop'] == 'center'
+    is_used = name != 'short_side' or own.preprocessing.crop == model.preprocessing.crop
     if value != own_value and is_used:
       warnings.append(f'warning: {name} {value}, where {origin} {own_value}')
   return sorted(warnings)
@@ -120,6 +136,8 @@ def _format_flag(name: str, value) -> str:
   """Return a preprocessing setting as its flag takes it."""
   if name in ('mean', 'std'):
     return ','.join(f'{each / 255:.4g}' for each in value)
+  if name == 'short_side':
+    return str(min(value))
   return ','.join(map(str, value)) if name == 'size' else str(value)
 
 
@@ -140,8 +158,6 @@ def _run_evaluation(args, model, source, logit_indices):
 
 def summarize(model, args, source, result) -> dict:
   """Return the result for JSON and for the screen, with a published accuracy if there is one."""
-  from vit_jax.data.class_names import is_imagenet_validation
-
   facts = {
     'model': model.source,
     'data': args.data,
@@ -153,12 +169,9 @@ def summarize(model, args, source, result) -> dict:
     'classes': source.classes,
     'skipped': result.skipped,
     'images_per_second': result.images_per_second,
-    'preprocessing': model.preprocessing,
+    'preprocessing': model.preprocessing.to_dict(),
   }
-  is_published_split = is_imagenet_validation(
-    source.label_names, examples=len(source), max_labels=source.max_labels
-  )
-  if model.accuracy is not None and is_published_split:
+  if model.accuracy is not None and _is_published_split(source):
     facts |= {'expected_accuracy': model.accuracy / 100, 'expected_from': model.accuracy_from}
   return facts
 

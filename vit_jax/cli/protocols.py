@@ -38,7 +38,11 @@ def evaluate_protocols(args):
     *(_make_label_set_protocol(args, name, model) for name in args.protocol if name in LABEL_SETS),
   ]
   results = _run_protocols(args, model, functions)
-  facts = {'model': model.source, 'preprocessing': model.preprocessing, 'notes': [*model.notes]}
+  facts = {
+    'model': model.source,
+    'preprocessing': model.preprocessing.to_dict(),
+    'notes': [*model.notes],
+  }
   facts |= {'results': [_to_json_object(each) for each in results]}
   if args.json != STDOUT:
     print(f'{model.source}\n{_format_results(results)}', end='')

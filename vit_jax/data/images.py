@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 
 from vit_jax.data.decode import CropBox, ImageData, decode_image
+from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing
 from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.resize import resize_image
 from vit_jax.data.sampler import RandomKey, random_bits
 
 # Increase this when a training image changes for the same bytes and key. Runs that recorded
@@ -34,6 +36,9 @@ def write_train_image(
   magnitude: float,
   flip: bool,
   max_pixels: int,
+  interpolation: str = 'tf_bilinear',
+  fast_dct: bool = True,
+  orient: bool = False,
 ):
   """Write an augmented training image into `out`, uint8 [h, w, 3].
 
@@ -51,26 +56,38 @@ def write_train_image(
     magnitude: RandAugment's magnitude.
     flip: Flip half of the images left-right.
     max_pixels: As in `decode_image`.
+    interpolation: As in resize.py. For 'tf_area', big_vision trains with 'tf_bilinear'.
+    fast_dct: As in `decode_image`.
+    orient: As in `decode_image`.
 
   Raises BadImageError if the image cannot be decoded.
   """
   box = None
   if crop == 'inception':
     box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  image = decode_image(data, name=name, max_pixels=max_pixels, box=box)
+  image = decode_image(
+    data, name=name, max_pixels=max_pixels, box=box, fast_dct=fast_dct, orient=orient
+  )
+  interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
   if crop == 'random':
-    image = random_crop(resize_bilinear(image, (side, side)), out.shape[:2], key=key)
+    image = random_crop(resize_image(image, (side, side), interpolation), out.shape[:2], key=key)
   if flip and random_bits(key, 0)[-1] >> 63:
-    cv2.flip(resize_bilinear(image, out.shape[:2]), 1, dst=out)
+    cv2.flip(resize_image(image, out.shape[:2], interpolation), 1, dst=out)
   else:
-    resize_bilinear(image, out.shape[:2], out)
+    resize_image(image, out.shape[:2], interpolation, out)
   if operations:
     bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
     out[...] = rand_augment(out, bits, count=operations, magnitude=magnitude)
 
 
 def write_eval_image(
-  data: ImageData, out: np.ndarray, *, name: str, crop: str, short_side: int, max_pixels: int
+  data: ImageData,
+  out: np.ndarray,
+  *,
+  name: str,
+  steps: Preprocessing,
+  user_file: bool,
+  max_pixels: int,
 ):
   """Write an evaluation image into `out` [h, w, 3]: rounded if it is uint8, exact if float32.
 
@@ -78,35 +95,15 @@ def write_eval_image(
     data: The image, as in `decode_image`.
     out: The array to write.
     name: Identifies the image in error messages.
-    crop: 'resize' resizes the full image. 'center' resizes its short side to `short_side` and
-      crops the center.
-    short_side: Pixels, used by 'center'.
+    steps: The preprocessing.
+    user_file: As in `Preprocessing.decoding`.
     max_pixels: As in `decode_image`.
 
   Raises BadImageError if the image cannot be decoded.
   """
-  image = decode_image(data, name=name, max_pixels=max_pixels).astype(out.dtype, copy=False)
-  if crop != 'center':
-    resize_bilinear(image, out.shape[:2], out)
-    return
-  scale = short_side / min(image.shape[:2])
-  size = tuple(max(short_side, round(n * scale)) for n in image.shape[:2])
-  image = resize_bilinear(image, size)
-  y, x = ((n - m) // 2 for n, m in zip(size, out.shape[:2], strict=True))
-  out[...] = image[y : y + out.shape[0], x : x + out.shape[1]]
-
-
-def resize_bilinear(
-  image: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None
-) -> np.ndarray:
-  """Resize to (height, width) bilinearly, with half-pixel centers and without antialiasing.
-
-  Agrees with tf.image.resize to 0.01 of 255 on float32 and to one level on uint8.
-  """
-  if image.shape[:2] == size and out is not None:
-    np.copyto(out, image)
-    return out
-  return cv2.resize(image, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+  options = steps.decoding(user_file=user_file)
+  image = decode_image(data, name=name, max_pixels=max_pixels, **options)
+  apply_preprocessing(image, steps, out)
 
 
 def sample_crop_box(

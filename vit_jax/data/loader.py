@@ -4,8 +4,9 @@ Batch `k` is a pure function of (data config, seed, `k`). It does not depend on 
 hosts, workers or threads, nor on the step at which the run started.
 
 A source has `len(source)`, `source[i] -> (bytes | pixels, labels, name)`, `label_names`, `classes`,
-`max_labels` and `split`, and can be pickled. A batch holds this host's contiguous slice of the
-global batch:
+`max_labels` and `split`, and can be pickled. `source.is_user_file(i)`, if there is such a method,
+says that example `i` is a file of the user, which is decoded with other defaults. A batch holds
+this host's contiguous slice of the global batch:
 
   'image'   uint8 [b, h, w, 3]
   'label'   int32 [b, max_labels], padded with -1; float32 [b, k] class probabilities of a mixture
@@ -38,6 +39,7 @@ from absl import flags
 from vit_jax.config import DataConfig
 from vit_jax.data.decode import BadImageError, decode_image
 from vit_jax.data.images import write_eval_image, write_train_image
+from vit_jax.data.preprocessing import Preprocessing, decoding_options, eval_preprocessing
 from vit_jax.data.sampler import mixture_example, sequential_example, shuffled_example
 from vit_jax.errors import UserError
 
@@ -86,7 +88,13 @@ def train_batches(
 
 
 def eval_batches(
-  source, config: DataConfig, *, host: int, hosts: int, exact: bool = False
+  source,
+  config: DataConfig,
+  *,
+  host: int,
+  hosts: int,
+  exact: bool = False,
+  steps: Preprocessing | None = None,
 ) -> Iterator[Batch]:
   """Yield this host's part of the evaluation batches.
 
@@ -99,6 +107,7 @@ def eval_batches(
     host: Index of this host.
     hosts: Number of hosts.
     exact: Yield unrounded float32 images instead of uint8.
+    steps: The preprocessing of images of `config.size`. None means that of `config`.
 
   Raises UserError if the batch is not divisible by `hosts`, or if an image cannot be read and
   `config.bad_images` is not 'skip'.
@@ -107,7 +116,12 @@ def eval_batches(
   batch = _local_batch_size(name, size, hosts)
   make_batch = _BatchMaker(
     locate_example=functools.partial(sequential_example, examples=len(source)),
-    write_example=functools.partial(_write_eval_example, source=source, config=config),
+    write_example=functools.partial(
+      _write_eval_example,
+      source=source,
+      steps=steps or eval_preprocessing(config),
+      max_pixels=config.max_pixels,
+    ),
     shape=(batch, *config.size, 3),
     dtype=np.float32 if exact else np.uint8,
     label_width=source.max_labels,
@@ -156,12 +170,18 @@ def _write_train_example(
     magnitude=config.randaug_magnitude,
     flip=config.flip,
     max_pixels=config.max_pixels,
+    interpolation=config.interpolation,
+    **decoding_options(config.orient, config.jpeg_dct, user_file=_is_user_file(source, index)),
   )
   return labels
 
 
+def _is_user_file(source, index: int) -> bool:
+  return hasattr(source, 'is_user_file') and source.is_user_file(index)
+
+
 def _write_eval_example(
-  epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig
+  epoch: int, index: int, out: np.ndarray, *, source, steps: Preprocessing, max_pixels: int
 ) -> tuple[int, ...]:
   """Write the evaluation image of an example into `out` and return the labels."""
   del epoch  # Evaluation images are the same in every epoch.
@@ -170,9 +190,9 @@ def _write_eval_example(
     data,
     out,
     name=name,
-    crop=config.eval_crop,
-    short_side=config.eval_short_side,
-    max_pixels=config.max_pixels,
+    steps=steps,
+    user_file=_is_user_file(source, index),
+    max_pixels=max_pixels,
   )
   return labels
 

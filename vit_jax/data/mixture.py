@@ -45,6 +45,10 @@ class PseudoLabelledSource:
     rows = np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64)
     return dataclasses.replace(self, indices=self.indices[rows])
 
+  def is_user_file(self, i: int) -> bool:
+    """Return whether example `i` is a file of the user."""
+    return self.source.is_user_file(int(self.indices[i]))
+
   def __len__(self) -> int:
     return len(self.indices)
 
@@ -80,6 +84,12 @@ class MixtureSource:
 
   def __len__(self) -> int:
     return len(self.labelled) + len(self.unlabelled)
+
+  def is_user_file(self, i: int) -> bool:
+    """Return whether example `i` is a file of the user."""
+    if i < len(self.labelled):
+      return self.labelled.is_user_file(i)
+    return self.unlabelled.is_user_file(i - len(self.labelled))
 
   def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, np.ndarray, str]:
     if i < len(self.labelled):

@@ -32,6 +32,7 @@ from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
 from vit_jax.errors import UserError, did_you_mean
 
+USER_FILE_KINDS = ('folder', 'csv', 'images')  # Their images are files of the user.
 EVAL_SPLITS = ('test', 'validation', 'val')  # The first one that exists is the default.
 
 BUILTIN_LABEL_NAMES = {
@@ -79,6 +80,11 @@ class Source:
   def max_labels(self) -> int:
     """The largest number of labels of an example in these splits, at least 1."""
     return max(self._store.max_labels(split) for split in self.split_sizes)
+
+  def is_user_file(self, i: int) -> bool:
+    """Return whether example `i` is a file of the user, not a record of a published data set."""
+    del i  # A source has one store.
+    return self._store.title.partition(':')[0] in USER_FILE_KINDS
 
   def index_checksum(self) -> str:
     """Return a checksum of the spans and of the names and labels, without reading images."""

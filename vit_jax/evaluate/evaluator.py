@@ -22,6 +22,7 @@ import numpy as np
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.sharding.fsdp import (
   shard_map_rows,
   state_shardings,
@@ -59,6 +60,7 @@ class Evaluator:
   param_shapes: dict  # Arrays or their shapes, which decide how they are sharded over `mesh`.
   mesh: Mesh
   data: DataConfig
+  preprocessing: Preprocessing | None = None  # None means that of `data`.
   should_stop: Callable[[object], bool] = lambda outputs: (
     False
   )  # Called with every batch's outputs.
@@ -129,7 +131,8 @@ class Evaluator:
     """
     data = dataclasses.replace(self.data, eval_batch=self.batch)
     b = self.batch // hosts
-    batches = eval_batches(source, data, host=host, hosts=hosts, exact=output.exact_images)
+    options = {'exact': output.exact_images, 'steps': self.preprocessing}
+    batches = eval_batches(source, data, host=host, hosts=hosts, **options)
     for k, batch in enumerate(batches):
       first = (k * hosts + host) * b
       yield batch | {'index': np.arange(first, first + b, dtype=np.int32)}
@@ -158,6 +161,7 @@ def make_pretrained_evaluator(
     param_shapes=model.params,
     mesh=model.mesh,
     data=data,
+    preprocessing=model.preprocessing,
     on_batch=on_batch,
     programs=model.programs,
   )

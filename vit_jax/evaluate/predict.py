@@ -33,6 +33,10 @@ class ImageFiles:
   paths: tuple[str, ...]
   max_labels: int = 1
 
+  def is_user_file(self, i: int) -> bool:
+    """Return True: every example is a file of the user."""
+    return i >= 0
+
   def __len__(self) -> int:
     return len(self.paths)
 
@@ -77,16 +81,12 @@ def check_trained_head(model):
 
 
 def eval_data_config(model, *, batch: int, **options) -> DataConfig:
-  """Return the data settings that prepare images for a `PretrainedModel`.
+  """Return the data settings of evaluations of a `PretrainedModel`, with its image size.
 
-  `options` are further fields of `DataConfig`. By default, unreadable images are skipped.
+  The other steps are in `model.preprocessing`. `options` are further fields of `DataConfig`. By
+  default, unreadable images are skipped.
   """
-  preprocessing = {
-    'size': model.size,
-    'eval_crop': model.preprocessing['crop'],
-    'eval_short_side': model.preprocessing['short_side'],
-  }
-  return DataConfig(eval_batch=batch, **preprocessing, **{'bad_images': 'skip'} | options)
+  return DataConfig(eval_batch=batch, size=model.size, **{'bad_images': 'skip'} | options)
 
 
 def find_image_files(patterns: Iterable[str]) -> list[str]:

@@ -80,7 +80,7 @@ def write_pseudo_labels(
 
 def _describe_teacher(teacher) -> dict[str, str]:
   """Return what identifies the teacher: a checksum of its parameters, and its preprocessing."""
-  preprocessing = sorted(teacher.preprocessing.items())
+  preprocessing = sorted(teacher.preprocessing.to_dict().items())
   return {
     'parameters': _params_checksum(teacher.params),
     'preprocessing': ' '.join(f'{name}={value}' for name, value in preprocessing),

@@ -71,11 +71,23 @@ def export_model(model: PretrainedModel, to: Path, format: str) -> list[str]:
   lines = [
     f'{to}: {format}, {mib:,.1f} MiB; relative error after reading it again: {relative_error:.1e}'
   ]
+  lines += describe_lost_steps(model, to) if format in ('timm', 'huggingface') else []
   if model.loss == 'sigmoid' and format != 'npz':
     lines.append(
       f'{to}: the logits are for a sigmoid per class, not a softmax; {format} does not record this'
     )
   return lines
+
+
+def describe_lost_steps(model: PretrainedModel, to: Path) -> list[str]:
+  """Return a line if the exported directory states other steps than the model has."""
+  theirs, ours = load(str(to)).preprocessing, model.preprocessing
+  differ = [
+    f'{name} {getattr(theirs, name)} for {getattr(ours, name)}'
+    for name in ('interpolation', 'crop', 'resize_size')
+    if getattr(theirs, name) != getattr(ours, name)
+  ]
+  return [f'{to}: the format has no equal preprocessing: {", ".join(differ)}'] if differ else []
 
 
 def check_format(model: PretrainedModel, format: str):
@@ -179,7 +191,7 @@ def write_npz(model: PretrainedModel, to: Path):
     'gelu': model.config.gelu,
     'norm_eps': model.config.norm_eps,
     'loss': model.loss,
-    **model.preprocessing,
+    **model.preprocessing.to_dict(),
   }
   facts |= {'labels': model.labels} if model.labels else {}
   write_json(to.with_suffix('.json'), facts)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ViTShape, vit_shape
 from vit_jax.pretrained.arrays import (
@@ -11,11 +12,10 @@ from vit_jax.pretrained.arrays import (
   LazyArrays,
   head_classes,
 )
-from vit_jax.pretrained.config_fields import (
-  NUMBER_TYPES,
-  read_field,
-  read_image_size,
-  read_pixel_statistics,
+from vit_jax.pretrained.config_fields import NUMBER_TYPES, read_field, read_image_size
+from vit_jax.pretrained.huggingface_preprocessing import (
+  hf_preprocessor_json,
+  read_hf_preprocessing,
 )
 from vit_jax.pretrained.torch_layout import (
   TorchLayout,
@@ -81,9 +81,6 @@ HF_DINOV2_LAYOUT = TorchLayout(
 HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
 # Defaults of layer_norm_eps by model_type. ViT's default is 1e-12.
 HF_DEFAULT_NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6}
-PIL_BILINEAR = 2  # Pillow's number for bilinear resampling.
-PREPROCESSOR_FILE = 'preprocessor_config.json'
-PIXEL_STATISTICS = {'mean': 'image_mean', 'scale': 'image_std'}  # Our names -> Hugging Face's.
 
 
 def is_huggingface(arrays: LazyArrays) -> bool:
@@ -119,8 +116,10 @@ def read_huggingface(
   layout = HF_DINOV2_LAYOUT if is_dinov2 else HF_VIT_LAYOUT
   flat = layout.from_torch_arrays(backbone, heads)
   flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
-  facts |= read_hf_preprocessor(preprocessor or {}, facts.get('size'))
-  return flat, facts | {'notes': notes}
+  steps = read_hf_preprocessing(preprocessor, config, is_dinov2=is_dinov2)
+  assumed = (*facts['assumed'], *steps['assumed'])
+  notes += steps.pop('notes', ())
+  return flat, facts | steps | {'assumed': assumed, 'notes': notes}
 
 
 def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[str, ...]]:
@@ -184,50 +183,11 @@ def default_hf_labels(classes: int) -> tuple[str, ...]:
   return tuple(f'LABEL_{i}' for i in range(classes))
 
 
-def read_hf_preprocessor(preprocessor: dict, native_size: tuple[int, int] | None) -> dict:
-  """Return the facts in preprocessor_config.json.
-
-  `native_size` is the image size (height, width) of the position embeddings. The file states the
-  short side for images of the crop size. The returned short side is scaled to `native_size`.
-
-  Raises UserError for an unsupported preprocessing step.
-  """
-  facts = read_hf_normalization(preprocessor)
-  size = preprocessor.get('size') or None
-  edge = None
-  if isinstance(size, dict):
-    edge = read_field(size, 'shortest_edge', int, PREPROCESSOR_FILE)
-  if size and not edge:
-    size = read_image_size(size, 'size', PREPROCESSOR_FILE)
-  crops = read_field(preprocessor, 'do_center_crop', bool, PREPROCESSOR_FILE)
-  if not crops or not preprocessor.get('crop_size'):
-    return facts | ({'crop': 'resize', 'target_size': size} if size and not edge else {})
-  crop_size = read_image_size(preprocessor['crop_size'], 'crop_size', PREPROCESSOR_FILE)
-  short_side = edge or (min(size) if size else None)
-  if short_side and native_size and native_size != crop_size:
-    short_side = round(short_side * max(native_size) / max(crop_size))
-  facts |= {'crop': 'center', 'target_size': crop_size}
-  return facts | ({'short_side': short_side} if short_side else {})
-
-
-def read_hf_normalization(preprocessor: dict) -> dict:
-  """Return the mean and scale of pixels in [0, 255] that preprocessor_config.json states."""
-  factor = read_field(preprocessor, 'rescale_factor', NUMBER_TYPES, PREPROCESSOR_FILE)
-  rescales = read_field(preprocessor, 'do_rescale', bool, PREPROCESSOR_FILE)
-  if rescales is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
-    setting = 'do_rescale=false' if factor is None else f'rescale_factor={factor}'
-    raise UserError(f'{PREPROCESSOR_FILE}: {setting} is not supported; expected a factor of 1/255')
-  if read_field(preprocessor, 'do_normalize', bool, PREPROCESSOR_FILE) is False:
-    return {'mean': (0.0,) * 3, 'scale': (255.0,) * 3}
-  statistics = {
-    fact: read_pixel_statistics(preprocessor, field, PREPROCESSOR_FILE)
-    for fact, field in PIXEL_STATISTICS.items()
-  }
-  return {fact: values for fact, values in statistics.items() if values}
-
-
 def to_huggingface(
-  flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
+  flat: dict[str, np.ndarray],
+  config: ModelConfig,
+  preprocessing: Preprocessing,
+  labels: tuple[str, ...],
 ) -> tuple[dict[str, np.ndarray], dict, dict]:
   """Return arrays, config.json and preprocessor_config.json for `from_pretrained`.
 
@@ -237,7 +197,7 @@ def to_huggingface(
   s = vit_shape(
     config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
   )
-  h, w = preprocessing['size']
+  h, w = preprocessing.size
   unsupported = {
     f'pooling by {config.pool!r}': config.pool != 'token',
     'a ResNet stem': s.backbone is not None,
@@ -306,26 +266,3 @@ def hf_config_json(
       'label2id': {name: i for i, name in enumerate(names)},
     }
   return content
-
-
-def hf_preprocessor_json(config: ModelConfig, preprocessing: dict) -> dict:
-  """Return the preprocessor_config.json of a model."""
-  h, w = preprocessing['size']
-  content = {
-    'do_resize': True,
-    'resample': PIL_BILINEAR,
-    'do_rescale': True,
-    'rescale_factor': 1 / 255,
-    'do_normalize': True,
-    'image_mean': [value / 255 for value in config.mean],
-    'image_std': [value / 255 for value in config.scale],
-  }
-  if preprocessing['crop'] != 'center':
-    resize = {'image_processor_type': 'ViTImageProcessor', 'size': {'height': h, 'width': w}}
-    return resize | content
-  return content | {
-    'image_processor_type': 'BitImageProcessor',
-    'size': {'shortest_edge': preprocessing['short_side']},
-    'do_center_crop': True,
-    'crop_size': {'height': h, 'width': w},
-  }

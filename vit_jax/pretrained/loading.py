@@ -20,6 +20,7 @@ from vit_jax.checkpoint.run_directory import (
 from vit_jax.config import Config
 from vit_jax.config_checks import validate
 from vit_jax.data.imagenet import imagenet_class_names
+from vit_jax.data.preprocessing import STEP_CHECKS, Preprocessing, check_step
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING_PREFIXES
@@ -48,6 +49,11 @@ from vit_jax.pretrained.hub import fetch_from_hub, is_hub_name
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, read_resnet
+from vit_jax.pretrained.preprocessing import (
+  merge_facts,
+  resolve_preprocessing,
+  sidecar_steps,
+)
 from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize, resample_positions
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
@@ -57,11 +63,12 @@ from vit_jax.runtime.files import read_json_object, split_pattern
 MODEL_OVERRIDES = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
 LOAD_OVERRIDES = (
   *MODEL_OVERRIDES, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side',
-  'labels',
+  'interpolation', 'orient', 'jpeg_dct', 'labels',
 )  # fmt: skip
-# Fields of the .json file that `export` writes beside an .npz file.
+# Fields of the .json file that `export` writes beside an .npz file. Older ones have a short side.
 SIDECAR_FIELDS = (
-  *MODEL_OVERRIDES, 'loss', 'size', 'crop', 'short_side', 'mean', 'scale', 'labels',
+  *MODEL_OVERRIDES, 'loss', 'labels', 'short_side',
+  *(field.name for field in dataclasses.fields(Preprocessing)),
 )  # fmt: skip
 ASSUMED_SQUARE_NOTE = (
   'the file does not state an image size: its position embeddings are taken for {}x{} patches'
@@ -89,8 +96,12 @@ def load(source: str, **overrides) -> PretrainedModel:
   - norm_eps: epsilon of the layer norms
   - heads: number of heads, for files with two-dimensional attention kernels
   - mean, std: normalization of pixels in [0, 1], one or three numbers
-  - crop: 'resize' or 'center'
-  - short_side: pixels to which 'center' resizes the short side first
+  - crop: 'resize', 'center', 'squash', 'border' or 'none', as in data/preprocessing.py
+  - short_side: pixels to which 'center' scales the short side first, and 'squash' and 'border'
+    resize
+  - interpolation: 'tf_bilinear', 'pil_bicubic' and others, as in data/resize.py
+  - orient: 'exif' turns photos upright, 'ignore' does not, 'auto' does so for files, not for TFDS
+  - jpeg_dct: 'fast' decodes JPEGs as TensorFlow does, 'accurate' as Pillow does
   - labels: names of the classes
   - dtype: dtype of the computation
   - position: kind of position embedding
@@ -115,8 +126,7 @@ def load(source: str, **overrides) -> PretrainedModel:
     file_facts |= {'notes': (*arrays.notes, *file_facts.get('notes', ()))}
     checkpoint = checkpoint or find_checkpoint_of_file(path)
   known_facts = read_sidecar(path) | catalogue_facts(checkpoint) | parse_overrides(given)
-  assumed = set(file_facts.get('assumed', ())) - set(known_facts)
-  facts = file_facts | known_facts | {'assumed': assumed}
+  facts = merge_facts(file_facts, known_facts)
   name = source if is_hub_name(source) else str(path)
   return build_pretrained(flat, facts, checkpoint.name if checkpoint else name)
 
@@ -153,7 +163,8 @@ def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   """Return the flat tree of the newest checkpoint of a run directory, and the facts of the run."""
   config = read_run_config(path)
   params, step = load_newest_params(path)
-  facts = read_run_preprocessing(path) | {
+  steps = {name: v for name, v in read_run_preprocessing(path).to_dict().items() if v is not None}
+  facts = steps | {
     'model': config.model, 'labels': read_run_labels(path), 'loss': config.loss, 'step': step,
   }  # fmt: skip
   flat = flax.traverse_util.flatten_dict(params, sep='/')
@@ -200,7 +211,11 @@ def read_sidecar(path: Path) -> dict:
   facts = (read_optional_json(path.with_suffix('.json')) if path.suffix == '.npz' else None) or {}
   if not facts.keys() <= set(SIDECAR_FIELDS):
     return {}
-  return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+  facts = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items()}
+  facts = sidecar_steps(facts)
+  for name in facts.keys() & STEP_CHECKS:
+    check_step(name, facts[name], str(path.with_suffix('.json')))
+  return {name: value for name, value in facts.items() if value is not None}
 
 
 def catalogue_facts(checkpoint: ReleasedCheckpoint | None) -> dict:
@@ -227,6 +242,9 @@ def parse_overrides(overrides: dict) -> dict:
       facts[fact] = parse_pixel_statistics(name, overrides[name])
   if 'short_side' in overrides:
     facts['target_short_side'] = facts.pop('short_side')
+  for name in facts.keys() & STEP_CHECKS:
+    if name not in ('size', 'short_side'):
+      check_step(name, facts[name], 'load')
   if 'size' in overrides:
     size = facts.pop('size')
     facts['target_size'] = (size, size) if isinstance(size, int) else tuple(size)
@@ -273,13 +291,9 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
     params=flax.traverse_util.unflatten_dict(flat, sep='/'),
     config=config,
     classes=classes,
-    preprocessing={
-      'size': size,
-      'crop': facts.get('crop', 'resize'),
-      'short_side': scale_short_side(facts, native_size, size),
-      'mean': config.mean,
-      'scale': config.scale,
-    },
+    preprocessing=resolve_preprocessing(
+      facts, config, native_size=native_size, size=size, source=source
+    ),
     labels=labels,
     loss=facts.get('loss', 'softmax'),
     notes=tuple(notes),
@@ -364,19 +378,6 @@ def resize_patch_kernel(
   p, q = kernel.shape[:2]
   flat = flat | {PATCH_KERNEL: pi_resize(kernel, (side, side))}
   return flat, f'patch kernels resized from {p}x{q} to {side}x{side}'
-
-
-def scale_short_side(facts: dict, native_size: tuple[int, int], size: tuple[int, int]) -> int:
-  """Return the pixels to which a 'center' crop first resizes the short side.
-
-  Its proportion to the image size is that of training. It is never smaller than the crop.
-  """
-  if 'target_short_side' in facts:  # An override refers to the new size already.
-    return max(facts['target_short_side'], *size)
-  short_side = facts.get('short_side') or round(max(native_size) * 256 / 224)
-  if size != native_size:
-    short_side = round(short_side * max(size) / max(native_size))
-  return max(short_side, *size)
 
 
 def resolve_labels(facts: dict, classes: int, source: str) -> tuple[tuple[str, ...], list[str]]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import Prediction, predict_files
 from vit_jax.models.families import build_model, family_name, with_article
@@ -29,7 +30,7 @@ class PretrainedModel:
     params: nested float32 NumPy arrays, in the parameter tree of `model`.
     config: config of the model.
     classes: number of classes, or 0 without a head.
-    preprocessing: size (height, width), crop, short_side, mean and scale of images in training.
+    preprocessing: the steps from a decoded image to the input of the model.
     labels: names of the classes in the order of the logits, or () if unknown.
     loss: loss that the logits were trained with, 'softmax' or 'sigmoid'.
     notes: assumptions, and arrays that were ignored or changed while loading.
@@ -42,7 +43,7 @@ class PretrainedModel:
   params: dict
   config: ModelConfig
   classes: int
-  preprocessing: dict
+  preprocessing: Preprocessing
   labels: tuple[str, ...] = ()
   loss: str = 'softmax'
   notes: tuple[str, ...] = ()
@@ -53,7 +54,7 @@ class PretrainedModel:
   @property
   def size(self) -> tuple[int, int]:
     """Image size (height, width) in pixels."""
-    return tuple(self.preprocessing['size'])
+    return self.preprocessing.size
 
   @property
   def grid(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from vit_jax.pretrained.arrays import (
   stack_blocks,
   unstack_blocks,
 )
+from vit_jax.pretrained.preprocessing import BIG_VISION_STEPS, GOOGLE_STEPS, HALF_STATISTICS
 
 # Where the model is in a file: at the top, in an optimizer state (SAM), in big_vision's tree, or in
 # the image tower of big_vision's two-tower tree.
@@ -37,7 +38,7 @@ LINEN_TO_2020_NAMES = {
 # Group norms are stored as [1, 1, 1, c].
 GROUP_NORM_PATTERN = re.compile(r'(.*/)?gn(\d|_root|_proj)/(scale|bias)')
 
-BIT_DEFAULTS = {'mean': (127.5,) * 3, 'scale': (127.5,) * 3, 'crop': 'resize'}
+BIT_DEFAULTS = HALF_STATISTICS | GOOGLE_STEPS
 GOOGLE_DEFAULTS = {'gelu': 'tanh', 'norm_eps': 1e-6} | BIT_DEFAULTS
 
 BIT_ROOT_KERNEL = 'resnet/root_block/standardized_conv2d/kernel'
@@ -88,7 +89,21 @@ def read_google(arrays: LazyArrays) -> tuple[dict[str, np.ndarray], dict]:
     flat[POSITION_EMBEDDING] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
   ignored = len(arrays) - len(model)
   notes = (f'{ignored} arrays outside {prefix} are ignored',) if ignored else ()
-  return flat, GOOGLE_DEFAULTS | {'assumed': tuple(GOOGLE_DEFAULTS), 'notes': notes}
+  facts = GOOGLE_DEFAULTS | (BIG_VISION_STEPS if is_big_vision(prefix, matches) else {})
+  return flat, facts | {'assumed': tuple(facts), 'notes': notes}
+
+
+def is_big_vision(prefix: str, names: Iterable[str]) -> bool:
+  """Return whether the file of these names below `prefix` is a classifier of big_vision.
+
+  Its blocks have the names of newer Linen. The image towers of its two-tower models are evaluated
+  as Google's other files are, on the resized image.
+  """
+  is_tower = prefix.endswith('img/')
+  return not is_tower and any(
+    name.startswith('Transformer/encoderblock') and '/MultiHeadDotProductAttention_0/' in name
+    for name in names
+  )
 
 
 def from_google_top_name(name: str) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.pretrained.arrays import EFFICIENTNET_STEM_KERNEL, LazyArrays
-from vit_jax.pretrained.timm_vit import read_timm_preprocessing
+from vit_jax.pretrained.preprocessing import describe_assumed_steps
+from vit_jax.pretrained.timm_preprocessing import TIMM_DEFAULTS, read_timm_preprocessing
 
 TIMM_STEM_WEIGHT = 'conv_stem.weight'
 EFFICIENTNET_TOP_NAMES = {
@@ -38,11 +39,6 @@ EFFICIENTNET_FIRST_STAGE_NAMES = EFFICIENTNET_BLOCK_NAMES | {
 }
 BATCH_NORM_NAMES = {'weight': 'scale'}
 KERNEL_NAMES = {'weight': 'kernel'}
-IMAGENET_PREPROCESSING = {
-  'mean': (123.675, 116.28, 103.53),
-  'scale': (58.395, 57.12, 57.375),
-  'crop': 'center',
-}
 
 
 def is_efficientnet(arrays: LazyArrays) -> bool:
@@ -64,8 +60,9 @@ def read_efficientnet(
     for name in arrays
     if not name.endswith('num_batches_tracked')
   }
-  facts = IMAGENET_PREPROCESSING | read_timm_preprocessing(config or {}, {})
-  return flat, facts | {'assumed': () if config else tuple(IMAGENET_PREPROCESSING)}
+  facts = read_timm_preprocessing(config or {}, {}, TIMM_DEFAULTS)
+  notes = () if config else (describe_assumed_steps(facts, 'config.json'),)
+  return flat, facts | {'notes': notes}
 
 
 def from_timm_efficientnet_name(name: str, source: str) -> str:

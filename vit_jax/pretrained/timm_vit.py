@@ -4,13 +4,13 @@ Supported: `vit_*` with hybrids, `deit_*`, DINO, DINOv2 and SigLIP.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Collection
 
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ResNetBackbone, ViTShape, vit_shape
 from vit_jax.pretrained.arrays import (
@@ -20,11 +20,12 @@ from vit_jax.pretrained.arrays import (
   LazyArrays,
   head_classes,
 )
-from vit_jax.pretrained.config_fields import (
-  NUMBER_TYPES,
-  read_field,
-  read_image_size,
-  read_pixel_statistics,
+from vit_jax.pretrained.config_fields import read_field
+from vit_jax.pretrained.preprocessing import describe_assumed_steps
+from vit_jax.pretrained.timm_preprocessing import (
+  read_timm_preprocessing,
+  timm_defaults,
+  timm_preprocessing_json,
 )
 from vit_jax.pretrained.torch_layout import (
   TorchLayout,
@@ -132,14 +133,17 @@ def read_timm(
   headers = {name: arrays.array_header(name) for name in arrays if name not in ignored}
   split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, arrays.source))
   flat = add_stem_layers(arrays).from_torch_arrays(split_arrays, heads)
-  facts = read_timm_config(config, arguments)
+  layer_scale = any(name.endswith('.ls1.gamma') for name in arrays)
+  facts = read_timm_config(config, arguments, layer_scale=layer_scale)
   stride = 1
   if any(name.startswith(TIMM_STEM_PREFIX) for name in arrays):
     stages = index_count(arrays, f'{TIMM_STEM_PREFIX}stages.')
     stride = ResNetBackbone((0,) * stages, 0).stride
   patches = patch_count(facts.get('size'), (patch[0] * stride, patch[1] * stride))
   flat = normalize_position_rows(flat, patches, arrays.source)
-  return flat, facts | {'notes': describe_ignored(ignored)}
+  notes = tuple(describe_ignored(ignored))
+  notes += () if config else (describe_assumed_steps(facts, 'config.json'),)
+  return flat, facts | {'notes': notes}
 
 
 def check_pooling(arrays: LazyArrays, config: dict, arguments: dict):
@@ -214,8 +218,11 @@ def add_stem_layers(names: Collection[str]) -> TorchLayout:
   return dataclasses.replace(TIMM_LAYOUT, top_layers=layers)
 
 
-def read_timm_config(config: dict, arguments: dict) -> dict:
-  """Return the facts in timm's config.json, whose field model_args is `arguments`."""
+def read_timm_config(config: dict, arguments: dict, *, layer_scale: bool) -> dict:
+  """Return the facts in timm's config.json, whose field model_args is `arguments`.
+
+  `layer_scale` says that the arrays have layer scales, which some families are known by.
+  """
   tanh = TANH_GELU_MODELS.match(read_field(config, 'architecture', str) or '')
   activation = read_field(arguments, 'act_layer', str) or ('gelu_tanh' if tanh else 'gelu')
   if activation not in TIMM_GELU:
@@ -224,33 +231,16 @@ def read_timm_config(config: dict, arguments: dict) -> dict:
     )
   facts = {'gelu': TIMM_GELU[activation], 'norm_eps': TIMM_NORM_EPS}
   assumed = () if config else tuple(facts)
-  return facts | {'assumed': assumed} | read_timm_preprocessing(config, arguments)
-
-
-def read_timm_preprocessing(config: dict, arguments: dict) -> dict:
-  """Return the facts about images and labels in timm's config.json."""
-  # Older files have all fields at one level.
-  pretrained = read_field(config, 'pretrained_cfg', dict) or config
-  facts = {}
-  for fact, field in (('mean', 'mean'), ('scale', 'std')):
-    if values := read_pixel_statistics(pretrained, field):
-      facts[fact] = values
-  input_size = (read_field(pretrained, 'input_size', list) or [])[1:]  # Without channels.
-  size = read_image_size(arguments.get('img_size') or input_size or None, 'img_size or input_size')
-  if size:
-    crop_pct = read_field(pretrained, 'crop_pct', NUMBER_TYPES)
-    crop_pct = 1 if crop_pct is None else crop_pct
-    if crop_pct <= 0:
-      raise UserError(f'config.json: crop_pct is {crop_pct}: expected a positive number')
-    facts |= {'size': size, 'crop': 'resize'}
-    if crop_pct < 1:
-      facts |= {'crop': 'center', 'short_side': math.floor(max(size) / crop_pct)}
-  labels = read_field(config, 'label_names', list) or read_field(pretrained, 'label_names', list)
-  return facts | ({'labels': tuple(map(str, labels))} if labels else {})
+  defaults = timm_defaults(config, layer_scale=layer_scale)
+  steps = read_timm_preprocessing(config, arguments, defaults)
+  return facts | steps | {'assumed': (*assumed, *steps['assumed'])}
 
 
 def to_timm(
-  flat: dict[str, np.ndarray], config: ModelConfig, preprocessing: dict, labels: tuple[str, ...]
+  flat: dict[str, np.ndarray],
+  config: ModelConfig,
+  preprocessing: Preprocessing,
+  labels: tuple[str, ...],
 ) -> tuple[dict[str, np.ndarray], dict]:
   """Return arrays and config.json for `timm.create_model('local-dir:…')`.
 
@@ -290,15 +280,13 @@ def timm_config_json(
   flat: dict[str, np.ndarray],
   config: ModelConfig,
   s: ViTShape,
-  preprocessing: dict,
+  preprocessing: Preprocessing,
   labels: tuple[str, ...],
 ) -> dict:
   """Return the config.json from which `create_model` builds the model and its preprocessing."""
-  size, short_side = tuple(preprocessing['size']), preprocessing['short_side']
   classes = head_classes(flat)
-  center = preprocessing['crop'] == 'center'
   arguments = {
-    'img_size': list(size),
+    'img_size': list(preprocessing.size),
     'embed_dim': s.width,
     'depth': s.depth,
     'num_heads': s.heads,
@@ -311,13 +299,7 @@ def timm_config_json(
   }
   if not s.backbone:
     arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
-  pretrained = {
-    'input_size': [3, *size],
-    'interpolation': 'bilinear',
-    'crop_pct': timm_crop_pct(max(size), short_side) if center else 1.0,
-    'crop_mode': 'center' if center else 'squash',
-    'mean': [value / 255 for value in config.mean],
-    'std': [value / 255 for value in config.scale],
+  pretrained = timm_preprocessing_json(config, preprocessing) | {
     'num_classes': classes,
     'first_conv': 'patch_embed.proj',
     'classifier': 'head',
@@ -330,13 +312,6 @@ def timm_config_json(
     'pretrained_cfg': pretrained,
   }
   return content | ({'label_names': list(labels)} if labels else {})
-
-
-def timm_crop_pct(side: int, short_side: int) -> float:
-  """Return the crop_pct for which timm's floor(side / crop_pct) is exactly `short_side`."""
-  crop_pct = side / short_side
-  exact = math.floor(side / crop_pct) == short_side
-  return crop_pct if exact else math.nextafter(crop_pct, 0)
 
 
 def fuse_projections(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

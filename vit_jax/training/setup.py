@@ -11,7 +11,11 @@ import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.checkpoint.run_directory import check_same_run, write_run_description
+from vit_jax.checkpoint.run_directory import (
+  adopt_unrecorded_settings,
+  check_same_run,
+  write_run_description,
+)
 from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.config_checks import validate
 from vit_jax.data.class_names import normalize_class_name
@@ -75,6 +79,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
   Raises UserError, before anything is written, if config, data and `workdir` do not go together.
   """
   began, config = time.monotonic(), validate(config)
+  config = adopt_unrecorded_settings(config, workdir)
   watchdog.set_timeouts(step=config.step_timeout, slow=config.first_step_timeout)
   task = make_task(config)
   train_source, eval_source = open_sources(config)
