@@ -29,7 +29,7 @@ def test_tables_list_only_settings_that_exist():
   assert set(RANGES) | set(CHOICES) | set(READ_ONLY_WHEN) | needed <= DEFAULTS.keys()
   unlabelled = {
     name for name, row in READ_ONLY_WHEN.items() if any('data.unlabelled' in needs for needs in row)
-  } - {'data.dir'}
+  } - {'data.dir', 'data.orient', 'data.jpeg_dct'}
   assert unlabelled | {'data.unlabelled'} == {f'data.{name}' for name in UNLABELLED_DEFAULTS}
 
 
@@ -46,6 +46,7 @@ COMPANIONS = {
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
   'bicubic': {'init': 'runs/a'},
+  **{name: {'data.train': 'folder:a'} for name in ('exif', 'ignore', 'fast', 'accurate')},
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.config_observations import (
   TINY,
@@ -58,6 +59,13 @@ def folders(tmp_path_factory) -> dict[str, str]:
     for i in range(2):
       image = rng.integers(0, 256, (9, 9, 3), np.uint8)
       cv2.imwrite(str(root.joinpath(*folder) / f'{i}.png'), image)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Stored sideways.
+  for folder in itertools.product(('snaps',), ('train', 'test'), '0123456789'):
+    root.joinpath(*folder).mkdir(parents=True)
+    for i in range(2):
+      image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+      image.save(root.joinpath(*folder) / f'{i}.jpg', exif=exif, quality=80)
   (root / 'photos' / 'train' / '3' / '0.png').write_bytes(b'broken')
   source = open_unlabelled('builtin:digits', 'train[64:128]')
   for name, seed in (('labels', 0), ('others', 1)):
@@ -75,6 +83,7 @@ HYBRID = {'model.variant': 'R1.1+Ti/8', 'data.size': (32, 32)}
 LARGE_BATCHES = {'data.train': 'builtin:fashion_mnist', 'data.batch': 256, 'data.size': (224, 224)}
 LARGE_BATCHES |= {'data.split': 'train', 'data.eval_split': 'test'}
 PHOTOS = {'data.train': 'folder:{photos}', 'data.split': 'train', 'data.eval_split': 'test'}
+SNAPS = PHOTOS | {'data.train': 'folder:{snaps}'}
 BROKEN = {'data.bad_images': 'skip'} | PHOTOS
 MIXTURE = {
   'data.unlabelled': 'builtin:digits',
@@ -127,6 +136,9 @@ CASES = {
   'data.flip': Case(batches, False),
   'data.eval_crop': Case(eval_images, 'center'),
   'data.eval_short_side': Case(eval_images, 12, {'data.eval_crop': 'center'}),
+  'data.interpolation': Case(eval_images, 'pil_bicubic', {'data.size': (12, 12)}),
+  'data.orient': Case(batches, 'ignore', SNAPS),
+  'data.jpeg_dct': Case(eval_images, 'fast', SNAPS | {'data.size': (12, 9)}),
   'data.bad_images': Case(batches, 'skip', PHOTOS),
   'data.max_bad_fraction': Case(bad_images, 0.5, {'data.bad_images': 'skip'}),
   'data.max_pixels': Case(batches, 80, BROKEN),
@@ -241,7 +253,9 @@ REFUSED = {
   'data.crop_aspect': [{'data.crop': 'resize'}],
   'data.resize_before_crop': [{}, {'data.crop': 'resize'}],
   'data.randaug_magnitude': [{}],
-  'data.eval_short_side': [{}],
+  'data.eval_short_side': [{}, {'data.eval_crop': 'none'}],
+  'data.orient': [{}],
+  'data.jpeg_dct': [{}],
   'data.max_bad_fraction': [{}],
   'model.hidden_head': [MASK],
   'model.head_bias': [MASK],

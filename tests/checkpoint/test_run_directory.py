@@ -1,18 +1,20 @@
 """The files of a run directory, and errors that name the fields in which another run differs."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 
 from vit_jax.checkpoint.run_directory import (
+  adopt_unrecorded_settings,
   check_same_run,
   read_run_config,
   read_run_labels,
   read_run_preprocessing,
   write_run_description,
 )
-from vit_jax.config import Config
+from vit_jax.config import Config, DataConfig, config_to_dict
 from vit_jax.errors import UserError
 
 
@@ -63,6 +65,40 @@ def test_changed_data_are_an_error_until_data_json_is_removed(tmp_path):
     tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 801, 'order': 1}
   )
   assert json.loads((tmp_path / 'data.json').read_text()) == {'train.examples': 801, 'order': 1}
+
+
+def write_old_run(workdir, config: Config):
+  """Write a run directory without the settings and steps that older versions did not record."""
+  write_run_description(workdir, config, ('cat', 'dog'))
+  content = config_to_dict(config)
+  for name in ('orient', 'jpeg_dct', 'interpolation'):
+    del content['data'][name]
+  (workdir / 'config.json').write_text(json.dumps(content))
+  steps = {'size': [224, 224], 'crop': 'resize', 'short_side': 256}
+  steps |= {'mean': [127.5] * 3, 'scale': [127.5] * 3}
+  (workdir / 'preprocessing.json').write_text(json.dumps(steps))
+
+
+def test_a_run_of_an_older_version_keeps_what_the_code_did_then(tmp_path):
+  photos = Config(steps=5, data=DataConfig(train='folder:photos'))
+  write_old_run(tmp_path, photos)
+  stored = read_run_config(tmp_path)
+  assert (stored.data.orient, stored.data.jpeg_dct) == ('ignore', 'fast')
+  steps = read_run_preprocessing(tmp_path)
+  assert (steps.orient, steps.jpeg_dct, steps.interpolation) == ('ignore', 'fast', 'tf_bilinear')
+  resumed = adopt_unrecorded_settings(photos, tmp_path)  # The command that started it.
+  assert (resumed.data.orient, resumed.data.jpeg_dct) == ('ignore', 'fast')
+  write_run_description(tmp_path, resumed, ('cat', 'dog'))
+  other = dataclasses.replace(photos, data=dataclasses.replace(photos.data, orient='exif'))
+  with pytest.raises(UserError, match='data.orient: ignore there, exif here'):
+    write_run_description(tmp_path, adopt_unrecorded_settings(other, tmp_path), ('cat', 'dog'))
+
+
+def test_settings_without_effect_are_not_adopted(tmp_path):
+  config = Config(steps=5)  # Its images are arrays.
+  write_old_run(tmp_path, config)
+  assert read_run_config(tmp_path) == adopt_unrecorded_settings(config, tmp_path) == config
+  assert adopt_unrecorded_settings(config, tmp_path / 'none') == config
 
 
 def test_an_unwritable_directory_is_an_error(tmp_path):

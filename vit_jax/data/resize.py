@@ -47,7 +47,7 @@ def resize_image(
     source = image.astype(out.dtype, copy=False)
     cv2.resize(source, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
   elif interpolation == 'tf_area':
-    _write_values(np.floor(_average_areas(image, size) + AREA_EPSILON), out)
+    _write_values(_average_areas(image, size), out)
   else:
     np.copyto(out, _resize_pillow(image, size, interpolation))
   return out
@@ -58,7 +58,8 @@ def write_resized_region(
 ):
   """Resize to (height, width) and write the region of it into `out`, uint8 or float32 [h, w, 3].
 
-  Memory is bounded by `MAX_FULL_RESIZE_PIXELS`, however large the resized image would be.
+  Memory is bounded by `MAX_FULL_RESIZE_PIXELS`, however large the resized image would be. Beyond
+  it, filters with jumps (nearest, box) may take a neighboring pixel at a jump.
   """
   y, x, h, w = region
   if image.shape[:2] == size:
@@ -87,14 +88,14 @@ def _write_values(values: np.ndarray, out: np.ndarray):
 
 
 def _average_areas(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Return the mean over the area of each output pixel, float32 [h, w, 3].
+  """Return the mean over the area of each output pixel, cut to an integer, float32 [h, w, 3].
 
-  OpenCV's area interpolation is this mean if both axes shrink or if both grow.
+  OpenCV's area interpolation is this mean if no axis grows.
   """
-  image, (h, w) = image.astype(np.float32), size
-  if (h < image.shape[0]) != (w < image.shape[1]):
-    image = cv2.resize(image, (image.shape[1], h), interpolation=cv2.INTER_AREA)
-  return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+  if size[0] > image.shape[0] or size[1] > image.shape[1]:
+    return _resize_region_tf(image, size, (0, 0, *size), 'tf_area')
+  means = cv2.resize(image.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
+  return np.floor(means + AREA_EPSILON)
 
 
 def _pillow_filter(interpolation: str) -> Image.Resampling:
