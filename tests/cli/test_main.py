@@ -161,6 +161,47 @@ def test_preprocessing_that_differs_from_the_models_own_is_a_warning(run):
   assert 'std' not in err
 
 
+def test_the_orientation_of_photos_is_ignored_where_a_published_number_is_compared(
+  run, monkeypatch, tmp_path
+):
+  from vit_jax.cli import evaluate
+
+  seen, exif = [], Image.Exif()
+  exif[0x0112] = 6  # A quarter turn.
+  for name in LABELS:
+    folder = tmp_path / 'sideways' / 'val' / name
+    folder.mkdir(parents=True)
+    Image.new('RGB', (50, 40)).save(folder / '1.jpg', exif=exif)
+  original = evaluate._run_evaluation
+  monkeypatch.setattr(
+    evaluate,
+    '_run_evaluation',
+    lambda args, model, *rest: [
+      seen.append(model.preprocessing.orient), original(args, model, *rest)
+    ][1],
+  )  # fmt: skip
+  data = ('--data', f'folder:{tmp_path / "sideways"}')
+  assert run('evaluate', *MODEL, *data)[0] == 0
+  monkeypatch.setattr(evaluate, '_is_published_split', lambda source: True)
+  assert run('evaluate', *MODEL, *data)[0] == 0
+  assert run('evaluate', *MODEL, *data, '--orient', 'exif')[0] == 0
+  assert seen == ['auto', 'ignore', 'exif']
+
+
+def test_flags_replace_the_steps_of_the_model_with_a_warning(run):
+  flags = ('--crop', 'center', '--interpolation', 'pil_bicubic', '--jpeg_dct', 'accurate')
+  code, out, err = run(*EVALUATE, *flags, '--short_side', '36', '--json', '-')
+  assert code == 0
+  steps = json.loads(out)['preprocessing']
+  assert (steps['crop'], steps['resize_size']) == ('center', [36, 36])
+  assert (steps['interpolation'], steps['jpeg_dct']) == ('pil_bicubic', 'accurate')
+  usually = 'where files of this kind usually have'
+  assert f'warning: crop center, {usually} resize\n' in err
+  assert f'warning: interpolation pil_bicubic, {usually} tf_bilinear\n' in err
+  code, _, err = run(*EVALUATE, '--crop', 'middle')
+  assert (code, err.count('\n')) == (2, 1)
+
+
 def test_an_unreadable_example_is_an_error_unless_skipped(run, made, tmp_path):
   (tmp_path / 'photos' / 'val').mkdir(parents=True)
   for name in LABELS:

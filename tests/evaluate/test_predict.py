@@ -41,6 +41,29 @@ def test_probabilities_of_a_sigmoid_model_are_independent(make_model, paths):
   np.testing.assert_allclose(each.probabilities, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
+def test_photos_are_turned_upright_unless_the_model_ignores_the_orientation(tmp_path, make_model):
+  model, exif = make_model(), Image.Exif()
+  exif[0x0112] = 6  # A quarter turn.
+  h, w = model.size
+  stored = np.random.default_rng(0).integers(0, 256, (w, h, 3), np.uint8)
+  Image.fromarray(stored).save(tmp_path / 'photo.png', exif=exif)
+  upright = np.rot90(stored, -1)
+
+  def best(model) -> float:
+    return model.predict([str(tmp_path / 'photo.png')], top=1)[0].probabilities[0]
+
+  def expected(image: np.ndarray) -> float:
+    logits = np.asarray(model.logits(np.ascontiguousarray(image)[None]), np.float64)[0]
+    return np.exp(logits - logits.max()).sum() ** -1
+
+  assert model.preprocessing.orient == 'auto'
+  assert best(model) == pytest.approx(expected(upright), abs=1e-5)
+  steps = dataclasses.replace(model.preprocessing, orient='ignore')
+  ignoring = dataclasses.replace(model, preprocessing=steps)
+  assert best(ignoring) == pytest.approx(expected(stored), abs=1e-5)
+  assert abs(expected(upright) - expected(stored)) > 1e-3
+
+
 def test_classes_without_names_are_numbered(make_model, paths):
   (each,) = make_model(()).predict(paths[:1], top=4)
   assert sorted(each.labels) == ['class 0', 'class 1', 'class 2', 'class 3']

@@ -120,14 +120,15 @@ def _warn_about_preprocessing(args, model) -> list[str]:
   except UserError:  # The model cannot be loaded without these flags.
     return []
   warnings = []
+  if own.preprocessing.resize_size is None:
+    changed -= {'short_side'}
   for name in changed:
     key = {'std': 'scale', 'short_side': 'resize_size'}.get(name, name)
     value, own_value = (
       _format_flag(name, getattr(each.preprocessing, key)) for each in (model, own)
     )
     origin = 'files of this kind usually have' if key in own.assumed else "the model's own is"
-    is_used = name != 'short_side' or own.preprocessing.crop == model.preprocessing.crop
-    if value != own_value and is_used:
+    if value != own_value:
       warnings.append(f'warning: {name} {value}, where {origin} {own_value}')
   return sorted(warnings)
 

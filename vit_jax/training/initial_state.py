@@ -55,7 +55,8 @@ def restore_or_init_state(
 def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
   """Compare the settings of `config.init` with those of `config.model`.
 
-  Returns a line for each setting that differs from what the format of the file usually means.
+  Returns a line for each setting that differs from what the format of the file usually means, or
+  for another interpolation than the file states.
   Raises UserError, with the flags to add, if the file states that it was trained with others.
   """
   stated, chosen = pretrained.config, config.model
@@ -67,11 +68,18 @@ def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
       f'config.init={config.init!r} was trained with other settings than config.model has: add '
       f'{flags}'
     )
-  return [
+  lines = [
     f'{name} {_format_setting(chosen, name)}; such files usually have '
     f'{_format_setting(stated, name)}'
     for name in differ
   ]
+  own, steps = config.data.interpolation, pretrained.preprocessing
+  if steps.interpolation != own and 'interpolation' not in pretrained.assumed:
+    lines.append(
+      f'images are resized with {own}, and those of config.init with {steps.interpolation}: '
+      f'--config.data.interpolation={steps.interpolation} does the same'
+    )
+  return lines
 
 
 def _format_setting(model: ModelConfig, name: str) -> str:
