@@ -21,7 +21,7 @@ AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
 
 TRAIN = {
   'name': 'a.jpg', 'key': (0, 0, 0), 'crop': 'inception', 'area': AREA, 'aspect': ASPECT, 'side': 0,
-  'flip': True, 'operations': 0, 'magnitude': 0.0, 'max_pixels': PIXELS,
+  'flip': True, 'operations': 0, 'magnitude': 0.0, 'decoding': {'max_pixels': PIXELS},
 }  # fmt: skip  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def test_a_training_image_is_drawn_from_the_seed_the_epoch_and_its_index():
           operations=0,
           magnitude=0.0,
           flip=True,
-          max_pixels=c.max_pixels,
+          decoding={'max_pixels': c.max_pixels},
         )
         np.testing.assert_array_equal(batch['image'][row], expected)
 

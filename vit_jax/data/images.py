@@ -35,10 +35,8 @@ def write_train_image(
   operations: int,
   magnitude: float,
   flip: bool,
-  max_pixels: int,
   interpolation: str = 'tf_bilinear',
-  fast_dct: bool = True,
-  orient: bool = False,
+  decoding: dict[str, int],
 ):
   """Write an augmented training image into `out`, uint8 [h, w, 3].
 
@@ -55,19 +53,15 @@ def write_train_image(
     operations: Number of RandAugment operations.
     magnitude: RandAugment's magnitude.
     flip: Flip half of the images left-right.
-    max_pixels: As in `decode_image`.
     interpolation: As in resize.py. For 'tf_area', big_vision trains with 'tf_bilinear'.
-    fast_dct: As in `decode_image`.
-    orient: As in `decode_image`.
+    decoding: `max_pixels`, and `fast_dct` and `orient` if they are not the default.
 
   Raises BadImageError if the image cannot be decoded.
   """
   box = None
   if crop == 'inception':
     box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  image = decode_image(
-    data, name=name, max_pixels=max_pixels, box=box, fast_dct=fast_dct, orient=orient
-  )
+  image = decode_image(data, name=name, box=box, **decoding)
   interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), out.shape[:2], key=key)

@@ -157,6 +157,7 @@ def _write_train_example(
 ) -> tuple[int, ...]:
   """Write the image of an example in one epoch into `out` and return the labels."""
   data, labels, name = source[index]
+  options = decoding_options(config.orient, config.jpeg_dct, user_file=_is_user_file(source, index))
   write_train_image(
     data,
     out,
@@ -169,9 +170,8 @@ def _write_train_example(
     operations=config.randaug_ops,
     magnitude=config.randaug_magnitude,
     flip=config.flip,
-    max_pixels=config.max_pixels,
     interpolation=config.interpolation,
-    **decoding_options(config.orient, config.jpeg_dct, user_file=_is_user_file(source, index)),
+    decoding={'max_pixels': config.max_pixels, **options},
   )
   return labels
 
