@@ -89,18 +89,16 @@ def load(source: str, **overrides) -> PretrainedModel:
   - a model of the Hugging Face hub, such as 'hf:facebook/dinov2-small' or 'hf:ORG/NAME@REVISION'
   - the URL of a file (https://, gs://, …), which is downloaded to the cache
 
-  `overrides` are facts that arrays do not determine. They replace those in the file. None has no
-  effect.
+  `overrides` are facts that arrays do not determine. They replace the file's. None has no effect.
 
   - gelu: 'tanh' or 'erf'
   - norm_eps: epsilon of the layer norms
   - heads: number of heads, for files with two-dimensional attention kernels
   - mean, std: normalization of pixels in [0, 1], one or three numbers
   - crop: 'resize', 'center', 'squash', 'border' or 'none', as in data/preprocessing.py
-  - short_side: pixels to which 'center' scales the short side first, and 'squash' and 'border'
-    resize
+  - short_side: pixels to which 'center' scales the short side first
   - interpolation: 'tf_bilinear', 'pil_bicubic' and others, as in data/resize.py
-  - orient: 'exif' turns photos upright, 'ignore' does not, 'auto' does so for files, not for TFDS
+  - orient: 'exif' turns photos upright, 'ignore' does not, 'auto' depends on the source
   - jpeg_dct: 'fast' decodes JPEGs as TensorFlow does, 'accurate' as Pillow does
   - labels: names of the classes
   - dtype: dtype of the computation
