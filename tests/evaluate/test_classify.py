@@ -1,9 +1,11 @@
 """Evaluation of a split with a pre-trained model, against NumPy in float64 on its logits."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.evaluate.conftest import NAMES
 from vit_jax.data.class_names import match_classes
@@ -30,6 +32,22 @@ def evaluate(model, source, batch: int = 16) -> tuple[ClassificationResult, int]
   evaluator, params = make_pretrained_evaluator(model, data, on_batch=sizes.append)
   result = evaluate_split(evaluator, params, source, loss=model.loss, logit_indices=logit_indices)
   return result, sum(sizes)
+
+
+def test_photos_of_a_folder_are_evaluated_upright(make_model, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # A quarter turn.
+  rng = np.random.default_rng(0)
+  for name in NAMES:
+    folder = tmp_path / 'sideways' / 'val' / name
+    folder.mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / '1.png', exif=exif)
+  model, source = make_model(), open_source(f'folder:{tmp_path / "sideways"}', 'val')
+  stored = [np.asarray(Image.open(io.BytesIO(source[i][0]))) for i in range(4)]
+  upright = [np.rot90(image, -1) for image in stored]
+  logits = np.asarray(model.logits(np.stack(upright)), np.float64)
+  losses = np.log(np.exp(logits).sum(axis=1)) - np.diag(logits)
+  assert evaluate(model, source)[0].loss == pytest.approx(losses.mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize('batch', [1, 16, 37])

@@ -54,7 +54,7 @@ def evaluate_split(
       logits: one that belongs to no class of the data set is wrong.
   """
   label_rule = LabelSetByClass(tuple((index,) for index in logit_indices.tolist()))
-  relabelled = RelabelledSource(source, label_rule, source.max_labels)
+  relabelled = RelabelledSource(source, label_rule, source.max_labels, is_benchmark=False)
   keep_probabilities = source.max_labels > 1 and len(source) * source.classes <= _MAX_PROBABILITIES
   output = classification(loss, tuple(logit_indices.tolist()) if keep_probabilities else ())
   evaluator.compile(params, relabelled, output)

@@ -53,6 +53,12 @@ class RelabelledSource:
   label_rule: LabelRule
   max_labels: int
   crop_border: int = 0  # Pixels that are removed on every side.
+  # A benchmark with published numbers, whose images are decoded as those of a published data set.
+  is_benchmark: bool = True
+
+  def is_user_file(self, i: int) -> bool:
+    """Return whether example `i` is a file of the user."""
+    return not self.is_benchmark and self.source.is_user_file(i)
 
   def __len__(self) -> int:
     return len(self.source)
