@@ -1,7 +1,7 @@
 """preprocessor_config.json of models on the Hugging Face hub, and pretrained_cfg of timm 1.0.31.
 
 The files of ViT (first version), BEiT, CLIP, DINOv2 and SigLIP were compared with copies that other
-public sources quote. The others follow the class of the processor and the model card.
+public sources quote. The files of DeiT, BiT, ConvNeXT and MAE were not.
 """
 
 HALF = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5]}
