@@ -63,16 +63,14 @@ class DataConfig:
   # Flip half of the training images from left to right.
   flip: bool = True
   # resize: resize the image to `size`. center: resize the short side, then crop the center.
-  # squash: resize to a square, then crop the center. border: fit into a square, then pad with the
-  # mean. none: crop the center, or pad (data/preprocessing.py).
+  # squash, border, none: other ways to crop, as in data/preprocessing.py.
   eval_crop: str = 'resize'
   # The side in pixels that the center crop, squash and border resize to.
   eval_short_side: int = 256
   # tf_bilinear (TensorFlow's, without antialiasing), tf_area (big_vision's, in evaluation: training
   # then has tf_bilinear), or an antialiased filter of Pillow, such as pil_bicubic.
   interpolation: str = 'tf_bilinear'
-  # The EXIF orientation of a photo. exif: turn it upright. ignore: leave it as it is stored.
-  # auto: exif for files (folder:, csv:, images:), ignore for TFDS.
+  # EXIF orientation: exif (turn photos upright), ignore, auto (exif for files, ignore for TFDS).
   orient: str = 'auto'
   # The inverse DCT of JPEGs. fast: TensorFlow's default. accurate: Pillow's and PyTorch's.
   # auto: accurate for files (folder:, csv:, images:), fast for TFDS.
@@ -261,9 +259,6 @@ class Config:
   # Seconds for a step before the run counts as stuck and prints its stacks. 0 means no limit.
   step_timeout: float = 600.0
 
-
-# Setting -> the value of runs whose config.json lacks it: what the code did before it existed.
-UNRECORDED_SETTINGS = {'data.orient': 'ignore', 'data.jpeg_dct': 'fast'}
 
 # Old name -> new name. A run directory may have been written with the old names.
 RENAMED_SETTINGS = {

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 
 from vit_jax.config import (
-  UNRECORDED_SETTINGS,
   Config,
   config_from_dict,
   config_to_dict,
@@ -42,6 +41,8 @@ MUTABLE_ON_RESUME = {
   'data.threads', 'data.prefetch', 'data.max_bad_fraction', 'optim.max_bad_steps', 'log_ids',
   'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2',
 }
+# Setting -> the value of runs whose config.json lacks it: what the code did before it existed.
+UNRECORDED_SETTINGS = {'data.orient': 'ignore', 'data.jpeg_dct': 'fast'}
 _RECORDED_PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'opencv-python-headless',
   'simplejpeg',
