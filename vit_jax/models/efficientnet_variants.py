@@ -12,6 +12,8 @@ from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.variants import ceil_divide, conv_taps
 
 EFFICIENTNET_PREFIX = 'EfficientNet-'
+# Suffix of variants with PyTorch's padding and epsilon: timm's efficientnet_* without tf_.
+TORCH_SUFFIX = '-torch'
 
 # arXiv 1905.11946, Table 1: the stages of B0.
 # blocks kernel stride expansion channels
@@ -63,12 +65,15 @@ class EfficientNetShape:
     stages: The blocks of each stage.
     width: Width of the features.
     lite: Use relu6 instead of swish, and no squeeze-and-excite.
+    torch: Pad equally on all sides, and normalize with an epsilon of 1e-5, as PyTorch does.
+      TensorFlow pads strided convolutions more below and on the right, and its epsilon is 1e-3.
   """
 
   stem_channels: int
   stages: tuple[tuple[MBConvShape, ...], ...]
   width: int
   lite: bool
+  torch: bool = False
 
   @property
   def stride(self) -> tuple[int, int]:
@@ -106,10 +111,12 @@ def efficientnet_shape(variant: str) -> EfficientNetShape:
   """Return the shape that the name of an EfficientNet stands for.
 
   'EfficientNet-0.5x0.4' is B0 with factors of 0.5 for the width and 0.4 for the depth.
+  'EfficientNet-B0-torch' is B0 with PyTorch's padding and epsilon.
 
   Raises UserError if the name is not in the table.
   """
-  name = variant.removeprefix(EFFICIENTNET_PREFIX)
+  suffixed = variant.removeprefix(EFFICIENTNET_PREFIX)
+  name = suffixed.removesuffix(TORCH_SUFFIX)
   factors = re.fullmatch(r'(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)', name)
   if not factors and name not in EFFICIENTNET_SCALES:
     raise UserError(
@@ -129,7 +136,7 @@ def efficientnet_shape(variant: str) -> EfficientNetShape:
       stage.append(MBConvShape(in_channels, hidden, out_channels, kernel_size, 1 if k else stride))
       in_channels = out_channels
     stages.append(tuple(stage))
-  return EfficientNetShape(stem, tuple(stages), top, lite)
+  return EfficientNetShape(stem, tuple(stages), top, lite, torch=name != suffixed)
 
 
 def round_channels(channels: int, width: float) -> int:

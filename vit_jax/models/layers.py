@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 
-BATCH_NORM_EPSILON = 1e-3  # EfficientNet's.
+BATCH_NORM_EPSILON = 1e-3  # EfficientNet's in TensorFlow.
 RUNNING_STATISTICS = ('running_mean', 'running_var')  # No other parameter has these names.
 LEARNED_POSITIONS = ('learned', 'learned2d')  # Kinds that are a table added to the tokens.
 
@@ -108,6 +108,7 @@ class BatchNorm(nn.Module):
   """
 
   dtype: jnp.dtype
+  epsilon: float = BATCH_NORM_EPSILON
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -121,7 +122,7 @@ class BatchNorm(nn.Module):
       drift = jnp.sum((running_mean - jax.lax.stop_gradient(mean)) ** 2)
       drift += jnp.sum((running_var - jax.lax.stop_gradient(var)) ** 2)
       self.sow('drift', 'drift', drift / 2)
-    x = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)) + bias
+    x = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
     return x.astype(self.dtype)
 
 

@@ -8,7 +8,11 @@ import numpy as np
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.efficientnet_variants import EFFICIENTNET_PREFIX, EFFICIENTNET_SCALES
+from vit_jax.models.efficientnet_variants import (
+  EFFICIENTNET_PREFIX,
+  EFFICIENTNET_SCALES,
+  TORCH_SUFFIX,
+)
 from vit_jax.models.families import build_model
 from vit_jax.models.variants import HYBRID_BACKBONES, RESNET_VARIANTS, VIT_VARIANTS, ResNetBackbone
 from vit_jax.pretrained.arrays import (
@@ -31,18 +35,24 @@ REQUIRED_RANKS = {PATCH_KERNEL: 4, QUERY_KERNEL: 4, MLP_KERNEL: 3}
 
 
 def infer_architecture(
-  flat: dict[str, np.ndarray], *, source: str, **model_fields
+  flat: dict[str, np.ndarray], *, source: str, variant: str = '', **model_fields
 ) -> tuple[ModelConfig, int]:
   """Return the model config and the number of classes (0 without a head) of a flat tree.
 
-  `model_fields` are config fields that arrays do not determine, such as `gelu`.
+  `variant` is the variant that the file states, or '' if it states none. `model_fields` are config
+  fields that arrays do not determine, such as `gelu`.
 
-  Raises UserError if the arrays are not those of a model that models/families.py can build.
+  Raises UserError if the arrays are not those of a model that models/families.py can build, or
+  contradict `variant`.
   """
   classes = head_classes(flat)
   if EFFICIENTNET_STEM_KERNEL in flat:
-    fields = {'variant': infer_efficientnet_variant(flat, source)}
-    return make_model_config(fields | model_fields, source), classes
+    inferred = infer_efficientnet_variant(flat, source)
+    if variant not in ('', inferred, inferred + TORCH_SUFFIX):
+      raise UserError(f'{source} states that it is {variant!r}, but has the arrays of {inferred}')
+    return make_model_config({'variant': variant or inferred} | model_fields, source), classes
+  if variant:
+    raise UserError(f'{source} states that it is {variant!r}, but it is not an EfficientNet')
   if PATCH_KERNEL not in flat and RESNET_ROOT_KERNEL in flat:
     return infer_resnet_config(flat, source, model_fields), classes
   for name, axes in REQUIRED_RANKS.items():

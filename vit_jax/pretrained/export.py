@@ -193,6 +193,8 @@ def write_npz(model: PretrainedModel, to: Path):
     'loss': model.loss,
     **model.preprocessing.to_dict(),
   }
+  if family_name(model.config.variant) == 'EfficientNet':  # Two variants have the same arrays.
+    facts['variant'] = model.config.variant
   facts |= {'labels': model.labels} if model.labels else {}
   write_json(to.with_suffix('.json'), facts)
 

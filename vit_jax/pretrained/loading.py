@@ -67,7 +67,7 @@ LOAD_OVERRIDES = (
 )  # fmt: skip
 # Fields of the .json file that `export` writes beside an .npz file. Older ones have a short side.
 SIDECAR_FIELDS = (
-  *MODEL_OVERRIDES, 'loss', 'labels', 'short_side',
+  *MODEL_OVERRIDES, 'variant', 'loss', 'labels', 'short_side',
   *(field.name for field in dataclasses.fields(Preprocessing)),
 )  # fmt: skip
 ASSUMED_SQUARE_NOTE = (
@@ -269,7 +269,8 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
   if 'patch' in facts:
     flat, note = resize_patch_kernel(flat, facts['patch'], source)
     notes.append(note)
-  fields = {name: facts[name] for name in (*MODEL_OVERRIDES, 'mean', 'scale') if name in facts}
+  stated = (*MODEL_OVERRIDES, 'variant', 'mean', 'scale')
+  fields = {name: facts[name] for name in stated if name in facts}
   if 'model' in facts:
     config, classes = dataclasses.replace(facts['model'], **fields), head_classes(flat)
   else:

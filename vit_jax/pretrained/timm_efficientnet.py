@@ -1,6 +1,7 @@
-"""Convert timm's EfficientNets (`tf_efficientnet_*`, Noisy Student) to our parameter tree.
+"""Convert timm's EfficientNets (`tf_efficientnet_*`, `efficientnet_*`) to our parameter tree.
 
-Files that `export` wrote in our own names are read too.
+Both kinds have the same arrays. They differ in padding and in the epsilon of the norms, so that
+only config.json says which one a file is. Files that `export` wrote in our own names are read too.
 """
 
 import re
@@ -8,8 +9,13 @@ import re
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.efficientnet_variants import (
+  EFFICIENTNET_PREFIX,
+  EFFICIENTNET_SCALES,
+  TORCH_SUFFIX,
+)
 from vit_jax.pretrained.arrays import EFFICIENTNET_STEM_KERNEL, LazyArrays
-from vit_jax.pretrained.preprocessing import describe_assumed_steps
+from vit_jax.pretrained.config_fields import read_field
 from vit_jax.pretrained.timm_preprocessing import TIMM_DEFAULTS, read_timm_preprocessing
 
 TIMM_STEM_WEIGHT = 'conv_stem.weight'
@@ -39,6 +45,18 @@ EFFICIENTNET_FIRST_STAGE_NAMES = EFFICIENTNET_BLOCK_NAMES | {
 }
 BATCH_NORM_NAMES = {'weight': 'scale'}
 KERNEL_NAMES = {'weight': 'kernel'}
+# timm's names of EfficientNets -> ours (timm 1.0.31, models/efficientnet.py).
+TIMM_EFFICIENTNETS = {
+  f'{prefix}efficientnet_{name.lower()}': f'{EFFICIENTNET_PREFIX}{name}{suffix}'
+  for name in EFFICIENTNET_SCALES
+  for prefix, suffix in (('tf_', ''), ('', TORCH_SUFFIX))
+}
+# Endings of older names, which say how a model was trained: efficientnet_b3a, tf_…_ns.
+OLD_ENDINGS = re.compile(r'(?<=b[23])a|_ap|_ns(_475)?')
+# Arguments of timm.create_model that do not change the outputs of a trained model.
+NEUTRAL_ARGUMENTS = (
+  'num_classes', 'in_chans', 'img_size', 'drop_rate', 'drop_path_rate', 'bn_momentum',
+)  # fmt: skip
 
 
 def is_efficientnet(arrays: LazyArrays) -> bool:
@@ -51,18 +69,49 @@ def read_efficientnet(
 ) -> tuple[dict[str, np.ndarray], dict]:
   """Read an EfficientNet and timm's config.json, and return its flat tree and facts.
 
-  Raises UserError for an array that no EfficientNet has.
+  Raises UserError if config.json does not name an EfficientNet that is supported, and for an array
+  that no EfficientNet has.
   """
   if EFFICIENTNET_STEM_KERNEL in arrays:
-    return {name: arrays[name] for name in arrays}, {'assumed': ()}
+    return {name: arrays[name] for name in arrays}, {'assumed': ('variant',)}
+  variant = read_timm_variant(config or {}, arrays.source)
   flat = {
     from_timm_efficientnet_name(name, arrays.source): transpose_timm_kernel(name, arrays[name])
     for name in arrays
     if not name.endswith('num_batches_tracked')
   }
   facts = read_timm_preprocessing(config or {}, {}, TIMM_DEFAULTS)
-  notes = () if config else (describe_assumed_steps(facts, 'config.json'),)
-  return flat, facts | {'notes': notes}
+  return flat, facts | {'variant': variant}
+
+
+def read_timm_variant(config: dict, source: str) -> str:
+  """Return our name of the EfficientNet that timm's config.json names.
+
+  Raises UserError if it names none, or changes it in a way that is not supported.
+  """
+  architecture = read_field(config, 'architecture', str)
+  if not architecture:
+    raise UserError(
+      f'{source}: an EfficientNet pads and normalizes as in TensorFlow or as in PyTorch, which its '
+      "arrays do not show. Write timm's name of the model into config.json beside it: "
+      '{"architecture": "tf_efficientnet_b0"} or {"architecture": "efficientnet_b0"}'
+    )
+  name = architecture.partition('.')[0]
+  if (ending := OLD_ENDINGS.search(name)) and ending.end() == len(name):
+    name = name[: ending.start()]
+  if name not in TIMM_EFFICIENTNETS:
+    known = ', '.join(name.lower() for name in EFFICIENTNET_SCALES)
+    raise UserError(
+      f'{source}: config.json has architecture={architecture!r}, which is not supported; supported '
+      f'are efficientnet_SIZE and tf_efficientnet_SIZE with SIZE one of {known}'
+    )
+  pool = read_field(config, 'global_pool', str)
+  changes = {'global_pool': pool} | (read_field(config, 'model_args', dict) or {})
+  for argument, value in changes.items():
+    is_default = argument == 'global_pool' and value in (None, '', 'avg')
+    if argument not in NEUTRAL_ARGUMENTS and not is_default:
+      raise UserError(f'{source}: config.json has {argument}={value!r}, which is not supported')
+  return TIMM_EFFICIENTNETS[name]
 
 
 def from_timm_efficientnet_name(name: str, source: str) -> str:
