@@ -27,7 +27,7 @@ def made(tmp_path_factory):
   """Return a directory with a model and six photographs."""
   place, rng = tmp_path_factory.mktemp('made'), np.random.default_rng(0)
   google_file(place / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=3, size=(32, 32))
-  (place / 'model.json').write_text(json.dumps({'labels': LABELS}))
+  (place / 'model.json').write_text(json.dumps({'labels': LABELS, 'size': [32, 32]}))
   for i in range(6):
     folder = place / 'photos' / 'val' / LABELS[i % 3]
     folder.mkdir(parents=True, exist_ok=True)
@@ -323,6 +323,7 @@ def test_a_missing_or_untrained_head_is_a_user_error(run, tmp_path):
     **{name: array for name, array in zero.items() if not name.startswith('head/')},
   )
   for name, message in (('zero', 'a head of zeros'), ('none', 'has no head')):
+    (tmp_path / f'{name}.json').write_text('{"size": [32, 32]}')
     for command in (('predict', 'photos'), ('evaluate', '--data', 'folder:photos')):
       code, out, err = run(*command, '--init', str(tmp_path / f'{name}.npz'))
       assert (code, out) == (2, '')

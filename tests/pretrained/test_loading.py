@@ -19,6 +19,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.errors import UserError
 from vit_jax.pretrained.catalogue import ReleasedCheckpoint
+from vit_jax.pretrained.loading import ASSUMED_SQUARE_NOTE
 from vit_jax.pretrained.npz import to_google
 from vit_jax.pretrained.resample import pi_resize, resample_grid
 
@@ -97,7 +98,7 @@ def test_another_size_resamples_the_positions_with_a_note(file):
     flax.traverse_util.flatten_dict(larger.params, sep='/')[POSITION][0, 1:], expected
   )
   assert larger.notes == ('position embeddings resampled from 4x4 to 6x5',)
-  assert plain.notes == ()
+  assert plain.notes == (ASSUMED_SQUARE_NOTE.format(4, 4),)
 
 
 def test_an_overridden_short_side_is_exact_and_a_stored_one_scales_with_the_size(file):
@@ -112,7 +113,8 @@ def test_another_patch_size_resizes_the_kernel_with_a_note(file):
     finer.params['embedding']['kernel'], pi_resize(plain.params['embedding']['kernel'], (12, 12))
   )
   assert (finer.size, finer.grid) == ((48, 48), (4, 4))
-  assert finer.notes == ('patch kernels resized from 8x8 to 12x12',)
+  assumed = ASSUMED_SQUARE_NOTE.format(4, 4)
+  assert finer.notes == ('patch kernels resized from 8x8 to 12x12', assumed)
 
 
 @pytest.mark.parametrize(('classes', 'which'), [(1000, 'imagenet1k'), (21843, 'imagenet21k')])
@@ -120,7 +122,8 @@ def test_the_class_counts_of_imagenet_imply_its_labels_with_a_note(tmp_path, cla
   google_file(tmp_path / 'model.npz', CONFIG, classes=classes, size=SIZE)
   found = vit_jax.load(str(tmp_path / 'model.npz'))
   assert found.labels == imagenet_class_names(which)
-  assert found.notes == (f'{classes:,} classes: assuming the labels of {which}',)
+  labels = f'{classes:,} classes: assuming the labels of {which}'
+  assert found.notes == (ASSUMED_SQUARE_NOTE.format(4, 4), labels)
 
 
 def test_a_sidecar_adds_facts(file):
@@ -206,7 +209,7 @@ def test_a_catalogue_name_is_downloaded_and_has_its_accuracy(tmp_path, monkeypat
   found = vit_jax.load('sam/x')
   assert (found.source, found.accuracy, found.accuracy_from) == ('sam/x', 81.2, 'paper')
   assert found.labels == imagenet_class_names('imagenet1k')
-  assert found.notes == ()  # The labels were not assumed.
+  assert found.notes == ()  # Neither the labels nor the size were assumed.
 
 
 WRONG = {

@@ -317,22 +317,21 @@ def resample_to_size(
     return flat, native_size, size, []
   size_hint = facts.get('size') or facts.get('target_size')
   old_grid = infer_position_grid(flat, model, size_hint, source)
-  notes = []
-  if facts.get('checkpoint') is None and (not size_hint or model.shape.grid(size_hint) != old_grid):
-    notes.append(ASSUMED_SQUARE_NOTE.format(*old_grid))
   native_size = tuple(
     side * stride for side, stride in zip(old_grid, model.shape.stride, strict=True)
   )
   size = facts.get('target_size', native_size)
   grid = model.shape.grid(size)
   if grid == old_grid:
+    is_stated = facts.get('checkpoint') or (size_hint and model.shape.grid(size_hint) == old_grid)
+    notes = [] if is_stated else [ASSUMED_SQUARE_NOTE.format(*old_grid)]
     return flat, native_size, size, notes
   old_table = flat[POSITION_EMBEDDING]
   tokens = old_table.shape[1] + grid[0] * grid[1] - old_grid[0] * old_grid[1]
   method = facts.get('positions', 'corner')
   table = resample_positions(old_table, tokens, grid, old_grid, method)
-  notes.append('position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid))
-  return flat | {POSITION_EMBEDDING: table}, native_size, size, notes
+  note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
+  return flat | {POSITION_EMBEDDING: table}, native_size, size, [note]
 
 
 def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:
