@@ -152,6 +152,8 @@ CONFIG_ERRORS = {
     {'model_args': {'num_heads': 4, 'act_layer': 'silu'}},
     'silu',
   ),
+  'another model type': ('huggingface', {'model_type': 'rf_detr_dinov2'}, 'rf_detr_dinov2'),
+  'a model type as a number': ('huggingface', {'model_type': 1}, 'model_type is 1'),
   'no activation': ('huggingface', {'hidden_act': ['gelu']}, 'hidden_act'),
   'an epsilon as text': ('huggingface', {'layer_norm_eps': 'small'}, 'layer_norm_eps'),
   'labels without numbers': ('huggingface', {'id2label': {'cat': 0}}, 'id2label .*cat'),
@@ -166,6 +168,10 @@ CONFIG_ERRORS = {
     {'model_args': {'num_heads': 4, 'pool_include_prefix': True}},
     'pool_include_prefix',
   ),
+  'another architecture of timm': ('timm', {'architecture': 'eva02_base_patch14_224'}, 'eva02'),
+  'another norm': ('timm', {'model_args': {'num_heads': 4, 'norm_layer': 'rmsnorm'}}, 'norm_layer'),
+  'another block': ('timm', {'model_args': {'num_heads': 4, 'block_fn': 'x'}}, "block_fn='x'"),
+  'an architecture as a number': ('timm', {'architecture': 3}, 'architecture is 3'),
   'arguments in a list': ('timm', {'model_args': [4]}, r'model_args is \[4\]'),
   'one mean': ('timm', {'pretrained_cfg': {'mean': [0.5]}}, 'mean'),
   'a crop of nothing': (
@@ -304,6 +310,7 @@ def test_hybrids_survive_an_export_to_timm_exactly(tmp_path, variant, timm):
   np.testing.assert_allclose(
     ours.logits(images), expected, rtol=0, atol=1e-3 * np.abs(expected).max()
   )
+  assert any("epsilons of the ResNet's norms" in note for note in again.notes)
 
 
 def test_export_to_timm_rejects_other_stem_widths_and_epsilons():

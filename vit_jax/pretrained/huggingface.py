@@ -78,9 +78,16 @@ HF_DINOV2_LAYOUT = TorchLayout(
   },
   {'layer_scale1.lambda1': f'{ATTENTION_MODULE}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
 )
+# Values of model_type whose function the arrays determine. Other models can have equal arrays, such
+# as those with attention in windows.
+HF_MODEL_TYPES = ('vit', 'vit_mae', 'vit_msn', 'deit', 'ijepa', 'dinov2', 'dinov2_with_registers')
 HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
+# Our facts -> fields of config.json that state them.
+HF_FACT_FIELDS = {
+  'gelu': 'hidden_act', 'norm_eps': 'layer_norm_eps', 'heads': 'num_attention_heads',
+}  # fmt: skip
 # Defaults of layer_norm_eps by model_type. ViT's default is 1e-12.
-HF_DEFAULT_NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6}
+HF_DEFAULT_NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6, 'vit_msn': 1e-6}
 
 
 def is_huggingface(arrays: LazyArrays) -> bool:
@@ -96,6 +103,7 @@ def read_huggingface(
   `heads` is the number of heads, or 0 to infer it. Raises UserError for an unsupported model.
   """
   config = config or {}
+  check_model_type(config, arrays.source)
   prefix = next(prefix for prefix in HF_BACKBONE_PREFIXES if prefix + HF_PATCH_WEIGHT in arrays)
   width, patch = patch_kernel_size(arrays, prefix + HF_PATCH_WEIGHT)
   is_dinov2 = any('.layer_scale1.' in name for name in arrays)
@@ -120,6 +128,16 @@ def read_huggingface(
   assumed = (*facts['assumed'], *steps['assumed'])
   notes += steps.pop('notes', ())
   return flat, facts | steps | {'assumed': assumed, 'notes': notes}
+
+
+def check_model_type(config: dict, source: str):
+  """Raise UserError if config.json names another kind of model than those that are supported."""
+  model_type = read_field(config, 'model_type', str)
+  if model_type and model_type not in HF_MODEL_TYPES:
+    raise UserError(
+      f'{source}: config.json has model_type={model_type!r}, which is not supported; expected '
+      f'{", ".join(HF_MODEL_TYPES)}'
+    )
 
 
 def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[str, ...]]:
@@ -157,7 +175,7 @@ def read_hf_config(config: dict, is_dinov2: bool) -> dict:
     'gelu': HF_GELU[activation],
     'norm_eps': eps,
     'positions': 'bicubic',  # The interpolation of transformers.
-    'assumed': () if config else ('gelu', 'norm_eps'),
+    'assumed': tuple(name for name, field in HF_FACT_FIELDS.items() if config.get(field) is None),
   }
   if size := read_image_size(config.get('image_size'), 'image_size'):
     facts['size'] = size

@@ -16,6 +16,7 @@ from vit_jax.models.efficientnet_variants import (
 )
 from vit_jax.pretrained.arrays import EFFICIENTNET_STEM_KERNEL, LazyArrays
 from vit_jax.pretrained.config_fields import read_field
+from vit_jax.pretrained.timm_config import check_arguments, read_architecture
 from vit_jax.pretrained.timm_preprocessing import TIMM_DEFAULTS, read_timm_preprocessing
 
 TIMM_STEM_WEIGHT = 'conv_stem.weight'
@@ -53,10 +54,6 @@ TIMM_EFFICIENTNETS = {
 }
 # Endings of older names, which say how a model was trained: efficientnet_b3a, tf_…_ns.
 OLD_ENDINGS = re.compile(r'(?<=b[23])a|_ap|_ns(_475)?')
-# Arguments of timm.create_model that do not change the outputs of a trained model.
-NEUTRAL_ARGUMENTS = (
-  'num_classes', 'in_chans', 'img_size', 'drop_rate', 'drop_path_rate', 'bn_momentum',
-)  # fmt: skip
 
 
 def is_efficientnet(arrays: LazyArrays) -> bool:
@@ -89,14 +86,13 @@ def read_timm_variant(config: dict, source: str) -> str:
 
   Raises UserError if it names none, or changes it in a way that is not supported.
   """
-  architecture = read_field(config, 'architecture', str)
-  if not architecture:
+  architecture = name = read_architecture(config)
+  if not name:
     raise UserError(
       f'{source}: an EfficientNet pads and normalizes as in TensorFlow or as in PyTorch, which its '
       "arrays do not show. Write timm's name of the model into config.json beside it: "
       '{"architecture": "tf_efficientnet_b0"} or {"architecture": "efficientnet_b0"}'
     )
-  name = architecture.partition('.')[0]
   if (ending := OLD_ENDINGS.search(name)) and ending.end() == len(name):
     name = name[: ending.start()]
   if name not in TIMM_EFFICIENTNETS:
@@ -105,12 +101,11 @@ def read_timm_variant(config: dict, source: str) -> str:
       f'{source}: config.json has architecture={architecture!r}, which is not supported; supported '
       f'are efficientnet_SIZE and tf_efficientnet_SIZE with SIZE one of {known}'
     )
-  pool = read_field(config, 'global_pool', str)
-  changes = {'global_pool': pool} | (read_field(config, 'model_args', dict) or {})
-  for argument, value in changes.items():
-    is_default = argument == 'global_pool' and value in (None, '', 'avg')
-    if argument not in NEUTRAL_ARGUMENTS and not is_default:
-      raise UserError(f'{source}: config.json has {argument}={value!r}, which is not supported')
+  arguments = read_field(config, 'model_args', dict) or {}
+  pool = read_field(arguments, 'global_pool', str) or read_field(config, 'global_pool', str)
+  if pool not in (None, '', 'avg'):
+    raise UserError(f"{source}: config.json has global_pool={pool!r}, only 'avg' is supported")
+  check_arguments(arguments, ('global_pool',), source)
   return TIMM_EFFICIENTNETS[name]
 
 

@@ -27,6 +27,7 @@ from vit_jax.pretrained.timm_preprocessing import (
   timm_defaults,
   timm_preprocessing_json,
 )
+from vit_jax.pretrained.timm_config import TIMM_HEADS, check_vit_config, read_architecture
 from vit_jax.pretrained.torch_layout import (
   TorchLayout,
   index_count,
@@ -100,8 +101,16 @@ TANH_GELU_MODELS = re.compile(
 )
 REGISTER_POOLING_MODELS = ('test_vit3',)  # timm defines these with pool_include_prefix.
 TIMM_GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh'}
+VIT_FACT_ARGUMENTS = {
+  'gelu': 'act_layer',
+  'heads': 'num_heads',
+}  # Facts -> arguments in model_args.
 TIMM_POOL = {'token': 'token', 'gap': 'avg', 'map': 'map'}
 TIMM_NORM_EPS = 1e-6
+STEM_NOTE = (
+  "the epsilons of the ResNet's norms are those of Google's code; timm has others, and its outputs "
+  'differ by up to 3e-4 of the largest'
+)
 TIMM_HYBRIDS = {
   'R+Ti/16': 'vit_tiny_r_s16_p8_224',
   'R26+S/32': 'vit_small_r26_s32_224',
@@ -126,23 +135,26 @@ def read_timm(
   check_supported([name for name in arrays if name not in ignored], arrays.source)
   config = config or {}
   arguments = read_field(config, 'model_args', dict) or {}
+  check_vit_config(config, arguments, arrays.source)
   check_pooling(arrays, config, arguments)
   width, patch = patch_kernel_size(arrays, TIMM_PATCH_WEIGHT)
-  heads = heads or read_field(arguments, 'num_heads', int)
+  architecture = read_architecture(config)
+  heads = heads or read_field(arguments, 'num_heads', int) or TIMM_HEADS.get(architecture)
   heads = infer_heads(heads, width, index_count(arrays, 'blocks.'), arrays.source)
   headers = {name: arrays.array_header(name) for name in arrays if name not in ignored}
   split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, arrays.source))
   flat = add_stem_layers(arrays).from_torch_arrays(split_arrays, heads)
   layer_scale = any(name.endswith('.ls1.gamma') for name in arrays)
   facts = read_timm_config(config, arguments, layer_scale=layer_scale)
+  notes = tuple(describe_ignored(ignored))
+  notes += () if config else (describe_assumed_steps(facts, 'config.json'),)
   stride = 1
   if any(name.startswith(TIMM_STEM_PREFIX) for name in arrays):
     stages = index_count(arrays, f'{TIMM_STEM_PREFIX}stages.')
     stride = ResNetBackbone((0,) * stages, 0).stride
+    notes += (STEM_NOTE,)
   patches = patch_count(facts.get('size'), (patch[0] * stride, patch[1] * stride))
   flat = normalize_position_rows(flat, patches, arrays.source)
-  notes = tuple(describe_ignored(ignored))
-  notes += () if config else (describe_assumed_steps(facts, 'config.json'),)
   return flat, facts | {'notes': notes}
 
 
@@ -157,7 +169,7 @@ def check_pooling(arrays: LazyArrays, config: dict, arguments: dict):
     )
   pools_registers = read_field(arguments, 'pool_include_prefix', bool)
   if pools_registers is None:
-    pools_registers = read_field(config, 'architecture', str) in REGISTER_POOLING_MODELS
+    pools_registers = read_architecture(config) in REGISTER_POOLING_MODELS
   if pools_registers:
     raise UserError(
       f'{arrays.source}: pooling over registers (pool_include_prefix) is not supported'
@@ -223,14 +235,15 @@ def read_timm_config(config: dict, arguments: dict, *, layer_scale: bool) -> dic
 
   `layer_scale` says that the arrays have layer scales, which some families are known by.
   """
-  tanh = TANH_GELU_MODELS.match(read_field(config, 'architecture', str) or '')
+  tanh = TANH_GELU_MODELS.match(read_architecture(config))
   activation = read_field(arguments, 'act_layer', str) or ('gelu_tanh' if tanh else 'gelu')
   if activation not in TIMM_GELU:
     raise UserError(
       f'config.json: act_layer {activation!r} is not supported; expected {", ".join(TIMM_GELU)}'
     )
   facts = {'gelu': TIMM_GELU[activation], 'norm_eps': TIMM_NORM_EPS}
-  assumed = () if config else tuple(facts)
+  assumed = () if read_architecture(config) else ('gelu', 'norm_eps', 'heads')
+  assumed = tuple(name for name in assumed if VIT_FACT_ARGUMENTS.get(name) not in arguments)
   defaults = timm_defaults(config, layer_scale=layer_scale)
   steps = read_timm_preprocessing(config, arguments, defaults)
   return facts | steps | {'assumed': (*assumed, *steps['assumed'])}
