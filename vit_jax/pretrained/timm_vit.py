@@ -22,12 +22,12 @@ from vit_jax.pretrained.arrays import (
 )
 from vit_jax.pretrained.config_fields import read_field
 from vit_jax.pretrained.preprocessing import describe_assumed_steps
+from vit_jax.pretrained.timm_config import TIMM_HEADS, check_vit_config, read_architecture
 from vit_jax.pretrained.timm_preprocessing import (
   read_timm_preprocessing,
   timm_defaults,
   timm_preprocessing_json,
 )
-from vit_jax.pretrained.timm_config import TIMM_HEADS, check_vit_config, read_architecture
 from vit_jax.pretrained.torch_layout import (
   TorchLayout,
   index_count,
