@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.checkpoint.checksum import compute_checksums, format_checksum, leaves_by_path
+from vit_jax.checkpoint.event_loop import draining_event_loops
 from vit_jax.errors import DivergedError, StorageError, UserError
 from vit_jax.runtime.files import (
   name_alias,
@@ -345,7 +346,7 @@ def _read_with_orbax(path: Path, function: Callable[[Path], T]) -> T:
   """
 
   def read() -> T:
-    with plain_alias(path) as alias:
+    with plain_alias(path) as alias, draining_event_loops():
       return function(alias / 'state')
 
   with contextlib.suppress(Exception):
