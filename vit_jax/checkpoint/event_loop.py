@@ -19,7 +19,7 @@ class _DrainingEventLoop(asyncio.SelectorEventLoop):
   def close(self):
     if not self.is_running() and not self.is_closed() and (tasks := asyncio.all_tasks(self)):
       done, _ = self.run_until_complete(asyncio.wait(tasks, timeout=_DRAIN_TIMEOUT))
-      for task in done:  # An exception that nobody reads is logged.
+      for task in done:  # asyncio logs an exception that is never read.
         _ = task.cancelled() or task.exception()
     super().close()
 

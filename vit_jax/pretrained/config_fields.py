@@ -1,5 +1,11 @@
-"""Read typed fields of the JSON files of timm and Hugging Face."""
+"""Read typed fields of the JSON files of timm and Hugging Face.
 
+JSON has NaN, infinity and integers of any size, none of which describes a model.
+"""
+
+import math
+
+from vit_jax.data.preprocessing import MAX_SIDE
 from vit_jax.errors import UserError
 
 NUMBER_TYPES = (int, float)
@@ -11,19 +17,41 @@ TYPE_DESCRIPTIONS = {
   list: 'a list',
   dict: 'an object',
 }
+MAX_NUMBER = 10**6  # Above every number in a config.json.
+_MAX_SHOWN = 60  # Characters of a value in a message.
 
 
 def read_field(config: dict, name: str, kind: type | tuple[type, ...], file: str = 'config.json'):
   """Return a field of a JSON object, or None if it is missing or null.
 
-  Raises UserError if the value has another type than `kind`, a key of TYPE_DESCRIPTIONS.
+  Raises UserError if the value has another type than `kind`, a key of TYPE_DESCRIPTIONS, or is a
+  number that is not finite or above MAX_NUMBER.
   """
   value = config.get(name)
   if value is None:
     return None
   if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-    raise UserError(f'{file}: {name} is {value!r}: expected {TYPE_DESCRIPTIONS[kind]}')
+    raise UserError(f'{file}: {name} is {show_value(value)}: expected {TYPE_DESCRIPTIONS[kind]}')
+  if kind in (int, NUMBER_TYPES) and not is_sane_number(value):
+    raise UserError(f'{file}: {name} is {show_value(value)}: expected at most {MAX_NUMBER:,}')
   return value
+
+
+def is_sane_number(value) -> bool:
+  """Return whether a value is a finite number of at most MAX_NUMBER, and not a boolean."""
+  is_number = isinstance(value, NUMBER_TYPES) and not isinstance(value, bool)
+  return (
+    is_number
+    and not (isinstance(value, float) and math.isnan(value))
+    and (abs(value) <= MAX_NUMBER)
+  )
+
+
+def show_value(value) -> str:
+  """Return the start of a value's representation, for a message of one line."""
+  is_long_integer = isinstance(value, int) and abs(value) > 10**_MAX_SHOWN
+  text = 'a very long integer' if is_long_integer else repr(value)
+  return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}…'
 
 
 def read_pixel_statistics(
@@ -36,8 +64,14 @@ def read_pixel_statistics(
   values = read_field(config, name, list, file)
   if values is None:
     return None
-  if len(values) != 3 or not all(isinstance(value, NUMBER_TYPES) for value in values):
-    raise UserError(f'{file}: {name} is {values}: expected three numbers')
+  positive = name.endswith('std')
+  if (
+    len(values) != 3
+    or not all(map(is_sane_number, values))
+    or (positive and not all(value > 0 for value in values))
+  ):
+    kind = 'three positive numbers' if positive else 'three numbers'
+    raise UserError(f'{file}: {name} is {show_value(values)}: expected {kind}')
   return tuple(round(255 * value, 6) for value in values)
 
 
@@ -51,6 +85,10 @@ def read_image_size(value, name: str, file: str = 'config.json') -> tuple[int, i
   sides = [value.get('height'), value.get('width')] if isinstance(value, dict) else value
   sides = [sides, sides] if isinstance(sides, int) else sides
   is_pair = isinstance(sides, list) and len(sides) == 2
-  if not is_pair or not all(isinstance(side, int) and side > 0 for side in sides):
-    raise UserError(f'{file}: {name} is {value!r}: expected a height and a width in pixels')
+  is_whole = is_pair and all(isinstance(side, int) and is_sane_number(side) for side in sides)
+  if not is_whole or not all(0 < side <= MAX_SIDE for side in sides):
+    raise UserError(
+      f'{file}: {name} is {show_value(value)}: expected a height and a width in pixels, at most '
+      f'{MAX_SIDE:,}'
+    )
   return tuple(sides)

@@ -171,6 +171,8 @@ def read_hf_config(config: dict, is_dinov2: bool) -> dict:
   if eps is None:
     model_type = read_field(config, 'model_type', str)
     eps = HF_DEFAULT_NORM_EPS.get(model_type, 1e-6 if is_dinov2 else 1e-12)
+  if eps < 0:
+    raise UserError(f'config.json: layer_norm_eps is {eps}: expected a positive number')
   facts = {
     'gelu': HF_GELU[activation],
     'norm_eps': eps,

@@ -30,6 +30,7 @@ TIMM_DEFAULTS = {
 AUGREG_DEFAULTS = TIMM_DEFAULTS | HALF_STATISTICS | {'crop_pct': 0.9}
 DEIT_DEFAULTS = TIMM_DEFAULTS | {'crop_pct': 0.9}
 DINOV2_DEFAULTS = TIMM_DEFAULTS | {'crop_pct': 1.0}
+MIN_CROP_PCT = 1e-3
 DEFAULT_INPUT_SIZE = (224, 224)
 
 
@@ -85,8 +86,8 @@ def crop_facts(values: dict, size: tuple[int, int]) -> dict:
   crop_pct, mode, interpolation = (
     values[name] for name in ('crop_pct', 'crop_mode', 'interpolation')
   )
-  if not 0 < crop_pct < math.inf:
-    raise UserError(f'config.json: crop_pct is {crop_pct}: expected a positive number')
+  if crop_pct < MIN_CROP_PCT:  # Below, the resized image has too many pixels for any size.
+    raise UserError(f'config.json: crop_pct is {crop_pct}: expected at least {MIN_CROP_PCT}')
   for name, value, known in (
     ('crop_mode', mode, TIMM_CROP_MODES),
     ('interpolation', interpolation, TIMM_INTERPOLATIONS),
