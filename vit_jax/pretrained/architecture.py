@@ -49,10 +49,12 @@ def infer_architecture(
   if EFFICIENTNET_STEM_KERNEL in flat:
     inferred = infer_efficientnet_variant(flat, source)
     if variant not in ('', inferred, inferred + TORCH_SUFFIX):
-      raise UserError(f'{source} states that it is {variant!r}, but has the arrays of {inferred}')
+      raise UserError(
+        f'{source} states that it is {variant!r:.60}, but has the arrays of {inferred}'
+      )
     return make_model_config({'variant': variant or inferred} | model_fields, source), classes
   if variant:
-    raise UserError(f'{source} states that it is {variant!r}, but it is not an EfficientNet')
+    raise UserError(f'{source} states that it is {variant!r:.60}, but it is not an EfficientNet')
   if PATCH_KERNEL not in flat and RESNET_ROOT_KERNEL in flat:
     return infer_resnet_config(flat, source, model_fields), classes
   for name, axes in REQUIRED_RANKS.items():
