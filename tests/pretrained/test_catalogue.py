@@ -17,7 +17,7 @@ from vit_jax.pretrained.catalogue import (
   released_checkpoints,
   suggest_names,
 )
-from vit_jax.pretrained.download import SIZE_UNITS, matches_published_size
+from vit_jax.pretrained.published_size import SIZE_UNITS, matches_published_size
 from vit_jax.step import abstract_params
 
 # The variant of each released name.

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 import vit_jax
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
+from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.pretrained.export import export_model
 from vit_jax.pretrained.hub import fetch_from_hub, parse_hub_name
@@ -97,8 +98,9 @@ def folder(tmp_path_factory) -> Path:
   """A small ViT in the layout of transformers."""
   config = ModelConfig(variant='mu/8', depth=2, heads=4)
   params = flax.traverse_util.unflatten_dict(draw(config, 3, (32, 32)), sep='/')
-  preprocessing = {'size': (32, 32), 'crop': 'resize', 'short_side': 32}
-  preprocessing |= {'mean': config.mean, 'scale': config.scale}
+  preprocessing = Preprocessing(
+    size=(32, 32), interpolation='pil_bicubic', mean=config.mean, scale=config.scale
+  )
   model = PretrainedModel(
     source='drawn', params=params, config=config, classes=3, preprocessing=preprocessing,
     labels=('ant', 'bee', 'cat'),
