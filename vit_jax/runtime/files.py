@@ -68,8 +68,13 @@ def split_pattern(pattern: str) -> tuple[Path, str]:
   """Return (the longest existing directory that a pattern starts with, the rest of the pattern).
 
   The directory is taken literally, so that it may contain `[` and `*`.
+
+  Raises UserError for the home directory of an unknown user.
   """
-  path = Path(pattern).expanduser()
+  try:
+    path = Path(pattern).expanduser()
+  except RuntimeError:
+    raise UserError(f'{pattern}: this user has no home directory') from None
   directory = next((each for each in path.parents if each.is_dir()), Path(path.anchor))
   return directory, str(path.relative_to(directory))
 
