@@ -2,28 +2,16 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-from vit_jax.__main__ import main
 
 RELEASED = Path(__file__).parents[2] / 'vit_jax' / 'pretrained' / 'released.csv'
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-  def run(*args: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, 'argv', ['vit-jax', 'models', *args])
-    try:
-      main()
-      code = 0
-    except SystemExit as end:
-      code = end.code
-    return code, *capsys.readouterr()
-
-  return run
+def run(typed):
+  return lambda *args: typed('models', *args)
 
 
 def released() -> list[dict[str, str]]:

@@ -102,6 +102,7 @@ def test_a_report_to_a_lost_screen_does_not_end_the_writer():
   disk.full = False
   wait_until(lambda: disk.items == [1])
   out.close()
+  assert disk.items == [1]
 
 
 def read_events(file):

@@ -1,4 +1,4 @@
-"""Models of timm and Hugging Face with equal arrays and different functions are told apart."""
+"""Models of timm and Hugging Face with equal arrays and different functions are distinguished."""
 
 import json
 

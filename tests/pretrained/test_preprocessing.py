@@ -1,4 +1,4 @@
-"""What files state about preprocessing is read as stated; the rest is listed as assumed."""
+"""Preprocessing is read as files state it, and the rest is listed as assumed."""
 
 import dataclasses
 import json

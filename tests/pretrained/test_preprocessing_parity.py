@@ -53,7 +53,7 @@ def assert_equal_pixels(photos: list[bytes], steps: Preprocessing, expected) -> 
     theirs = expected(Image.open(io.BytesIO(photo)).convert('RGB'))
     ours = our_pixels(photo, steps)
     assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).mean() <= 0.01  # At most 1 is asked for.
+    assert np.abs(ours - theirs).mean() <= 0.01  # The limit is 1.
     assert np.abs(ours - theirs).max() <= 1
 
 
