@@ -24,7 +24,15 @@ def test_figures_and_numbers_of_a_model_beside_others(command, tmp_path):
   code, out, err = command(
     'figures', '--init', 'model.npz', '--images', '*.png', '--out', 'out', '--beside', 'other.npz'
   )
-  assert (code, err) == (0, '')
+  # Neither file states its image size. (32 / 8) x (32 / 8) patches.
+  assert (code, err.splitlines()) == (
+    0,
+    [
+      f'{name}: the file does not state an image size: its position embeddings are taken for '
+      '4x4 patches'
+      for name in ('model.npz', 'other.npz')
+    ],
+  )
   made = {path.name for path in (tmp_path / 'out').iterdir()}
   names = ('filters', 'positions', 'distance', 'rollout')
   assert made >= {f'{name}.png' for name in names} | {'numbers.csv', 'numbers.md', 'distance.csv'}

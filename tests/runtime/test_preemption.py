@@ -11,12 +11,16 @@ import pytest
 from tests.runs import ENVIRONMENT, ROOT, Run, account, finished, stopped_at
 from vit_jax.runtime.preemption import Preemption
 
+# A step takes 8 ms. A run must not end before the test, on a busy machine, has sent its signal.
+STEPS = 400
+LONG = f'--config.steps={STEPS}'
+
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory) -> dict:
   """Return the account of an uninterrupted run on one host with two devices."""
   workdir = tmp_path_factory.mktemp('runs') / 'uninterrupted'
-  finished(workdir)
+  finished(workdir, LONG)
   return account(workdir)
 
 
@@ -24,26 +28,26 @@ def test_a_run_stopped_three_times_on_one_and_two_hosts_equals_an_uninterrupted_
   uninterrupted, tmp_path
 ):
   workdir = tmp_path / 'run'
-  with Run(workdir, '--config.data.workers=1', start=0) as run:
-    run.until('step 5/60')
+  with Run(workdir, LONG, '--config.data.workers=1', start=0) as run:
+    run.until(f'step 5/{STEPS}')
     run.send(signal.SIGTERM, group=True)
     assert run.codes() == [75], run.text()
     first = stopped_at(run.text())
     assert first >= 5
-  with Run(workdir, hosts=2, devices=1, start=1) as run:
-    run.until(f'step {first + 3}/60')
+  with Run(workdir, LONG, hosts=2, devices=1, start=1) as run:
+    run.until(f'step {first + 3}/{STEPS}')
     run.send(signal.SIGTERM, host=1)
     assert run.codes() == [75, 75], run.text() + run.text(1)
     second = stopped_at(run.text())
     assert second >= first + 3
     assert f'resumes after step {first}' in run.text()
-  with Run(workdir, start=2) as run:
-    run.until('step 40/60  loss')
+  with Run(workdir, LONG, start=2) as run:
+    run.until(f'step {second + 20}/{STEPS}  loss')
     run.send(signal.SIGINT)
     assert run.codes() == [130], run.text()
-    # The evaluation at step 40 may be missing; the next start makes up for it.
-    assert stopped_at(run.text()) >= 40
-  finished(workdir)
+    # An evaluation may be missing; the next start makes up for it.
+    assert stopped_at(run.text()) >= second + 20
+  finished(workdir, LONG)
   assert account(workdir) == uninterrupted
 
 

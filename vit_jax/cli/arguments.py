@@ -251,6 +251,11 @@ def load_model(args: argparse.Namespace):
   model = load(args.init, **overrides)
   if 'short_side' in overrides and model.preprocessing.resize_size is None:
     raise UserError('--short_side needs --crop center: this model resizes the image without a crop')
+  print_notes(model)
+  return model
+
+
+def print_notes(model):
+  """Print to stderr what was assumed or left out when a model was loaded."""
   for note in model.notes:
     print_stderr(f'{model.source}: {note}')
-  return model

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_model_flags, load_model
+from vit_jax.cli.arguments import add_model_flags, load_model, print_notes
 from vit_jax.cli.results import format_csv, write_output
 from vit_jax.runtime.screen import print_stderr
 
@@ -33,6 +33,7 @@ def figures(args):
   }
   for name in args.beside:
     other = vit_jax.load(name)
+    print_notes(other)
     source = open_figure_images(args.images, other) if args.images else None
     summaries[Path(other.source).name] = summarize_analysis(analyze_model(other, source))
   rows = arrange_summaries(summaries | published_summaries())
