@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, total_steps
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.images import write_train_image
 from vit_jax.data.loader import eval_batches, max_bad_examples, train_batches
 from vit_jax.errors import DivergedError, UserError
+from vit_jax.optim.durations import total_steps
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.train import train

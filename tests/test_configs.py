@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.config import Config, parse_duration
+from vit_jax.config import Config
 from vit_jax.config_checks import validate
 from vit_jax.models.families import build_model
+from vit_jax.optim.durations import parse_duration
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
 from vit_jax.step import abstract_params, init_state, train_step
 from vit_jax.training.task import make_task

@@ -17,7 +17,7 @@ import simplejpeg
 
 import vit_jax
 from vit_jax.checkpoint.manager import load_newest_params
-from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig, due
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.sampler import shuffled_example
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.metrics.records import read_metrics
@@ -374,11 +374,6 @@ def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(t
     train(config, tmp_path)
   assert list(saved_states(tmp_path)) == list(range(1, 8))
   assert 'step 3 changes nothing' in capsys.readouterr().err
-
-
-def test_things_are_due_at_their_multiples_and_at_the_end():
-  assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
-  assert [step for step in range(1, 11) if due(step, 0, 10)] == [10]
 
 
 @pytest.mark.slow

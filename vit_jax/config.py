@@ -4,7 +4,6 @@ Nothing here touches a device or reads data. `config_checks.validate` checks the
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 
 from vit_jax.errors import UserError, did_you_mean
@@ -339,62 +338,9 @@ def rename_settings(values: dict) -> dict:
   return values
 
 
-def parse_duration(text: str, *, name: str, steps: int, epoch: float) -> int:
-  """Return the steps of a duration, at least 1, or 0 for '0'.
-
-  '500' is steps, '2ep' is epochs of `epoch` steps, '10%' is a part of the run's `steps`.
-  Raises UserError for any other text; `name` is the setting that it names.
-  """
-  match = re.fullmatch(r'(\d+(?:\.\d+)?)(ep|%|)', str(text).strip())
-  if not match or (not match[2] and '.' in match[1]):
-    raise UserError(
-      f"config.{name}={text!r}: expected a duration such as '500' (steps), '2ep' (epochs) or "
-      "'10%' (of the run)"
-    )
-  count = float(match[1]) * {'': 1, 'ep': epoch, '%': steps / 100}[match[2]]
-  return max(1, round(count)) if count else 0
-
-
-def due(step: int, every: int, last: int) -> bool:
-  """Return True after each `every` steps and after the last. `every=0` means only the last."""
-  return step == last or (every > 0 and step % every == 0)
-
-
 # The settings about unlabelled images, as a run without such images has them.
 UNLABELLED_DEFAULTS = {
   f.name: f.default
   for f in dataclasses.fields(DataConfig)
   if f.name in ('pseudo_labels', 'confidence_threshold') or f.name.startswith('unlabelled')
 }
-
-
-def labelled_batch_size(data: DataConfig) -> int:
-  """Return the number of labelled images in a batch. One epoch is one pass over these images."""
-  return data.batch // (1 + data.unlabelled_ratio) if data.unlabelled else data.batch
-
-
-def total_steps(config: Config, examples: int) -> int:
-  """Return the steps of the run over `examples` labelled examples.
-
-  Raises UserError if a batch has more images than that, or if warm-up and cool-down leave no steps.
-  """
-  labelled = labelled_batch_size(config.data)
-  if labelled > examples:
-    part = f', with {labelled} labelled,' if config.data.unlabelled else ''
-    raise UserError(
-      f'config.data.batch={config.data.batch}{part} is more than the {examples} training examples '
-      f'of {config.data.train}'
-    )
-  epoch = examples / labelled
-  steps = config.steps or max(1, round(config.epochs * epoch))
-  clock = {'steps': steps, 'epoch': epoch}
-  warmup = parse_duration(config.optim.warmup, name='optim.warmup', **clock)
-  cooldown = parse_duration(config.optim.cooldown, name='optim.cooldown', **clock)
-  if warmup + cooldown >= steps:
-    lengths = {'warmup': warmup, 'cooldown': cooldown}
-    flags = ' '.join(f'--config.optim.{name}=0' for name, length in lengths.items() if length)
-    raise UserError(
-      f'warmup ({warmup}) and cooldown ({cooldown}) leave nothing of {steps} steps: add {flags}, '
-      'or train for more steps. A percentage of the run is at least one step'
-    )
-  return steps

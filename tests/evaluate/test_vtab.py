@@ -2,11 +2,12 @@
 
 import pytest
 
-from vit_jax.config import ModelConfig, parse_duration
+from vit_jax.config import ModelConfig
 from vit_jax.config_checks import validate
 from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.evaluate.vtab import check_vtab_data, mean_by_group, vtab_config
+from vit_jax.optim.durations import parse_duration
 from vit_jax.paper.published import read_published_table
 
 MODEL = ModelConfig(variant='mu/4')

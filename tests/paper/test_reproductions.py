@@ -13,11 +13,12 @@ import pytest
 from tests.test_configs import assert_a_step_traces
 from vit_jax.__main__ import build_parser
 from vit_jax.cli.jobs import parse_config_flags
-from vit_jax.config import Config, total_steps
+from vit_jax.config import Config
 from vit_jax.config_checks import validate
 from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
+from vit_jax.optim.durations import total_steps
 from vit_jax.paper.full_scale import replace_jft, uses_jft
 from vit_jax.paper.published import parse_first_number
 from vit_jax.paper.reproductions import (

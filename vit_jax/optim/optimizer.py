@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.config import OptimConfig, parse_duration
+from vit_jax.config import OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.models.layers import RUNNING_STATISTICS
+from vit_jax.optim.durations import parse_duration
 from vit_jax.optim.spike_guard import guard_spikes
 
 BLOCK_PATH_PREFIX = 'Transformer/encoderblock/'

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vit_jax.config import Config, total_steps
+from vit_jax.config import Config
 from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
+from vit_jax.optim.durations import total_steps
 from vit_jax.paper import full_scale
 from vit_jax.paper.published import (
   ROW_NAMES,

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import optax
 
-from vit_jax.config import Config, labelled_batch_size, total_steps
+from vit_jax.config import Config
+from vit_jax.optim.durations import labelled_batch_size, total_steps
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated

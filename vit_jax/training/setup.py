@@ -16,7 +16,7 @@ from vit_jax.checkpoint.run_directory import (
   check_same_run,
   write_run_description,
 )
-from vit_jax.config import Config, due, labelled_batch_size, parse_duration, total_steps
+from vit_jax.config import Config
 from vit_jax.config_checks import validate
 from vit_jax.data.class_names import normalize_class_name
 from vit_jax.data.fingerprint import fingerprint_data
@@ -28,6 +28,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate.protocols import ProtocolFn, make_protocols
 from vit_jax.metrics.step_log import StepLog, open_step_log
 from vit_jax.metrics.writer import MetricsWriter
+from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.fsdp import unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops
