@@ -25,8 +25,6 @@ SETTINGS = {
   'area': (0.05, 1.0),
   'aspect': (3 / 4, 4 / 3),
   'side': 0,
-  'operations': 0,
-  'magnitude': 0.0,
   'flip': True,
   'max_pixels': 10**8,
 }

@@ -11,9 +11,10 @@ Argument: a model (B0 … B7, L2, mini) to train on labelled images alone, or MO
 student with RATIO unlabelled images for each labelled image. The authors use 14, 14 and 28 for
 three generations of L2. With L2 as the teacher they use 1 for B0 and 3 for B1 to B7.
 RMSProp with a learning rate of 0.128 for 2,048 labelled images. It falls by 3 % every 2.4 epochs of
-350, or every 4.8 epochs of 700. The noise is RandAugment, dropout before the head, and stochastic
-depth. The moving average of the parameters is evaluated, and teaches. An unlabelled image is used
-if the teacher's probability is at least 0.3, and each class has 130,000 of them.
+350, or every 4.8 epochs of 700. The noise is dropout before the head, stochastic depth, and
+RandAugment with the operations of the authors' code (--config.data.randaug_variant=intended
+corrects six of them). The moving average of the parameters is evaluated, and teaches. An unlabelled
+image is used if the teacher's probability is at least 0.3, and each class has 130,000 of them.
 Cost: B0 about 1 exaFLOP, which is 350 epochs of ImageNet at 0.76 GFLOPs for a forward pass. L2 with
 its unlabelled images took 12,300 TPUv3-core-days (arXiv 2010.11929, Table 2). Only mini was run
 here.
@@ -65,6 +66,7 @@ def published(model: str, ratio: int) -> Config:
       crop_area=(0.08, 1.0),
       randaug_ops=2 if magnitude else 0,
       randaug_magnitude=float(magnitude),
+      randaug_variant='noisystudent' if magnitude else 'intended',
       eval_crop='center',
       eval_short_side=round(side / 0.875),
       workers=16,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vit_jax.config import UNLABELLED_DEFAULTS, Config, flatten_config, with_settings
 from vit_jax.config_checks import CHOICES, RANGES, READ_ONLY_WHEN, setting_types, validate
+from vit_jax.data.randaugment import RANDAUGMENT_VARIANTS
 from vit_jax.errors import UserError
 from vit_jax.models.masked import PATCH_TARGETS
 from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
@@ -43,6 +44,7 @@ def test_the_defaults_are_valid_and_every_number_that_can_be_wrong_has_a_range()
 # Settings that some choices need besides.
 COMPANIONS = {
   'random': {'data.resize_before_crop': 256},
+  'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
   'bicubic': {'init': 'runs/a'},
@@ -61,6 +63,7 @@ def test_choices_and_implementations_are_the_same():
   tables = {
     'model.gelu': GELU_FUNCTIONS,
     'model.remat': REMAT_POLICIES,
+    'data.randaug_variant': RANDAUGMENT_VARIANTS,
     'optim.name': UPDATE_RULES,
     'optim.schedule': LR_DECAYS,
     'loss': LOSSES,

@@ -133,6 +133,9 @@ CASES = {
   'data.resize_before_crop': Case(batches, 12, {'data.crop': 'random'}, baseline=9),
   'data.randaug_ops': Case(batches, 2, with_value={'data.randaug_magnitude': 9.0}),
   'data.randaug_magnitude': Case(batches, 9.0, {'data.randaug_ops': 2}, baseline=3.0),
+  'data.randaug_variant': Case(
+    batches, 'noisystudent', {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0}
+  ),
   'data.flip': Case(batches, False),
   'data.eval_crop': Case(eval_images, 'center'),
   'data.eval_short_side': Case(eval_images, 12, {'data.eval_crop': 'center'}),
@@ -253,6 +256,7 @@ REFUSED = {
   'data.crop_aspect': [{'data.crop': 'resize'}],
   'data.resize_before_crop': [{}, {'data.crop': 'resize'}],
   'data.randaug_magnitude': [{}],
+  'data.randaug_variant': [{}],
   'data.eval_short_side': [{}, {'data.eval_crop': 'none'}],
   'data.orient': [{}],
   'data.jpeg_dct': [{}],

@@ -59,6 +59,9 @@ class DataConfig:
   randaug_ops: int = 0
   # The magnitude of these operations. The largest model of Noisy Student has 27.
   randaug_magnitude: float = 0.0
+  # noisystudent: as its published code computes them, with arguments that overflow.
+  # intended: as that code evidently was meant (data/randaugment.py).
+  randaug_variant: str = 'intended'
   # Flip half of the training images from left to right.
   flip: bool = True
   # resize: resize the image to `size`. center: resize the short side, then crop the center.

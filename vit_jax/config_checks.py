@@ -15,6 +15,7 @@ from vit_jax.errors import UserError, did_you_mean
 
 CHOICES = {
   'data.crop': ('inception', 'resize', 'random'),
+  'data.randaug_variant': ('intended', 'noisystudent'),
   'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
   'data.interpolation': (
     'tf_bilinear',
@@ -137,6 +138,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'data.crop_aspect': ({'data.crop': ('inception',)},),
   'data.resize_before_crop': ({'data.crop': ('random',)},),
   'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
+  'data.randaug_variant': ({'data.randaug_ops': ENABLED},),
   'data.eval_short_side': ({'data.eval_crop': ('center', 'squash', 'border')},),
   'data.orient': (ENCODED_SOURCES,),
   'data.jpeg_dct': (ENCODED_SOURCES,),

@@ -21,7 +21,7 @@ AREA, ASPECT, PIXELS = (0.05, 1.0), (3 / 4, 4 / 3), 10**8
 
 TRAIN = {
   'name': 'a.jpg', 'key': (0, 0, 0), 'crop': 'inception', 'area': AREA, 'aspect': ASPECT, 'side': 0,
-  'flip': True, 'operations': 0, 'magnitude': 0.0, 'decoding': {'max_pixels': PIXELS},
+  'flip': True, 'decoding': {'max_pixels': PIXELS},
 }  # fmt: skip  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_center_crop_rounds_the_long_side_to_the_nearest_pixel():
 def test_randaugment_uses_random_bits_that_the_crop_does_not():
   key = (3, 1, 4)
   expected = rand_augment(train(JPEG, key=key), random_bits(key, 100), count=2, magnitude=9)
-  assert np.array_equal(train(JPEG, key=key, operations=2, magnitude=9.0), expected)
+  assert np.array_equal(train(JPEG, key=key, randaugment={'count': 2, 'magnitude': 9.0}), expected)
 
 
 def test_a_random_crop_is_flipped_like_any_other_image():

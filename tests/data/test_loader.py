@@ -200,8 +200,6 @@ def test_a_training_image_is_drawn_from_the_seed_the_epoch_and_its_index():
           area=c.crop_area,
           aspect=c.crop_aspect,
           side=0,
-          operations=0,
-          magnitude=0.0,
           flip=True,
           decoding={'max_pixels': c.max_pixels},
         )

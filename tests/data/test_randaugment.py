@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from vit_jax.data.randaugment import FILL_COLOR, RANDAUGMENT_OPS, rand_augment
+from vit_jax.data.randaugment import (
+  FILL_COLOR,
+  RANDAUGMENT_OPS,
+  RANDAUGMENT_VARIANTS,
+  rand_augment,
+)
 from vit_jax.data.sampler import random_bits
 
 
@@ -117,3 +122,57 @@ def test_two_operations_are_applied_in_order(photo):
   bits = (names.index('Invert'), names.index('Posterize'))
   out = rand_augment(photo, bits, count=2, magnitude=5)
   np.testing.assert_array_equal(out, RANDAUGMENT_OPS['Posterize'](255 - photo, 0.5, 0))
+
+
+PUBLISHED = RANDAUGMENT_VARIANTS['noisystudent']
+EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
+# Magnitude -> (values that Posterize keeps apart, lowest value that Solarize inverts). Computed with
+# TensorFlow 2.12 in graph mode by the lines of google-research/noisystudent, randaugment.py.
+PUBLISHED_ARGUMENTS = {
+  2: (2, 51), 6: (4, 153), 11: (16, 25), 12: (16, 51), 15: (64, 128), 18: (128, 204),
+  20: (256, 0), 23: (2, 76), 24: (2, 102), 27: (2, 179), 30: (2, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('magnitude', PUBLISHED_ARGUMENTS)
+def test_posterize_and_solarize_overflow_as_the_published_code_does(magnitude):
+  levels, threshold = PUBLISHED_ARGUMENTS[magnitude]
+  posterized = PUBLISHED['Posterize'](EVERY_VALUE, magnitude / 10, 0)
+  np.testing.assert_array_equal(posterized, EVERY_VALUE // (256 // levels) * (256 // levels))
+  values = EVERY_VALUE.astype(int)
+  expected = np.where(values < threshold, values, 255 - values)
+  np.testing.assert_array_equal(PUBLISHED['Solarize'](EVERY_VALUE, magnitude / 10, 0), expected)
+
+
+@pytest.mark.parametrize(('side', 'gray'), [(40, 6), (224, 196), (600, 255)])
+def test_published_contrast_is_relative_to_the_number_of_pixels(side, gray):
+  image = np.full((side, side, 3), 200, np.uint8)
+  expected = min(255, int(gray + 1.9 * (200 - gray)))  # 1.8 * level + 0.1 = 1.9.
+  np.testing.assert_allclose(PUBLISHED['Contrast'](image, 1.0, 0), expected, atol=1)
+
+
+def test_published_distances_are_pixels():
+  image = np.random.default_rng(0).integers(0, 120, (300, 200, 3), np.uint8)
+  left = PUBLISHED['TranslateX'](image, 1.0, 1 << 63)
+  np.testing.assert_array_equal(left[:, :100], image[:, 100:])
+  assert (left[:, 100:] == 128).all()
+  down = PUBLISHED['TranslateY'](image, 0.5, 0)
+  np.testing.assert_array_equal(down[50:], image[:-50])
+  assert (down[:50] == 128).all()
+  covered = PUBLISHED['Cutout'](image, 0.5, 0x8000 << 16 | 0x8000 << 32)  # Around (150, 100).
+  expected = image.copy()
+  expected[130:170, 80:120] = 128
+  np.testing.assert_array_equal(covered, expected)
+
+
+def test_the_variant_changes_only_the_operations_that_the_module_names(photo):
+  differing = {
+    name
+    for name, operation in RANDAUGMENT_OPS.items()
+    if (operation(photo, 2.7, 7 << 20) != PUBLISHED[name](photo, 2.7, 7 << 20)).any()
+  }
+  assert differing == {'Posterize', 'Solarize', 'Contrast', 'Cutout', 'TranslateX', 'TranslateY'}
+  bits = (list(PUBLISHED).index('Posterize'),)
+  for variant, operations in RANDAUGMENT_VARIANTS.items():
+    out = rand_augment(photo, bits, count=1, magnitude=27, variant=variant)
+    np.testing.assert_array_equal(out, operations['Posterize'](photo, 2.7, 0))

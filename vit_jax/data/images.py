@@ -32,8 +32,7 @@ def write_train_image(
   area: tuple[float, float],
   aspect: tuple[float, float],
   side: int,
-  operations: int,
-  magnitude: float,
+  randaugment: dict[str, object] | None = None,
   flip: bool,
   interpolation: str = 'tf_bilinear',
   decoding: dict[str, int],
@@ -50,8 +49,7 @@ def write_train_image(
     area: Smallest and largest area of the 'inception' box, as a fraction of the image.
     aspect: Smallest and largest width / height of the 'inception' box.
     side: Pixels, used by 'random'.
-    operations: Number of RandAugment operations.
-    magnitude: RandAugment's magnitude.
+    randaugment: Keywords of `rand_augment`, or None.
     flip: Flip half of the images left-right.
     interpolation: As in resize.py. For 'tf_area', big_vision trains with 'tf_bilinear'.
     decoding: `max_pixels`, and `fast_dct` and `orient` if they are not the default.
@@ -69,9 +67,9 @@ def write_train_image(
     cv2.flip(resize_image(image, out.shape[:2], interpolation), 1, dst=out)
   else:
     resize_image(image, out.shape[:2], interpolation, out)
-  if operations:
+  if randaugment:
     bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
-    out[...] = rand_augment(out, bits, count=operations, magnitude=magnitude)
+    out[...] = rand_augment(out, bits, **randaugment)
 
 
 def write_eval_image(

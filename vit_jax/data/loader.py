@@ -158,6 +158,13 @@ def _write_train_example(
   """Write the image of an example in one epoch into `out` and return the labels."""
   data, labels, name = source[index]
   options = decoding_options(config.orient, config.jpeg_dct, user_file=_is_user_file(source, index))
+  randaugment = None
+  if config.randaug_ops:
+    randaugment = {
+      'count': config.randaug_ops,
+      'magnitude': config.randaug_magnitude,
+      'variant': config.randaug_variant,
+    }
   write_train_image(
     data,
     out,
@@ -167,8 +174,7 @@ def _write_train_example(
     area=config.crop_area,
     aspect=config.crop_aspect,
     side=config.resize_before_crop,
-    operations=config.randaug_ops,
-    magnitude=config.randaug_magnitude,
+    randaugment=randaugment,
     flip=config.flip,
     interpolation=config.interpolation,
     decoding={'max_pixels': config.max_pixels, **options},

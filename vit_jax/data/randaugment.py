@@ -1,9 +1,17 @@
 """RandAugment (arXiv 1909.13719) as Noisy Student uses it (arXiv 1911.04252).
 
 It applies a few operations from a table to uint8 images [h, w, 3], all at one magnitude, on the
-host. The operations and the scale of the magnitude are those of google-research/noisystudent, with
-two differences. Contrast is relative to the mean of the image, where that code uses its number of
-pixels. Distances are fractions of the image, not pixels. Pixels from outside the image are gray.
+host. There are two variants of the table.
+
+- 'noisystudent' computes what the code of google-research/noisystudent computes. Some of it was
+  hardly intended: below magnitude 2.5 and from 22.5, Posterize keeps only the highest bit. From
+  magnitude 10, the threshold of Solarize starts again at 0. Contrast is relative to a gray that
+  depends on the number of pixels. Cutout and translations are in pixels, whatever the size.
+- 'intended' differs in these operations only. Posterize keeps no bit below magnitude 2.5. It
+  changes nothing from 20, nor does Solarize from 10. Contrast is relative to the mean of the image,
+  and distances are fractions of the image.
+
+Pixels from outside the image are gray.
 
 Every operation takes (image, level, bits): `level` is the magnitude / 10, and `bits` is a uniform
 64-bit integer from which all of its randomness comes.
@@ -22,7 +30,12 @@ ImageArray = np.ndarray
 
 
 def rand_augment(
-  image: ImageArray, bits: tuple[int, ...], *, count: int, magnitude: float
+  image: ImageArray,
+  bits: tuple[int, ...],
+  *,
+  count: int,
+  magnitude: float,
+  variant: str = 'intended',
 ) -> ImageArray:
   """Apply `count` random operations to the image [h, w, 3].
 
@@ -31,10 +44,11 @@ def rand_augment(
     bits: Uniform 64-bit integers, one per operation.
     count: Number of operations.
     magnitude: Strength; 10 is level 1.
+    variant: 'intended' or 'noisystudent'.
   """
-  names = list(RANDAUGMENT_OPS)
+  operations = list(RANDAUGMENT_VARIANTS[variant].values())
   for each in bits[:count]:
-    image = RANDAUGMENT_OPS[names[each % len(names)]](image, magnitude / MAGNITUDE_SCALE, each)
+    image = operations[each % len(operations)](image, magnitude / MAGNITUDE_SCALE, each)
   return image
 
 
@@ -87,9 +101,23 @@ def posterize(image: ImageArray, level: float, bits: int) -> ImageArray:
   return (image >> shift) << shift if shift < 8 else np.zeros_like(image)
 
 
+def posterize_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Keep the top 4 * level bits of each channel, but only the highest bit if these are 0 or over 8.
+
+  TensorFlow converts a shift of -1 bits to uint8, where it is 255, and shifts by 7 bits at most.
+  """
+  shift = min(7, (8 - int(4 * level)) % 256)
+  return (image >> shift) << shift
+
+
 def solarize(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Invert the values that are at least 256 * level."""
   return np.where(image < int(256 * level), image, 255 - image)
+
+
+def solarize_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Invert the values that are at least 256 * level, modulo 256: the threshold is a uint8."""
+  return np.where(image < int(256 * level) % 256, image, 255 - image)
 
 
 def solarize_add(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -108,6 +136,15 @@ def adjust_contrast(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Blend with the mean gray of the image."""
   mean = int((image.astype(np.float32) @ LUMA_WEIGHTS).astype(np.uint8).mean() + 0.5)
   return blend(image, np.full_like(image, mean), enhance_factor(level))
+
+
+def adjust_contrast_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Blend with the gray of 1/256 of the number of pixels, at most 255.
+
+  The code sums the counts of the image's histogram without their values.
+  """
+  gray = min(255, image.shape[0] * image.shape[1] // 256)
+  return blend(image, np.full_like(image, gray), enhance_factor(level))
 
 
 def adjust_brightness(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -155,21 +192,33 @@ def shear_y(image: ImageArray, level: float, bits: int) -> ImageArray:
   return warp_affine(image, [[1, 0, 0], [randomly_negate(0.3 * level, bits), 1, 0]])
 
 
+def shift_pixels(image: ImageArray, x: float = 0, y: float = 0) -> ImageArray:
+  """Shift the image left by `x` and up by `y` pixels."""
+  return warp_affine(image, [[1, 0, x], [0, 1, y]])
+
+
 def translate_x(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Shift by 0.3 * level times the width, left or right."""
-  offset = randomly_negate(round(0.3 * level * image.shape[1]), bits)
-  return warp_affine(image, [[1, 0, offset], [0, 1, 0]])
+  return shift_pixels(image, x=randomly_negate(round(0.3 * level * image.shape[1]), bits))
 
 
 def translate_y(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Shift by 0.3 * level times the height, up or down."""
-  offset = randomly_negate(round(0.3 * level * image.shape[0]), bits)
-  return warp_affine(image, [[1, 0, 0], [0, 1, offset]])
+  return shift_pixels(image, y=randomly_negate(round(0.3 * level * image.shape[0]), bits))
 
 
-def cutout(image: ImageArray, level: float, bits: int) -> ImageArray:
-  """Cover a square of 0.25 * level times the shorter side, around a random pixel, with gray."""
-  half = round(0.125 * level * min(image.shape[:2]))
+def translate_x_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift by 100 * level pixels, left or right."""
+  return shift_pixels(image, x=randomly_negate(100 * level, bits))
+
+
+def translate_y_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Shift by 100 * level pixels, up or down."""
+  return shift_pixels(image, y=randomly_negate(100 * level, bits))
+
+
+def cover_square(image: ImageArray, half: int, bits: int) -> ImageArray:
+  """Cover a square of 2 * half pixels around a random pixel with gray."""
   y, x = (
     (bits >> shift & 0xFFFF) * side >> 16
     for shift, side in zip((16, 32), image.shape[:2], strict=True)
@@ -177,6 +226,16 @@ def cutout(image: ImageArray, level: float, bits: int) -> ImageArray:
   image = image.copy()
   image[max(0, y - half) : y + half, max(0, x - half) : x + half] = FILL_COLOR
   return image
+
+
+def cutout(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Cover a square of 0.25 * level times the shorter side, around a random pixel, with gray."""
+  return cover_square(image, round(0.125 * level * min(image.shape[:2])), bits)
+
+
+def cutout_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
+  """Cover a square of 80 * level pixels around a random pixel with gray."""
+  return cover_square(image, int(40 * level), bits)
 
 
 RANDAUGMENT_OPS: dict[str, Callable[[ImageArray, float, int], ImageArray]] = {
@@ -196,4 +255,16 @@ RANDAUGMENT_OPS: dict[str, Callable[[ImageArray, float, int], ImageArray]] = {
   'SolarizeAdd': solarize_add,
   'TranslateX': translate_x,
   'TranslateY': translate_y,
+}
+RANDAUGMENT_VARIANTS = {
+  'intended': RANDAUGMENT_OPS,
+  'noisystudent': RANDAUGMENT_OPS
+  | {
+    'Contrast': adjust_contrast_as_published,
+    'Cutout': cutout_as_published,
+    'Posterize': posterize_as_published,
+    'Solarize': solarize_as_published,
+    'TranslateX': translate_x_as_published,
+    'TranslateY': translate_y_as_published,
+  },
 }
