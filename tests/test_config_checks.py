@@ -47,6 +47,8 @@ COMPANIONS = {
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
+  'keep': {'init': 'runs/a'},
+  'probe': {'init': 'runs/a'},
   'bicubic': {'init': 'runs/a'},
   **{name: {'data.train': 'folder:a'} for name in ('exif', 'ignore', 'fast', 'accurate')},
 }
@@ -94,6 +96,11 @@ WRONG = [
   ({'data.size': ()}, ['config.data.size=()']),
   ({'data.size': (0, 8)}, ['config.data.size=(0, 8)']),
   ({'data.size': -8}, ['config.data.size=(-8, -8)']),
+  ({'init': 'a', 'init_head': 'probe', 'loss': 'sigmoid'}, ["config.init_head='probe'", 'loss']),
+  (
+    {'init': 'a', 'init_head': 'probe', 'model.hidden_head': True},
+    ["config.init_head='probe'", 'config.model.hidden_head'],
+  ),
   ({'data.randaug_ops': 2}, ['config.data.randaug_ops=2', 'config.data.randaug_magnitude']),
   ({'data.crop': 'random'}, ['config.data.resize_before_crop=0', '(224, 224)']),
   (

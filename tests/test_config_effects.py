@@ -207,6 +207,7 @@ CASES = {
   'mixup': Case(program, 0.2),
   'init': Case(initial_params, '{pretrained}'),
   'init_positions': Case(initial_params, 'bicubic', INIT | {'data.size': (16, 16)}),
+  'init_head': Case(initial_params, 'keep', INIT),
 }
 
 
@@ -282,6 +283,7 @@ REFUSED = {
   'label_smoothing': [MASK],
   'mixup': [MASK],
   'init_positions': [{}],
+  'init_head': [{}, INIT | MASK],
   'probe_every': [{}],
   'fewshot_l2': [{}, {'probes': ('knn:builtin:digits',)}],
 }

@@ -240,6 +240,9 @@ class Config:
   init: str = ''
   # How position embeddings are resampled to another grid: corner (the paper), half_pixel, bicubic.
   init_positions: str = 'corner'
+  # The head after `init`. new: zeros (the paper). keep: that of `init`, for the same classes.
+  # probe: a logistic regression on the features of the training images.
+  init_head: str = 'new'
   # Writes the ids of each step's examples and its exact loss to ids.jsonl.
   log_ids: bool = False
   # A duration, as the other `*_every` settings.

@@ -44,6 +44,7 @@ CHOICES = {
   'optim.grad_dtype': ('float32', 'bfloat16'),
   'loss': ('softmax', 'sigmoid'),
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
+  'init_head': ('new', 'keep', 'probe'),
 }
 
 # Closed ranges. Any finite number is valid for a setting that is not listed.
@@ -169,6 +170,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'label_smoothing': (NO_MASK,),
   'mixup': (NO_MASK,),
   'init_positions': ({'init': ENABLED},),
+  'init_head': ({'init': ENABLED}, NO_MASK),
   'probe_every': ({'probes': ENABLED},),
   'fewshot_l2': ({'probes': FEWSHOT_PROBE},),
 }
@@ -201,6 +203,7 @@ def validate_values(config: Config) -> Config:
   _check_values(values)
   _check_data(config)
   _check_optim(config)
+  _check_probed_head(config)
   if bool(config.steps) == bool(config.epochs):
     got = f'steps={config.steps} and epochs={config.epochs:g}'
     raise UserError(
@@ -314,6 +317,18 @@ def _check_optim(config: Config):
       raise UserError(
         f'config.optim.{name}={pattern!r} is not a regular expression: {error}'
       ) from None
+
+
+def _check_probed_head(config: Config):
+  """Raise UserError unless a linear probe can be the head: linear, and trained with softmax."""
+  if config.init_head != 'probe':
+    return
+  for name, value in {'model.hidden_head': config.model.hidden_head, 'loss': config.loss}.items():
+    if value not in (False, 'softmax'):
+      raise UserError(
+        f"config.init_head='probe' fits a linear layer with the softmax loss, but config.{name} is "
+        f'{value!r}; --config.init_head=new starts a head of zeros'
+      )
 
 
 def setting_types(cls, prefix: str = '') -> dict[str, type]:

@@ -22,6 +22,7 @@ from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.mesh import make_any_host
 from vit_jax.step import TrainState
 from vit_jax.training.evaluation import Evaluations
+from vit_jax.training.initial_head import InitialHead
 from vit_jax.training.initial_state import restore_or_init_state
 from vit_jax.training.program import compile_train_step
 from vit_jax.training.setup import Run, set_up, start_run
@@ -34,9 +35,7 @@ def train(
   preemption: Preemption | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, float]:
-  """Train to the last step, resuming from the checkpoint in `workdir` if it has one.
-
-  Return the last evaluation.
+  """Train to the last step, from the newest checkpoint in `workdir`. Return the last evaluation.
 
   Raises UserError, before anything is written, if config, data and `workdir` do not go together. On
   preemption the run saves, and exits with the exit code of `preemption`.
@@ -49,11 +48,13 @@ def train(
     record_crashes(workdir, watchdog) as crash_log,
     contextlib.ExitStack() as files,
   ):
-    state, counters, notes = restore_or_init_state(run.program, checkpoints)
+    head = InitialHead(run, watchdog)
+    state, counters, notes = restore_or_init_state(run.program, checkpoints, head)
     step = int(state.step)
     crash_log.register_start(step)
     log = start_run(run, state, checkpoints, counters, notes)
     files.callback(log.writer.close)
+    head.write_metrics(log.writer)
     evaluations = Evaluations(run, log, counters, should_stop=should_stop, watchdog=watchdog)
     train_step, batches = compile_train_step(run.program), run.batches(start=step)
     log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
 from tests.evaluate.test_fewshot import K, clusters
-from vit_jax.evaluate.linear_probe import assign_folds, predict_linear_probe
+from vit_jax.evaluate.linear_probe import assign_folds, fit_linear_probe
 
 INVERSE_L2S = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -19,11 +19,12 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize('inverse_l2', [1e-4, 1e-2, 1.0])
 def test_predictions_are_those_of_scikit_learns_logistic_regression(inverse_l2):
   (x, y), (x_test, y_test) = clusters(140, 12), clusters(300, 12, seed=1)
-  predicted, selected = predict_linear_probe(x, y, x_test, classes=K, inverse_l2s=(inverse_l2,))
+  probe = fit_linear_probe(x, y, classes=K, inverse_l2s=(inverse_l2,))
+  predicted = probe.predict(x_test)
   a, b = standardised(x, x_test)
   theirs = LogisticRegression(C=inverse_l2, max_iter=5000, tol=1e-8).fit(a, y).predict(b)
   assert np.mean(predicted == theirs) >= 0.99  # Of 300. Both solvers stop at a small gradient.
-  assert selected == inverse_l2
+  assert probe.inverse_l2 == inverse_l2
   assert np.mean(predicted == y_test) > 1.5 / K
 
 
@@ -36,7 +37,7 @@ def test_the_regularization_is_that_of_a_grid_search_over_the_same_folds():
     cv=PredefinedSplit(assign_folds(y)),
     scoring='neg_log_loss',
   )
-  _, selected = predict_linear_probe(x, y, x_test, classes=K, inverse_l2s=INVERSE_L2S)
+  selected = fit_linear_probe(x, y, classes=K, inverse_l2s=INVERSE_L2S).inverse_l2
   assert selected == search.fit(a, y).best_params_['C']
 
 

@@ -112,8 +112,13 @@ def standardize(
   features: np.ndarray, test_features: np.ndarray, *, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Subtract the mean of `features` from both and divide by the standard deviation plus `eps`."""
-  mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + eps
+  mean, std = mean_and_std(features, eps=eps)
   return (features - mean) / std, (test_features - mean) / std
+
+
+def mean_and_std(features: np.ndarray, *, eps: float) -> tuple[np.ndarray, np.ndarray]:
+  """Return the mean and the standard deviation plus `eps` of features [n, d], float64 [d] each."""
+  return features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + eps
 
 
 def solve_ridge(x: np.ndarray, y: np.ndarray, l2: float) -> np.ndarray:

@@ -6,35 +6,52 @@ cross-validation on the training examples.
 Shapes: n training examples, m test examples, d features, k classes.
 """
 
+import dataclasses
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 
-from vit_jax.evaluate.fewshot import standardize
+from vit_jax.evaluate.fewshot import mean_and_std
 
 _INVERSE_L2_GRID = tuple(10.0 ** (i / 2) for i in range(-8, 5))  # 1e-4 … 100.
 _CV_FOLDS = 5
+_MIN_SIZE_FOR_THREADS = 10_000_000  # Multiplications in the product of features and weights.
 
 
-def predict_linear_probe(
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinearProbe:
+  """A fitted probe. Its kernel and bias apply to features that are not standardized."""
+
+  kernel: np.ndarray  # [d, k]
+  bias: np.ndarray  # [k]
+  inverse_l2: float  # The inverse regularization strength that was selected.
+
+  def predict(self, features: np.ndarray) -> np.ndarray:
+    """Return the most probable class [m] of each of the features [m, d]."""
+    return (features @ self.kernel + self.bias).argmax(axis=1)
+
+
+def fit_linear_probe(
   features: np.ndarray,
   labels: np.ndarray,
-  test_features: np.ndarray,
   *,
   classes: int,
   inverse_l2s: tuple[float, ...] = _INVERSE_L2_GRID,
-) -> tuple[np.ndarray, float]:
-  """Fit features [n, d] to labels [n]. Return (classes [m] of `test_features`, the inverse L2).
+) -> LinearProbe:
+  """Fit a probe to features [n, d] and labels [n].
 
   `inverse_l2s` is the grid of inverse regularization strengths, in ascending order.
   """
-  x, x_test = standardize(features, test_features, eps=1e-9)
-  best = inverse_l2s[0]
+  mean, std = mean_and_std(features, eps=1e-9)
+  x, best = (features - mean) / std, inverse_l2s[0]
   if len(inverse_l2s) > 1:
     best = _select_inverse_l2(x, labels, classes, inverse_l2s)
   grid = [each for each in inverse_l2s if each <= best]
   weights = _fit_regularization_path(x, labels, classes, grid)[-1]
-  return _predict_log_probabilities(x_test, weights).argmax(axis=1), best
+  kernel = weights[:-1] / std[:, None]
+  return LinearProbe(kernel, weights[-1] - mean @ kernel, best)
 
 
 def _select_inverse_l2(
@@ -68,9 +85,12 @@ def _fit_regularization_path(
 ) -> list[np.ndarray]:
   """Return the weights [d + 1, k] for each inverse L2, each fit starting from the previous one."""
   weights, path = np.zeros((x.shape[1] + 1, classes)), []
-  for inverse_l2 in inverse_l2s:
-    weights = _fit_logistic_regression(x, labels, weights, inverse_l2)
-    path.append(weights)
+  # Threads that wait for one another cost more than they save where the products are small.
+  threads = None if x.size * classes > _MIN_SIZE_FOR_THREADS else 1
+  with threadpool_limits(threads, user_api='blas'):
+    for inverse_l2 in inverse_l2s:
+      weights = _fit_logistic_regression(x, labels, weights, inverse_l2)
+      path.append(weights)
   return path
 
 

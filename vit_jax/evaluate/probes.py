@@ -91,13 +91,11 @@ def _probe_knn(features: ProbeFeatures, options: ProbeOptions) -> dict[str, Scor
 def _probe_linear(features: ProbeFeatures, options: ProbeOptions) -> dict[str, Score]:
   """Return {'linear': score}."""
   del options
-  predictions, inverse_l2 = linear_probe.predict_linear_probe(
-    features.train_features,
-    features.train_labels,
-    features.test_features,
-    classes=len(features.label_names),
+  probe = linear_probe.fit_linear_probe(
+    features.train_features, features.train_labels, classes=len(features.label_names)
   )
-  return {'linear': Score(features.accuracy_of(predictions), note=f'C {inverse_l2:g}')}
+  accuracy = features.accuracy_of(probe.predict(features.test_features))
+  return {'linear': Score(accuracy, note=f'C {probe.inverse_l2:g}')}
 
 
 PROBES: dict[str, Callable[[ProbeFeatures, ProbeOptions], dict[str, Score]]] = {
@@ -117,12 +115,17 @@ def open_pool_and_test(
   pool_split, default_test_split = PROBE_SPLITS.get(name, ('train', ''))
   pool = open_source(name, split or pool_split, dir=dir)
   test = open_source(name, test_split or default_test_split, dir=dir)
-  for source in (pool, test):
+  check_one_label(name, pool, test)
+  return pool, test
+
+
+def check_one_label(name: str, *sources: Source):
+  """Raise UserError if an example of a source has several labels. `name` is the source's."""
+  for source in sources:
     if source.max_labels > 1:
       raise UserError(
         f'{name}: its examples have up to {source.max_labels} labels, and probes need exactly one'
       )
-  return pool, test
 
 
 def extract_probe_features(

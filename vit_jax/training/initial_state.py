@@ -13,13 +13,16 @@ from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.sharding.mesh import shard_from_host
 from vit_jax.step import TrainState
+from vit_jax.training.initial_head import InitialHead
 from vit_jax.training.program import Program, abstract_state, make_init_fn
 
 
 def restore_or_init_state(
-  program: Program, checkpoints: CheckpointManager
+  program: Program, checkpoints: CheckpointManager, head: InitialHead | None = None
 ) -> tuple[TrainState, dict, list[str]]:
   """Return (the state to start from, the counters saved with it, lines for the screen).
+
+  `head` is needed if `config.init_head` is 'probe', and checks the classes if it is 'keep'.
 
   Raises UserError if every checkpoint is corrupt, or holds another architecture than the config, or
   if the model of `config.init` does not fit the config.
@@ -40,14 +43,21 @@ def restore_or_init_state(
     grid=program.model.shape.grid(config.data.size),
     old_grid=pretrained.grid,
     method=config.init_positions,
+    keep_head=config.init_head == 'keep',
   )
-  params = shard_from_host(params, shardings.params)
+  params, head_lines = shard_from_host(params, shardings.params), []
+  if head and config.init_head == 'keep':
+    head.check_classes(pretrained)
+  if head and config.init_head == 'probe':
+    params, line = head.fit(params)
+    head_lines = [line]
   ema = jax.tree.map(jax.numpy.copy, params) if config.optim.ema else None
   lines = [
     f'starts from {pretrained.source}',
     *pretrained.notes,
     *assumptions,
     *format_changes(changes),
+    *head_lines,
   ]
   return state.replace(params=params, ema=ema), {}, lines
 
