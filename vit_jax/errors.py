@@ -68,6 +68,12 @@ def one_line(error: BaseException, limit: int = 500) -> str:
   return ' '.join(str(error).split())[:limit] or type(error).__name__
 
 
+def format_error(error: BaseException) -> str:
+  """Return 'error: MESSAGE' on one line: newlines and other control characters are escaped."""
+  text = str(error).rstrip()
+  return 'error: ' + ''.join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def check_installed(feature: str, extra: str, *modules: str):
   """Raise UserError with the installation command if `feature` lacks any of `modules`.
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import os
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ def find_recipe(name: str) -> Path:
     shipped = recipes_dir() / path.name
     candidates = [shipped, path] if path.parent == Path() and text != path.name else [path, shipped]
   for candidate in candidates:
-    if text and candidate.is_file():
+    if text and os.path.isfile(candidate):  # noqa: PTH113, Path's raises for a long name.
       return candidate
   recipes = sorted(file.stem for file in recipes_dir().glob('*.py') if file.stem != '__init__')
   raise UserError(f'--config={name}: there is no such recipe.{did_you_mean(path.stem, recipes)}')
@@ -51,7 +52,8 @@ def find_recipe(name: str) -> Path:
 def is_recipe(name: str) -> bool:
   """Return whether `name` is a '.py' file or a recipe of the package; ':ARGUMENT' is ignored."""
   text = name.partition(':')[0]
-  return text.endswith('.py') or (recipes_dir() / f'{text.removeprefix("configs/")}.py').is_file()
+  path = recipes_dir() / f'{text.removeprefix("configs/")}.py'
+  return text.endswith('.py') or os.path.isfile(path)  # noqa: PTH113
 
 
 def import_recipe(name: str) -> types.ModuleType:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vit_jax.cli.arguments import read_label_names
+from vit_jax.cli.arguments import Parser, read_label_names
 from vit_jax.errors import UserError
 
 
@@ -24,3 +24,12 @@ def test_labels_from_something_that_is_not_a_file_are_an_error(tmp_path):
   for path in (tmp_path / 'fifo', tmp_path, '/dev/zero'):
     with pytest.raises(UserError, match='not a regular file'):
       read_label_names(str(path))
+
+
+def test_two_dashes_are_no_value_of_a_flag():
+  parser = Parser(prog='x')
+  parser.add_argument('--name')
+  parser.add_argument('rest', nargs='*')
+  with pytest.raises(UserError, match='--name=--'):
+    parser.parse_args(['--name=--', 'a'])
+  assert parser.parse_args(['--name=-', '--', '--name=--']).rest == ['--name=--']

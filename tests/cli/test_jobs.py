@@ -99,3 +99,21 @@ def test_both_jobs_run_from_another_directory_without_chatter_of_libraries(tmp_p
   assert 'resumes after step 2' in outputs[2]
   for output in outputs:
     assert 'backend' not in output and not re.search(r'^[IWEF]\d{4} ', output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+  'flag', ['--config.a b=1', "--config.'x'=1", '--config.a\n=1', '--config.=1']
+)
+def test_a_setting_with_an_impossible_name_is_an_error(flag):
+  with pytest.raises(UserError, match='is not a setting'):
+    parse_config_flags(['--config=configs/quickstart.py', flag])
+
+
+def test_a_misspelled_setting_is_found_before_a_value_with_a_newline():
+  with pytest.raises(UserError, match="Did you mean 'config.data.train'"):
+    parse_config_flags(['--config=configs/quickstart.py', '--config.data.trian=a\nb'])
+
+
+def test_the_name_of_a_recipe_may_be_too_long_for_a_file():
+  with pytest.raises(UserError, match='there is no such recipe'):
+    parse_config_flags([f'--config={"x" * 300}'])

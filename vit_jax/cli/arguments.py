@@ -1,7 +1,10 @@
 """Arguments that several commands share: the model and its overrides, the batch size, the hosts."""
 
 import argparse
+import itertools
 import os
+import re
+import sys
 from pathlib import Path
 
 from vit_jax.config_checks import CHOICES
@@ -16,6 +19,14 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, **options):
     super().__init__(**options, allow_abbrev=False)
+
+  def parse_known_args(self, args=None, namespace=None):
+    """Parse arguments. Refuse the value `--`, in whose place argparse returns an empty list."""
+    args = sys.argv[1:] if args is None else args
+    own = itertools.takewhile('--'.__ne__, args)
+    if wrong := next((arg for arg in own if re.fullmatch(r'--?\w+=--', arg)), None):
+      self.error(f'{wrong}: -- is not a value')
+    return super().parse_known_args(args, namespace)
 
   def error(self, message: str):
     """Raise UserError instead of exiting."""

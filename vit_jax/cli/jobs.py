@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import RENAMED_SETTINGS, Config, flatten_config
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, did_you_mean, format_error
 from vit_jax.recipes import load_recipe
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
 from vit_jax.runtime.files import user_cache_dir
@@ -103,7 +103,7 @@ def recipe_of_flags(args: Sequence[str]) -> str:
   """Return the value of the last --config=RECIPE or --config RECIPE, or ''."""
   recipe = ''
   for arg, value in itertools.pairwise([*args, '']):
-    if match := re.fullmatch(r'--?config(?:=(.*))?', arg):
+    if match := re.fullmatch(r'--?config(?:=(.*))?', arg, flags=re.DOTALL):
       recipe = value if match[1] is None else match[1]
   return recipe
 
@@ -113,7 +113,7 @@ def _without_recipe(args: Sequence[str]) -> list[str]:
   return [
     arg
     for previous, arg in itertools.pairwise(['', *args])
-    if not re.fullmatch(r'--?config', previous) and not re.fullmatch(r'--?config(=.*)?', arg)
+    if not re.fullmatch(r'--?config', previous) and not re.match(r'--?config(=|\Z)', arg)
   ]
 
 
@@ -124,7 +124,10 @@ def check_config_flags(args: Sequence[str], options: Sequence[str] = ()):
   """
   known = ['config.' + name for name in flatten_config(Config())]
   for arg in args:
-    if not (match := re.fullmatch(r'--?((?:no)?([A-Za-z][\w.]*))(=.*)?', arg)):
+    match = re.fullmatch(r'--?((?:no)?([A-Za-z][\w.]*))(=.*)?', arg, flags=re.DOTALL)
+    if not match:
+      if re.match(r'--?(no)?config\.', arg):
+        raise UserError(f'{arg.partition("=")[0]} is not a setting; expected --config.FIELD=VALUE')
       continue
     name = match[1] if match[1] in known else match[2]
     if new := RENAMED_SETTINGS.get(name.removeprefix('config.')):
@@ -141,7 +144,7 @@ def run_and_report_errors(function: Callable[[], object]):
   try:
     function()
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(format_error(error), file=sys.stderr)
     sys.exit(error.exit_code)
 
 

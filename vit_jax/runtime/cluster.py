@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from vit_jax.errors import EXIT_CRASH, EXIT_RESTART, UserError
+from vit_jax.errors import EXIT_CRASH, EXIT_RESTART, UserError, format_error
 from vit_jax.runtime.rendezvous import meet
 
 _COORDINATOR_PORT = 8476
@@ -173,7 +173,7 @@ def exit_on_error(processes: int) -> Iterator[None]:
     if processes == 1 or isinstance(error, SystemExit):
       raise
     if isinstance(error, UserError):
-      print(f'error: {error}', file=sys.stderr)
+      print(format_error(error), file=sys.stderr)
     else:
       traceback.print_exc()
     sys.stdout.flush()
