@@ -47,7 +47,7 @@ TAKES = {
   'xpk workload create': (
     {'workload', 'cluster', 'command', 'tpu-type'},
     ALWAYS_XPK | {'num-slices', 'spot', 'base-docker-image', 'script-dir', 'storage', 'max-restarts', 'restart-on-exit-codes',
-                  'docker-image', 'priority', 'env', 'on-demand', 'reservation', 'termination-grace-period-seconds'}, 0),
+                  'docker-image', 'priority', 'env', 'env-file', 'on-demand', 'reservation', 'termination-grace-period-seconds'}, 0),
   'xpk workload delete': ({'cluster'}, ALWAYS_XPK | {'workload', 'force'}, 0),
   'xpk storage attach': (
     {'cluster', 'type', 'auto-mount', 'mount-point', 'readonly'}, ALWAYS_XPK | {'bucket', 'size', 'mount-options'}, 1),
@@ -106,6 +106,20 @@ def check(called: str, flags: dict[str, str], rest: list[str]):
       refuse(f'{path} does not exist')
 
 
+def check_private(flags: dict[str, str]):
+  """Refuses a file with values of `--env` that others than its owner can read."""
+  startup = flags.get('metadata-from-file', '=').partition('=')[2]
+  for path in filter(None, (startup, flags.get('env-file', ''))):
+    if Path(path).stat().st_mode & 0o077:
+      refuse(f'others can read {path}')
+    if 'env-file' in flags and not re.fullmatch(
+      r'(\w+=.*\n)+', Path(path).read_text(encoding='utf-8')
+    ):
+      refuse(f'{path}: expected NAME=VALUE')
+    if Path(flags.get('script-dir', '/')) in Path(path).parents and 'env-file' in flags:
+      refuse(f'{path} would become a part of the image')
+
+
 def next_of(place: Path, play: dict, key: str):
   """The next of what was written for `key`; the last one stays."""
   told = place / f'{re.sub("[^a-z]", "_", key)}.count'
@@ -127,6 +141,7 @@ def main():
     refuse(f'no such command: {" ".join(plain[:5])}')
   flags = flags_of([word for word in words if word.startswith('-')])
   check(called, flags, plain[len(called.split()) :])
+  check_private(flags)
   with (place / 'calls.jsonl').open('a') as file:
     file.write(json.dumps(words) + '\n')
   code, out, err = next_of(place, play, called) if called in play else [0, '', '']

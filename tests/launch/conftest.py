@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vit_jax.__main__ import main
+
+ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / 'cloud_stand_in.py'
 
 
@@ -59,3 +63,33 @@ def cloud(tmp_path, monkeypatch):
   monkeypatch.setenv('STAND_IN', str(place))
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   return Cloud(place)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  """A clean checkout of a project with our configs, and nothing of git's settings."""
+  place = tmp_path / 'checkout'
+  shutil.copytree(ROOT / 'configs', place / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
+  for name in ('run_pretrain.py', 'requirements.txt'):
+    shutil.copy(ROOT / name, place / name)
+  (place / '.gitignore').write_text('__pycache__\n')
+  monkeypatch.chdir(place)
+  for name in ('AUTHOR', 'COMMITTER'):
+    monkeypatch.setenv(f'GIT_{name}_NAME', 'somebody')
+    monkeypatch.setenv(f'GIT_{name}_EMAIL', 'somebody@example.org')
+  for command in (['init', '-q'], ['add', '-A'], ['commit', '-q', '-m', 'all of it']):
+    subprocess.run(['git', *command], check=True)
+  return place
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+  """(exit code, standard output, errors) of a command."""
+
+  def run(*args: str):
+    monkeypatch.setattr(sys, 'argv', ['vit-jax', *args])
+    with pytest.raises(SystemExit) as end:
+      main()
+    return end.value.code, *capfd.readouterr()
+
+  return run

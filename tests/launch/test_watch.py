@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax.cli.launch import parse_verb_arguments
 from vit_jax.errors import UserError
+from vit_jax.launch.bundle import write_start_files
 from vit_jax.launch.job import Job, load_job, save_job
 from vit_jax.launch.manage import run_verb
 from vit_jax.launch.watch import Babysitter, PollSchedule
@@ -54,8 +55,10 @@ def failed(message: str):
 
 
 def watch(job, tmp_path, *, create=True):
-  (tmp_path / 'start.sh').write_text('#!/bin/bash\n')
-  return Babysitter(job, str(tmp_path), schedule=PACE).watch(create=create)
+  files = tmp_path / 'files'
+  files.mkdir()
+  write_start_files(job, str(files))
+  return Babysitter(job, str(files), schedule=PACE).watch(create=create)
 
 
 def verbs(cloud):

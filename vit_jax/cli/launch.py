@@ -1,26 +1,20 @@
 """launch: run a command on every host of a pod, or in several local processes."""
 
 import argparse
-import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from vit_jax.cli.arguments import Parser, non_negative_int, positive_int
+from vit_jax.cli.arguments import Parser, non_negative_int, positive_float, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError, did_you_mean
-from vit_jax.launch.dry_run import format_command, format_dry_run, upload_commands
+from vit_jax.launch.environment import new_run_token, parse_env, secret_part
 from vit_jax.launch.job import Job
 from vit_jax.launch.manage import JOB_VERBS, run_verb, watch_until_interrupted
-from vit_jax.launch.script import machine_script
-from vit_jax.launch.watch import (
-  Babysitter,
-  PollSchedule,
-  run_cloud_command,
-)
+from vit_jax.launch.shell import quote_word
+from vit_jax.launch.watch import Babysitter, PollSchedule, first_line, run_cloud_command
 from vit_jax.runtime.screen import ignore_lost_stdout, print_stderr
 
 DEFAULT_RECIPES = {
@@ -45,6 +39,8 @@ def launch(args):
       f'{", ".join(JOB_VERBS)}; {got}'
     )
   env = dict(map(parse_env, args.env))
+  if any('\0' in text for text in [*rest, *env.values()]):
+    raise UserError('a NUL character in the command or in a value of --env: no process can take it')
   raise SystemExit(
     launch_local(args, rest, env) if args.backend == 'local' else launch_on_cloud(args, rest, env)
   )
@@ -61,6 +57,7 @@ def parse_verb_arguments(verb: str, rest: list[str]) -> argparse.Namespace:
 
 def launch_local(args, command: list[str], env: dict[str, str]) -> int:
   """Launch with --backend=local."""
+  from vit_jax.launch.dry_run import format_local_command
   from vit_jax.launch.local import host_environment, run_hosts
 
   if is_training_command(command):
@@ -72,14 +69,9 @@ def launch_local(args, command: list[str], env: dict[str, str]) -> int:
       command = [*command, f'--workdir={args.workdir or default_workdir(config_name(command))}']
   if args.dry_run:
     for i in range(args.hosts):
-      variables = (
-        host_environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host) | env
-      )
-      print(
-        format_command(
-          ['env', *(f'{name}={value}' for name, value in variables.items()), 'python', *command]
-        )
-      )
+      own = host_environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host)
+      print(format_local_command(own, env, command))
+    print_masked_names(env)
     return 0
   return run_hosts(
     command, hosts=args.hosts, devices=args.devices_per_host, out=sys.stdout, env=env
@@ -93,33 +85,43 @@ def has_workdir(command: list[str]) -> bool:
 
 def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
   """Launch with one of the cloud backends."""
-  from vit_jax.launch.bundle import archive_command, checkout_root, format_pins, resolve_commit
+  from vit_jax.launch import bundle
+  from vit_jax.launch.dry_run import format_dry_run, upload_commands
   from vit_jax.launch.job import check_job, save_job
-  from vit_jax.launch.script import container_script
 
-  root = checkout_root(Path.cwd())
-  revision, left_out = resolve_commit(root, allow_dirty=args.allow_dirty)
+  root = bundle.checkout_root(Path.cwd())
+  revision, left_out = bundle.resolve_commit(root, allow_dirty=args.allow_dirty)
   if left_out:
     print_stderr(f'not launched, since it is not in commit {revision}: {left_out}')
   job = make_job(args, command, env, revision)
   check_job(job)
   check_job_fits(args, job, command)
-  with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
-    script = container_script(job) if job.backend == 'gke' else machine_script(job)
-    if args.dry_run:
-      print(format_dry_run(job, archive_command(root, revision, 'FILES'), script))
-      return 0
-    (Path(files) / 'start.sh').write_text(script, encoding='utf-8')
-    (Path(files) / 'pins.txt').write_text(format_pins(root), encoding='utf-8')
-    for step in [archive_command(root, revision, files), *upload_commands(job, files)]:
+  bundle.make_start_files(job)  # Raises UserError if they are too long.
+  if args.dry_run:
+    print(format_dry_run(job, bundle.archive_command(root, revision, 'FILES')))
+    print_masked_names(secret_part(job.env))
+    return 0
+  with bundle.launch_folder() as files:
+    bundle.write_start_files(job, files)
+    (Path(files) / 'pins.txt').write_text(bundle.format_pins(root), encoding='utf-8')
+    for step in [bundle.archive_command(root, revision, files), *upload_commands(job, files)]:
       if (done := run_cloud_command(step)).returncode:
-        raise UserError(f'{" ".join(step[:3])} …: {done.stderr.strip()}')
+        raise UserError(f'{" ".join(step[:3])} …: {first_line(done.stderr)}')
     save_job(job)
     babysitter = Babysitter(job, files, schedule=PollSchedule(poll=args.poll))
     if args.detach:
       babysitter.create()
       return 0
     return watch_until_interrupted(babysitter, create=True)
+
+
+def print_masked_names(env: dict[str, str]):
+  """Print how the commands of a dry run get the values that it does not show."""
+  if env:
+    print_stderr(
+      f'values are not shown: before you run these commands, set and export {", ".join(env)}; in '
+      'a start.sh, write the value in place of "${NAME?}"'
+    )
 
 
 def make_job(args, command: list[str], env: dict[str, str], revision: str):
@@ -138,6 +140,8 @@ def make_job(args, command: list[str], env: dict[str, str], revision: str):
     raise UserError(f'--workdir=gs://BUCKET/PATH goes before the --: on the hosts it is {WORKDIR}')
   if is_training_command(command) or 'doctor' in command:
     command = [*command, f'--workdir={WORKDIR}']
+  if 'LIBTPU_INIT_ARGS' in env:
+    raise UserError('--env=LIBTPU_INIT_ARGS: use --libtpu_args=FLAGS, which `plan` reads too')
   flags = slices.libtpu_args if args.libtpu_args is None else args.libtpu_args
   return Job(
     name=args.name or default_name(command),
@@ -150,7 +154,7 @@ def make_job(args, command: list[str], env: dict[str, str], revision: str):
     cluster=args.cluster or '',
     workdir=(args.workdir or '').rstrip('/'),
     data=(args.data or '').rstrip('/'),
-    env={'LIBTPU_INIT_ARGS': flags} | env,
+    env={'LIBTPU_INIT_ARGS': flags} | new_run_token() | env,
     command=tuple(command),
     commit=revision,
     python=f'{sys.version_info.major}.{sys.version_info.minor}',
@@ -161,7 +165,7 @@ def check_job_fits(args, job, command: list[str]):
   """Raise UserError if the run does not fit the slices. Print what `--no_plan` leaves unchecked."""
   from vit_jax.launch.memory_check import check_fits
 
-  print_stderr(f'LIBTPU_INIT_ARGS={job.env["LIBTPU_INIT_ARGS"]}')
+  print_stderr(f'LIBTPU_INIT_ARGS={quote_word(job.env["LIBTPU_INIT_ARGS"])}')
   if not is_training_command(command):
     return
   slices = job.accelerator
@@ -214,7 +218,8 @@ def default_name(command: list[str]) -> str:
   """Return a job name from config and time: 'pretrain-b-16-imagenet21k-1124-1343'."""
   file, _, argument = config_name(command).partition(':')
   words = re.findall('[a-z0-9]+', f'{Path(file).stem} {argument}'.lower())
-  return '-'.join(['-'.join(words)[:30].strip('-'), time.strftime('%m%d-%H%M')])
+  name = '-'.join(words).lstrip('0123456789-')[:30].strip('-')
+  return f'{name or "job"}-{time.strftime("%m%d-%H%M")}'
 
 
 def config_name(command: list[str]) -> str:
@@ -225,22 +230,9 @@ def config_name(command: list[str]) -> str:
   for i, arg in enumerate(settings):
     if re.fullmatch(r'--?config', arg):
       return settings[i + 1]
-    if match := re.fullmatch(r'--?config=(.*)', arg):
+    if match := re.fullmatch(r'--?config=(.*)', arg, flags=re.DOTALL):
       return match[1]
   return ''
-
-
-def parse_env(text: str) -> tuple[str, str]:
-  """Parse 'NAME=VALUE'.
-
-  'NAME' alone takes the value from this environment, so that no secret is on a command line.
-  """
-  name, equals, value = text.partition('=')
-  if not name.isidentifier() or not (equals or name in os.environ):
-    raise UserError(
-      f'--env={text}: expected NAME=VALUE, or the NAME of a variable that is set here'
-    )
-  return name, value if equals else os.environ[name]
 
 
 def add(commands):
@@ -294,7 +286,8 @@ def add_cloud_options(command: argparse.ArgumentParser):
     action='append',
     default=[],
     metavar='NAME=VALUE',
-    help='environment of the command; NAME alone takes the value from this shell',
+    help='environment of the command; NAME alone takes the value from this shell, and keeps it '
+    'out of the list of processes. Values are not printed',
   )
   option(
     '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, instead of the generation's default"
@@ -303,7 +296,11 @@ def add_cloud_options(command: argparse.ArgumentParser):
   option('--allow_dirty', action='store_true', help='launch the commit without uncommitted changes')
   option('--detach', action='store_true', help='do not watch the job')
   option(
-    '--poll', type=float, default=30, metavar='SECONDS', help='between two queries of the state'
+    '--poll',
+    type=positive_float,
+    default=30,
+    metavar='SECONDS',
+    help='between two queries of the state',
   )
 
 
@@ -318,4 +315,8 @@ def add_local_options(command: argparse.ArgumentParser):
     metavar='N',
     help='simulated CPU devices, for local; 0: those that JAX finds',
   )
-  option('--dry_run', action='store_true', help='print every command and script, and run none')
+  option(
+    '--dry_run',
+    action='store_true',
+    help='print every command and script without the values of --env, and run none',
+  )

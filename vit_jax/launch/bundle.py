@@ -1,14 +1,53 @@
-"""The code that is launched.
+"""The files of a launch.
 
-A commit as it is in git, and the package versions that are installed here.
+A commit as it is in git, the package versions that are installed here, and the start script.
 """
 
+import contextlib
 import importlib.metadata
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from vit_jax.errors import UserError
+from vit_jax.launch.environment import pack_environment
+from vit_jax.launch.job import Job
+from vit_jax.launch.script import start_script
+from vit_jax.runtime.files import write_atomically
+
+
+@contextlib.contextmanager
+def launch_folder() -> Iterator[str]:
+  """Yield a folder in a temporary one that only this user can enter, and remove both at the end.
+
+  Raises UserError if its path has a meaning in the commands of gcloud or xpk.
+  """
+  with tempfile.TemporaryDirectory(prefix='vit_jax-') as parent:
+    files = Path(parent) / 'files'
+    if not re.fullmatch(r'[\w./+@-]+', parent):
+      raise UserError(
+        f'the temporary folder {parent} has a character that gcloud or xpk cannot take; set TMPDIR '
+        'to a folder of letters, digits and - _ . + @'
+      )
+    files.mkdir()
+    yield str(files)
+
+
+def make_start_files(job: Job) -> dict[str, str]:
+  """Return {'/start.sh': its text}, and for GKE {'.env': its text}, to be written after FILES.
+
+  Raises UserError if one is too long for the cloud.
+  """
+  packed = {'.env': pack_environment(job.env)} if job.backend == 'gke' else {}
+  return {'/start.sh': start_script(job)} | packed
+
+
+def write_start_files(job: Job, files: str):
+  """Write FILES/start.sh, and for GKE FILES.env, so that only this user can read them."""
+  for name, text in make_start_files(job).items():
+    write_atomically(Path(f'{files}{name}'), text, private=True)
 
 
 def resolve_commit(root: Path, *, allow_dirty: bool) -> tuple[str, str]:

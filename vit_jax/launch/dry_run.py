@@ -1,9 +1,9 @@
 """The commands of a launch, as text that a user could type."""
 
-import re
-import shlex
-
+from vit_jax.launch.environment import format_packing, masked_value
 from vit_jax.launch.job import Job
+from vit_jax.launch.script import start_script
+from vit_jax.launch.shell import format_command, quote_word, wrap_words
 from vit_jax.launch.watch import BACKENDS
 
 
@@ -24,8 +24,11 @@ def upload_commands(job: Job, files: str) -> list[list[str]]:
   return [kept, *(unpacked if job.backend == 'gke' else [])]
 
 
-def format_dry_run(job: Job, pack: list[str], script: str) -> str:
-  """Return every command in order, and the script. FILES stands for a temporary folder."""
+def format_dry_run(job: Job, pack: list[str]) -> str:
+  """Return every command in order, and the script. FILES stands for a temporary folder.
+
+  The values of `--env` are taken from the variables of the shell that runs the commands.
+  """
   backend = BACKENDS[job.backend]
   commands = [pack, *upload_commands(job, 'FILES'), *backend.create_commands(job, 'FILES')]
   after = [
@@ -33,21 +36,18 @@ def format_dry_run(job: Job, pack: list[str], script: str) -> str:
     ('logs', list(backend.log_commands(job, {}).values())[:1]),
     ('delete', backend.delete_commands(job)),
   ]
-  parts = ['\n\n'.join(map(format_command, commands)), f'# FILES/start.sh\n{script}']
+  packing = [format_packing(job.env, 'FILES.env')] if job.backend == 'gke' else []
+  script = f'# FILES/start.sh\n{start_script(job, masked=True)}'
+  parts = ['\n\n'.join([*packing, *map(format_command, commands)]), script]
   parts += [
     f'# launch {verb} {job.name}\n' + '\n'.join(map(format_command, steps)) for verb, steps in after
   ]
   return '\n\n'.join(part.rstrip() for part in parts)
 
 
-def format_command(command: list[str]) -> str:
-  """Format a command as a user would type it, with one flag a line if it is long."""
-  words = [
-    re.sub(r"^'(--\w[\w-]*=)", r"\1'", shlex.quote(word)) for word in command
-  ]  # --command='…'
-  if len(' '.join(words)) <= 110:
-    return ' '.join(words)
-  lines = [words[0]]
-  for word in words[1:]:
-    lines = [*lines, word] if word.startswith('--') else [*lines[:-1], f'{lines[-1]} {word}']
-  return ' \\\n  '.join(lines)
+def format_local_command(own: dict[str, str], env: dict[str, str], command: list[str]) -> str:
+  """Return the command of one host. `env` has the values of `--env`, which are not shown."""
+  shown = {name: quote_word(value) for name, value in own.items()}
+  shown |= {name: masked_value(name) for name in env}
+  words = [f'{name}={value}' for name, value in shown.items()]
+  return wrap_words([*words, 'python', *map(quote_word, command)])

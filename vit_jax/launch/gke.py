@@ -21,7 +21,8 @@ MAX_RESTARTS = (
 def create_commands(job: Job, files: str) -> list[list[str]]:
   """Return the commands that create the job.
 
-  `files` is the folder with the code, pins.txt and start.sh, which become the container image.
+  `files` is the folder with the code, pins.txt and start.sh, which become the container image. The
+  file `files`.env beside it has the values of `--env`, which do not.
   """
   attached = [attach_command(job, *volume) for volume in bucket_volumes(job)]
   create = [
@@ -37,6 +38,7 @@ def create_commands(job: Job, files: str) -> list[list[str]]:
     f'--base-docker-image=python:{job.python}',
     f'--script-dir={files}',
     '--command=bash start.sh',
+    f'--env-file={files}.env',
   ]
   flags += [f'--storage={name}' for name, *_ in bucket_volumes(job)]
   codes = ','.join(map(str, RESTARTABLE_EXIT_CODES))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from vit_jax.errors import RESTARTABLE_EXIT_CODES, UserError
+from vit_jax.launch.environment import new_run_token
 from vit_jax.launch.logs import LogFollower
 
 CAUSE_GRACE = 3  # Seconds for the host that is the cause to end, after one that lost it has ended.
@@ -34,7 +34,7 @@ def run_hosts(
       f'{command[0]} does not exist; expected a script and its flags after --, or -m MODULE'
     )
   follower, coordinator = LogFollower(out), f'localhost:{free_port()}'
-  env = {'VIT_JAX_RUN_TOKEN': secrets.token_hex(16)} | (env or {})
+  env = new_run_token() | (env or {})
   with capture_signals() as signals:
     for i in range(hosts):
       variables = host_environment(coordinator, hosts, i, devices=devices) | env

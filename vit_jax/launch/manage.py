@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from vit_jax.errors import UserError
+from vit_jax.launch.bundle import launch_folder, write_start_files
 from vit_jax.launch.job import Job, delete_saved_job, load_job
 from vit_jax.launch.logs import LogFollower
-from vit_jax.launch.script import machine_script
+from vit_jax.launch.shell import join_words
 from vit_jax.launch.states import NOT_FOUND, find_problem
 from vit_jax.launch.watch import (
   BACKENDS,
@@ -62,7 +61,7 @@ def show_status(job: Job, _) -> int:
     f'{job.name}  {f"{state.cloud_state} {state.reason}".strip() if state else "gone"}  {what}  '
     f'{job.workdir}  commit {job.commit}'
   )
-  print(f'  python {" ".join(job.command)}')
+  print(f'  python {join_words(job.command)}')
   return 0 if state else 1
 
 
@@ -86,8 +85,8 @@ def resume_watching(job: Job, _) -> int:
 
   if job.backend == 'gke':
     raise UserError(f'JobSet restarts {job.name}: `launch logs {job.name}` follows it')
-  with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
-    (Path(files) / 'start.sh').write_text(machine_script(job), encoding='utf-8')
+  with launch_folder() as files:
+    write_start_files(job, files)
     return watch_until_interrupted(Babysitter(job, files, schedule=PollSchedule()), create=False)
 
 

@@ -101,13 +101,19 @@ def explain_write_errors(workdir: Path) -> Iterator[None]:
     ) from None
 
 
-def write_atomically(path: Path, content: str | bytes):
-  """Replace a file atomically: readers see the old or the new content, also after a crash."""
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False):
+  """Replace a file atomically: readers see the old or the new content, also after a crash.
+
+  Only the user can read a private file, from its first byte on.
+  """
+  opener = lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)
 
   def write():
     part = path.with_name(f'.{path.name}.part')
     try:
-      with part.open('wb') as file:
+      if private:
+        part.unlink(missing_ok=True)  # One of an interrupted write keeps its mode.
+      with open(part, 'wb', opener=opener) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())

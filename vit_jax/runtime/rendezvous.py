@@ -3,7 +3,7 @@
 Each process connects and sends one line, 'vit_jax TOKEN ID', and process 0 answers 'go' or an error
 when all have come. A connection that sends anything else, nothing, or that is closed is ignored and
 delays no host, be it a port scanner or a process of another run. The token is a digest of the
-address, the number of processes and $VIT_JAX_RUN_TOKEN, which `launch` sets on one machine.
+address, the number of processes and $VIT_JAX_RUN_TOKEN, which `launch` sets to a random word.
 """
 
 import contextlib
