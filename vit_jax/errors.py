@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 
 # Exit codes. Launchers act on them. 74 and 75 are those of sysexits.h.
@@ -66,6 +67,11 @@ def did_you_mean(word: str, known: Iterable[str], *, list_known: bool = True) ->
 def one_line(error: BaseException, limit: int = 500) -> str:
   """Return the message of an exception on one line, or the name of its type if it is empty."""
   return ' '.join(str(error).split())[:limit] or type(error).__name__
+
+
+def mask_credentials(text: str) -> str:
+  """Replace user names and passwords of URLs in a text by '***'."""
+  return re.sub(r'(?<=://)[^/?#\s]*@', '***@', text)
 
 
 def check_installed(feature: str, extra: str, *modules: str):

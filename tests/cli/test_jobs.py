@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.cli.jobs import default_workdir, parse_config_flags
+from vit_jax.cli.jobs import default_workdir, parse_config_flags, run_and_report_errors
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -99,3 +99,13 @@ def test_both_jobs_run_from_another_directory_without_chatter_of_libraries(tmp_p
   assert 'resumes after step 2' in outputs[2]
   for output in outputs:
     assert 'backend' not in output and not re.search(r'^[IWEF]\d{4} ', output, re.MULTILINE)
+
+
+def test_errors_do_not_show_passwords_in_urls(capsys):
+  def fail():
+    raise UserError('config.init=https://ann:s3cret@example.com/vit.npz was trained otherwise')
+
+  with pytest.raises(SystemExit):
+    run_and_report_errors(fail)
+  err = capsys.readouterr().err
+  assert 'config.init=https://***@example.com/vit.npz' in err and 's3cret' not in err

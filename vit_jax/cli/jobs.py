@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from vit_jax.config import RENAMED_SETTINGS, Config, flatten_config
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, did_you_mean, mask_credentials
 from vit_jax.recipes import load_recipe
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
 from vit_jax.runtime.files import user_cache_dir
@@ -141,7 +141,7 @@ def run_and_report_errors(function: Callable[[], object]):
   try:
     function()
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(mask_credentials(f'error: {error}'), file=sys.stderr)
     sys.exit(error.exit_code)
 
 

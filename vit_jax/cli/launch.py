@@ -11,7 +11,7 @@ from pathlib import Path
 from vit_jax.cli.arguments import Parser, non_negative_int, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, did_you_mean, mask_credentials
 from vit_jax.launch.dry_run import format_command, format_dry_run, upload_commands
 from vit_jax.launch.job import Job
 from vit_jax.launch.manage import JOB_VERBS, run_verb, watch_until_interrupted
@@ -75,11 +75,8 @@ def launch_local(args, command: list[str], env: dict[str, str]) -> int:
       variables = (
         host_environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host) | env
       )
-      print(
-        format_command(
-          ['env', *(f'{name}={value}' for name, value in variables.items()), 'python', *command]
-        )
-      )
+      values = [f'{name}={value}' for name, value in variables.items()]
+      print(mask_credentials(format_command(['env', *values, 'python', *command])))
     return 0
   return run_hosts(
     command, hosts=args.hosts, devices=args.devices_per_host, out=sys.stdout, env=env
@@ -107,7 +104,8 @@ def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
   with tempfile.TemporaryDirectory(prefix='vit_jax-') as files:
     script = container_script(job) if job.backend == 'gke' else machine_script(job)
     if args.dry_run:
-      print(format_dry_run(job, archive_command(root, revision, 'FILES'), script))
+      lines = format_dry_run(job, archive_command(root, revision, 'FILES'), script)
+      print(mask_credentials(lines))
       return 0
     (Path(files) / 'start.sh').write_text(script, encoding='utf-8')
     (Path(files) / 'pins.txt').write_text(format_pins(root), encoding='utf-8')

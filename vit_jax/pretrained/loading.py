@@ -7,7 +7,6 @@ huggingface.py convert their layouts. architecture.py infers the architecture fr
 import dataclasses
 from pathlib import Path
 
-import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
@@ -28,11 +27,9 @@ from vit_jax.pretrained.architecture import (
   add_zero_attention_biases,
   check_array_shapes,
   infer_architecture,
-  infer_position_grid,
 )
 from vit_jax.pretrained.arrays import (
   PATCH_KERNEL,
-  POSITION_EMBEDDING,
   LazyArrays,
   head_classes,
   open_arrays,
@@ -47,6 +44,7 @@ from vit_jax.pretrained.catalogue import (
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.hub import fetch_from_hub, is_hub_name
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
+from vit_jax.pretrained.image_size import resample_to_size
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, read_resnet
 from vit_jax.pretrained.preprocessing import (
@@ -54,7 +52,7 @@ from vit_jax.pretrained.preprocessing import (
   resolve_preprocessing,
   sidecar_steps,
 )
-from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize, resample_positions
+from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
 from vit_jax.runtime.files import read_json_object, split_pattern
@@ -70,9 +68,6 @@ SIDECAR_FIELDS = (
   *MODEL_OVERRIDES, 'variant', 'loss', 'labels', 'short_side',
   *(field.name for field in dataclasses.fields(Preprocessing)),
 )  # fmt: skip
-ASSUMED_SQUARE_NOTE = (
-  'the file does not state an image size: its position embeddings are taken for {}x{} patches'
-)
 # Numbers of classes that imply a label set if the file names none.
 DEFAULT_LABEL_SETS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
 
@@ -300,49 +295,6 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
     accuracy=facts.get('accuracy'),
     accuracy_from=facts.get('accuracy_from', ''),
   )
-
-
-def resample_to_size(
-  flat: dict[str, np.ndarray], model: nn.Module, facts: dict, source: str
-) -> tuple[dict[str, np.ndarray], tuple[int, int], tuple[int, int], list[str]]:
-  """Resample position embeddings to the target image size.
-
-  Returns the flat tree, the native image size, the new image size (height, width in pixels), and
-  notes.
-  """
-  if POSITION_EMBEDDING not in flat:
-    native_size = facts.get('size') or default_image_size(facts, model)
-    size = facts.get('target_size', native_size)
-    model.shape.grid(size)  # Raises UserError if the model cannot take this size.
-    return flat, native_size, size, []
-  size_hint = facts.get('size') or facts.get('target_size')
-  old_grid = infer_position_grid(flat, model, size_hint, source)
-  native_size = tuple(
-    side * stride for side, stride in zip(old_grid, model.shape.stride, strict=True)
-  )
-  size = facts.get('target_size', native_size)
-  grid = model.shape.grid(size)
-  if grid == old_grid:
-    is_stated = facts.get('checkpoint') or (size_hint and model.shape.grid(size_hint) == old_grid)
-    notes = [] if is_stated else [ASSUMED_SQUARE_NOTE.format(*old_grid)]
-    return flat, native_size, size, notes
-  old_table = flat[POSITION_EMBEDDING]
-  tokens = old_table.shape[1] + grid[0] * grid[1] - old_grid[0] * old_grid[1]
-  method = facts.get('positions', 'corner')
-  table = resample_positions(old_table, tokens, grid, old_grid, method)
-  note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
-  return flat | {POSITION_EMBEDDING: table}, native_size, size, [note]
-
-
-def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:
-  """Return the image size (height, width) if neither the arrays nor the file determine it.
-
-  It is the catalogue's size, else the target size, else the largest multiple of the stride up to
-  224 pixels.
-  """
-  if checkpoint := facts.get('checkpoint'):
-    return checkpoint.pixels, checkpoint.pixels
-  return facts.get('target_size') or tuple(224 // side * side for side in model.shape.stride)
 
 
 def catalogue_notes(
