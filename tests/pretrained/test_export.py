@@ -46,6 +46,7 @@ def model(
       resize_size=(size[0] * 5 // 4, size[1] * 5 // 4),
       interpolation='pil_bicubic',
       jpeg_dct='accurate',
+      channels=config.channels,
       mean=config.mean,
       scale=config.scale,
     ),

@@ -54,7 +54,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def channel_values(text: str) -> tuple[float, float, float]:
-  """Parse '0.5' or '0.485,0.456,0.406' as three numbers from 0 to 1."""
+  """Parse '0.5' or '0.485,0.456,0.406' as three numbers from 0 to 1. Grey images need one."""
   try:
     values = tuple(float(value) for value in text.split(','))
   except ValueError:

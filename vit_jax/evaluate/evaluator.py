@@ -99,7 +99,7 @@ class Evaluator:
     """Return the program (parameters, batch) -> rows for the batches of `source`."""
     b, dtype = self.batch, np.float32 if output.exact_images else np.uint8
     shapes = {
-      'image': ((b, *self.data.size, 3), dtype),
+      'image': ((b, *self.data.size, self.model.config.channels), dtype),
       'label': ((b, source.max_labels), np.int32),
       'mask': ((b,), np.bool_),
       'index': ((b,), np.int32),

@@ -94,6 +94,8 @@ def export_model(
 def describe_lost_facts(model: PretrainedModel, to: Path, format: str) -> list[str]:
   """Return lines about what the export does not state, or not as the model has it."""
   lines = describe_lost_steps(model, to) if format in ('timm', 'huggingface') else []
+  if format == 'huggingface' and model.config.channels == 1:
+    lines.append(f'{to}: transformers does not convert color to grey: give it grey images')
   if format == 'onnx' and model.labels and 'class_names' not in onnx_metadata(model):
     lines.append(f'{to}: the {len(model.labels):,} class names are too long for its metadata')
   if model.loss == 'sigmoid' and format not in ('npz', 'onnx'):
@@ -182,7 +184,8 @@ def export_relative_error(
   The images are random. The comparison runs on the CPU, because accelerators round float32 products
   by more than the limit, and not all alike.
   """
-  images = np.random.default_rng(0).integers(0, 256, (COMPARED_IMAGES, *model.size, 3), np.uint8)
+  shape = (COMPARED_IMAGES, *model.size, model.config.channels)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   with jax.default_device('cpu'):
     expected, actual = np.asarray(forward_function(model)(images)), np.asarray(exported(images))
   if expected.shape != actual.shape:
@@ -191,7 +194,7 @@ def export_relative_error(
 
 
 def forward_function(model: PretrainedModel) -> Callable[[np.ndarray], jax.Array]:
-  """Return a function from images [b, h, w, 3] to logits, or to features without a head.
+  """Return a function from images [b, h, w, c] to logits, or to features without a head.
 
   It runs on JAX's default device.
   """
@@ -271,7 +274,7 @@ def write_json(path: Path, content: dict):
 
 
 def write_stablehlo(model: PretrainedModel, to: Path):
-  """Write a function of images uint8 [b, h, w, 3] for every platform, with its parameters inside.
+  """Write a function of images uint8 [b, h, w, c] for every platform, with its parameters inside.
 
   The batch size b is symbolic. Raises UserError if the parameters exceed 2 GiB.
   """
@@ -283,7 +286,7 @@ def write_stablehlo(model: PretrainedModel, to: Path):
     )
   (b,) = jax.export.symbolic_shape('b')
   function = jax.jit(lambda images: model.model.apply({'params': model.params}, images))
-  images = jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8)
+  images = jax.ShapeDtypeStruct((b, *model.size, model.config.channels), np.uint8)
   exported = jax.export.export(function, platforms=STABLEHLO_PLATFORMS)(images)
   to.write_bytes(exported.serialize())
 
@@ -296,7 +299,7 @@ def read_stablehlo(to: Path) -> Callable[[np.ndarray], jax.Array]:
 def write_onnx(
   model: PretrainedModel, to: Path, *, opset: int = DEFAULT_OPSET, float16: bool = False
 ):
-  """Write an ONNX graph from 'images' uint8 [b, h, w, 3] to 'logits' or 'features' float32 [b, k].
+  """Write an ONNX graph from 'images' uint8 [b, h, w, c] to 'logits' or 'features' float32 [b, k].
 
   The batch size b is free. Above 2 GiB, the arrays are in a second file, NAME.onnx.data.
   """

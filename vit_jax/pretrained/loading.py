@@ -17,7 +17,7 @@ from vit_jax.checkpoint.run_directory import (
   read_run_preprocessing,
 )
 from vit_jax.config import Config
-from vit_jax.config_checks import validate
+from vit_jax.config_checks import CHANNELS, validate
 from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.data.preprocessing import STEP_CHECKS, Preprocessing, check_step
 from vit_jax.errors import UserError, did_you_mean
@@ -26,6 +26,7 @@ from vit_jax.pretrained.adapt import MASKING_PREFIXES
 from vit_jax.pretrained.architecture import (
   add_zero_attention_biases,
   check_array_shapes,
+  count_channels,
   infer_architecture,
 )
 from vit_jax.pretrained.arrays import (
@@ -48,6 +49,7 @@ from vit_jax.pretrained.image_size import resample_to_size
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, read_resnet
 from vit_jax.pretrained.preprocessing import (
+  fit_statistics,
   merge_facts,
   resolve_preprocessing,
   sidecar_steps,
@@ -247,8 +249,12 @@ def parse_overrides(overrides: dict) -> dict:
 
 
 def parse_pixel_statistics(name: str, value) -> tuple[float, ...]:
-  """Convert one or three numbers in [0, 1] to three in [0, 255], rounded to six decimals."""
-  values = (value,) * 3 if isinstance(value, int | float) else tuple(value)
+  """Convert one or three numbers in [0, 1] to three in [0, 255], rounded to six decimals.
+
+  `fit_statistics` makes one of them for grey images.
+  """
+  values = (value,) if isinstance(value, int | float) else tuple(value)
+  values = values * 3 if len(values) == 1 else values
   if len(values) != 3 or not all(0 <= value <= 1 for value in values):
     raise UserError(f'{name}={value}: expected three numbers in [0, 1], such as 0.5,0.5,0.5')
   return tuple(round(255 * value, 6) for value in values)
@@ -264,7 +270,9 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
   if 'patch' in facts:
     flat, note = resize_patch_kernel(flat, facts['patch'], source)
     notes.append(note)
-  stated = (*MODEL_OVERRIDES, 'variant', 'mean', 'scale')
+  facts, statistics_notes = fit_statistics(facts, count_channels(flat, source), source)
+  notes += statistics_notes
+  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale')
   fields = {name: facts[name] for name in stated if name in facts}
   if 'model' in facts:
     config, classes = dataclasses.replace(facts['model'], **fields), head_classes(flat)
@@ -323,7 +331,7 @@ def resize_patch_kernel(
   Raises UserError for a hybrid, whose patches are not of pixels.
   """
   kernel = flat.get(PATCH_KERNEL)
-  if kernel is None or kernel.ndim != 4 or kernel.shape[2] != 3 or side < 1:
+  if kernel is None or kernel.ndim != 4 or kernel.shape[2] not in CHANNELS or side < 1:
     raise UserError(f'{source}: the patches are not of pixels and cannot be resized to {side}')
   p, q = kernel.shape[:2]
   flat = flat | {PATCH_KERNEL: pi_resize(kernel, (side, side))}

@@ -105,7 +105,7 @@ class OnnxGraph:
 
 
 def to_onnx(model: PretrainedModel, *, opset: int, float16: bool) -> onnx.ModelProto:
-  """Return a graph from 'images' uint8 [b, h, w, 3] to 'logits' float32 [b, k].
+  """Return a graph from 'images' uint8 [b, h, w, c] to 'logits' float32 [b, k].
 
   Without a head, the output is 'features' [b, d]. The batch size b is free. The metadata have what
   `onnx_metadata` says.
@@ -125,16 +125,17 @@ def to_onnx(model: PretrainedModel, *, opset: int, float16: bool) -> onnx.ModelP
     x = g.add_node('Add', g.add_node('MatMul', x, kernel), g.add_constant(params['head']['bias']))
   output = 'logits' if model.classes else 'features'
   g.nodes.append(helper.make_node('Identity', [x], [output]))
-  proto = make_model_proto(g, model.size, output, model.classes or model.model.shape.width)
+  shape, width = (*model.size, config.channels), model.classes or model.model.shape.width
+  proto = make_model_proto(g, shape, output, width)
   helper.set_model_props(proto, onnx_metadata(model))
   return proto
 
 
 def make_model_proto(
-  g: OnnxGraph, size: tuple[int, int], output: str, width: int
+  g: OnnxGraph, shape: tuple[int, int, int], output: str, width: int
 ) -> onnx.ModelProto:
-  """Declare the input images [b, *size, 3] and the output [b, width]."""
-  inputs = [helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *size, 3])]
+  """Declare the input images [b, *shape] and the output [b, width]."""
+  inputs = [helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *shape])]
   outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ['b', width])]
   graph = helper.make_graph(g.nodes, 'vision_transformer', inputs, outputs, g.constants)
   opsets = [helper.make_opsetid('', g.opset)]

@@ -27,13 +27,14 @@ _INTERPOLATIONS = {
 
 def onnx_metadata(model: PretrainedModel) -> dict[str, str]:
   """Return the metadata of a model. Class names are left out if they have more than 1 MiB."""
-  steps = model.preprocessing
+  steps, channels = model.preprocessing, model.config.channels
+  kind = 'grey' if channels == 1 else 'RGB'
   names = _to_json(list(model.labels))
   fits = len(names.encode()) <= MAX_CLASS_NAMES_BYTES
   return {
     **({'class_names': names} if model.labels and fits else {}),
     **({'activation': model.loss} if model.classes else {}),
-    'input': 'uint8 RGB [batch, height, width, 3] from 0 to 255; the graph normalizes it',
+    'input': f'uint8 {kind} [b, height, width, {channels}] from 0 to 255; the graph normalizes it',
     'size': _to_json(steps.size),
     'mean': _to_json([value / 255 for value in steps.mean]),
     'std': _to_json([value / 255 for value in steps.scale]),
@@ -63,6 +64,7 @@ def describe_steps(steps: Preprocessing) -> list[str]:
   return [
     f'Decode to 8-bit RGB{", JPEGs with the fast inverse DCT" if decoding["fast_dct"] else ""}.',
     *(['Turn upright by the EXIF orientation.'] if decoding['orient'] else []),
+    *(["Convert to grey as Pillow's mode L (ITU-R 601)."] if steps.channels == 1 else []),
     *crops[steps.crop],
     *([f'Crop {size} at the center.'] if steps.crop in ('center', 'squash', 'none') else []),
   ]
