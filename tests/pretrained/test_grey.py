@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import vit_jax
-from tests.pretrained.families import run
+from tests.pretrained.families import normalised, run
 from tests.pretrained.released_layout import draw
 from tests.pretrained.test_export import model
 from tests.tiny import get_config
@@ -84,6 +84,25 @@ def test_a_grey_model_of_timm_has_timms_outputs(tmp_path, timm, name):
   assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+def test_a_grey_model_of_transformers_has_its_logits(tmp_path, transformers):
+  import torch
+
+  config = transformers.ViTConfig(
+    hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96,
+    image_size=64, patch_size=16, num_channels=1, num_labels=10,
+  )  # fmt: skip
+  theirs = drawn(transformers.ViTForImageClassification(config))
+  theirs.save_pretrained(tmp_path)
+  transformers.ViTImageProcessor(
+    size={'height': 64, 'width': 64}, image_mean=[0.3], image_std=[0.2]
+  ).save_pretrained(tmp_path)
+  ours = vit_jax.load(str(tmp_path))
+  images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), np.uint8)
+  with torch.no_grad():
+    expected = theirs(normalised(images, **STATISTICS)).logits.numpy()
+  assert np.abs(np.asarray(ours.logits(images)) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize('kind', ['token', 'map'])
 def test_timm_reads_a_grey_export_and_converts_to_grey(tmp_path, timm, kind):
   ours = model(pool=kind, **GREY)
@@ -138,7 +157,7 @@ def test_statistics_of_three_channels_become_one_only_if_that_is_sure(tmp_path, 
   equal = saved(theirs, tmp_path / 'a', name, arguments, mean=[0.5] * 3, std=[0.25] * 3)
   assert vit_jax.load(equal).config.mean == (127.5,)
   three = saved(theirs, tmp_path / 'b', name, arguments, crop_pct=0.9, **imagenet)
-  with pytest.raises(UserError, match='one channel.*add mean=NUMBER'):
+  with pytest.raises(UserError, match='one channel.*give one, mean=NUMBER'):
     vit_jax.load(three)
   assert vit_jax.load(three, mean=0.1307, std=(0.3081,)).config.scale == (round(0.3081 * 255, 6),)
   assumed = vit_jax.load(saved(theirs, tmp_path / 'c', name, arguments, crop_pct=0.9))

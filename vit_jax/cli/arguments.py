@@ -54,7 +54,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def channel_values(text: str) -> tuple[float, float, float]:
-  """Parse '0.5' or '0.485,0.456,0.406' as three numbers from 0 to 1. Grey images need one."""
+  """Parse '0.5' or '0.485,0.456,0.406' as three numbers from 0 to 1."""
   try:
     values = tuple(float(value) for value in text.split(','))
   except ValueError:
@@ -103,7 +103,7 @@ MODEL_FLAGS = {
   },
   'mean': {
     'type': channel_values,
-    'help': 'mean of pixels in [0, 1], for red, green and blue, such as 0.485,0.456,0.406',
+    'help': 'mean of pixels in [0, 1], one number or three, such as 0.485,0.456,0.406',
   },
   'std': {
     'type': channel_values,

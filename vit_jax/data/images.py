@@ -61,11 +61,9 @@ def write_train_image(
 
   Raises BadImageError if the image cannot be decoded.
   """
-  box = None
-  if crop == 'inception':
-    box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  image, size = decode_image(data, name=name, box=box, **decoding), out.shape[:2]
-  image = convert_to_grey(image) if out.shape[2] == 1 else image
+  sample_box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
+  box, size = sample_box if crop == 'inception' else None, out.shape[:2]
+  image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
   interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
@@ -101,9 +99,15 @@ def write_eval_image(
   Raises BadImageError if the image cannot be decoded.
   """
   options = steps.decoding(user_file=user_file)
-  image = decode_image(data, name=name, max_pixels=max_pixels, **options)
+  image = decode_channels(data, steps.channels, name=name, max_pixels=max_pixels, **options)
   with three_channels(out) as rgb:
-    apply_preprocessing(convert_to_grey(image) if steps.channels == 1 else image, steps, rgb)
+    apply_preprocessing(image, steps, rgb)
+
+
+def decode_channels(data: ImageData, channels: int, **options) -> np.ndarray:
+  """Decode as `decode_image` does, and convert to grey for one channel. Returns uint8 [h, w, 3]."""
+  image = decode_image(data, **options)
+  return convert_to_grey(image) if channels == 1 else image
 
 
 def convert_to_grey(image: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def fit_statistics(facts: dict, channels: int, source: str) -> tuple[dict, tuple
     if channels == 1 and len(values) == 3 and len(set(values)) > 1:
       if name not in facts['assumed']:
         raise UserError(
-          f'{source} takes images of one channel, and its files state a {number} for three: add '
+          f'{source} takes images of one channel, and the {number} is stated for three: give one, '
           f'{number}=NUMBER in [0, 1]'
         )
       values = (round(sum(values) / 3, 6),)
