@@ -211,7 +211,7 @@ def test_a_grey_training_image_is_augmented_like_the_photo_in_mode_l():
   photo((60, 50), 1).convert('L').save(grey_buffer, 'PNG')
   options = {
     'name': 'x', 'crop': 'inception', 'area': (0.3, 1.0), 'aspect': (0.75, 1.33), 'side': 0,
-    'operations': 3, 'magnitude': 12.0, 'flip': True, 'decoding': {'max_pixels': 10**6},
+    'randaugment': {'count': 3, 'magnitude': 12.0}, 'flip': True, 'decoding': {'max_pixels': 10**6},
   }  # fmt: skip
   for example in range(60):  # Every operation of RandAugment occurs.
     one, three = np.empty((24, 24, 1), np.uint8), np.empty((24, 24, 3), np.uint8)

@@ -17,6 +17,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.evaluate.evaluator import Evaluator
 from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.metrics.records import read_metrics
+from vit_jax.models.families import build_model
 from vit_jax.sharding.mesh import make_mesh, replicated
 from vit_jax.train import train
 from vit_jax.training.evaluation import make_evaluator
@@ -154,7 +155,8 @@ def test_evaluations_of_a_run_pad_with_the_mean_of_its_model():
     )
   )
   program = SimpleNamespace(param_shapes={}, mesh=make_mesh(1, batches={}))
-  evaluator = make_evaluator(SimpleNamespace(config=config, program=program), None, lambda rows: 0)
-  source = open_source('builtin:digits', 'test[:16]')
-  (batch,) = eval_batches(source, evaluator.data, host=0, hosts=1, steps=evaluator.preprocessing)
+  model, run = build_model(config.model, 10), SimpleNamespace(config=config, program=program)
+  evaluator = make_evaluator(run, model, lambda rows: False)
+  source, output = open_source('builtin:digits', 'test[:16]'), SimpleNamespace(exact_images=True)
+  batch = next(evaluator._load(source, output, host=0, hosts=1))
   np.testing.assert_array_equal(batch['image'][0, 0, 0], [10, 20, 30])

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from vit_jax.data.loader import max_bad_examples
-from vit_jax.data.preprocessing import eval_preprocessing
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import Evaluator, PreemptedError
 from vit_jax.evaluate.protocols import make_protocol_evaluator
@@ -130,7 +129,6 @@ def make_evaluator(
     param_shapes=run.program.param_shapes,
     mesh=run.program.mesh,
     data=run.config.data,
-    preprocessing=eval_preprocessing(run.config.data, run.config.model),
     should_stop=should_stop,
     **options,
   )
