@@ -165,6 +165,7 @@ CASES = {
   'model.drop_path': Case(forward, 0.1),
   'model.gelu': Case(forward, 'erf'),
   'model.norm_eps': Case(forward, 1e-5),
+  'model.channels': Case(initialization, 1),
   'model.mean': Case(forward, (1.0, 2.0, 3.0)),
   'model.scale': Case(forward, (1.0, 2.0, 3.0)),
   'model.dtype': Case(forward, 'bfloat16'),

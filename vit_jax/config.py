@@ -128,9 +128,11 @@ class ModelConfig:
   # tanh (the approximation of the original code), erf.
   gelu: str = 'tanh'
   norm_eps: float = 1e-6
+  # 3 (RGB), or 1: images are grey, and color becomes grey as in Pillow's mode L (ITU-R 601).
+  channels: int = 3
   # The model computes (image - mean) / scale, for each channel of a uint8 image.
-  mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
-  scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
+  mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+  scale: tuple[float, ...] = (127.5, 127.5, 127.5)
   # The type of the computation: float32, bfloat16. Parameters are float32.
   dtype: str = 'float32'
   # Recomputed in the backward pass: none, vit (norms, GELU, softmax), dots (not products), full.
@@ -297,11 +299,9 @@ def flatten_config(config, prefix: str = '') -> dict[str, object]:
   """Return {'data.batch': 256, …}: every setting, named like its flag after `--config.`."""
   out: dict[str, object] = {}
   for f in dataclasses.fields(config):
-    value = getattr(config, f.name)
-    if dataclasses.is_dataclass(value):
-      out |= flatten_config(value, f'{prefix}{f.name}.')
-    else:
-      out[prefix + f.name] = value
+    name, value = prefix + f.name, getattr(config, f.name)
+    is_group = dataclasses.is_dataclass(value)
+    out |= flatten_config(value, f'{name}.') if is_group else {name: value}
   return out
 
 

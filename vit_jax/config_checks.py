@@ -10,9 +10,10 @@ import re
 import typing
 from typing import NamedTuple
 
-from vit_jax.config import Config, flatten_config
+from vit_jax.config import Config, ModelConfig, flatten_config
 from vit_jax.errors import UserError, did_you_mean
 
+CHANNELS = (1, 3)  # Of an image: grey or RGB.
 CHOICES = {
   'data.crop': ('inception', 'resize', 'random'),
   'data.randaug_variant': ('intended', 'noisystudent'),
@@ -63,6 +64,7 @@ RANGES = {
   'data.workers': (0, 1024),
   'data.threads': (0, 1024),
   'data.prefetch': (1, 64),
+  'model.channels': (1, 3),
   'model.width': (0, math.inf),
   'model.depth': (0, math.inf),
   'model.mlp': (0, math.inf),
@@ -198,7 +200,11 @@ def validate_values(config: Config) -> Config:
   size = config.data.size
   size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
   size = size * 2 if isinstance(size, tuple) and len(size) == 1 else size
-  config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, size=size),
+    model=_join_equal_channels(config.model),
+  )
   values = flatten_config(config)
   _check_values(values)
   _check_data(config)
@@ -209,9 +215,36 @@ def validate_values(config: Config) -> Config:
     raise UserError(
       f'{got}: set exactly one of them (--config.steps=0 or --config.epochs=0 unsets the other)'
     )
-  if min(config.model.scale) <= 0:
-    raise UserError(f'config.model.scale={config.model.scale}: expected three positive numbers')
+  check_channels(config.model)
   return config
+
+
+def _join_equal_channels(model: ModelConfig) -> ModelConfig:
+  """Return a model of one channel with the one number of three equal ones, as the default has."""
+  fields = {name: getattr(model, name) for name in ('mean', 'scale')}
+  equal = {
+    name: values[:1]
+    for name, values in fields.items()
+    if isinstance(values, tuple) and len(values) == 3 and len(set(values)) == 1
+  }
+  return dataclasses.replace(model, **equal) if model.channels == 1 else model
+
+
+def check_channels(model: ModelConfig):
+  """Raise UserError unless images have 1 or 3 channels, with a mean and a scale for each."""
+  if model.channels not in CHANNELS:
+    raise UserError(
+      f'config.model.channels={model.channels}: expected 3 (RGB images) or 1 (grey images)'
+    )
+  for name in ('mean', 'scale'):
+    values = getattr(model, name)
+    if len(values) != model.channels:
+      raise UserError(
+        f'config.model.{name}={values} does not fit config.model.channels={model.channels}: '
+        'expected a number for each channel'
+      )
+  if min(model.scale) <= 0:
+    raise UserError(f'config.model.scale={model.scale}: expected positive numbers')
 
 
 def _check_values(values: dict[str, object]):
@@ -358,7 +391,8 @@ def format_type(kind: type) -> str:
   """Return a name of the type for error messages."""
   parts = typing.get_args(kind)
   if parts and parts[-1] is Ellipsis:
-    return 'texts in parentheses, any number of them'
+    kind = 'texts' if parts[0] is str else 'numbers'
+    return f'{kind} in parentheses, any number of them'
   if parts:
     return f'{len(parts)} {"whole numbers" if parts[0] is int else "numbers"}'
   return {int: 'a whole number', float: 'a number', str: 'text', bool: 'True or False'}[kind]

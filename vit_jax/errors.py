@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 
 # Exit codes. Launchers act on them. 74 and 75 are those of sysexits.h.
@@ -69,9 +70,14 @@ def one_line(error: BaseException, limit: int = 500) -> str:
 
 
 def format_error(error: BaseException) -> str:
-  """Return 'error: MESSAGE' on one line: newlines and other control characters are escaped."""
-  text = str(error).rstrip()
+  """Return 'error: MESSAGE' on one line, without passwords. Control characters are escaped."""
+  text = mask_credentials(str(error).rstrip())
   return 'error: ' + ''.join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def mask_credentials(text: str) -> str:
+  """Replace user names and passwords of URLs in a text by '***'."""
+  return re.sub(r'(?<=://)[^/?#\s]*@', '***@', text)
 
 
 def check_installed(feature: str, extra: str, *modules: str):

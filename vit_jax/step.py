@@ -37,7 +37,7 @@ class TrainState:
 
 def abstract_params(model: nn.Module, size: tuple[int, int]) -> dict:
   """Return the shapes of the model's parameters for images of `size` (h, w)."""
-  images = jnp.zeros((1, *size, 3), jnp.uint8)
+  images = jnp.zeros((1, *size, model.config.channels), jnp.uint8)
   return jax.eval_shape(lambda: model.init(jax.random.key(0), images))['params']
 
 
@@ -50,7 +50,8 @@ def init_state(
   ema: bool,
 ) -> TrainState:
   """Initialize a state. Under `jit` with `out_shardings`, no device ever holds all of it."""
-  params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3), jnp.uint8))['params']
+  images = jnp.zeros((1, *size, model.config.channels), jnp.uint8)
+  params = model.init(jax.random.key(seed), images)['params']
   average = jax.tree.map(jnp.copy, params) if ema else None
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ema=average)
 

@@ -158,3 +158,20 @@ def test_a_name_that_is_too_long_for_a_directory_is_an_error_in_one_line(tmp_pat
   with pytest.raises(UserError, match=r'name too long; choose another --workdir') as error:
     check_same_run(tmp_path / ('x' * 256), Config(), ('a', 'b'))
   assert error.value.exit_code == 2 and '\n' not in str(error.value)
+
+
+def test_passwords_in_urls_are_not_stored_and_may_change_on_resume(tmp_path):
+  url = 'https://ann:s3cr@t@example.com/a@b/vit.npz'
+  config = Config(steps=5, init=url, data=DataConfig(train='csv:gs://me@bucket/x.csv'))
+  write_run_description(tmp_path, config, ('cat', 'dog'))
+  assert not [path for path in tmp_path.iterdir() if b's3cr' in path.read_bytes()]
+  stored = read_run_config(tmp_path)
+  assert stored.init == 'https://***@example.com/a@b/vit.npz'
+  assert stored.data.train == 'csv:gs://***@bucket/x.csv'
+  for user in ('ann:s3cr@t@', 'bob:new@'):
+    again = dataclasses.replace(config, init=f'https://{user}example.com/a@b/vit.npz')
+    write_run_description(tmp_path, again, ('cat', 'dog'))
+  other = dataclasses.replace(config, init='https://ann:s3cr@t@example.com/other.npz')
+  with pytest.raises(UserError, match='differ in init: ') as error:
+    write_run_description(tmp_path, other, ('cat', 'dog'))
+  assert 's3cr' not in str(error.value)

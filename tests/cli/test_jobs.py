@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.cli.jobs import default_workdir, parse_config_flags
+from vit_jax.cli.jobs import default_workdir, parse_config_flags, run_and_report_errors
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +117,13 @@ def test_a_misspelled_setting_is_found_before_a_value_with_a_newline():
 def test_the_name_of_a_recipe_may_be_too_long_for_a_file():
   with pytest.raises(UserError, match='there is no such recipe'):
     parse_config_flags([f'--config={"x" * 300}'])
+
+
+def test_errors_do_not_show_passwords_in_urls(capsys):
+  def fail():
+    raise UserError('config.init=https://ann:s3cret@example.com/vit.npz was trained otherwise')
+
+  with pytest.raises(SystemExit):
+    run_and_report_errors(fail)
+  err = capsys.readouterr().err
+  assert 'config.init=https://***@example.com/vit.npz' in err and 's3cret' not in err

@@ -297,6 +297,8 @@ USER_ERRORS = {
   'no format': (('export', *MODEL, '--to', 'somewhere'), '--format npz or'),
   'a directory that looks like a '
   'file': (('export', *MODEL, '--to', 'm.safetensors'), 'm.safetensors'),
+  'an opset without a graph': (('export', *MODEL, '--to', 'm.npz', '--opset', '20'), '--opset is only'),
+  'float16 without a graph': (('export', *MODEL, '--to', 'm.npz', '--float16'), '--float16 is only'),
   'another format': (('export', *MODEL, '--to', 'm.npz', '--format', 'onnx'), '--format onnx'),
 }  # fmt: skip
 

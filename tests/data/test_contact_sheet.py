@@ -85,3 +85,10 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     write_contact_sheet(
       plain(1, 8, 8, RED), ['a'], plain(1, 8, 8, BLUE), ['b'], tmp_path / 'file' / 'sheet.png'
     )
+
+
+def test_grey_images_of_one_channel_are_shown(tmp_path):
+  image = np.full((2, 28, 28, 1), 99, np.uint8)
+  write_contact_sheet(image, ['a', 'b'], image, ['a', 'b'], tmp_path / 'sheet.png')
+  grey = (pixels(tmp_path / 'sheet.png') == 99).all(axis=2)
+  assert grey.sum() == 4 * 110**2

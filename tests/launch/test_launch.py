@@ -60,6 +60,15 @@ def test_a_dry_run_prints_what_an_expert_would_type_and_runs_nothing(checkout, c
   assert not cloud.calls()
 
 
+@pytest.mark.parametrize('where', [POD, ('launch', '--backend=local')])
+def test_a_dry_run_does_not_show_passwords_in_urls(checkout, cloud, run, where):
+  cloud.play()
+  _, out, _ = run(
+    *where, '--dry_run', *TRAIN, '--config.init=https://ann:s3cret@example.com/vit.npz'
+  )
+  assert 'https://***@example.com/vit.npz' in out and 's3cret' not in out
+
+
 @pytest.mark.parametrize('name', DRY)
 def test_the_start_up_script_is_one_that_bash_takes(name):
   script = (

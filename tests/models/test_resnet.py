@@ -101,9 +101,11 @@ def test_networks_have_the_published_number_of_parameters(variant, millions):
   assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == millions
 
 
-def bit_file(path, variant: str, classes: int, *, numbered: bool = False) -> dict[str, np.ndarray]:
+def bit_file(
+  path, variant: str, classes: int, *, numbered: bool = False, **fields
+) -> dict[str, np.ndarray]:
   """Write a random .npz in the layout of the published files; return it as our flat tree."""
-  flat = draw(ModelConfig(variant=variant), classes, (64, 64))
+  flat = draw(ModelConfig(variant=variant, **fields), classes, (64, 64))
   # With kernels of deviation 1, timm's epsilon of 1e-8 matters as little as the original's 1e-10.
   flat = {
     name: array / array.std() if name.endswith('kernel') and 'head' not in name else array
@@ -119,14 +121,14 @@ def bit_file(path, variant: str, classes: int, *, numbered: bool = False) -> dic
   return flat
 
 
-def relative_to_timm(build_theirs, path, variant: str) -> float:
+def relative_to_timm(build_theirs, path, variant: str, channels: int = 3) -> float:
   """Return the largest difference between our logits and timm's, relative to timm's largest.
 
   The models run one after the other, because two large ones do not fit into memory together.
   """
   import torch
 
-  images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, channels), np.uint8)
   ours = logits_of(path, variant, images)
   theirs = build_theirs().eval()
   theirs.load_pretrained(str(path))
@@ -143,18 +145,21 @@ def logits_of(path, variant: str, images: np.ndarray) -> np.ndarray:
   return np.asarray(model.logits(images))
 
 
-def test_logits_equal_timms_with_the_same_file(timm, tmp_path):
-  bit_file(tmp_path / 'bit.npz', 'BiT-R1.2x1', 10)
+@pytest.mark.parametrize('channels', [3, 1])
+def test_logits_equal_timms_with_the_same_file(timm, tmp_path, channels):
+  values = (127.5,) * channels
+  bit_file(tmp_path / 'bit.npz', 'BiT-R1.2x1', 10, channels=channels, mean=values, scale=values)
   conv = functools.partial(timm.layers.StdConv2d, eps=1e-8)
   fields = {
     'layers': [1, 2],
     'channels': (256, 512),
     'num_classes': 10,
+    'in_chans': channels,
     'stem_type': 'fixed',
     'conv_layer': conv,
   }
   build_theirs = functools.partial(timm.models.ResNetV2, **fields)
-  assert relative_to_timm(build_theirs, tmp_path / 'bit.npz', 'BiT-R1.2x1') <= 2e-5
+  assert relative_to_timm(build_theirs, tmp_path / 'bit.npz', 'BiT-R1.2x1', channels) <= 2e-5
 
 
 @pytest.mark.slow

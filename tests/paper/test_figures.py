@@ -59,6 +59,15 @@ def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(
   )
 
 
+def test_a_model_of_grey_images_shows_the_photos_in_grey(tmp_path, photos):
+  model = made(tmp_path, channels=1, mean=(127.5,), scale=(127.5,))
+  analysis = figures.analyze_model(model, photos)
+  grey = [Image.open(path).convert('L').convert('RGB') for path in photos.paths]
+  np.testing.assert_array_equal(analysis.images, np.stack([np.asarray(image) for image in grey]))
+  written = figures.save_figures(analysis, tmp_path / 'out', title='grey', blur=8)
+  assert not [path for path in written if 'filters' in str(path)]  # They are those of RGB.
+
+
 def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
   analysis = figures.analyze_model(made(tmp_path), photos)
   written = figures.save_figures(analysis, tmp_path / 'out', title='mu/8', blur=8)

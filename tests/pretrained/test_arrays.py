@@ -107,11 +107,11 @@ def test_safetensors_files_of_a_directory_are_read_together(tmp_path):
   names = sorted(ARRAYS)
   for i, part in enumerate((names[:2], names[2:])):
     save_file(
-      {name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i}-of-00002.safetensors'
+      {name: ARRAYS[name] for name in part}, tmp_path / f'model-0000{i + 1}-of-00002.safetensors'
     )
   assert_same(open_arrays(tmp_path))
-  save_file({'cls': ARRAYS['cls']}, tmp_path / 'model-00003-of-00002.safetensors')
-  with pytest.raises(UserError, match='cls'):
+  save_file({names[0]: ARRAYS[names[0]]}, tmp_path / 'model-00002-of-00002.safetensors')
+  with pytest.raises(UserError, match=f'{names[0]} twice'):
     open_arrays(tmp_path)
 
 

@@ -46,6 +46,7 @@ def model(
       resize_size=(size[0] * 5 // 4, size[1] * 5 // 4),
       interpolation='pil_bicubic',
       jpeg_dct='accurate',
+      channels=config.channels,
       mean=config.mean,
       scale=config.scale,
     ),
@@ -252,9 +253,9 @@ def test_an_export_with_other_outputs_leaves_the_old_file(tmp_path, monkeypatch,
     pytest.importorskip('onnxruntime')
   write, read = module.EXPORT_FORMATS[format]
 
-  def corrupting(ours: PretrainedModel, to: Path):
+  def corrupting(ours: PretrainedModel, to: Path, **options):
     head = {'kernel': ours.params['head']['kernel'] * 1.001, 'bias': ours.params['head']['bias']}
-    write(dataclasses.replace(ours, params=ours.params | {'head': head}), to)
+    write(dataclasses.replace(ours, params=ours.params | {'head': head}), to, **options)
 
   to = tmp_path / NAMES.get(format, 'directory')
   export_model(model(), to, format)

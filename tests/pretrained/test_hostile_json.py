@@ -8,6 +8,7 @@ import pytest
 import vit_jax
 from tests.pretrained.test_export import model
 from vit_jax.errors import UserError
+from vit_jax.pretrained import image_size
 from vit_jax.pretrained.export import export_model
 
 NAN, INFINITY, HUGE = float('nan'), float('inf'), 10**400
@@ -72,3 +73,22 @@ def assert_error_or_sane(source: str):
   assert max(*steps.size, *(steps.resize_size or ())) <= 32_768
   assert np.isfinite([*steps.mean, *steps.scale, found.config.norm_eps]).all()
   assert min(steps.scale) > 0 and found.config.norm_eps >= 0
+
+
+def test_a_size_of_millions_of_patches_is_refused_before_positions_are_resampled(
+  exported, monkeypatch
+):
+  monkeypatch.setattr(image_size, 'resample_positions', None)  # Calling it would fail.
+  file = exported / 'huggingface' / 'preprocessor_config.json'
+  original = file.read_text(encoding='utf-8')
+  try:
+    side = {'height': 30_000, 'width': 30_000}  # 3,750 patches of 8 pixels a side.
+    file.write_text(
+      json.dumps(json.loads(original) | {'do_center_crop': True, 'crop_size': side}),
+      encoding='utf-8',
+    )
+    with pytest.raises(UserError, match='30000x30000 pixels have 14,062,500 patches') as error:
+      vit_jax.load(str(file.parent))
+    assert '\n' not in str(error.value)
+  finally:
+    file.write_text(original, encoding='utf-8')

@@ -19,7 +19,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.errors import UserError
 from vit_jax.pretrained.catalogue import ReleasedCheckpoint
-from vit_jax.pretrained.loading import ASSUMED_SQUARE_NOTE
+from vit_jax.pretrained.image_size import ASSUMED_SQUARE_NOTE
 from vit_jax.pretrained.npz import to_google
 from vit_jax.pretrained.resample import pi_resize, resample_grid
 

@@ -11,13 +11,16 @@ import pytest
 import vit_jax
 from vit_jax.cli.arguments import eval_batch_size
 from vit_jax.config import Config, DataConfig, MaskConfig, MeshConfig, ModelConfig, OptimConfig
+from vit_jax.config_checks import validate
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.evaluate.evaluator import Evaluator
 from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.metrics.records import read_metrics
+from vit_jax.models.families import build_model
 from vit_jax.sharding.mesh import make_mesh, replicated
 from vit_jax.train import train
+from vit_jax.training.evaluation import make_evaluator
 from vit_jax.training.task import make_task
 
 # 500 test images are not a multiple of 48. Resizing from 8 to 12 pixels gives fractional pixels, so
@@ -141,3 +144,19 @@ def test_masked_patches_are_evaluated_on_uint8_images(target):
     accuracy = np.mean(predicted.argmax(axis=-1) == actual)
     assert metrics['masked_accuracy'] == pytest.approx(accuracy, abs=1e-3)
     assert accuracy > 0
+
+
+def test_evaluations_of_a_run_pad_with_the_mean_of_its_model():
+  config = validate(
+    dataclasses.replace(
+      CONFIG,
+      data=dataclasses.replace(CONFIG.data, eval_crop='border', eval_short_side=6),
+      model=dataclasses.replace(CONFIG.model, mean=(10.0, 20.0, 30.0)),
+    )
+  )
+  program = SimpleNamespace(param_shapes={}, mesh=make_mesh(1, batches={}))
+  model, run = build_model(config.model, 10), SimpleNamespace(config=config, program=program)
+  evaluator = make_evaluator(run, model, lambda rows: False)
+  source, output = open_source('builtin:digits', 'test[:16]'), SimpleNamespace(exact_images=True)
+  batch = next(evaluator._load(source, output, host=0, hosts=1))
+  np.testing.assert_array_equal(batch['image'][0, 0, 0], [10, 20, 30])

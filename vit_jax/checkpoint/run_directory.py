@@ -24,7 +24,7 @@ from vit_jax.config import (
 from vit_jax.config_checks import settings_without_effect, validate_values
 from vit_jax.data.fingerprint import describe_differences
 from vit_jax.data.preprocessing import Preprocessing, eval_preprocessing, preprocessing_from_dict
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, mask_credentials
 from vit_jax.runtime.files import (
   explain_write_errors,
   read_json_object,
@@ -69,7 +69,7 @@ def write_run_description(
     'versions.json': json.dumps(versions | {'python': platform.python_version()}, indent=2),
     **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
     # Last, so that a directory with a config has all the files.
-    'config.json': json.dumps(config_to_dict(config), indent=2),
+    'config.json': json.dumps(config_to_dict(_without_credentials(config)), indent=2),
   }
   with explain_write_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ def check_same_run(
     if not (workdir / 'config.json').exists():
       return
   stored = read_run_config(workdir)
-  old, new = flatten_config(stored), flatten_config(config)
+  # Passwords are not stored, so that they may also change.
+  old, new = (flatten_config(_without_credentials(each)) for each in (stored, config))
   free = MUTABLE_ON_RESUME | settings_without_effect(stored).keys()
   differ = [
     f'{name}: {old[name]} there, {new[name]} here'
@@ -111,6 +112,12 @@ def check_same_run(
       f'the data of the run in {workdir} have changed: {"; ".join(differ)}. Choose another '
       f'--workdir, or remove {path} to resume with the new data'
     )
+
+
+def _without_credentials(config: Config) -> Config:
+  """Return the config with user names and passwords of URLs replaced by '***'."""
+  texts = {name: value for name, value in flatten_config(config).items() if isinstance(value, str)}
+  return with_settings(config, {name: mask_credentials(text) for name, text in texts.items()})
 
 
 def read_run_config(workdir: Path) -> Config:

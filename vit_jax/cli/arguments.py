@@ -114,7 +114,7 @@ MODEL_FLAGS = {
   },
   'mean': {
     'type': channel_values,
-    'help': 'mean of pixels in [0, 1], for red, green and blue, such as 0.485,0.456,0.406',
+    'help': 'mean of pixels in [0, 1], one number or three, such as 0.485,0.456,0.406',
   },
   'std': {
     'type': channel_values,

@@ -6,16 +6,21 @@ from vit_jax.cli.arguments import add_model_flags, load_model
 from vit_jax.errors import UserError
 
 FORMATS = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
+ONNX_OPTIONS = ('opset', 'float16')  # Arguments of `export_model`.
+OPSETS = (17, 20)  # Those of pretrained/onnx_graph.py.
 SUFFIXES = {'.npz': 'npz', '.onnx': 'onnx', '.stablehlo': 'stablehlo'}
 
 
 def export(args):
   """Write a model in another format, read it back, and compare its outputs."""
   export_format = resolve_format(Path(args.to), args.format)
+  options = {name: value for name in ONNX_OPTIONS if (value := getattr(args, name))}
+  if options and export_format != 'onnx':
+    raise UserError(f'--{min(options)} is only for --format onnx, and this is {export_format}')
   model = load_model(args)
   from vit_jax.pretrained.export import export_model
 
-  for line in export_model(model, Path(args.to), export_format):
+  for line in export_model(model, Path(args.to), export_format, **options):
     print(line)
 
 
@@ -45,5 +50,18 @@ def add(commands):
   )
   command.add_argument(
     '--format', choices=FORMATS, help='required for timm and huggingface, which are directories'
+  )
+  command.add_argument(
+    '--opset',
+    type=int,
+    choices=OPSETS,
+    help='version of the operators of ONNX; 17, the default, is read by more runtimes (onnxruntime '
+    '1.12, TensorRT 8.6); 20 has GELU as one operator and needs onnxruntime 1.17',
+  )
+  command.add_argument(
+    '--float16',
+    action='store_true',
+    help='ONNX of half the size: weights and products in float16, norms and softmax in float32; '
+    'input and output do not change',
   )
   add_model_flags(command)

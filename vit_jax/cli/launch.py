@@ -9,7 +9,7 @@ from pathlib import Path
 from vit_jax.cli.arguments import Parser, non_negative_int, positive_float, positive_int
 from vit_jax.cli.jobs import default_workdir, parse_config_flags
 from vit_jax.config_checks import validate
-from vit_jax.errors import UserError, did_you_mean
+from vit_jax.errors import UserError, did_you_mean, mask_credentials
 from vit_jax.launch.environment import new_run_token, parse_env, secret_part
 from vit_jax.launch.job import Job
 from vit_jax.launch.manage import JOB_VERBS, run_verb, watch_until_interrupted
@@ -70,7 +70,7 @@ def launch_local(args, command: list[str], env: dict[str, str]) -> int:
   if args.dry_run:
     for i in range(args.hosts):
       own = host_environment('localhost:PORT', args.hosts, i, devices=args.devices_per_host)
-      print(format_local_command(own, env, command))
+      print(mask_credentials(format_local_command(own, env, command)))
     print_masked_names(env)
     return 0
   return run_hosts(
@@ -98,7 +98,7 @@ def launch_on_cloud(args, command: list[str], env: dict[str, str]) -> int:
   check_job_fits(args, job, command)
   bundle.make_start_files(job)  # Raises UserError if they are too long.
   if args.dry_run:
-    print(format_dry_run(job, bundle.archive_command(root, revision, 'FILES')))
+    print(mask_credentials(format_dry_run(job, bundle.archive_command(root, revision, 'FILES'))))
     print_masked_names(secret_part(job.env))
     return 0
   with bundle.launch_folder() as files:

@@ -82,6 +82,7 @@ def _render_panel(title: str, detail: str, images: np.ndarray, names: list[str])
 def _resize_tile(image: np.ndarray) -> Image.Image:
   """Enlarge a small image by an integer factor, so that each pixel shows, or shrink a large one."""
   h, w = image.shape[:2]
+  image = np.repeat(image, 3 // image.shape[2], axis=2)  # Grey images have one channel.
   if max(h, w) <= MAX_TILE_SIDE:
     factor = -(-MIN_TILE_SIDE // max(h, w))
     return Image.fromarray(image).resize((w * factor, h * factor), Image.Resampling.NEAREST)

@@ -1,13 +1,18 @@
 """Crop, resize and augment one image on the host.
 
-An image is the bytes of a file or an array; the result is uint8 [h, w, 3] RGB. All randomness of a
-training image comes from its key (seed, epoch, example).
+An image is the bytes of a file or an array; the result is uint8 [h, w, 3] RGB or [h, w, 1] grey.
+All randomness of a training image comes from its key (seed, epoch, example).
+
+A grey image has three equal channels until it is written: every step treats them alike.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vit_jax.data.decode import CropBox, ImageData, decode_image
 from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing
@@ -37,7 +42,7 @@ def write_train_image(
   interpolation: str = 'tf_bilinear',
   decoding: dict[str, int],
 ):
-  """Write an augmented training image into `out`, uint8 [h, w, 3].
+  """Write an augmented training image into `out`, uint8 [h, w, 3] or grey [h, w, 1].
 
   Args:
     data: The image, as in `decode_image`.
@@ -56,20 +61,20 @@ def write_train_image(
 
   Raises BadImageError if the image cannot be decoded.
   """
-  box = None
-  if crop == 'inception':
-    box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  image = decode_image(data, name=name, box=box, **decoding)
+  sample_box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
+  box, size = sample_box if crop == 'inception' else None, out.shape[:2]
+  image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
   interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
   if crop == 'random':
-    image = random_crop(resize_image(image, (side, side), interpolation), out.shape[:2], key=key)
-  if flip and random_bits(key, 0)[-1] >> 63:
-    cv2.flip(resize_image(image, out.shape[:2], interpolation), 1, dst=out)
-  else:
-    resize_image(image, out.shape[:2], interpolation, out)
-  if randaugment:
-    bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
-    out[...] = rand_augment(out, bits, **randaugment)
+    image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
+  with three_channels(out) as rgb:
+    if flip and random_bits(key, 0)[-1] >> 63:
+      cv2.flip(resize_image(image, size, interpolation), 1, dst=rgb)
+    else:
+      resize_image(image, size, interpolation, rgb)
+    if randaugment:
+      bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
+      rgb[...] = rand_augment(rgb, bits, **randaugment)
 
 
 def write_eval_image(
@@ -81,7 +86,7 @@ def write_eval_image(
   user_file: bool,
   max_pixels: int,
 ):
-  """Write an evaluation image into `out` [h, w, 3]: rounded if it is uint8, exact if float32.
+  """Write an evaluation image into `out` [h, w, c]: rounded if it is uint8, exact if float32.
 
   Args:
     data: The image, as in `decode_image`.
@@ -94,8 +99,31 @@ def write_eval_image(
   Raises BadImageError if the image cannot be decoded.
   """
   options = steps.decoding(user_file=user_file)
-  image = decode_image(data, name=name, max_pixels=max_pixels, **options)
-  apply_preprocessing(image, steps, out)
+  image = decode_channels(data, steps.channels, name=name, max_pixels=max_pixels, **options)
+  with three_channels(out) as rgb:
+    apply_preprocessing(image, steps, rgb)
+
+
+def decode_channels(data: ImageData, channels: int, **options) -> np.ndarray:
+  """Decode as `decode_image` does, and convert to grey for one channel. Returns uint8 [h, w, 3]."""
+  image = decode_image(data, **options)
+  return convert_to_grey(image) if channels == 1 else image
+
+
+def convert_to_grey(image: np.ndarray) -> np.ndarray:
+  """Return uint8 [h, w, 3] with the luma of ITU-R 601 in each channel, as Pillow rounds it."""
+  return cv2.cvtColor(np.asarray(Image.fromarray(image).convert('L')), cv2.COLOR_GRAY2RGB)
+
+
+@contextlib.contextmanager
+def three_channels(out: np.ndarray) -> Iterator[np.ndarray]:
+  """Yield `out`, or [h, w, 3] of which the first channel is copied to `out` [h, w, 1]."""
+  if out.shape[2] == 3:
+    yield out
+  else:
+    rgb = np.empty((*out.shape[:2], 3), out.dtype)
+    yield rgb
+    out[...] = rgb[..., :1]
 
 
 def sample_crop_box(

@@ -8,7 +8,7 @@ A source has `len(source)`, `source[i] -> (bytes | pixels, labels, name)`, `labe
 says that example `i` is a file of the user, which is decoded with other defaults. A batch holds
 this host's contiguous slice of the global batch:
 
-  'image'   uint8 [b, h, w, 3]
+  'image'   uint8 [b, h, w, channels]
   'label'   int32 [b, max_labels], padded with -1; float32 [b, k] class probabilities of a mixture
   'mask'    bool [b], False in rows without an example
   'id'      int64 [b], the index of the example in the source
@@ -53,11 +53,12 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-  source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int
+  source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int, channels: int = 3
 ) -> Iterator[Batch]:
   """Yield this host's part of training batches `start`, `start + 1`, … without end.
 
   Each epoch has its own order. A batch may contain the end of one epoch and the start of the next.
+  Images are RGB, or grey if `channels` is 1.
 
   Raises UserError if `config.batch` is not divisible by `hosts`, or if an image cannot be read and
   `config.bad_images` is not 'skip'.
@@ -75,7 +76,7 @@ def train_batches(
   make_batch = _BatchMaker(
     locate_example=locate,
     write_example=functools.partial(_write_train_example, source=source, config=config, seed=seed),
-    shape=(batch, *config.size, 3),
+    shape=(batch, *config.size, channels),
     dtype=np.uint8,
     label_width=source.max_labels,
     soft_labels=bool(config.unlabelled),
@@ -114,15 +115,16 @@ def eval_batches(
   """
   name, size = ('eval_batch', config.eval_batch) if config.eval_batch else ('batch', config.batch)
   batch = _local_batch_size(name, size, hosts)
+  steps = steps or eval_preprocessing(config)
   make_batch = _BatchMaker(
     locate_example=functools.partial(sequential_example, examples=len(source)),
     write_example=functools.partial(
       _write_eval_example,
       source=source,
-      steps=steps or eval_preprocessing(config),
+      steps=steps,
       max_pixels=config.max_pixels,
     ),
-    shape=(batch, *config.size, 3),
+    shape=(batch, *config.size, steps.channels),
     dtype=np.float32 if exact else np.uint8,
     label_width=source.max_labels,
     soft_labels=False,
@@ -214,7 +216,7 @@ class _BatchMaker:
   locate_example: Callable[[int], tuple[int, int]]
   # (epoch, example, image to write) -> labels.
   write_example: Callable[[int, int, np.ndarray], tuple[int, ...]]
-  shape: tuple[int, ...]  # This host's images: [b, h, w, 3].
+  shape: tuple[int, ...]  # This host's images: [b, h, w, c].
   dtype: type
   label_width: int
   soft_labels: bool  # Labels are class probabilities.

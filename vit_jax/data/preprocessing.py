@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vit_jax.config import DataConfig, ModelConfig
-from vit_jax.config_checks import CHOICES
+from vit_jax.config_checks import CHANNELS, CHOICES
 from vit_jax.data.resize import Region, write_resized_region
 from vit_jax.errors import UserError, did_you_mean
 
@@ -30,6 +30,7 @@ MAX_SIDE = 32768
 FIRST_VALUES = {
   'interpolation': 'tf_bilinear', 'rounding': 'tf', 'orient': 'ignore', 'jpeg_dct': 'fast',
 }  # fmt: skip
+OPTIONAL_FIELDS = ('resize_size', 'channels')  # Older files have no channels, which are then 3.
 STEP_CHOICES = {
   'crop': CHOICES['data.eval_crop'],
   'interpolation': CHOICES['data.interpolation'],
@@ -52,7 +53,8 @@ class Preprocessing:
     orient: 'exif' turns photos upright, 'ignore' does not. 'auto' does so for a user's files.
     jpeg_dct: 'fast' is TensorFlow's decoder, 'accurate' Pillow's. 'auto' is accurate for a user's
       files.
-    mean: mean that the model subtracts.
+    channels: 3, or 1: color becomes grey as in Pillow's mode L (ITU-R 601), before it is resized.
+    mean: mean that the model subtracts, for each channel.
     scale: standard deviation that the model divides by.
   """
 
@@ -63,8 +65,9 @@ class Preprocessing:
   rounding: str = 'tf'
   orient: str = 'auto'
   jpeg_dct: str = 'auto'
-  mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
-  scale: tuple[float, float, float] = (127.5, 127.5, 127.5)
+  channels: int = 3
+  mean: tuple[float, ...] = (127.5, 127.5, 127.5)
+  scale: tuple[float, ...] = (127.5, 127.5, 127.5)
 
   def decoding(self, *, user_file: bool) -> dict[str, bool]:
     """Return the arguments `orient` and `fast_dct` of `decode_image`.
@@ -97,6 +100,7 @@ def eval_preprocessing(data: DataConfig, model: ModelConfig | None = None) -> Pr
     interpolation=data.interpolation,
     orient=data.orient,
     jpeg_dct=data.jpeg_dct,
+    channels=model.channels,
     mean=model.mean,
     scale=model.scale,
   )
@@ -166,7 +170,7 @@ def preprocessing_from_dict(values: Mapping[str, object], source: str) -> Prepro
       check_step('short_side', side, source)
       fields['resize_size'] = (side, side)
   for field in dataclasses.fields(Preprocessing):
-    if field.name not in fields and field.name != 'resize_size':
+    if field.name not in fields and field.name not in OPTIONAL_FIELDS:
       raise UserError(f'{source}: {field.name} is missing')
   for name, value in fields.items():
     check_step(name, value, source)
@@ -175,6 +179,10 @@ def preprocessing_from_dict(values: Mapping[str, object], source: str) -> Prepro
       f'{source}: resize_size={fields.get("resize_size")} is not valid with '
       f'crop={fields["crop"]!r}; {", ".join(CROPS_AFTER_RESIZE)} have one, other crops have none'
     )
+  channels = fields.get('channels', 3)
+  for name in ('mean', 'scale'):
+    if len(fields[name]) != channels:
+      raise UserError(f'{source}: {name}={fields[name]} is not valid with channels={channels}')
   return Preprocessing(**fields)
 
 
@@ -197,7 +205,7 @@ def _is_size(value) -> bool:
 
 def _are_channels(value) -> bool:
   is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9
-  return isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value))
+  return isinstance(value, tuple) and len(value) in CHANNELS and all(map(is_number, value))
 
 
 def _is_choice(name: str) -> Callable[[object], bool]:
@@ -213,6 +221,7 @@ STEP_CHECKS = {
     f'height and width from 1 to {MAX_SIDE}',
   ),
   'short_side': (_is_side, f'pixels from 1 to {MAX_SIDE}'),
-  'mean': (_are_channels, 'three numbers'),
-  'scale': (lambda value: _are_channels(value) and min(value) > 0, 'three positive numbers'),
+  'channels': (lambda value: type(value) is int and value in CHANNELS, '3 (RGB) or 1 (grey)'),
+  'mean': (_are_channels, 'one or three numbers'),
+  'scale': (lambda value: _are_channels(value) and min(value) > 0, 'one or three positive numbers'),
 }

@@ -22,7 +22,7 @@ import numpy as np
 from vit_jax.config import DataConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
-from vit_jax.data.preprocessing import Preprocessing
+from vit_jax.data.preprocessing import Preprocessing, eval_preprocessing
 from vit_jax.sharding.fsdp import (
   shard_map_rows,
   state_shardings,
@@ -60,7 +60,7 @@ class Evaluator:
   param_shapes: dict  # Arrays or their shapes, which decide how they are sharded over `mesh`.
   mesh: Mesh
   data: DataConfig
-  preprocessing: Preprocessing | None = None  # None means that of `data`.
+  preprocessing: Preprocessing | None = None  # None means that of `data` and the model.
   should_stop: Callable[[object], bool] = lambda outputs: (
     False
   )  # Called with every batch's outputs.
@@ -99,7 +99,7 @@ class Evaluator:
     """Return the program (parameters, batch) -> rows for the batches of `source`."""
     b, dtype = self.batch, np.float32 if output.exact_images else np.uint8
     shapes = {
-      'image': ((b, *self.data.size, 3), dtype),
+      'image': ((b, *self.data.size, self.model.config.channels), dtype),
       'label': ((b, source.max_labels), np.int32),
       'mask': ((b,), np.bool_),
       'index': ((b,), np.int32),
@@ -131,7 +131,8 @@ class Evaluator:
     """
     data = dataclasses.replace(self.data, eval_batch=self.batch)
     b = self.batch // hosts
-    options = {'exact': output.exact_images, 'steps': self.preprocessing}
+    steps = self.preprocessing or eval_preprocessing(self.data, self.model.config)
+    options = {'exact': output.exact_images, 'steps': steps}
     batches = eval_batches(source, data, host=host, hosts=hosts, **options)
     for k, batch in enumerate(batches):
       first = (k * hosts + host) * b

@@ -89,12 +89,12 @@ class EfficientNetShape:
     """Return (height, width) of the last feature map for an image of any `size` in pixels."""
     return ceil_divide(size, 32)
 
-  def flops(self, size: tuple[int, int]) -> float:
+  def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`, without norms and head.
 
     A multiply-add counts as 2.
     """
-    total = conv_taps(size, 3, 2) * 3 * self.stem_channels
+    total = conv_taps(size, 3, 2) * channels * self.stem_channels
     h, w = ceil_divide(size, 2)
     for block in (block for stage in self.stages for block in stage):
       if block.hidden_channels != block.in_channels:

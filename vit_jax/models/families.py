@@ -2,7 +2,7 @@
 
 A model is a linen module with these properties:
 
-- It maps uint8 images [b, H, W, 3] and `train` to float32 logits [b, k].
+- It maps uint8 images [b, H, W, channels] and `train` to float32 logits [b, k].
 - `classes` is k.
 - `shape` has `flops(size)` of an image, `width` of the features, and `grid(size)` of the tokens or
   the last feature map.
@@ -17,14 +17,14 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from vit_jax.config import ModelConfig
-from vit_jax.config_checks import CHOICES
+from vit_jax.config_checks import CHOICES, check_channels
 from vit_jax.errors import UserError
 from vit_jax.models.axial import build_axial_resnet, build_axial_vit
 from vit_jax.models.efficientnet import EFFICIENTNET_REMAT, build_efficientnet
 from vit_jax.models.resnet import RESNET_REMAT, build_resnet
 from vit_jax.models.vit import build_vit
 
-COMMON_SETTINGS = ('variant', 'head_bias', 'mean', 'scale', 'dtype', 'remat')
+COMMON_SETTINGS = ('variant', 'head_bias', 'channels', 'mean', 'scale', 'dtype', 'remat')
 TRANSFORMER_SETTINGS = (
   'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'position', 'position_at', 'registers',
   'patch_norm', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll',
@@ -106,4 +106,5 @@ def build_model(config: ModelConfig, classes: int) -> nn.Module:
       f'config.model.remat={config.remat!r}: {subject}, which supports only '
       f'{", ".join(family.remat_choices)}'
     )
+  check_channels(config)
   return family.build(config, classes)

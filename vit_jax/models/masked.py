@@ -45,6 +45,10 @@ def build_masked_vit(config: Config) -> 'MaskedVisionTransformer':
     )
   if c.pool == 'map':
     raise UserError(f"config.model.pool='map': {target} does not train it; use token or gap")
+  if c.channels != 3 and mask.target != 'pixels':
+    raise UserError(
+      f'{target} predicts colors, and config.model.channels={c.channels} has none; use pixels'
+    )
   plain = build_model(c, 0)
   patch, n = plain.shape.patch, math.prod(plain.shape.grid(config.data.size))
   if mask.target == 'grid' and (patch[0] % GRID_CELLS or patch[1] % GRID_CELLS):

@@ -174,15 +174,15 @@ class ViTShape:
       )
     return size[0] // high, size[1] // wide
 
-  def flops(self, size: tuple[int, int]) -> float:
+  def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`."""
     patches, d = math.prod(self.grid(size)), self.width
     n = patches + 1  # One class token.
     projections = 4 * d * d + 2 * d * self.mlp  # Multiply-adds per token: q, k, v, out and the MLP.
     attention = 2 * n * d  # Multiply-adds per token: q kᵀ, and the weights times v.
-    channels = self.backbone.out_channels if self.backbone else 3
-    embedding = patches * channels * math.prod(self.patch) * d
-    backbone = self.backbone.multiply_adds(size) if self.backbone else 0
+    embedded = self.backbone.out_channels if self.backbone else channels
+    embedding = patches * embedded * math.prod(self.patch) * d
+    backbone = self.backbone.multiply_adds(size, channels) if self.backbone else 0
     return 2 * (n * self.depth * (projections + attention) + embedding + backbone)
 
 
@@ -249,9 +249,9 @@ class ResNetShape:
     """Return (height, width) of the last feature map for an image of any `size`."""
     return ceil_divide(size, self.backbone.stride)
 
-  def flops(self, size: tuple[int, int]) -> float:
+  def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`."""
-    return 2.0 * self.backbone.multiply_adds(size)
+    return 2.0 * self.backbone.multiply_adds(size, channels)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -280,6 +280,7 @@ class ResNetBackbone:
   def multiply_adds(
     self,
     size: tuple[int, int],
+    channels: int = 3,
     spatial_multiply_adds: Callable[[tuple[int, int], int, int], int] | None = None,
   ) -> int:
     """Return the multiply-adds of all layers over an image of `size`.
@@ -288,7 +289,7 @@ class ResNetBackbone:
     default is a 3x3 convolution.
     """
     spatial_multiply_adds = spatial_multiply_adds or conv3x3_multiply_adds
-    total = conv_taps(size, 7, 2) * 3 * self.width
+    total = conv_taps(size, 7, 2) * channels * self.width
     (h, w), in_channels = ceil_divide(size, 4), self.width
     for stage, blocks in enumerate(self.blocks_per_stage):
       c = self.width * 2**stage
@@ -343,14 +344,14 @@ class AxialViTShape(ViTShape):
   Each of its blocks is two blocks, one along rows and one along columns. It has no class token.
   """
 
-  def flops(self, size: tuple[int, int]) -> float:
+  def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`."""
     (h, w), d = self.grid(size), self.width
     # Multiply-adds per token and along both axes: q, k, v, out and the MLP.
     projections = 2 * (4 * d * d + 2 * d * self.mlp)
     # q kᵀ, and the weights times v, with the w tokens of the row and the h tokens of the column.
     attention = 2 * (h + w) * d
-    embedding = 3 * math.prod(self.patch) * d
+    embedding = channels * math.prod(self.patch) * d
     return 2 * h * w * (self.depth * (projections + attention) + embedding)
 
 
@@ -367,9 +368,9 @@ def axial_resnet_shape(variant: str, *, stem_width: int = 64) -> 'AxialResNetSha
 class AxialResNetShape(ResNetShape):
   """Shape of an AxialResNet, a V1 ResNet with axial attention in place of 3x3 convolutions."""
 
-  def flops(self, size: tuple[int, int]) -> float:
+  def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`."""
-    return 2.0 * self.backbone.multiply_adds(size, axial_attention_multiply_adds)
+    return 2.0 * self.backbone.multiply_adds(size, channels, axial_attention_multiply_adds)
 
 
 def axial_attention_multiply_adds(size: tuple[int, int], c: int, stride: int) -> int:

@@ -106,7 +106,7 @@ def _analyze_attention(
   evaluator, params = make_pretrained_evaluator(model, data)
   for rows in evaluator.batches(params, source, ATTENTION):
     weights = rows['attention']
-    images.append(rows['image'])
+    images.append(np.repeat(rows['image'], 3 // model.config.channels, axis=-1))
     distances.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
     masks.append(
       attention_rollout.rollout_mask(
@@ -118,7 +118,7 @@ def _analyze_attention(
 
 def reinitialize_model(model, seed: int = 0):
   """Return the model with freshly initialized parameters."""
-  shape = jax.ShapeDtypeStruct((1, *model.size, 3), np.uint8)
+  shape = jax.ShapeDtypeStruct((1, *model.size, model.config.channels), np.uint8)
   init = jax.jit(
     lambda: model.model.init(jax.random.key(seed), np.zeros(shape.shape, shape.dtype))['params']
   )

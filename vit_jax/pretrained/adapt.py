@@ -9,13 +9,13 @@ import dataclasses
 import flax.traverse_util
 import numpy as np
 
+from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
 from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, summarize_list
 from vit_jax.pretrained.resample import pi_resize, resample_positions
 
 HEAD_PREFIXES = ('head/', 'pre_logits/')
 MASKING_PREFIXES = ('mask', 'patch_head/')  # Only masked patch prediction has these arrays.
-RGB_CHANNELS = 3  # Only kernels over pixels can be resized. A hybrid's kernel has more channels.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def fit_array(
   if array.shape == shape:
     return array
   same_channels = array.ndim == 4 and array.shape[2:] == shape[2:]
-  if name == PATCH_KERNEL and same_channels and shape[2] == RGB_CHANNELS:
+  if name == PATCH_KERNEL and same_channels and shape[2] in CHANNELS:  # A hybrid's are no pixels.
     return pi_resize(array, shape[:2])
   return None
 

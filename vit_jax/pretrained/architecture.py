@@ -7,6 +7,7 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
 from vit_jax.models.efficientnet_variants import (
   EFFICIENTNET_PREFIX,
@@ -47,7 +48,7 @@ def infer_architecture(
   """
   classes = head_classes(flat)
   if EFFICIENTNET_STEM_KERNEL in flat:
-    inferred = infer_efficientnet_variant(flat, source)
+    inferred = infer_efficientnet_variant(flat, source, model_fields.get('channels', 3))
     if variant not in ('', inferred, inferred + TORCH_SUFFIX):
       raise UserError(
         f'{source} states that it is {variant!r:.60}, but has the arrays of {inferred}'
@@ -79,6 +80,21 @@ def infer_architecture(
   return make_model_config(fields | model_fields, source), classes
 
 
+def count_channels(flat: dict[str, np.ndarray], source: str) -> int:
+  """Return the channels of the images that the first layer of a flat tree reads.
+
+  Raises UserError unless they are RGB or grey.
+  """
+  roots = (EFFICIENTNET_STEM_KERNEL, RESNET_ROOT_KERNEL, PATCH_KERNEL)
+  kernel = next((flat[name] for name in roots if name in flat), None)
+  channels = 3 if kernel is None or kernel.ndim != 4 else kernel.shape[2]
+  if channels not in CHANNELS:
+    raise UserError(
+      f'{source} takes images of {channels} channels; supported are 3 (RGB) and 1 (grey)'
+    )
+  return channels
+
+
 def infer_resnet_config(
   flat: dict[str, np.ndarray], source: str, model_fields: dict
 ) -> ModelConfig:
@@ -92,14 +108,16 @@ def infer_resnet_config(
   return make_model_config(fields | model_fields, source)
 
 
-def infer_efficientnet_variant(flat: dict[str, np.ndarray], source: str) -> str:
+def infer_efficientnet_variant(flat: dict[str, np.ndarray], source: str, channels: int = 3) -> str:
   """Return the name of the EfficientNet whose backbone has exactly these arrays.
 
   Raises UserError if there is none.
   """
   backbone = {name: array.shape for name, array in flat.items() if not name.startswith('head/')}
+  fields = {'channels': channels, 'mean': (127.5,) * channels, 'scale': (127.5,) * channels}
   for name in EFFICIENTNET_SCALES:
-    model = build_model(ModelConfig(variant=EFFICIENTNET_PREFIX + name), 0)
+    config = ModelConfig(variant=EFFICIENTNET_PREFIX + name, **fields)
+    model = build_model(config, 0)
     shapes = flax.traverse_util.flatten_dict(abstract_params(model, (64, 64)), sep='/')
     if {name: leaf.shape for name, leaf in shapes.items()} == backbone:
       return EFFICIENTNET_PREFIX + name

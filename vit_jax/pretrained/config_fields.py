@@ -5,6 +5,7 @@ JSON has NaN, infinity and integers of any size, none of which describes a model
 
 import math
 
+from vit_jax.config_checks import CHANNELS
 from vit_jax.data.preprocessing import MAX_SIDE
 from vit_jax.errors import UserError
 
@@ -59,20 +60,21 @@ def read_pixel_statistics(
 ) -> tuple[float, float, float] | None:
   """Read a mean or standard deviation of pixels in [0, 1], scaled to [0, 255] and rounded.
 
-  Returns None if the field is missing. Raises UserError unless it holds three numbers.
+  One number, of grey images, is repeated. Returns None if the field is missing. Raises UserError
+  unless it holds one or three numbers.
   """
   values = read_field(config, name, list, file)
   if values is None:
     return None
   positive = name.endswith('std')
   if (
-    len(values) != 3
+    len(values) not in CHANNELS
     or not all(map(is_sane_number, values))
     or (positive and not all(value > 0 for value in values))
   ):
-    kind = 'three positive numbers' if positive else 'three numbers'
+    kind = f'one or three {"positive " if positive else ""}numbers'
     raise UserError(f'{file}: {name} is {show_value(values)}: expected {kind}')
-  return tuple(round(255 * value, 6) for value in values)
+  return tuple(round(255 * value, 6) for value in values) * (3 // len(values))
 
 
 def read_image_size(value, name: str, file: str = 'config.json') -> tuple[int, int] | None:

@@ -24,11 +24,10 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, mask_credentials
 from vit_jax.pretrained.http_safety import (
   HTTP_SCHEMES,
   RateLimit,
-  mask_credentials,
   open_url,
 )
 from vit_jax.pretrained.published_size import (

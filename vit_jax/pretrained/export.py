@@ -4,6 +4,7 @@ Every export is read again, and its outputs are compared with those of the model
 """
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -25,9 +26,13 @@ from vit_jax.pretrained.huggingface import to_huggingface
 from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import to_bit, to_google
+from vit_jax.pretrained.onnx_metadata import onnx_metadata
 from vit_jax.pretrained.timm_vit import to_timm
 
-MAX_RELATIVE_ERROR = 1e-4  # Largest difference of an output, relative to the largest output.
+# Largest difference of an output, relative to the largest output: in float32, and in float16.
+MAX_RELATIVE_ERROR, MAX_FLOAT16_ERROR = 1e-4, 1e-2
+# Older runtimes run it: onnxruntime 1.12, TensorRT 8.6, Windows ML. 20 needs onnxruntime 1.17.
+DEFAULT_OPSET = 17
 COMPARED_IMAGES = 3
 STABLEHLO_PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 MAX_STABLEHLO_BYTES = 2**31 - 2**24  # jax.export serializes up to 2 GiB, including the program.
@@ -36,11 +41,23 @@ MAX_ONNX_BYTES = 2**31 - 2**24  # Larger ONNX models store their arrays in a sep
 EXPORTED_FILES = {'model.safetensors', 'config.json', 'preprocessor_config.json'}
 
 
-def export_model(model: PretrainedModel, to: Path, format: str) -> list[str]:
+def export_model(
+  model: PretrainedModel,
+  to: Path,
+  format: str,
+  *,
+  opset: int = DEFAULT_OPSET,
+  float16: bool = False,
+) -> list[str]:
   """Write a model to the file or directory `to`, and return lines that describe the result.
 
-  `format` is npz, timm, huggingface, onnx or stablehlo. StableHLO contains a program in the model's
-  dtype. All other formats contain parameters, and are compared in float32.
+  Args:
+    model: The model.
+    to: The path.
+    format: npz, timm, huggingface, onnx or stablehlo. StableHLO contains a program in the model's
+      dtype. All other formats contain parameters, and are compared in float32.
+    opset: Version of the operators of ONNX, 17 or 20.
+    float16: Store the weights of ONNX in float16, and compute in it where that is safe.
 
   Raises UserError, and leaves nothing behind, if the format cannot represent the model or if the
   outputs differ.
@@ -49,6 +66,9 @@ def export_model(model: PretrainedModel, to: Path, format: str) -> list[str]:
   check_destination(to, format)
   check_exportable(model, format)
   write, read = EXPORT_FORMATS[format]
+  if format == 'onnx':
+    write = functools.partial(write, opset=opset, float16=float16)
+  limit = MAX_FLOAT16_ERROR if float16 else MAX_RELATIVE_ERROR
   destination = to.resolve()
   if format != 'stablehlo':
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype='float32'))
@@ -59,20 +79,26 @@ def export_model(model: PretrainedModel, to: Path, format: str) -> list[str]:
       written = Path(folder) / destination.name
       write(model, written)
       relative_error = export_relative_error(model, read(written))
-      if not relative_error <= MAX_RELATIVE_ERROR:  # Also true for NaN.
+      if not relative_error <= limit:  # Also true for NaN.
         raise UserError(
           f'{to}: the relative error after reading it again is {relative_error:.1e}; '
-          f'at most {MAX_RELATIVE_ERROR:.0e} is allowed'
+          f'at most {limit:.0e} is allowed'
         )
       size = move_into_place(written, destination)
   except (OSError, SafetensorError) as error:
     raise UserError(f'cannot write {to}: {getattr(error, "strerror", None) or error}') from None
-  mib = size / 2**20
-  lines = [
-    f'{to}: {format}, {mib:,.1f} MiB; relative error after reading it again: {relative_error:.1e}'
-  ]
-  lines += describe_lost_steps(model, to) if format in ('timm', 'huggingface') else []
-  if model.loss == 'sigmoid' and format != 'npz':
+  line = f'{format}, {size / 2**20:,.1f} MiB; relative error after reading it again: '
+  return [f'{to}: {line}{relative_error:.1e}', *describe_lost_facts(model, to, format)]
+
+
+def describe_lost_facts(model: PretrainedModel, to: Path, format: str) -> list[str]:
+  """Return lines about what the export does not state, or not as the model has it."""
+  lines = describe_lost_steps(model, to) if format in ('timm', 'huggingface') else []
+  if format == 'huggingface' and model.config.channels == 1:
+    lines.append(f'{to}: transformers does not convert color to grey: give it grey images')
+  if format == 'onnx' and model.labels and 'class_names' not in onnx_metadata(model):
+    lines.append(f'{to}: the {len(model.labels):,} class names are too long for its metadata')
+  if model.loss == 'sigmoid' and format not in ('npz', 'onnx'):
     lines.append(
       f'{to}: the logits are for a sigmoid per class, not a softmax; {format} does not record this'
     )
@@ -158,7 +184,8 @@ def export_relative_error(
   The images are random. The comparison runs on the CPU, because accelerators round float32 products
   by more than the limit, and not all alike.
   """
-  images = np.random.default_rng(0).integers(0, 256, (COMPARED_IMAGES, *model.size, 3), np.uint8)
+  shape = (COMPARED_IMAGES, *model.size, model.config.channels)
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   with jax.default_device('cpu'):
     expected, actual = np.asarray(forward_function(model)(images)), np.asarray(exported(images))
   if expected.shape != actual.shape:
@@ -167,7 +194,7 @@ def export_relative_error(
 
 
 def forward_function(model: PretrainedModel) -> Callable[[np.ndarray], jax.Array]:
-  """Return a function from images [b, h, w, 3] to logits, or to features without a head.
+  """Return a function from images [b, h, w, c] to logits, or to features without a head.
 
   It runs on JAX's default device.
   """
@@ -247,7 +274,7 @@ def write_json(path: Path, content: dict):
 
 
 def write_stablehlo(model: PretrainedModel, to: Path):
-  """Write a function of images uint8 [b, h, w, 3] for every platform, with its parameters inside.
+  """Write a function of images uint8 [b, h, w, c] for every platform, with its parameters inside.
 
   The batch size b is symbolic. Raises UserError if the parameters exceed 2 GiB.
   """
@@ -259,7 +286,7 @@ def write_stablehlo(model: PretrainedModel, to: Path):
     )
   (b,) = jax.export.symbolic_shape('b')
   function = jax.jit(lambda images: model.model.apply({'params': model.params}, images))
-  images = jax.ShapeDtypeStruct((b, *model.size, 3), np.uint8)
+  images = jax.ShapeDtypeStruct((b, *model.size, model.config.channels), np.uint8)
   exported = jax.export.export(function, platforms=STABLEHLO_PLATFORMS)(images)
   to.write_bytes(exported.serialize())
 
@@ -269,18 +296,22 @@ def read_stablehlo(to: Path) -> Callable[[np.ndarray], jax.Array]:
   return jax.export.deserialize(bytearray(to.read_bytes())).call
 
 
-def write_onnx(model: PretrainedModel, to: Path):
-  """Write an ONNX graph from 'images' uint8 [b, h, w, 3] to 'logits' or 'features'.
+def write_onnx(
+  model: PretrainedModel, to: Path, *, opset: int = DEFAULT_OPSET, float16: bool = False
+):
+  """Write an ONNX graph from 'images' uint8 [b, h, w, c] to 'logits' or 'features' float32 [b, k].
 
-  The batch size b is free.
+  The batch size b is free. Above 2 GiB, the arrays are in a second file, NAME.onnx.data.
   """
   import onnx
 
   from vit_jax.pretrained.onnx_graph import to_onnx
 
-  large = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) > MAX_ONNX_BYTES
+  proto = to_onnx(model, opset=opset, float16=float16)
+  large = sum(len(array.raw_data) for array in proto.graph.initializer) > MAX_ONNX_BYTES
   options = {'save_as_external_data': True, 'location': f'{to.name}.data'} if large else {}
-  onnx.save_model(to_onnx(model), to, format='protobuf', **options)
+  onnx.save_model(proto, to, format='protobuf', **options)
+  onnx.checker.check_model(str(to))  # By its path, since it may have a second file.
 
 
 def read_onnx(to: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,7 +1,6 @@
 """Limits on what a server may do to a download."""
 
 import ipaddress
-import re
 import socket
 import time
 import urllib.parse
@@ -67,8 +66,3 @@ def resolve(host: str) -> set[str]:
     return {info[4][0].partition('%')[0] for info in socket.getaddrinfo(host, None)}
   except OSError:
     return set()
-
-
-def mask_credentials(text: str) -> str:
-  """Replace user names and passwords of URLs in a text by '***'."""
-  return re.sub(r'(?<=://)[^/\s@]*@', '***@', text)

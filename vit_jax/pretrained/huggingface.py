@@ -263,7 +263,7 @@ def hf_config_json(
     'layer_norm_eps': config.norm_eps,
     'image_size': image_size,
     'patch_size': s.patch[0],
-    'num_channels': 3,
+    'num_channels': config.channels,
     'qkv_bias': True,
   }
   if config.registers:

@@ -7,7 +7,6 @@ huggingface.py convert their layouts. architecture.py infers the architecture fr
 import dataclasses
 from pathlib import Path
 
-import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
@@ -18,7 +17,7 @@ from vit_jax.checkpoint.run_directory import (
   read_run_preprocessing,
 )
 from vit_jax.config import Config
-from vit_jax.config_checks import validate
+from vit_jax.config_checks import CHANNELS, validate
 from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.data.preprocessing import STEP_CHECKS, Preprocessing, check_step
 from vit_jax.errors import UserError, did_you_mean
@@ -27,12 +26,11 @@ from vit_jax.pretrained.adapt import MASKING_PREFIXES
 from vit_jax.pretrained.architecture import (
   add_zero_attention_biases,
   check_array_shapes,
+  count_channels,
   infer_architecture,
-  infer_position_grid,
 )
 from vit_jax.pretrained.arrays import (
   PATCH_KERNEL,
-  POSITION_EMBEDDING,
   LazyArrays,
   head_classes,
   open_arrays,
@@ -47,14 +45,16 @@ from vit_jax.pretrained.catalogue import (
 from vit_jax.pretrained.download import fetch
 from vit_jax.pretrained.hub import fetch_from_hub, is_hub_name
 from vit_jax.pretrained.huggingface import is_huggingface, read_huggingface
+from vit_jax.pretrained.image_size import resample_to_size
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import find_google_prefix, is_resnet, read_google, read_resnet
 from vit_jax.pretrained.preprocessing import (
+  fit_statistics,
   merge_facts,
   resolve_preprocessing,
   sidecar_steps,
 )
-from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize, resample_positions
+from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
 from vit_jax.runtime.files import read_json_object, split_pattern
@@ -70,9 +70,6 @@ SIDECAR_FIELDS = (
   *MODEL_OVERRIDES, 'variant', 'loss', 'labels', 'short_side',
   *(field.name for field in dataclasses.fields(Preprocessing)),
 )  # fmt: skip
-ASSUMED_SQUARE_NOTE = (
-  'the file does not state an image size: its position embeddings are taken for {}x{} patches'
-)
 # Numbers of classes that imply a label set if the file names none.
 DEFAULT_LABEL_SETS = {1000: 'imagenet1k', 21843: 'imagenet21k'}
 
@@ -252,8 +249,12 @@ def parse_overrides(overrides: dict) -> dict:
 
 
 def parse_pixel_statistics(name: str, value) -> tuple[float, ...]:
-  """Convert one or three numbers in [0, 1] to three in [0, 255], rounded to six decimals."""
-  values = (value,) * 3 if isinstance(value, int | float) else tuple(value)
+  """Convert one or three numbers in [0, 1] to three in [0, 255], rounded to six decimals.
+
+  `fit_statistics` makes one of them for grey images.
+  """
+  values = (value,) if isinstance(value, int | float) else tuple(value)
+  values = values * 3 if len(values) == 1 else values
   if len(values) != 3 or not all(0 <= value <= 1 for value in values):
     raise UserError(f'{name}={value}: expected three numbers in [0, 1], such as 0.5,0.5,0.5')
   return tuple(round(255 * value, 6) for value in values)
@@ -269,7 +270,9 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
   if 'patch' in facts:
     flat, note = resize_patch_kernel(flat, facts['patch'], source)
     notes.append(note)
-  stated = (*MODEL_OVERRIDES, 'variant', 'mean', 'scale')
+  facts, statistics_notes = fit_statistics(facts, count_channels(flat, source), source)
+  notes += statistics_notes
+  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale')
   fields = {name: facts[name] for name in stated if name in facts}
   if 'model' in facts:
     config, classes = dataclasses.replace(facts['model'], **fields), head_classes(flat)
@@ -302,49 +305,6 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
   )
 
 
-def resample_to_size(
-  flat: dict[str, np.ndarray], model: nn.Module, facts: dict, source: str
-) -> tuple[dict[str, np.ndarray], tuple[int, int], tuple[int, int], list[str]]:
-  """Resample position embeddings to the target image size.
-
-  Returns the flat tree, the native image size, the new image size (height, width in pixels), and
-  notes.
-  """
-  if POSITION_EMBEDDING not in flat:
-    native_size = facts.get('size') or default_image_size(facts, model)
-    size = facts.get('target_size', native_size)
-    model.shape.grid(size)  # Raises UserError if the model cannot take this size.
-    return flat, native_size, size, []
-  size_hint = facts.get('size') or facts.get('target_size')
-  old_grid = infer_position_grid(flat, model, size_hint, source)
-  native_size = tuple(
-    side * stride for side, stride in zip(old_grid, model.shape.stride, strict=True)
-  )
-  size = facts.get('target_size', native_size)
-  grid = model.shape.grid(size)
-  if grid == old_grid:
-    is_stated = facts.get('checkpoint') or (size_hint and model.shape.grid(size_hint) == old_grid)
-    notes = [] if is_stated else [ASSUMED_SQUARE_NOTE.format(*old_grid)]
-    return flat, native_size, size, notes
-  old_table = flat[POSITION_EMBEDDING]
-  tokens = old_table.shape[1] + grid[0] * grid[1] - old_grid[0] * old_grid[1]
-  method = facts.get('positions', 'corner')
-  table = resample_positions(old_table, tokens, grid, old_grid, method)
-  note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
-  return flat | {POSITION_EMBEDDING: table}, native_size, size, [note]
-
-
-def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:
-  """Return the image size (height, width) if neither the arrays nor the file determine it.
-
-  It is the catalogue's size, else the target size, else the largest multiple of the stride up to
-  224 pixels.
-  """
-  if checkpoint := facts.get('checkpoint'):
-    return checkpoint.pixels, checkpoint.pixels
-  return facts.get('target_size') or tuple(224 // side * side for side in model.shape.stride)
-
-
 def catalogue_notes(
   checkpoint: ReleasedCheckpoint | None, classes: int, native_size: tuple[int, int]
 ) -> list[str]:
@@ -371,7 +331,7 @@ def resize_patch_kernel(
   Raises UserError for a hybrid, whose patches are not of pixels.
   """
   kernel = flat.get(PATCH_KERNEL)
-  if kernel is None or kernel.ndim != 4 or kernel.shape[2] != 3 or side < 1:
+  if kernel is None or kernel.ndim != 4 or kernel.shape[2] not in CHANNELS or side < 1:
     raise UserError(f'{source}: the patches are not of pixels and cannot be resized to {side}')
   p, q = kernel.shape[:2]
   flat = flat | {PATCH_KERNEL: pi_resize(kernel, (side, side))}

@@ -21,7 +21,7 @@ from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated, to_glob
 class PretrainedModel:
   """The result of `vit_jax.load`.
 
-  Methods take images as uint8 [b, h, w, 3] of `size`, or as float32 in the same range [0, 255]. A
+  Methods take images as uint8 [b, h, w, c] of `size`, or as float32 in the same range [0, 255]. A
   batch is split over all devices. It is padded to a multiple of their number, and the result is cut
   to b rows.
 
@@ -67,7 +67,7 @@ class PretrainedModel:
     return build_model(self.config, self.classes)
 
   def logits(self, images: np.ndarray) -> jax.Array:
-    """Return logits [b, classes] of images [b, h, w, 3].
+    """Return logits [b, classes] of images [b, h, w, c].
 
     Raises UserError if the model has no head.
     """
@@ -82,18 +82,18 @@ class PretrainedModel:
       )
 
   def features(self, images: np.ndarray) -> jax.Array:
-    """Return features [b, d] of images [b, h, w, 3]: the input of the head."""
+    """Return features [b, d] of images [b, h, w, c]: the input of the head."""
     return self._apply_on_all_devices(self._features, images)
 
   def tokens(self, images: np.ndarray) -> jax.Array:
-    """Return tokens [b, n, d] of images [b, h, w, 3], after the last norm.
+    """Return tokens [b, n, d] of images [b, h, w, c], after the last norm.
 
     The class token, if there is one, is first.
     """
     return self._apply_on_all_devices(self._tokens, images)
 
   def attention(self, images: np.ndarray) -> jax.Array:
-    """Return attention weights [b, depth, heads, n, n] of images [b, h, w, 3].
+    """Return attention weights [b, depth, heads, n, n] of images [b, h, w, c].
 
     Each token (second to last axis) attends to each token (last axis). The class token, if there is
     one, is first, and registers are last.
@@ -110,11 +110,11 @@ class PretrainedModel:
   def _apply_on_all_devices(self, function: Callable, images: np.ndarray) -> jax.Array:
     """Apply a jitted function. Raises UserError for images of the wrong shape or dtype."""
     images = np.asarray(images)
-    h, w = self.size
-    valid_shape = images.ndim == 4 and images.shape[1:] == (h, w, 3)
+    (h, w), c = self.size, self.config.channels
+    valid_shape = images.ndim == 4 and images.shape[1:] == (h, w, c)
     if not valid_shape or images.dtype not in (np.uint8, np.float32):
       raise UserError(
-        f'images are {images.dtype} {list(images.shape)}: expected uint8 [b, {h}, {w}, 3]; '
+        f'images are {images.dtype} {list(images.shape)}: expected uint8 [b, {h}, {w}, {c}]; '
         'load(…, size=…) changes the size'
       )
     b, devices = images.shape[0], self.mesh.size

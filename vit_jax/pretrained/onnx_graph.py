@@ -4,9 +4,13 @@ The graph is written by hand, because no converter without TensorFlow covers our
 0.17 cannot trace Flax's `nn.scan`, produces a max pooling for hybrids that onnxruntime rejects, and
 requires an older Orbax than ours.
 
+In float16, products and the activations between them are float16. What adds up or divides is
+float32: the tokens to which blocks add, norms, softmax, and the product of the head.
+
 Shapes: b batch, n tokens, d width, h heads, c channels of a head, k classes.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.traverse_util
@@ -14,56 +18,99 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vit_jax.errors import UserError
 from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.models.resnet import RESNET_V1
 from vit_jax.models.variants import NORM_GROUPS
 from vit_jax.pretrained.arrays import ATTENTION_MODULE
 from vit_jax.pretrained.model import PretrainedModel
+from vit_jax.pretrained.onnx_metadata import onnx_metadata
 
-ONNX_OPSET = 20  # The first opset with Gelu.
-ONNX_IR_VERSION = 10  # The IR version of this opset. Runtimes do not support newer ones yet.
+# Opset -> the IR version of its release. 17 is the first opset with LayerNormalization, and 20 the
+# first with Gelu.
+ONNX_OPSETS = {17: 8, 20: 9}
 
 
 class OnnxGraph:
-  """A growing list of nodes and constants. Values are identified by their names."""
+  """A growing list of nodes and constants. Values are identified by their names.
 
-  def __init__(self):
+  With `float16`, weights are float16, and so is every value that `as_half` returns or that depends
+  on such a value, until `as_single`. Otherwise both return what they are given.
+  """
+
+  def __init__(self, opset: int, *, float16: bool):
+    self.opset, self.float16 = opset, float16
     self.nodes, self.constants = [], []
+    self._halves = set()  # The names of float16 values.
 
   def add_node(self, kind: str, *inputs: str, **attributes) -> str:
     """Add a node, and return the name of its output."""
     name = f'{kind}_{len(self.nodes)}'
     self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+    if kind not in ('Cast', 'Shape') and not self._halves.isdisjoint(inputs):
+      self._halves.add(name)
     return name
 
   def add_constant(self, value: np.ndarray | Sequence[int] | int) -> str:
     """Add an array as float32, or integers as int64, and return its name."""
     is_array = isinstance(value, np.ndarray)
-    array = np.ascontiguousarray(value, np.float32) if is_array else np.asarray(value, np.int64)
-    self.constants.append(numpy_helper.from_array(array, f'constant_{len(self.constants)}'))
-    return self.constants[-1].name
+    return self._add_array(np.asarray(value, np.float32 if is_array else np.int64))
+
+  def add_weight(self, value: np.ndarray) -> str:
+    """Add an array of parameters, float16 or float32, and return its name.
+
+    Raises UserError if float16 cannot represent it.
+    """
+    if not self.float16:
+      return self.add_constant(value)
+    if (largest := np.abs(value).max()) > np.finfo(np.float16).max:
+      raise UserError(f'float16 cannot represent a weight of {largest:.3g}: export in float32')
+    self._halves.add(name := self._add_array(np.asarray(value, np.float16)))
+    return name
+
+  def add_scalar(self, value: float, x: str) -> str:
+    """Add a number of the type of the value `x`, and return its name."""
+    array = np.array([value], np.float32)
+    return self.add_weight(array) if x in self._halves else self.add_constant(array)
+
+  def as_half(self, x: str) -> str:
+    """Return a float32 value as float16."""
+    if not self.float16 or x in self._halves:
+      return x
+    self._halves.add(name := self.add_node('Cast', x, to=TensorProto.FLOAT16))
+    return name
+
+  def as_single(self, x: str) -> str:
+    """Return a float16 value as float32."""
+    return self.add_node('Cast', x, to=TensorProto.FLOAT) if x in self._halves else x
 
   def add_reshape(self, x: str, *shape: int) -> str:
     """Add a reshape. 0 keeps the size of an axis, and -1 infers it."""
     return self.add_node('Reshape', x, self.add_constant(shape))
 
   def add_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
-    """Add a dense layer [..., i] -> [..., o] with a kernel [i, o]."""
-    y = self.add_node('MatMul', x, self.add_constant(kernel))
-    return self.add_node('Add', y, self.add_constant(bias.reshape(-1)))
+    """Add a dense layer [..., i] -> [..., o] with a kernel [i, o]. The result is float16 if on."""
+    y = self.add_node('MatMul', self.as_half(x), self.add_weight(kernel))
+    return self.add_node('Add', y, self.add_weight(bias.reshape(-1)))
 
   def add_layer_norm(self, x: str, params: dict, eps: float) -> str:
-    """Add a layer norm over the last axis."""
+    """Add a layer norm over the last axis of a float32 value."""
     scale, bias = self.add_constant(params['scale']), self.add_constant(params['bias'])
     return self.add_node('LayerNormalization', x, scale, bias, axis=-1, epsilon=eps)
 
+  def _add_array(self, array: np.ndarray) -> str:
+    name = f'constant_{len(self.constants)}'
+    self.constants.append(numpy_helper.from_array(np.asarray(array, order='C'), name))
+    return name
 
-def to_onnx(model: PretrainedModel) -> onnx.ModelProto:
-  """Return a graph from 'images' uint8 [b, h, w, 3] to 'logits' [b, k].
 
-  Without a head, the output is 'features' [b, d]. The batch size b is free.
+def to_onnx(model: PretrainedModel, *, opset: int, float16: bool) -> onnx.ModelProto:
+  """Return a graph from 'images' uint8 [b, h, w, c] to 'logits' float32 [b, k].
+
+  Without a head, the output is 'features' [b, d]. The batch size b is free. The metadata have what
+  `onnx_metadata` says.
   """
-  g, config, params = OnnxGraph(), model.config, model.params
+  g, config, params = OnnxGraph(opset, float16=float16), model.config, model.params
   x = g.add_node('Cast', 'images', to=TensorProto.FLOAT)
   x = g.add_node('Sub', x, g.add_constant(np.array(config.mean, np.float32)))
   x = g.add_node('Div', x, g.add_constant(np.array(config.scale, np.float32)))
@@ -72,33 +119,43 @@ def to_onnx(model: PretrainedModel) -> onnx.ModelProto:
   x = add_encoder(g, add_patch_embedding(g, x, model), model)
   x = add_pooling(g, x, model)
   if config.hidden_head:
-    x = g.add_node('Tanh', g.add_dense(x, **params['pre_logits']))
-  x = g.add_dense(x, **params['head']) if model.classes else x
+    x = g.add_node('Tanh', g.as_single(g.add_dense(x, **params['pre_logits'])))
+  if model.classes:  # float16 has steps of 1/128 at the initial bias of a sigmoid's head, -10.
+    kernel = g.as_single(g.add_weight(params['head']['kernel']))
+    x = g.add_node('Add', g.add_node('MatMul', x, kernel), g.add_constant(params['head']['bias']))
   output = 'logits' if model.classes else 'features'
   g.nodes.append(helper.make_node('Identity', [x], [output]))
-  return make_model_proto(g, model.size, output, model.classes or model.model.shape.width)
+  shape, width = (*model.size, config.channels), model.classes or model.model.shape.width
+  proto = make_model_proto(g, shape, output, width)
+  helper.set_model_props(proto, onnx_metadata(model))
+  return proto
 
 
 def make_model_proto(
-  g: OnnxGraph, size: tuple[int, int], output: str, width: int
+  g: OnnxGraph, shape: tuple[int, int, int], output: str, width: int
 ) -> onnx.ModelProto:
-  """Declare the input images [b, *size, 3] and the output [b, width]."""
-  inputs = [helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *size, 3])]
+  """Declare the input images [b, *shape] and the output [b, width]."""
+  inputs = [helper.make_tensor_value_info('images', TensorProto.UINT8, ['b', *shape])]
   outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ['b', width])]
   graph = helper.make_graph(g.nodes, 'vision_transformer', inputs, outputs, g.constants)
-  opsets = [helper.make_opsetid('', ONNX_OPSET)]
+  opsets = [helper.make_opsetid('', g.opset)]
   proto = helper.make_model(graph, opset_imports=opsets, producer_name='vit_jax')
-  proto.ir_version = ONNX_IR_VERSION
+  proto.ir_version = ONNX_OPSETS[g.opset]
   return proto
 
 
 def add_conv(g: OnnxGraph, x: str, kernel: np.ndarray, stride: int) -> str:
-  """Add a weight-standardized convolution of x [b, c, h, w] with a kernel [p, q, i, o]."""
+  """Add a weight-standardized convolution of x [b, c, h, w] with a kernel [p, q, i, o].
+
+  The result is float32.
+  """
   kernel = kernel - kernel.mean(axis=(0, 1, 2))
   kernel = kernel / (kernel.std(axis=(0, 1, 2)) + RESNET_V1.std_eps)
   kernel = kernel.transpose(3, 2, 0, 1)
   attributes = {'kernel_shape': list(kernel.shape[2:]), 'strides': [stride, stride]}
-  return g.add_node('Conv', x, g.add_constant(kernel), auto_pad='SAME_UPPER', **attributes)
+  weight = g.add_weight(kernel)
+  y = g.add_node('Conv', g.as_half(x), weight, auto_pad='SAME_UPPER', **attributes)
+  return g.as_single(y)
 
 
 def add_group_norm(g: OnnxGraph, x: str, params: dict) -> str:
@@ -152,7 +209,7 @@ def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   x = g.add_node('Transpose', g.add_reshape(x, 0, h, p, w, q, c), perm=[0, 1, 3, 2, 4, 5])
   x = g.add_reshape(x, 0, h * w, p * q * c)
   x = g.add_layer_norm(x, params['norm_before'], config.norm_eps) if config.patch_norm else x
-  x = g.add_dense(x, params['kernel'].reshape(-1, d), params['bias'])
+  x = g.as_single(g.add_dense(x, params['kernel'].reshape(-1, d), params['bias']))
   x = g.add_layer_norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
   if config.position == 'sincos2d':
     x = g.add_node('Add', x, g.add_constant(np.asarray(sincos2d_embedding(model.grid, d))))
@@ -191,27 +248,46 @@ def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
 
 
 def add_attention(g: OnnxGraph, x: str, context: str, params: dict) -> str:
-  """Add multi-head attention of x [b, n, d] over context [b, m, d]."""
+  """Add multi-head attention of x [b, n, d] over context [b, m, d], all float32."""
   d, heads, channels = params['query']['kernel'].shape
+  x, context = (g.as_half(x), g.as_half(context)) if x != context else (g.as_half(x),) * 2
 
   def project(x: str, name: str, perm: list[int]) -> str:
     y = g.add_dense(x, params[name]['kernel'].reshape(d, -1), params[name]['bias'])
     return g.add_node('Transpose', g.add_reshape(y, 0, 0, heads, channels), perm=perm)
 
-  q = g.add_node(
-    'Mul', project(x, 'query', [0, 2, 1, 3]), g.add_constant(np.float32([channels**-0.5]))
-  )
+  q = project(x, 'query', [0, 2, 1, 3])
+  q = g.add_node('Mul', q, g.add_scalar(channels**-0.5, q))
   k, v = project(context, 'key', [0, 2, 3, 1]), project(context, 'value', [0, 2, 1, 3])
-  y = g.add_node('MatMul', g.add_node('Softmax', g.add_node('MatMul', q, k), axis=-1), v)
+  weights = g.add_node('Softmax', g.as_single(g.add_node('MatMul', q, k)), axis=-1)
+  y = g.add_node('MatMul', g.as_half(weights), v)
   y = g.add_reshape(g.add_node('Transpose', y, perm=[0, 2, 1, 3]), 0, 0, heads * channels)
-  return g.add_dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias'])
+  return g.as_single(g.add_dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias']))
 
 
 def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
-  """Add an MLP block, from [b, n, d] to [b, n, d]."""
-  x = g.add_dense(x, **params['Dense_0'])
-  x = g.add_node('Gelu', x, approximate={'tanh': 'tanh', 'erf': 'none'}[gelu])
-  return g.add_dense(x, **params['Dense_1'])
+  """Add an MLP block, from [b, n, d] to [b, n, d], both float32."""
+  x = add_gelu(g, g.add_dense(x, **params['Dense_0']), gelu)
+  return g.as_single(g.add_dense(x, **params['Dense_1']))
+
+
+def add_gelu(g: OnnxGraph, x: str, kind: str) -> str:
+  """Add GELU, 'tanh' or 'erf', in the form that onnxruntime fuses if the opset has no Gelu.
+
+  In float16, x² of the approximation may be infinite. tanh is then ±1, which is its limit.
+  """
+  if g.opset >= 20:
+    return g.add_node('Gelu', x, approximate={'tanh': 'tanh', 'erf': 'none'}[kind])
+  scalar = lambda value: g.add_scalar(value, x)
+  if kind == 'erf':  # x (1 + erf(x / √2)) / 2
+    y = g.add_node('Erf', g.add_node('Div', x, scalar(math.sqrt(2))))
+    y = g.add_node('Mul', x, g.add_node('Add', y, scalar(1)))
+    return g.add_node('Mul', y, scalar(0.5))
+  square = g.add_node('Mul', g.add_node('Mul', x, scalar(0.044715)), x)
+  y = g.add_node('Mul', x, scalar(math.sqrt(2 / math.pi)))
+  y = g.add_node('Mul', y, g.add_node('Add', square, scalar(1)))
+  y = g.add_node('Add', g.add_node('Tanh', y), scalar(1))
+  return g.add_node('Mul', g.add_node('Mul', x, scalar(0.5)), y)
 
 
 def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
@@ -219,6 +295,8 @@ def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   if model.config.pool == 'token':
     return g.add_node('Gather', x, g.add_constant(0), axis=1)
   if model.config.pool == 'gap':
+    if g.opset < 18:  # The axes became an input.
+      return g.add_node('ReduceMean', x, axes=[1], keepdims=0)
     return g.add_node('ReduceMean', x, g.add_constant([1]), keepdims=0)
   p = model.params['MAPHead_0']
   x = add_attention(g, repeat_tokens(g, x, p['probe']), x, p['MultiHeadDotProductAttention_0'])

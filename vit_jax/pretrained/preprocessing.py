@@ -45,6 +45,31 @@ def merge_facts(file_facts: dict, known_facts: dict) -> dict:
   return file_facts | known_facts | {'assumed': assumed}
 
 
+def fit_statistics(facts: dict, channels: int, source: str) -> tuple[dict, tuple[str, ...]]:
+  """Return the facts with a mean and a scale for each of the channels, and notes.
+
+  Three equal numbers become one for grey images. So does the average of three that are assumed.
+  Raises UserError for three different numbers that a file states.
+  """
+  if facts.get('channels', channels) != channels:
+    raise UserError(
+      f'{source}: channels={facts["channels"]} is stated, but its arrays are for {channels}'
+    )
+  fitted, notes = {}, ()
+  for name, number in (('mean', 'mean'), ('scale', 'std')):
+    values = facts.get(name, (127.5,) * channels)
+    if channels == 1 and len(values) == 3 and len(set(values)) > 1:
+      if name not in facts['assumed']:
+        raise UserError(
+          f'{source} takes images of one channel, and the {number} is stated for three: give one, '
+          f'{number}=NUMBER in [0, 1]'
+        )
+      values = (round(sum(values) / 3, 6),)
+      notes += (f'one channel: assuming {number} {values[0] / 255:.4g}, the average of three',)
+    fitted[name] = values[:channels] if len(values) >= channels else values * channels
+  return facts | fitted | {'channels': channels}, notes
+
+
 def sidecar_steps(facts: dict) -> dict:
   """Return the facts of a .json file of ours. Older ones have a short side."""
   if 'short_side' not in facts:
@@ -74,7 +99,8 @@ def resolve_preprocessing(
   Raises UserError if a fact is not valid.
   """
   steps = {name: facts[name] for name in STEP_FACTS if name in facts}
-  steps |= {'crop': facts.get('crop', 'resize'), 'mean': config.mean, 'scale': config.scale}
+  steps |= {'crop': facts.get('crop', 'resize')}
+  steps |= {'channels': config.channels, 'mean': config.mean, 'scale': config.scale}
   if steps['crop'] in CROPS_AFTER_RESIZE:
     steps['resize_size'] = resolve_resize_size(facts, native_size, size, source)
   return preprocessing_from_dict(Preprocessing(size=size).to_dict() | steps, source)

@@ -113,7 +113,7 @@ def timm_preprocessing_json(config: ModelConfig, steps: Preprocessing) -> dict:
     raise UserError("timm always resizes images, and this model's crop is 'none'")
   name = NEAREST_INTERPOLATIONS.get(steps.interpolation, steps.interpolation.removeprefix('pil_'))
   return {
-    'input_size': [3, *steps.size],
+    'input_size': [steps.channels, *steps.size],
     'interpolation': name,
     'crop_pct': timm_crop_pct(max(steps.size), max(steps.resize_size or steps.size)),
     'crop_mode': 'squash' if steps.crop == 'resize' else steps.crop,

@@ -310,6 +310,8 @@ def timm_config_json(
     'fc_norm': False,
     'reg_tokens': config.registers,
   }
+  if config.channels != 3:
+    arguments['in_chans'] = config.channels
   if not s.backbone:
     arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
   pretrained = timm_preprocessing_json(config, preprocessing) | {

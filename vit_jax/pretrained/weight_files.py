@@ -1,16 +1,20 @@
 """Choose the weights among the files of a model, and recognize a file by its first bytes."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vit_jax.errors import UserError
 
-# Weights in the order of preference. Files of the same format with other names are copies in other
-# precisions, or other parts of a pipeline.
+# Weights in the order of preference, then the shards of the first. Files of the same format with
+# other names are copies in other precisions, or other parts of a pipeline.
 SAFETENSORS_FILES = ('model.safetensors', 'open_clip_model.safetensors')
 TORCH_FILE = 'pytorch_model.bin'
-SHARD_PATTERN = re.compile(r'model-\d{5}-of-\d{5}\.safetensors')
+# The variant of a shard is before or after its numbers, depending on the version of transformers.
+SHARD_PATTERN = re.compile(r'(.+)-(\d{5})-of-(\d{5})(\.\w+)?\.safetensors')
+# Variants of a file that are copies of it in another precision: model.fp16.safetensors.
+PRECISION_SUFFIX = re.compile(r'\.(fp|bf|f|float|bfloat|int|uint)(4|8|16|32)')
 LEGACY_TORCH_MAGIC = bytes.fromhex('80028a0a6cfc9c46f9206aa850192e')  # torch.save before 1.6.
 _FIRST_BYTES = 512
 
@@ -48,24 +52,57 @@ FOREIGN_FILES: dict[bytes, ForeignFile] = {
 def choose_weights(files: list[str], source: str) -> list[str]:
   """Return the weights among the files at the top of a directory: one file, or all shards.
 
-  Safetensors come before PyTorch's format. Raises UserError if there are no weights, or if it is
-  not clear which.
+  Safetensors come before PyTorch's format, and a model before its copies in other precisions.
+  Raises UserError if there are no weights, if a shard is missing, or if it is not clear which.
   """
   top = [file for file in files if '/' not in file]
   for file in SAFETENSORS_FILES:
     if file in top:
       return [file]
-  if shards := sorted(file for file in top if SHARD_PATTERN.fullmatch(file)):
-    return shards
-  others = sorted(file for file in top if PurePosixPath(file).suffix in ('.safetensors', '.npz'))
-  if len(others) == 1:
-    return others
-  if TORCH_FILE in top and not others:
+  models = group_weights(top)
+  models = {name: group for name, group in models.items() if not is_copy(name, models)}
+  if 'model.safetensors' in models:
+    models = {'model.safetensors': models['model.safetensors']}
+  if len(models) == 1:
+    ((name, group),) = models.items()
+    check_all_shards(name, group, source)
+    return group
+  if TORCH_FILE in top and not models:
     return [TORCH_FILE]
-  if others:
-    raise UserError(f'{source} has several weights: {", ".join(others)}. Load one by its path')
+  if models:
+    raise UserError(f'{source} has several weights: {", ".join(models)}. Load one by its path')
   listed, formats = ', '.join(sorted(files)[:12]) or 'none', f'.safetensors, .npz or {TORCH_FILE}'
   raise UserError(f'{source} has no weights that load reads ({formats}); its files: {listed}')
+
+
+def group_weights(files: list[str]) -> dict[str, list[str]]:
+  """Return {name: files} of each model. Shards are grouped under the name without their numbers."""
+  models = {}
+  for file in sorted(files):
+    if match := SHARD_PATTERN.fullmatch(file):
+      models.setdefault(f'{match[1]}{match[4] or ""}.safetensors', []).append(file)
+    elif PurePosixPath(file).suffix in ('.safetensors', '.npz'):
+      models[file] = [file]  # One file instead of its shards, whose names sort before it.
+  return models
+
+
+def is_copy(name: str, models: Collection[str]) -> bool:
+  """Return whether a model is another one of `models` in another precision."""
+  stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+  precision = PurePosixPath(stem).suffix
+  is_variant = PRECISION_SUFFIX.fullmatch(precision) is not None
+  return is_variant and stem.removesuffix(precision) + suffix in models
+
+
+def check_all_shards(name: str, group: list[str], source: str):
+  """Raise UserError unless the shards of a model are complete, and of one way to split it."""
+  matches = [match for file in group if (match := SHARD_PATTERN.fullmatch(file))]
+  totals = {match[3] for match in matches}
+  expected = range(1, int(max(totals, default='0')) + 1)
+  missing = set(expected) - {int(match[2]) for match in matches}
+  if len(totals) > 1 or missing:
+    what = f'shard {min(missing)} is missing' if missing else 'shards of several ways to split it'
+    raise UserError(f'{source}: {name} has {len(group)} files, but {what}')
 
 
 def is_legacy_torch_file(path: Path) -> bool:

@@ -93,7 +93,7 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
   known = {
     'topology': topology,
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-    'flops': 3 * model.shape.flops(config.data.size) * config.data.batch,
+    'flops': 3 * model.shape.flops(config.data.size, config.model.channels) * config.data.batch,
     'steps': program.steps,
     'batch': config.data.batch,
   }

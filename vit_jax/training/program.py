@@ -101,7 +101,7 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
   """Return the shapes, dtypes and shardings of a training batch."""
   data, b = program.config.data, program.config.data.batch
   shapes = {
-    'image': ((b, *data.size, 3), np.uint8),
+    'image': ((b, *data.size, program.config.model.channels), np.uint8),
     'label': ((b, program.label_slots), np.float32 if data.unlabelled else np.int32),
     'mask': ((b,), np.bool_),
   }

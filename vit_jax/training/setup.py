@@ -67,10 +67,9 @@ class Run:
 
   def batches(self, start: int) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
     """Yield (this host's example ids, the global batch) of each step after `start`, without end."""
-    data = self.config.data
-    batches = train_batches(
-      self.train_source, data, seed=self.config.seed, start=start, **host_kwargs()
-    )
+    config, data = self.config, self.config.data
+    options = {'seed': config.seed, 'channels': config.model.channels, 'start': start}
+    batches = train_batches(self.train_source, data, **options, **host_kwargs())
     return prefetch_to_device(batches, data.prefetch, self.program.mesh)
 
 
@@ -185,6 +184,7 @@ def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, f
   images_per_second = program.config.data.batch / seconds_per_step
   values = {'images_per_second': images_per_second, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(program.mesh):
-    flops_per_image = 3 * program.model.shape.flops(program.config.data.size)
+    config = program.config
+    flops_per_image = 3 * program.model.shape.flops(config.data.size, config.model.channels)
     values['mfu'] = flops_per_image * images_per_second / peak
   return values
