@@ -9,6 +9,7 @@ from vit_jax.cli import (
   evaluate,
   export,
   figures,
+  finetune,
   launch,
   models,
   plan,
@@ -22,8 +23,8 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  train, data, models, predict, evaluate, figures, export, selftrain, plan, launch, doctor, tables,
-  verify,
+  finetune, train, data, models, predict, evaluate, figures, export, selftrain, plan, launch,
+  doctor, tables, verify,
 )  # fmt: skip
 
 

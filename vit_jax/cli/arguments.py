@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.config_checks import CHOICES
@@ -54,6 +55,15 @@ def positive_float(text: str) -> float:
   if not 0 < value < float('inf'):
     raise argparse.ArgumentTypeError(f'{text!r} is not a positive number')
   return value
+
+
+def duration(text: str) -> float:
+  """Parse '90s', '5m' or '2h' as seconds."""
+  seconds = {'s': 1, 'm': 60, 'h': 3600}.get(text[-1:], 0)
+  try:
+    return positive_float(text[:-1]) * seconds if seconds else positive_float('')
+  except argparse.ArgumentTypeError:
+    raise argparse.ArgumentTypeError(f'{text!r} is not a time such as 90s, 5m or 2h') from None
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -131,8 +141,8 @@ PREPROCESSING_FLAGS = (
 )  # fmt: skip
 
 
-def add_model_flags(command: argparse.ArgumentParser):
-  """Add --init and a flag for every override of the model."""
+def add_model_flags(command: argparse.ArgumentParser, names: Iterable[str] = tuple(MODEL_FLAGS)):
+  """Add --init and a flag for each of the overrides of the model that `names` lists."""
   command.add_argument(
     '--init',
     required=True,
@@ -141,8 +151,8 @@ def add_model_flags(command: argparse.ArgumentParser):
     'a run directory, a URL, or hf:ORG/NAME',
   )
   group = command.add_argument_group('model', 'override what the file of the model says')
-  for name, options in MODEL_FLAGS.items():
-    group.add_argument(f'--{name}', **options)
+  for name in names:
+    group.add_argument(f'--{name}', **MODEL_FLAGS[name])
 
 
 def add_batch_flag(command: argparse.ArgumentParser):
@@ -224,7 +234,7 @@ def eval_batch_size(args: argparse.Namespace) -> int:
 
 def model_overrides(args: argparse.Namespace) -> dict:
   """Return the overrides of the model as keywords of `load`."""
-  values = {name: getattr(args, name) for name in MODEL_FLAGS}
+  values = {name: getattr(args, name, None) for name in MODEL_FLAGS}
   overrides = {name: value for name, value in values.items() if value is not None}
   if 'labels' in overrides:
     overrides['labels'] = read_label_names(overrides['labels'])

@@ -300,6 +300,7 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
     loss=facts.get('loss', 'softmax'),
     notes=tuple(notes),
     assumed=tuple(sorted(facts['assumed'])),
+    positions=facts.get('positions', 'corner'),
     accuracy=facts.get('accuracy'),
     accuracy_from=facts.get('accuracy_from', ''),
   )

@@ -35,6 +35,7 @@ class PretrainedModel:
     loss: loss that the logits were trained with, 'softmax' or 'sigmoid'.
     notes: assumptions, and arrays that were ignored or changed while loading.
     assumed: config fields that the source does not state. They have the format's usual values.
+    positions: how its position embeddings are resampled, a key of RESAMPLE_METHODS in resample.py.
     accuracy: published top-1 accuracy on ImageNet's validation split, in percent.
     accuracy_from: source of the accuracy.
   """
@@ -48,6 +49,7 @@ class PretrainedModel:
   loss: str = 'softmax'
   notes: tuple[str, ...] = ()
   assumed: tuple[str, ...] = ()
+  positions: str = 'corner'
   accuracy: float | None = None
   accuracy_from: str = ''
 

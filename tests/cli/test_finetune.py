@@ -1,0 +1,126 @@
+"""The command `finetune`: what it trains, what it prints, and what it refuses."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pretrained.released_layout import google_file
+from tests.runs import ENVIRONMENT, ROOT
+from vit_jax.cli.arguments import Parser, duration
+from vit_jax.cli.finetune import format_flags
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+
+COLORS = {'red': (200, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 200)}
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """A folder of noisy images of three colors, ten of each."""
+  rng = np.random.default_rng(0)
+  for name, color in COLORS.items():
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(10):
+      noise = rng.integers(-30, 31, (40, 32, 3))
+      pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
+      Image.fromarray(pixels).save(tmp_path / 'photos' / name / f'{i}.png')
+  google_file(
+    tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32)
+  )
+  return tmp_path / 'photos'
+
+
+def run_vit_jax(folder, *words: str) -> tuple[int, str, str]:
+  """(exit code, standard output, errors) of a process of its own: a job installs signal handlers."""
+  paths = f'{ROOT}{os.pathsep}{ENVIRONMENT["PYTHONPATH"]}'
+  done = subprocess.run(
+    [sys.executable, '-m', 'vit_jax', *words],
+    cwd=folder,
+    env=os.environ | ENVIRONMENT | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': paths},
+    capture_output=True,
+    text=True,
+    encoding='utf-8',
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def last_evaluation(workdir) -> dict:
+  lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+  records = [json.loads(line) for line in lines]
+  return [record for record in records if record['kind'] == 'eval'][-1]
+
+
+def test_the_printed_command_trains_the_same_model(photos, tmp_path):
+  code, out, err = run_vit_jax(
+    tmp_path, 'finetune', 'photos', '--init', 'model.npz', '--workdir', 'a', '--config.steps=4',
+  )  # fmt: skip
+  assert code == 0, err
+  assert 'linear probe' in err and 'measuring the time' not in err
+  (line,) = [line for line in out.splitlines() if 'vit-jax train' in line]
+  program, *words = shlex.split(line)
+  assert program == 'vit-jax' and '--workdir=a' in words
+  words[words.index('--workdir=a')] = '--workdir=b'
+  assert run_vit_jax(tmp_path, *words)[0] == 0
+  first, second = (last_evaluation(tmp_path / name) for name in 'ab')
+  assert first['test_loss'] == second['test_loss'] and first['step'] == second['step'] == 4
+  assert first['test_accuracy'] > 0.5  # Colors, of which a third are guessed.
+  assert 'vit-jax predict --init a' in out
+
+
+def test_the_number_of_steps_follows_from_the_time(photos, tmp_path):
+  """An hour is more than 30 epochs of one batch take."""
+  code, out, err = run_vit_jax(
+    tmp_path, 'finetune', 'photos', '--init', 'model.npz', '--workdir', 'a', '--time', '1h',
+    '--config.data.batch=27',
+  )  # fmt: skip
+  assert code == 0, err
+  assert '30 steps of 27 images' in out and 'measuring the time of a step' in err
+  assert last_evaluation(tmp_path / 'a')['step'] == 30
+
+
+def test_a_time_that_is_too_short_says_how_much_is_needed(photos, tmp_path):
+  code, _, err = run_vit_jax(tmp_path, 'finetune', 'photos', '--init', 'model.npz', '--time', '1s')
+  assert code == 2
+  last = err.splitlines()[-1]
+  assert last.startswith('error: --time: 1 s are too short for 20 steps of') and 'allow' in last
+
+
+def test_one_class_is_refused(command, photos):
+  for name in ('green', 'blue'):
+    for path in (photos / name).iterdir():
+      path.unlink()
+    (photos / name).rmdir()
+  code, _, err = command('finetune', 'photos', '--init', 'model.npz')
+  assert code == 2 and 'photos has only one class (red); a classifier needs two' in err
+
+
+def test_data_that_do_not_exist_are_refused_before_jax_is_loaded(command, tmp_path):
+  code, _, err = command('finetune', 'nowhere', '--init', 'model.npz')
+  assert code == 2 and err.startswith('error: nowhere: there is no such folder or .csv file')
+
+
+def test_flags_have_the_form_of_the_command_line():
+  settings = {'data.size': (140, 140), 'data.flip': True, 'optim.lr': 1e-4, 'loss': 'softmax'}
+  assert format_flags(settings) == [
+    '--config.data.size=140,140', '--config.data.flip=true', '--config.optim.lr=0.0001',
+    '--config.loss=softmax',
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(('text', 'seconds'), [('90s', 90), ('5m', 300), ('1.5h', 5400)])
+def test_a_duration_has_a_unit(text, seconds):
+  assert duration(text) == seconds
+
+
+@pytest.mark.parametrize('text', ['', '5', 'm', '-1m', '0s', '5d', 'nans', '5 minutes'])
+def test_a_duration_without_a_unit_or_above_zero_is_refused(text):
+  parser = Parser()
+  parser.add_argument('--time', type=duration)
+  with pytest.raises(UserError, match='is not a time such as 90s, 5m or 2h'):
+    parser.parse_args([f'--time={text}'])

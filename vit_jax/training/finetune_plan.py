@@ -1,0 +1,139 @@
+"""The plan of `vit-jax finetune`: the settings that suit a model, its images and the devices.
+
+The tables below are the whole of it. Each number is a common choice of the literature on
+fine-tuning Vision Transformers, not a result of a search; Table 4 of the paper, for accelerators
+and days, is configs/finetune.py.
+"""
+
+import dataclasses
+
+from vit_jax.data.preprocessing import CROPS_AFTER_RESIZE
+from vit_jax.pretrained.model import PretrainedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+  """What depends on the devices alone."""
+
+  batch: int
+  eval_batch: int
+  lr: float  # At `batch`.
+  dtype: str
+  unroll: int
+  workers: int
+  max_patches: int  # More patches of an image are avoided by a smaller image. 0 means no limit.
+  seconds: float  # Default time of a run. 0 means that the number of epochs decides.
+
+
+# Platform of JAX -> plan. A CPU has no fast bfloat16, and its time is what limits a run.
+DEVICE_PLANS = {
+  'cpu': DevicePlan(
+    batch=20, eval_batch=25, lr=1e-4, dtype='float32', unroll=0, workers=0, max_patches=100,
+    seconds=300,
+  ),
+  'gpu': DevicePlan(
+    batch=128, eval_batch=256, lr=3e-4, dtype='bfloat16', unroll=1, workers=8, max_patches=0,
+    seconds=0,
+  ),
+  'tpu': DevicePlan(
+    batch=256, eval_batch=256, lr=4e-4, dtype='bfloat16', unroll=1, workers=16, max_patches=0,
+    seconds=0,
+  ),
+}  # fmt: skip
+# (images below this number, epochs)
+EPOCHS = ((1_000, 30), (10_000, 20), (100_000, 10), (1_000_000, 5), (float('inf'), 2))
+# (blocks up to this number, factor between the learning rates of neighbouring blocks)
+LAYER_DECAYS = ((12, 0.8), (24, 0.85), (float('inf'), 0.9))
+MIN_STEPS = 20  # Fewer do not pay for the warm-up.
+
+
+def plan_settings(
+  model: PretrainedModel, platform: str, *, source: str, images: int, max_labels: int
+) -> dict[str, object]:
+  """Return {'data.batch': 20, …}: the settings that differ from those of configs/finetune.py.
+
+  Args:
+    model: the pre-trained model.
+    platform: 'cpu', 'gpu' or 'tpu'.
+    source: the name of the data, such as 'folder:photos'.
+    images: the number of training images.
+    max_labels: the largest number of labels of an image.
+  """
+  device = DEVICE_PLANS[platform]
+  size = plan_size(model, device.max_patches)
+  batch = max(1, min(device.batch, images))
+  one_label = max_labels == 1
+  settings: dict[str, object] = {
+    'data.train': source,
+    'data.batch': batch,
+    'data.eval_batch': device.eval_batch,
+    'data.size': size,
+    'data.crop_area': (0.4, 1.0),
+    'data.workers': device.workers,
+    **plan_eval_steps(model, size),
+    **{f'model.{name}': value for name, value in dataclasses.asdict(model.config).items()},
+    'model.dtype': device.dtype,
+    'model.head_bias': 0.0,
+    'model.hidden_head': False,
+    'optim.name': 'adamw',
+    'optim.lr': device.lr * (batch / device.batch) ** 0.5,
+    'optim.momentum_dtype': 'float32',
+    'optim.weight_decay': 0.05,
+    'optim.warmup': '10%',
+    'init_positions': model.positions,
+    'init_head': 'probe' if one_label else 'new',
+    'loss': 'softmax' if one_label else 'sigmoid',
+    'steps': 0,
+    'epochs': float(next(epochs for limit, epochs in EPOCHS if images < limit)),
+    'eval_every': '0' if device.seconds else '1ep',
+    'save_every': '0' if device.seconds else '1ep',
+  }
+  if depth := getattr(model.model.shape, 'depth', 0):
+    settings['optim.layer_decay'] = next(decay for limit, decay in LAYER_DECAYS if depth <= limit)
+    settings['model.unroll'] = device.unroll
+  return settings
+
+
+def plan_size(model: PretrainedModel, max_patches: int) -> tuple[int, int]:
+  """Return the size of the model, or the largest of the same shape with at most `max_patches`."""
+  rows, columns = model.grid
+  if not max_patches or rows * columns <= max_patches or not is_transformer(model):
+    return model.size
+  scale = (max_patches / (rows * columns)) ** 0.5
+  height, width = (max(1, int(side * scale)) for side in (rows, columns))
+  return height * model.size[0] // rows, width * model.size[1] // columns
+
+
+def is_transformer(model: PretrainedModel) -> bool:
+  """Return whether the model has blocks, so that its cost grows with the patches of an image."""
+  return bool(getattr(model.model.shape, 'depth', 0))
+
+
+def plan_eval_steps(model: PretrainedModel, size: tuple[int, int]) -> dict[str, object]:
+  """Return the settings of the model's preprocessing, scaled to another image size."""
+  steps = model.preprocessing
+  settings: dict[str, object] = {
+    'data.eval_crop': steps.crop,
+    'data.interpolation': steps.interpolation,
+  }
+  if steps.crop in CROPS_AFTER_RESIZE:
+    ratio = max(steps.resize_size) / max(steps.size)
+    settings['data.eval_short_side'] = max(max(size), round(max(size) * ratio))
+  return settings
+
+
+def fit_into_seconds(
+  seconds: float, *, step: float, overhead: float, eval_images: int, batch: int
+) -> int:
+  """Return the number of steps that fit into a time.
+
+  Args:
+    seconds: the time that is left.
+    step: seconds of a training step, which costs three forward passes of its batch.
+    overhead: seconds for starting and compiling the run.
+    eval_images: images of which features or logits are computed, for the probe and the last
+      evaluation.
+    batch: images in a step.
+  """
+  evaluation = eval_images * step / (3 * batch)
+  return int((seconds - overhead - evaluation) / step)
