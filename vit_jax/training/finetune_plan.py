@@ -13,7 +13,7 @@ from vit_jax.pretrained.model import PretrainedModel
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
-  """What depends on the devices alone."""
+  """Settings that depend on the devices alone."""
 
   batch: int
   eval_batch: int
