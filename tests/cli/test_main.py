@@ -111,6 +111,27 @@ def test_notes_go_to_stderr_and_labels_can_be_overridden(run):
   assert {row['label'] for row in json.loads(out)[0]['predictions']} == {'tic', 'tac', 'toe'}
 
 
+def test_a_threshold_leaves_only_the_classes_above_it(run):
+  _, out, _ = run('predict', *MODEL, 'photos', '--json', '-')
+  everything = json.loads(out)
+  above = sorted(row['probability'] for each in everything for row in each['predictions'])
+  threshold = above[len(above) // 2]  # Between the classes of some image.
+  code, out, _ = run('predict', *MODEL, 'photos', '--json', '-', '--threshold', repr(threshold))
+  assert code == 0
+  for few, each in zip(json.loads(out), everything, strict=True):
+    expected = [row for row in each['predictions'] if row['probability'] >= threshold]
+    assert few == {'path': each['path'], 'predictions': expected}
+
+
+def test_an_image_whose_classes_are_all_below_the_threshold_has_a_row(run):
+  code, out, _ = run('predict', *MODEL, 'photos', '--csv', '-', '--threshold', '1')
+  head, *rows = out.splitlines()
+  assert code == 0 and head == 'path,rank,label,probability,error'
+  assert rows and all(row.endswith(',,,,') for row in rows)
+  _, out, _ = run('predict', *MODEL, 'photos', '--threshold', '1')
+  assert all(line.endswith('none  no class reaches the threshold') for line in out.splitlines())
+
+
 def test_evaluate_agrees_with_the_predictions_of_the_loaded_model(run, tmp_path):
   files = {name: str(tmp_path / name) for name in ('out.json', 'classes.csv', 'confusion.png')}
   asked = (

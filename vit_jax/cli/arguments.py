@@ -57,6 +57,16 @@ def positive_float(text: str) -> float:
   return value
 
 
+def probability(text: str) -> float:
+  """Parse a number above 0, and at most 1."""
+  try:
+    if (value := positive_float(text)) <= 1:
+      return value
+  except argparse.ArgumentTypeError:
+    pass
+  raise argparse.ArgumentTypeError(f'{text!r} is not a probability above 0')
+
+
 def duration(text: str) -> float:
   """Parse '90s', '5m' or '2h' as seconds."""
   seconds = {'s': 1, 'm': 60, 'h': 3600}.get(text[-1:], 0)

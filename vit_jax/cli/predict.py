@@ -2,6 +2,8 @@
 
 import json
 import sys
+import textwrap
+from collections.abc import Iterator
 
 from vit_jax.cli.arguments import (
   add_batch_flag,
@@ -9,8 +11,9 @@ from vit_jax.cli.arguments import (
   eval_batch_size,
   load_model,
   positive_int,
+  probability,
 )
-from vit_jax.cli.results import STDOUT, check_output_paths, format_csv, write_output
+from vit_jax.cli.results import STDOUT, check_output_paths, format_csv, open_output
 from vit_jax.errors import UserError
 from vit_jax.runtime.screen import print_stderr
 
@@ -28,22 +31,42 @@ def predict(args):
   check_trained_head(model)
   if args.top and args.top > model.classes:
     raise UserError(f'--top {args.top}: {model.source} has {model.classes} classes')
-  predictions = predict_files(model, paths, top=args.top or 5, batch=eval_batch_size(args))
-  predictions = _print_predictions(predictions, paths, table=STDOUT not in (args.json, args.csv))
-  objects = [_to_json_object(each) for each in predictions]
-  write_output(json.dumps(objects, indent=1) + '\n', args.json)
-  rows = [row for each in predictions for row in _to_csv_rows(each)]
-  write_output(format_csv([_COLUMNS, *rows]), args.csv)
-  if unreadable := sum(bool(each.error) for each in predictions):
-    print_stderr(f'{unreadable} of {len(predictions)} images could not be read')
+  top = args.top or (model.classes if args.threshold else 5)
+  predictions = predict_files(
+    model, paths, top=top, batch=eval_batch_size(args), threshold=args.threshold
+  )
+  unreadable = _write_predictions(predictions, paths, json_path=args.json, csv_path=args.csv)
+  if unreadable:
+    print_stderr(f'{unreadable} of {len(paths)} images could not be read')
     sys.exit(1)
 
 
-def _print_predictions(predictions, paths: list[str], *, table: bool) -> list:
-  """Collect the predictions. If `table`, print each of them as soon as it is made."""
+def _write_predictions(
+  predictions, paths: list[str], *, json_path: str | None, csv_path: str | None
+) -> int:
+  """Write each prediction as soon as it is made. Return the number of images without one.
+
+  Only one prediction is in memory at a time. The table is printed unless a result goes to stdout.
+  """
+  unreadable = 0
+  with open_output(json_path) as write_json, open_output(csv_path) as write_csv:
+    write_csv(format_csv([_COLUMNS]))
+    separator = '[\n'
+    for each in _print_predictions(predictions, paths, table=STDOUT not in (json_path, csv_path)):
+      text = json.dumps(_to_json_object(each), indent=1)
+      write_json(separator + textwrap.indent(text, ' '))
+      write_csv(format_csv(_to_csv_rows(each)))
+      separator = ',\n'
+      unreadable += bool(each.error)
+    write_json('\n]\n')
+  return unreadable
+
+
+def _print_predictions(predictions, paths: list[str], *, table: bool) -> Iterator:
+  """Yield the predictions under a progress bar. If `table`, print them, too."""
   import tqdm
 
-  width, collected = max(len(_printable(path)) for path in paths), []
+  width = max(len(_printable(path)) for path in paths)
   bar = tqdm.tqdm(
     total=len(paths),
     unit='image',
@@ -52,11 +75,10 @@ def _print_predictions(predictions, paths: list[str], *, table: bool) -> list:
   )
   with bar:
     for each in predictions:
-      collected.append(each)
       if table:
         bar.write('\n'.join(_format_prediction(each, width)), file=sys.stdout)
+      yield each
       bar.update()
-  return collected
 
 
 def _format_prediction(prediction, width: int) -> list[str]:
@@ -64,6 +86,8 @@ def _format_prediction(prediction, width: int) -> list[str]:
   path = _printable(prediction.path).ljust(width)
   if prediction.error:
     return [f'{path}    error  {_printable(prediction.error)}']
+  if not prediction.labels:
+    return [f'{path}     none  no class reaches the threshold']
   pairs = zip(prediction.probabilities, prediction.labels, strict=True)
   return [
     f'{" " * width if rank else path}  {probability:7.2%}  {label}'
@@ -85,9 +109,14 @@ def _to_json_object(prediction) -> dict:
 
 
 def _to_csv_rows(prediction) -> list[tuple]:
-  """Return a row of `_COLUMNS` for each class. Ranks start at 1."""
+  """Return a row of `_COLUMNS` for each class. Ranks start at 1.
+
+  An image without a class above the threshold has a row without a class.
+  """
   if prediction.error:
     return [(prediction.path, '', '', '', prediction.error)]
+  if not prediction.labels:
+    return [(prediction.path, '', '', '', '')]
   pairs = zip(prediction.labels, prediction.probabilities, strict=True)
   return [
     (prediction.path, rank, label, f'{probability:.6g}', '')
@@ -107,6 +136,12 @@ def add(commands):
   )
   command.add_argument(
     '--top', type=positive_int, help='classes per image (default: 5, or all if there are fewer)'
+  )
+  command.add_argument(
+    '--threshold',
+    type=probability,
+    metavar='P',
+    help='only classes with a probability of at least P; without --top, all of these',
   )
   add_batch_flag(command)
   command.add_argument(

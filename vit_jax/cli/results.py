@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vit_jax.errors import UserError
@@ -57,16 +57,49 @@ def write_output(text: str, path: str | None):
 
   Raises UserError if the file cannot be written.
   """
-  # File names that are not valid UTF-8 are written back as their bytes.
-  if path == STDOUT:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode(errors='surrogateescape'))
-    sys.stdout.buffer.flush()
-  elif path is not None:
-    try:
-      Path(path).write_text(text, encoding='utf-8', errors='surrogateescape', newline='')
-    except OSError as error:
-      raise UserError(f'{path} cannot be written: {error.strerror or error}') from None
+  with open_output(path) as write:
+    write(text)
+
+
+@contextlib.contextmanager
+def open_output(path: str | None) -> Iterator[Callable[[str], None]]:
+  """Yield a function that appends text to a new file, or to stdout if `path` is STDOUT.
+
+  Text is in the file as soon as the function returns. With None the function discards it.
+  Raises UserError if the file cannot be written.
+  """
+  with contextlib.ExitStack() as files:
+    if path is None:
+      write = lambda data: None
+    elif path == STDOUT:
+      sys.stdout.flush()
+      write = _write_to_stdout
+    else:
+      with _explain_os_error(path):
+        write = files.enter_context(Path(path).open('wb', buffering=0)).write
+
+    def write_text(text: str):
+      with _explain_os_error(path):
+        # File names that are not valid UTF-8 are written back as their bytes.
+        write(text.encode(errors='surrogateescape'))
+
+    yield write_text
+
+
+def _write_to_stdout(data: bytes):
+  sys.stdout.buffer.write(data)
+  sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _explain_os_error(path: str | None) -> Iterator[None]:
+  """Raise UserError instead of an OSError about the file. A broken pipe of stdout is no error."""
+  try:
+    yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}') from None
 
 
 def format_csv(rows: Iterable[Iterable]) -> str:

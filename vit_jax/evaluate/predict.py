@@ -44,9 +44,12 @@ class ImageFiles:
     return read_image_file(Path(self.paths[i])), (), self.paths[i]
 
 
-def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Iterator[Prediction]:
+def predict_files(
+  model, paths: Iterable[str], *, top: int, batch: int, threshold: float | None = None
+) -> Iterator[Prediction]:
   """Yield a prediction of `model`, a `PretrainedModel`, for each path, in their order.
 
+  It has the `top` most probable classes, without those of a probability below `threshold`.
   The prediction for a file that is not an image has an error. Raises UserError if the model has no
   trained head, or if there are no paths.
   """
@@ -62,8 +65,10 @@ def predict_files(model, paths: Iterable[str], *, top: int, batch: int) -> Itera
     for row, readable in enumerate(rows['mask']):
       path = files.paths[start + row]
       if readable:
-        labels = tuple(names[i] for i in rows['classes'][row])
-        yield Prediction(path, labels, tuple(rows['probabilities'][row].tolist()))
+        probabilities = rows['probabilities'][row].tolist()  # In descending order.
+        count = sum(p >= (threshold or 0) for p in probabilities)
+        labels = tuple(names[i] for i in rows['classes'][row][:count])
+        yield Prediction(path, labels, tuple(probabilities[:count]))
       else:
         _, reason = diagnose_bad_example(files, start + row, data.max_pixels)
         yield Prediction(path, error=reason)
