@@ -16,8 +16,9 @@ from tests.runs import Run, account, finished, stopped_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-STEPS, DELAYS, GRACE = 240, 5, 30  # GRACE: seconds that platforms give.
-FLAGS = (f'--config.steps={STEPS}', '--config.eval_every=40')
+# A busy machine must not end a run before a signal is sent. GRACE: seconds that platforms give.
+STEPS, DELAYS, GRACE = 1200, 5, 30
+FLAGS = (f'--config.steps={STEPS}', '--config.eval_every=200')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
