@@ -17,6 +17,7 @@ from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.images import write_train_image
 from vit_jax.data.loader import eval_batches, max_bad_examples, train_batches
+from vit_jax.data.sources import open_source
 from vit_jax.errors import DivergedError, UserError
 from vit_jax.optim.durations import total_steps
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
@@ -30,7 +31,7 @@ from vit_jax.training.program import (
   make_init_fn,
   make_program,
 )
-from vit_jax.training.setup import open_sources
+from vit_jax.training.setup import open_sources, weight_task
 from vit_jax.training.task import make_task
 
 TINY = Config(
@@ -53,9 +54,12 @@ def program(config: Config) -> str:
 
 
 def tiny_program(config: Config) -> Program:
+  task = make_task(config)
+  if config.class_weights != 'none':
+    task = weight_task(task, open_source('builtin:digits', 'train'), config)
   return make_program(
     config,
-    make_task(config),
+    task,
     examples=64,
     classes=10,
     label_slots=1,

@@ -30,7 +30,7 @@ def test_tables_list_only_settings_that_exist():
   assert set(RANGES) | set(CHOICES) | set(READ_ONLY_WHEN) | needed <= DEFAULTS.keys()
   unlabelled = {
     name for name, row in READ_ONLY_WHEN.items() if any('data.unlabelled' in needs for needs in row)
-  } - {'data.dir', 'data.orient', 'data.jpeg_dct'}
+  } - {'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights'}
   assert unlabelled | {'data.unlabelled'} == {f'data.{name}' for name in UNLABELLED_DEFAULTS}
 
 

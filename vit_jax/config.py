@@ -236,6 +236,8 @@ class Config:
   # softmax, sigmoid (summed over the classes).
   loss: str = 'softmax'
   label_smoothing: float = 0.0
+  # balanced: examples of a class count as n / (classes x examples of the class). none: as 1.
+  class_weights: str = 'none'
   # The parameter of the Beta distribution. 0 means no mixup.
   mixup: float = 0.0
   # Initial parameters: anything that `vit_jax.load` takes. '' means random.

@@ -46,6 +46,7 @@ CHOICES = {
   'loss': ('softmax', 'sigmoid'),
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
   'init_head': ('new', 'keep', 'probe'),
+  'class_weights': ('none', 'balanced'),
 }
 
 # Closed ranges. Any finite number is valid for a setting that is not listed.
@@ -169,6 +170,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'optim.spike_window': ({'optim.skip_spikes': ENABLED},),
   'mask.rate': ({'mask.target': ENABLED},),
   'loss': (NO_MASK,),
+  'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
   'label_smoothing': (NO_MASK,),
   'mixup': (NO_MASK,),
   'init_positions': ({'init': ENABLED},),

@@ -257,3 +257,16 @@ def test_a_deleted_file_is_a_bad_image_with_its_name(flat):
   Path(source[5][2]).unlink()
   with pytest.raises(BadImageError, match=r'bee/\d+\.jpg: '):
     source[5]
+
+
+def test_class_counts_are_those_of_the_chosen_examples(tmp_path):
+  for name, count in {'a': 3, 'b': 10}.items():
+    (tmp_path / 'train' / name).mkdir(parents=True)
+    for i in range(count):
+      (tmp_path / 'train' / name / f'{i:02}.jpg').write_bytes(b'')
+  source = open_source(f'folder:{tmp_path}', 'train')
+  assert source.class_counts().tolist() == [3, 10]
+  assert source.slice(1, 5).class_counts().tolist() == [2, 2]
+  digits = open_source('builtin:digits', 'train')
+  labels = [digits[i][1][0] for i in range(len(digits))]
+  assert digits.class_counts().tolist() == [labels.count(k) for k in range(10)]

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 
 from vit_jax.config import Config, DataConfig
 from vit_jax.optim.losses import (
   LOSSES,
+  balanced_class_weights,
   color_loss,
   labels_to_targets,
   make_training_loss,
@@ -16,6 +19,7 @@ from vit_jax.optim.losses import (
   pixel_loss,
   sigmoid_loss,
   softmax_loss,
+  weight_classes,
 )
 
 LOGITS = 4 * np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -116,3 +120,29 @@ def test_color_and_pixel_losses_are_means_over_patches_and_values():
   actual, target = rng.normal(size=(2, 2, 3, 5))
   expected = [((actual[b] - target[b]) ** 2).mean() for b in range(2)]
   np.testing.assert_allclose(pixel_loss((actual, target), None), expected, rtol=1e-5)
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+  labels = np.repeat([0, 2, 3], [5, 20, 75])  # Class 1 has no example.
+  weights = balanced_class_weights(np.bincount(labels, minlength=4))
+  expected = compute_class_weight('balanced', classes=np.array([0, 2, 3]), y=labels)
+  np.testing.assert_allclose(weights, np.insert(expected, 1, 0), rtol=1e-6)
+  assert np.mean(weights[labels]) == pytest.approx(1)
+
+
+def test_the_weighted_loss_is_that_of_scikit_learn_with_sample_weights():
+  rng = np.random.default_rng(1)
+  labels, logits = rng.integers(0, 5, 40), rng.normal(size=(40, 5)).astype(np.float32)
+  weights = np.array([0.5, 2.0, 1.0, 0.1, 3.0], np.float32)
+  losses = weight_classes(softmax_loss, weights)(logits, np.eye(5, dtype=np.float32)[labels])
+  probabilities = np.exp(logits.astype(np.float64))
+  probabilities /= probabilities.sum(axis=1, keepdims=True)
+  expected = log_loss(labels, probabilities, sample_weight=weights[labels], normalize=False)
+  assert float(np.sum(losses)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mixed_image_has_the_mean_weight_of_its_classes():
+  weights = np.array([1.0, 3.0], np.float32)
+  targets = np.array([[0.75, 0.25], [1, 1], [0, 0]], np.float32)  # Mixed, two labels, none.
+  losses = weight_classes(lambda logits, targets: jnp.ones(3), weights)(targets, targets)
+  np.testing.assert_allclose(losses, [0.75 * 1 + 0.25 * 3, 2, 0], rtol=1e-6)

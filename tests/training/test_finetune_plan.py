@@ -67,6 +67,23 @@ def test_several_labels_of_an_image_mean_the_sigmoid_loss_and_a_head_of_zeros():
   assert (plan()['loss'], plan()['init_head']) == ('softmax', 'probe')
 
 
+@pytest.mark.parametrize(
+  ('counts', 'weights'),
+  [
+    ([160, 160, 160], 'none'), ([50, 149], 'none'), ([50, 150], 'balanced'),
+    ([0, 50, 60], 'none'), (None, 'none'),
+  ],
+)  # fmt: skip
+def test_classes_are_weighted_if_the_largest_has_three_times_the_images_of_the_smallest(
+  counts, weights
+):
+  counts = None if counts is None else np.array(counts)
+  settings = plan_settings(
+    pretrained(), 'cpu', source='folder:a', images=99, max_labels=1, class_counts=counts
+  )
+  assert settings['class_weights'] == weights
+
+
 def test_a_batch_is_not_larger_than_the_data_and_the_learning_rate_follows_its_root():
   settings = plan(images=5)
   assert settings['data.batch'] == 5

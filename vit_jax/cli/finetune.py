@@ -74,7 +74,12 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
   from vit_jax.training.finetune_plan import plan_settings
 
   settings = plan_settings(
-    model, platform, source=source, images=len(images), max_labels=images.max_labels
+    model,
+    platform,
+    source=source,
+    images=len(images),
+    max_labels=images.max_labels,
+    class_counts=images.class_counts(),
   )
   settings['init'] = args.init
   if args.time:
@@ -162,7 +167,7 @@ def print_plan(model, config, workdir: Path, flags: list[str]):
     f'{model.source}: {config.model.variant}\n'
     f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'
     f'{first}, then all parameters: {length} of {data.batch} images, {optim.name}, '
-    f'lr {optim.lr:.2g}, layer decay {optim.layer_decay:g}\n'
+    f'lr {optim.lr:.2g}, layer decay {optim.layer_decay:g}, class weights {config.class_weights}\n'
     f'the same by hand:\n  {mask_credentials(command)}',
     flush=True,
   )

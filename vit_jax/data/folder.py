@@ -64,6 +64,10 @@ class _ImageFileStore:
     """Return the largest number of labels of an example."""
     return max(1, int((self._examples[split][1] >= 0).sum(axis=1).max(initial=0)))
 
+  def read_labels(self, split: str) -> np.ndarray:
+    """Return the labels [n, m] of all examples of a split, padded with -1."""
+    return self._examples[split][1]
+
   def index_bytes(self, split: str) -> bytes:
     """Return bytes that change when the list of examples of a split changes."""
     paths, labels = self._examples[split]

@@ -81,6 +81,14 @@ class Source:
     """The largest number of labels of an example in these splits, at least 1."""
     return max(self._store.max_labels(split) for split in self.split_sizes)
 
+  def class_counts(self) -> np.ndarray | None:
+    """Return the number of examples [k] of each class, or None if only the records state labels."""
+    if not hasattr(self._store, 'read_labels'):
+      return None
+    spans = [self._store.read_labels(split)[start:stop] for split, start, stop in self._spans]
+    labels = np.concatenate([span.ravel() for span in spans])
+    return np.bincount(labels[labels >= 0], minlength=self.classes)
+
   def is_user_file(self, i: int) -> bool:
     """Return whether example `i` is a file of the user, not a record of a published data set."""
     del i  # A source has one store.
@@ -157,6 +165,10 @@ class BuiltinStore:
   def max_labels(self, split: str) -> int:
     """Return the largest number of labels of an example."""
     return 1
+
+  def read_labels(self, split: str) -> np.ndarray:
+    """Return the labels [n, 1] of all examples of a split."""
+    return self._labels[split].astype(np.int32)[:, None]
 
   def index_bytes(self, split: str) -> bytes:
     """Return bytes that change when the list of examples of a split changes."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax.config import Config
@@ -53,6 +54,29 @@ def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.A
   if not config.data.unlabelled:
     return functools.partial(loss, smoothing=config.label_smoothing)
   return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
+
+
+def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
+  """Return weights float32 [k] by which every class has the same part of the loss.
+
+  `counts` are the examples of each class. The weights have a mean of 1 over the examples. A class
+  without an example has the weight 0.
+  """
+  used = np.sum(counts > 0)
+  return np.where(counts > 0, counts.sum() / (used * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
+def weight_classes(loss: Callable, weights: np.ndarray) -> Callable:
+  """Return `loss` with each example multiplied by the weight of its class.
+
+  Several labels, and mixed images, have the weighted mean of the weights of their classes.
+  """
+
+  def weighted(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    total = jnp.maximum(targets.sum(axis=-1), 1)
+    return loss(logits, targets) * (targets @ weights) / total
+
+  return weighted
 
 
 def color_loss(predictions: tuple[jax.Array, jax.Array], targets: jax.Array) -> jax.Array:

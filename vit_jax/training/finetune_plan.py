@@ -7,6 +7,8 @@ and days, is configs/finetune.py.
 
 import dataclasses
 
+import numpy as np
+
 from vit_jax.data.preprocessing import CROPS_AFTER_RESIZE
 from vit_jax.pretrained.model import PretrainedModel
 
@@ -44,11 +46,18 @@ DEVICE_PLANS = {
 EPOCHS = ((1_000, 30), (10_000, 20), (100_000, 10), (1_000_000, 5), (float('inf'), 2))
 # (blocks up to this number, factor between the learning rates of neighbouring blocks)
 LAYER_DECAYS = ((12, 0.8), (24, 0.85), (float('inf'), 0.9))
+UNBALANCED = 3  # Times as many images of the largest class as of the smallest.
 MIN_STEPS = 20  # Fewer do not pay for the warm-up.
 
 
 def plan_settings(
-  model: PretrainedModel, platform: str, *, source: str, images: int, max_labels: int
+  model: PretrainedModel,
+  platform: str,
+  *,
+  source: str,
+  images: int,
+  max_labels: int,
+  class_counts: np.ndarray | None = None,
 ) -> dict[str, object]:
   """Return {'data.batch': 20, …}: the settings that differ from those of configs/finetune.py.
 
@@ -58,11 +67,11 @@ def plan_settings(
     source: the name of the data, such as 'folder:photos'.
     images: the number of training images.
     max_labels: the largest number of labels of an image.
+    class_counts: the number of images of each class, if it is known.
   """
   device = DEVICE_PLANS[platform]
   size = plan_size(model, device.max_patches)
   batch = max(1, min(device.batch, images))
-  one_label = max_labels == 1
   settings: dict[str, object] = {
     'data.train': source,
     'data.batch': batch,
@@ -81,8 +90,7 @@ def plan_settings(
     'optim.weight_decay': 0.05,
     'optim.warmup': '10%',
     'init_positions': model.positions,
-    'init_head': 'probe' if one_label else 'new',
-    'loss': 'softmax' if one_label else 'sigmoid',
+    **plan_loss(max_labels, class_counts),
     'steps': 0,
     'epochs': float(next(epochs for limit, epochs in EPOCHS if images < limit)),
     'eval_every': '0' if device.seconds else '1ep',
@@ -92,6 +100,22 @@ def plan_settings(
     settings['optim.layer_decay'] = next(decay for limit, decay in LAYER_DECAYS if depth <= limit)
     settings['model.unroll'] = device.unroll
   return settings
+
+
+def plan_loss(max_labels: int, class_counts: np.ndarray | None) -> dict[str, object]:
+  """Return the settings of the head and the loss. Only a class alone can be probed and weighted."""
+  if max_labels > 1:
+    return {'init_head': 'new', 'loss': 'sigmoid'}
+  weights = 'balanced' if is_unbalanced(class_counts) else 'none'
+  return {'init_head': 'probe', 'loss': 'softmax', 'class_weights': weights}
+
+
+def is_unbalanced(class_counts: np.ndarray | None) -> bool:
+  """Return whether the largest class has many more images than the smallest that has any."""
+  if class_counts is None:
+    return False
+  used = class_counts[class_counts > 0]
+  return used.max() >= UNBALANCED * used.min()
 
 
 def plan_size(model: PretrainedModel, max_patches: int) -> tuple[int, int]:

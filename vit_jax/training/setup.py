@@ -29,12 +29,13 @@ from vit_jax.evaluate.protocols import ProtocolFn, make_protocols
 from vit_jax.metrics.step_log import StepLog, open_step_log
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
+from vit_jax.optim.losses import balanced_class_weights, weight_classes
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.fsdp import unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops
 from vit_jax.step import TrainState
 from vit_jax.training.program import Program, make_program
-from vit_jax.training.task import make_task
+from vit_jax.training.task import Task, make_task
 
 SCHEDULES = ('log_every', 'eval_every', 'probe_every', 'save_every', 'keep_every')
 
@@ -102,7 +103,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
     every=every,
     program=make_program(
       config,
-      task,
+      weight_task(task, train_source, config),
       examples=examples,
       classes=train_source.classes,
       label_slots=train_source.max_labels,
@@ -110,6 +111,23 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
     fingerprint=fingerprint,
     began=began,
   )
+
+
+def weight_task(task: Task, source: Source | MixtureSource, config: Config) -> Task:
+  """Return the task with `config.class_weights` in its loss.
+
+  Raises UserError if the source does not list its labels.
+  """
+  if config.class_weights == 'none':
+    return task
+  counts = source.labelled.class_counts()
+  if counts is None:
+    raise UserError(
+      f"config.class_weights='balanced' needs the number of examples of each class, and "
+      f'{config.data.train} states labels only in its records: use folder:, csv: or builtin:'
+    )
+  weights = balanced_class_weights(counts)
+  return dataclasses.replace(task, loss=weight_classes(task.loss, weights))
 
 
 def open_sources(config: Config) -> tuple[Source | MixtureSource, Source]:
