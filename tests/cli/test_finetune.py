@@ -75,13 +75,18 @@ def test_the_printed_command_trains_the_same_model(photos, tmp_path):
 
 def test_the_number_of_steps_follows_from_the_time(photos, tmp_path):
   """An hour is more than 30 epochs of one batch take."""
-  code, out, err = run_vit_jax(
+  words = (
     tmp_path, 'finetune', 'photos', '--init', 'model.npz', '--workdir', 'a', '--time', '1h',
     '--config.data.batch=27',
   )  # fmt: skip
+  code, out, err = run_vit_jax(*words)
   assert code == 0, err
   assert '30 steps of 27 images' in out and 'measuring the time of a step' in err
   assert last_evaluation(tmp_path / 'a')['step'] == 30
+  # The same command resumes the run, with the steps that it recorded, whatever it would measure.
+  code, out, err = run_vit_jax(*words)
+  assert code == 0, err
+  assert '30 steps of 27 images' in out and 'measuring the time of a step' not in err
 
 
 def test_a_time_that_is_too_short_says_how_much_is_needed(photos, tmp_path):

@@ -44,7 +44,7 @@ def finetune(args: argparse.Namespace):
     seconds = args.time or DEVICE_PLANS[platform].seconds
     config = validate(parse_config_flags(_with_recipe(model, settings)))
     if seconds and not _has_length(args.settings):
-      steps = _steps_in(seconds, config, workdir, began)
+      steps = _recorded_steps(workdir) or _steps_in(seconds, config, workdir, began)
       settings = [*settings, f'--config.steps={steps}', '--config.epochs=0']
       config = validate(parse_config_flags(_with_recipe(model, settings)))
     print_plan(model, config, workdir, _with_recipe(model, settings))
@@ -118,6 +118,13 @@ def _has_length(settings: list[str]) -> bool:
   """Return whether the user chose the number of steps or epochs."""
   names = [setting.partition('=')[0].lstrip('-') for setting in settings]
   return 'config.steps' in names or 'config.epochs' in names
+
+
+def _recorded_steps(workdir: Path) -> int:
+  """Return the number of steps of the run in `workdir`, which is resumed, or 0 without a run."""
+  from vit_jax.checkpoint.run_directory import read_run_config
+
+  return read_run_config(workdir).steps if (workdir / 'config.json').is_file() else 0
 
 
 def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
