@@ -41,6 +41,13 @@ def test_the_regularization_is_that_of_a_grid_search_over_the_same_folds():
   assert selected == search.fit(a, y).best_params_['C']
 
 
+def test_fewer_examples_than_folds_are_held_out_one_by_one():
+  (x, y), (x_test, _) = clusters(3, 12), clusters(5, 12, seed=1)
+  y = np.array([0, 1, 1])
+  probe = fit_linear_probe(x[:3], y, classes=2, inverse_l2s=(1e-3, 1e-1))
+  assert np.isfinite(probe.kernel).all() and set(probe.predict(x_test)) <= {0, 1}
+
+
 def test_every_class_is_spread_evenly_over_the_folds():
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [5, 10, 13, 22]))
   part = assign_folds(labels)
