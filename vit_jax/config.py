@@ -112,20 +112,39 @@ class ModelConfig:
   hidden_head: bool = False
   # The initial bias of a new head: -10 for the sigmoid loss with many classes.
   head_bias: float = 0.0
-  # learned, learned2d (columns and rows), relative (in the attention scores), sincos2d, none.
+  # Adds a class token although the pool gap does not read it.
+  class_token: bool = False
+  # learned, learned2d (columns and rows), relative (in the attention scores), sincos2d, none,
+  # rope (rotates queries and keys by the column and row of their patch, as DINOv3 does).
   position: str = 'learned'
   # Adds learned positions: stem (once), every (in each block, its own), shared (in each block).
   position_at: str = 'stem'
+  # The base of the rotation periods of the position rope.
+  rope_theta: float = 100.0
   # Learned tokens that take part in attention and are dropped after the last block.
   registers: int = 0
   # Adds a LayerNorm before and after the patch projection ("dual patch norm").
   patch_norm: bool = False
+  # Adds a LayerNorm before the first block, as in CLIP.
+  pre_norm: bool = False
+  # Normalizes the mean of the patches instead of the tokens: the last LayerNorm follows pooling.
+  fc_norm: bool = False
+  # Adds a LayerNorm for the queries and one for the keys, over the channels of a head.
+  qk_norm: bool = False
+  # The projections that have a bias: qkv (queries, keys and values), qv (not the keys), none.
+  qkv_bias: str = 'qkv'
+  # The projection of the patches has a bias.
+  patch_bias: bool = True
+  # The initial value of LayerScale, trained factors of a branch's channels. 0 means no LayerScale.
+  layer_scale: float = 0.0
+  # Multiplies silu of a third linear layer with the hidden layer of the MLP, instead of the GELU.
+  swiglu: bool = False
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'
   dropout: float = 0.0
   # Stochastic depth: the rate of the last block. Rates grow linearly from 0 in the first block.
   drop_path: float = 0.0
-  # tanh (the approximation of the original code), erf.
+  # tanh (the approximation of the original code), erf, quick (x * sigmoid(1.702 x), CLIP's).
   gelu: str = 'tanh'
   norm_eps: float = 1e-6
   # 3 (RGB), or 1: images are grey, and color becomes grey as in Pillow's mode L (ITU-R 601).
@@ -139,6 +158,11 @@ class ModelConfig:
   remat: str = 'none'
   # Blocks in an iteration of the loop over depth. 0 means all. Never changes the parameters.
   unroll: int = 1
+
+  @property
+  def has_class_token(self) -> bool:
+    """Whether a class token precedes the patches."""
+    return self.pool == 'token' or self.class_token
 
 
 @dataclass(slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from vit_jax.config import ModelConfig, OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.models.axial import AxialBlock, AxialBottleneck, LineAttention
 from vit_jax.models.families import build_model
+from vit_jax.models.variants import ViTShape
 from vit_jax.models.vit import EncoderBlock
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.optim.optimizer import make_optimizer
@@ -48,7 +49,7 @@ TINY_RESNET = {'variant': 'AxialR1.1x1', 'stem_width': 32}
 def encoder_block(line, p, c):
   """An encoder block of the tokens [b, n, d] of one row or column."""
   y = norm(line, p['LayerNorm_0'], c.norm_eps)
-  line = line + attention(y, y, p['MultiHeadDotProductAttention_1'])
+  line = line + attention(y, y, p['MultiHeadDotProductAttention_1'], c)
   return line + mlp(norm(line, p['LayerNorm_2'], c.norm_eps), p['MlpBlock_3'], c.gelu)
 
 
@@ -69,7 +70,7 @@ def forward(params, pixels, c, shape):
   if c.pool == 'gap':
     return x.mean(axis=1) @ p['head']['kernel'] + p['head']['bias']
   head = p['MAPHead_0']
-  y = attention(np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'])
+  y = attention(np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'], c)
   y = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
   return y[:, 0] @ p['head']['kernel'] + p['head']['bias']
 
@@ -108,13 +109,13 @@ def affected_tokens(block) -> np.ndarray:
 
 
 def test_a_token_affects_its_row_in_an_encoder_block_and_the_grid_in_an_axial_block():
-  fields = (24, 4, 'xla', 'tanh', 0.0, False, 1e-6, jnp.float32)
+  fields = ModelConfig(attention='xla'), ViTShape(16, 1, 24, 4, (1, 1))
   assert np.array_equal(affected_tokens(EncoderBlock(*fields)), np.outer([0, 1, 0], np.ones(4)))
   assert affected_tokens(AxialBlock(*fields)).all()
 
 
 def test_stochastic_depth_drops_whole_images_and_not_rows_or_columns():
-  block = AxialBlock(24, 4, 'xla', 'tanh', 0.0, True, 1e-6, jnp.float32)
+  block = AxialBlock(ModelConfig(drop_path=0.5), ViTShape(16, 1, 24, 4, (1, 1)))
   x, rngs = jnp.ones((40, 3, 4, 16)), {'dropout': jax.random.key(1)}
   params = jit(functools.partial(block.init, train=False))(jax.random.key(0), x, 0.0, None)
   params = jax.tree.map(lambda leaf: leaf + 1, params)

@@ -49,15 +49,34 @@ def norm(x, p, eps):
 def gelu(x, kind):
   if kind == 'erf':
     return x / 2 * (1 + scipy.special.erf(x / np.sqrt(2)))
+  if kind == 'quick':
+    return x / (1 + np.exp(-1.702 * x))
   return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def attention(x, context, p):
+def rotated(x, c, grid):
+  """Rotate the queries or keys [b, n, channels] of one head, patch by patch, as complex numbers."""
+  x, half = x.copy(), x.shape[-1] // 2
+  frequencies = 1 / c.rope_theta ** (np.arange(half // 2) / (half / 2))
+  for i, (row, column) in enumerate(np.ndindex(grid), start=int(c.has_class_token)):
+    y, x_ = (2 * row + 1) / grid[0] - 1, (2 * column + 1) / grid[1] - 1
+    turn = np.exp(2j * np.pi * np.concatenate([y * frequencies, x_ * frequencies]))
+    pairs = (x[:, i, :half] + 1j * x[:, i, half:]) * turn
+    x[:, i] = np.concatenate([pairs.real, pairs.imag], axis=-1)
+  return x
+
+
+def attention(x, context, p, c, grid=None):
   """Sum the contributions of the heads to the output, computed one head at a time."""
   out = p['out']['bias']
-  for head in range(p['query']['bias'].shape[0]):
-    linear = lambda name, x, head=head: x @ p[name]['kernel'][:, head] + p[name]['bias'][head]
+  bias = lambda name, head: p[name]['bias'][head] if 'bias' in p[name] else 0
+  for head in range(p['query']['kernel'].shape[1]):
+    linear = lambda name, x, head=head: x @ p[name]['kernel'][:, head] + bias(name, head)
     q, k, v = linear('query', x), linear('key', context), linear('value', context)
+    if 'query_norm' in p:
+      q, k = norm(q, p['query_norm'], c.norm_eps), norm(k, p['key_norm'], c.norm_eps)
+    if grid and c.position == 'rope':
+      q, k = rotated(q, c, grid), rotated(k, c, grid)
     scores = q @ k.swapaxes(1, 2)
     if 'relative' in p:  # q_i times (k_j plus the vector of the offset i - j).
       n = scores.shape[1]
@@ -69,7 +88,12 @@ def attention(x, context, p):
 
 
 def mlp(x, p, kind):
-  hidden = gelu(x @ p['Dense_0']['kernel'] + p['Dense_0']['bias'], kind)
+  hidden = x @ p['Dense_0']['kernel'] + p['Dense_0']['bias']
+  if 'Gate' in p:
+    gate = x @ p['Gate']['kernel'] + p['Gate']['bias']
+    hidden = gate / (1 + np.exp(-gate)) * hidden
+  else:
+    hidden = gelu(hidden, kind)
   return hidden @ p['Dense_1']['kernel'] + p['Dense_1']['bias']
 
 
@@ -81,7 +105,7 @@ def embed(x, p, c):
     for column in range(0, x.shape[2], wide):
       patch = x[:, row : row + high, column : column + wide].reshape(len(x), -1)
       patch = norm(patch, p['norm_before'], c.norm_eps) if c.patch_norm else patch
-      tokens.append(patch @ p['kernel'].reshape(-1, p['kernel'].shape[-1]) + p['bias'])
+      tokens.append(patch @ p['kernel'].reshape(-1, p['kernel'].shape[-1]) + p.get('bias', 0))
   x = np.stack(tokens, axis=1)
   return norm(x, p['norm_after'], c.norm_eps) if c.patch_norm else x
 
@@ -106,7 +130,7 @@ def added(p, c, grid):
   rows = [
     np.concatenate([p['column_embedding'][x], p['row_embedding'][y]]) for y, x in np.ndindex(grid)
   ]
-  return np.array([np.zeros_like(rows[0])] * (c.pool == 'token') + rows)
+  return np.array([np.zeros_like(rows[0])] * (c.pool == 'token' or c.class_token) + rows)
 
 
 def forward(params, pixels, c, shape):
@@ -115,7 +139,7 @@ def forward(params, pixels, c, shape):
   x = embed((pixels.astype(np.float64) - np.array(c.mean)) / np.array(c.scale), p['embedding'], c)
   if c.position == 'sincos2d':
     x = x + sincos(shape.grid(SIZE), shape.width)
-  if c.pool == 'token':
+  if c.pool == 'token' or c.class_token:
     x = np.concatenate([np.repeat(p['cls'], len(x), axis=0), x], axis=1)
   stem, every = (
     c.position.startswith('learned') and c.position_at == where for where in ('stem', 'every')
@@ -126,20 +150,25 @@ def forward(params, pixels, c, shape):
   n = x.shape[1]
   if c.registers:
     x = np.concatenate([x, np.repeat(p['registers'], len(x), axis=0)], axis=1)
+  if c.pre_norm:
+    x = norm(x, p['Transformer']['pre_norm'], c.norm_eps)
   for i in range(shape.depth):
     block = jax.tree.map(lambda stacked, i=i: stacked[i], p['Transformer']['encoderblock'])
     if every or shared:
       x = x + added((block if every else p['Transformer'])['posembed_input'], c, shape.grid(SIZE))
     y = norm(x, block['LayerNorm_0'], c.norm_eps)
-    x = x + attention(y, y, block['MultiHeadDotProductAttention_1'])
-    x = x + mlp(norm(x, block['LayerNorm_2'], c.norm_eps), block['MlpBlock_3'], c.gelu)
-  x = norm(x, p['Transformer']['encoder_norm'], c.norm_eps)[:, :n]
+    y = attention(y, y, block['MultiHeadDotProductAttention_1'], c, shape.grid(SIZE))
+    x = x + block.get('attention_scale', 1) * y
+    y = mlp(norm(x, block['LayerNorm_2'], c.norm_eps), block['MlpBlock_3'], c.gelu)
+    x = x + block.get('mlp_scale', 1) * y
+  x = (x if c.fc_norm else norm(x, p['Transformer']['encoder_norm'], c.norm_eps))[:, :n]
   if c.pool == 'map':
     head = p['MAPHead_0']
     probe = np.repeat(head['probe'], len(x), axis=0)
-    y = attention(probe, x, head['MultiHeadDotProductAttention_0'])
+    y = attention(probe, x, head['MultiHeadDotProductAttention_0'], c)
     x = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
-  x = x.mean(axis=1) if c.pool == 'gap' else x[:, 0]
+  x = x[:, int(c.class_token) :].mean(axis=1) if c.pool == 'gap' else x[:, 0]
+  x = norm(x, p['fc_norm'], c.norm_eps) if c.fc_norm else x
   if c.hidden_head:
     x = np.tanh(x @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
   return x @ p['head']['kernel'] + p['head']['bias']
@@ -160,6 +189,13 @@ MODELS = {
   'shared positions': {'position_at': 'shared'},
   'shared rows and columns': {'position': 'learned2d', 'position_at': 'shared', 'pool': 'gap'},
   'relative positions': {'position': 'relative'},
+  'rotary positions': {'position': 'rope', 'rope_theta': 20.0, 'registers': 2, 'qkv_bias': 'qv'},
+  'rotary positions without a class token': {'position': 'rope', 'pool': 'gap'},
+  'a gated MLP': {'swiglu': True, 'layer_scale': 0.1, 'pool': 'map', 'gelu': 'erf'},
+  'CLIP': {'pre_norm': True, 'gelu': 'quick', 'patch_bias': False, 'registers': 1},
+  'norms of queries and keys': {'qk_norm': True, 'qkv_bias': 'none', 'position': 'relative'},
+  'a norm after pooling': {'pool': 'gap', 'class_token': True, 'fc_norm': True},
+  'a class token that is not pooled': {'pool': 'gap', 'class_token': True, 'position': 'learned2d'},
   'all at once': {
     'pool': 'map',
     'registers': 1,

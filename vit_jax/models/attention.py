@@ -19,9 +19,12 @@ from jax.sharding import PartitionSpec
 from vit_jax.errors import UserError
 from vit_jax.kernels import attention as attention_kernel
 from vit_jax.models.layers import RelativePositionBias
+from vit_jax.models.rope import RotaryPositions
 from vit_jax.sharding.mesh import compilation_target
 
 xavier_init = functools.partial(nn.initializers.variance_scaling, 1.0, 'fan_avg', 'uniform')
+# Values of config.model.qkv_bias -> projections with a bias.
+BIASED_PROJECTIONS = {'qkv': ('query', 'key', 'value'), 'qv': ('query', 'value'), 'none': ()}
 MAX_KERNEL_ERROR = 0.02  # Relative to XLA in float32, in the Euclidean norm.
 
 
@@ -35,13 +38,19 @@ class Attention(nn.Module):
   implementation: str
   dtype: jnp.dtype
   relative_bias: bool = False  # Add a bias to the scores that depends on the offset to the key.
+  qkv_bias: str = 'qkv'  # The projections with a bias, a key of BIASED_PROJECTIONS.
+  qk_norm_eps: float | None = None  # The epsilon of norms of queries and keys. None: no norms.
+  rope: RotaryPositions | None = None  # Rotation of queries and keys.
 
   @nn.compact
   def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
     d, heads = x.shape[-1], (self.heads, x.shape[-1] // self.heads)
     in_init = xavier_init(in_axis=0, out_axis=(1, 2))
     in_params = functools.partial(LinearParams, (d, *heads), heads, in_init, self.dtype)
-    query, key, value = (in_params(name=name)() for name in ('query', 'key', 'value'))
+    query, key, value = (
+      in_params(name in BIASED_PROJECTIONS[self.qkv_bias], name=name)()
+      for name in ('query', 'key', 'value')
+    )
     out_init = xavier_init(in_axis=(0, 1), out_axis=2)
     out_kernel, out_bias = LinearParams((*heads, d), (d,), out_init, self.dtype, name='out')()
     if context is None:
@@ -49,6 +58,10 @@ class Attention(nn.Module):
       rows = x.reshape(-1, *x.shape[-2:])
       qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d] from one matrix product.
       q, k, v = split_qkv(qkv + qkv_bias, self.heads)
+      if self.qk_norm_eps is not None or self.rope:
+        q, k = self.norm_and_rotate(q, k)
+        # The kernels read one array of queries, keys and values, and add a bias.
+        qkv, qkv_bias = join_qkv(q, k, v), jnp.zeros_like(qkv_bias)
       score_bias = RelativePositionBias(name='relative')(q) if self.relative_bias else None
       if x.ndim == 3:
         self.sow_attention(q, k, score_bias)
@@ -65,6 +78,13 @@ class Attention(nn.Module):
     out = checkpoint_name(out.reshape(x.shape), 'attended')
     return checkpoint_name(out @ out_kernel.reshape(d, d) + out_bias, 'projected')
 
+  def norm_and_rotate(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Normalize queries and keys [b, n, h, c], and rotate them by their positions."""
+    if self.qk_norm_eps is not None:
+      norm = functools.partial(nn.LayerNorm, epsilon=self.qk_norm_eps, dtype=self.dtype)
+      q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
+    return (self.rope(q), self.rope(k)) if self.rope else (q, k)
+
   def sow_attention(self, q: jax.Array, k: jax.Array, bias: jax.Array | None = None):
     """Sow the attention weights [b, h, n, m] if the collection 'attention' is mutable."""
     if self.is_mutable_collection('attention') and not self.is_initializing():
@@ -72,16 +92,22 @@ class Attention(nn.Module):
 
 
 class LinearParams(nn.Module):
-  """Kernel and bias of a linear map, for callers that do the multiplication themselves."""
+  """Kernel and bias of a linear map, for callers that do the multiplication themselves.
+
+  Without `use_bias`, the bias is a constant of zeros.
+  """
 
   kernel_shape: tuple[int, ...]
   bias_shape: tuple[int, ...]
   initializer: Callable
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self) -> tuple[jax.Array, jax.Array]:
     kernel = self.param('kernel', self.initializer, self.kernel_shape)
+    if not self.use_bias:
+      return kernel.astype(self.dtype), jnp.zeros(self.bias_shape, self.dtype)
     bias = self.param('bias', nn.initializers.zeros, self.bias_shape)
     return kernel.astype(self.dtype), bias.astype(self.dtype)
 
@@ -104,6 +130,11 @@ def fuse_qkv(*linear_maps: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.
 def split_qkv(qkv: jax.Array, heads: int) -> list[jax.Array]:
   """Split [b, n, 3·d] into q, k and v, each [b, n, h, c]."""
   return [x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1)]
+
+
+def join_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Join q, k and v, each [b, n, h, c], into [b, n, 3·d]: the inverse of `split_qkv`."""
+  return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:

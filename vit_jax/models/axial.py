@@ -7,6 +7,7 @@ Shapes: b batch, h w patch grid or feature map, n length of a row or column, d w
 g heads.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -35,8 +36,11 @@ def build_axial_vit(config: ModelConfig, classes: int) -> 'AxialVisionTransforme
   a class token.
   """
   c = config
-  shape = axial_vit_shape(c.variant, width=c.width, depth=c.depth, mlp=c.mlp, heads=c.heads)
-  check_positions(config, shape.width)
+  numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
+  shape = axial_vit_shape(c.variant, **numbers, swiglu=c.swiglu)
+  check_positions(config, shape)
+  if c.position == 'rope':
+    raise UserError(f"config.model.position='rope': {c.variant} attends along one axis at a time")
   if c.pool == 'token':
     raise UserError(
       f"config.model.pool='token': the grid of {c.variant} has no place for a class token; "
@@ -70,8 +74,8 @@ class AxialBlock(EncoderBlock):
     self, x: jax.Array, drop_path: jax.Array, shared: None, train: bool
   ) -> tuple[jax.Array, None]:
     # Fused attention kernels are for hundreds of tokens, not for the few of a row: use XLA.
-    fields = self.mlp, self.heads, 'xla', self.gelu, self.dropout, self.use_drop_path
-    block = functools.partial(EncoderBlock, *fields, self.norm_eps, self.dtype, self.relative_bias)
+    config = dataclasses.replace(self.config, attention='xla')
+    block = functools.partial(EncoderBlock, config, self.shape)
     x, _ = block(name='row')(x, drop_path, shared, train)
     x, _ = block(name='column')(x.swapaxes(1, 2), drop_path, shared, train)  # [b, w, h, d]
     return x.swapaxes(1, 2), None

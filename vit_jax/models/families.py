@@ -26,11 +26,14 @@ from vit_jax.models.vit import build_vit
 
 COMMON_SETTINGS = ('variant', 'head_bias', 'channels', 'mean', 'scale', 'dtype', 'remat')
 TRANSFORMER_SETTINGS = (
-  'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'position', 'position_at', 'registers',
-  'patch_norm', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll',
+  'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'class_token', 'position', 'position_at',
+  'rope_theta', 'registers', 'patch_norm', 'pre_norm', 'fc_norm', 'qk_norm', 'qkv_bias',
+  'patch_bias', 'layer_scale', 'swiglu', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps',
+  'unroll',
 )  # fmt: skip
+NOT_AXIAL_SETTINGS = ('class_token', 'position_at', 'rope_theta', 'registers', 'attention')
 AXIAL_VIT_SETTINGS = tuple(
-  name for name in TRANSFORMER_SETTINGS if name not in ('position_at', 'registers', 'attention')
+  name for name in TRANSFORMER_SETTINGS if name not in NOT_AXIAL_SETTINGS
 )
 HYBRID_SETTINGS = (*TRANSFORMER_SETTINGS, 'stem_width')
 

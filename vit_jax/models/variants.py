@@ -72,6 +72,7 @@ def vit_shape(
   mlp: int = 0,
   heads: int = 0,
   stem_width: int = 64,
+  swiglu: bool = False,
   prefix: str = '',
 ) -> 'ViTShape':
   """Return the shape that the name of a Vision Transformer or hybrid stands for.
@@ -84,6 +85,7 @@ def vit_shape(
     mlp: Hidden width of the MLP.
     heads: Attention heads.
     stem_width: Channels of a hybrid's first convolution.
+    swiglu: Whether the MLP is gated.
     prefix: Part of `variant` before the name, to be removed.
 
   Raises UserError if the name is not in the tables, the patch is not a number, or the heads do not
@@ -108,9 +110,10 @@ def vit_shape(
   if plus:
     check_stem_width(stem_width)
     backbone, side = _hybrid_backbone(variant, resnet, patch, stem_width)
-    return ViTShape(width, depth, mlp, heads, (side, side), backbone)
+    return ViTShape(width, depth, mlp, heads, (side, side), backbone, swiglu)
   high, _, wide = patch.partition('x')
-  return ViTShape(width, depth, mlp, heads, (int(high), int(wide or high)))
+  patch_sides = int(high), int(wide or high)
+  return ViTShape(width, depth, mlp, heads, patch_sides, swiglu=swiglu)
 
 
 def _hybrid_backbone(
@@ -146,6 +149,7 @@ class ViTShape:
     heads: Attention heads.
     patch: (height, width) of a patch, in pixels or in positions of the backbone's output.
     backbone: The ResNet of a hybrid.
+    swiglu: Whether the MLP is gated, and has three linear layers instead of two.
   """
 
   width: int
@@ -154,6 +158,12 @@ class ViTShape:
   heads: int
   patch: tuple[int, int]
   backbone: 'ResNetBackbone | None' = None
+  swiglu: bool = False
+
+  @property
+  def mlp_products(self) -> int:
+    """Multiply-adds of the MLP per token."""
+    return (3 if self.swiglu else 2) * self.width * self.mlp
 
   @property
   def stride(self) -> tuple[int, int]:
@@ -178,7 +188,7 @@ class ViTShape:
     """Return the FLOPs of a forward pass over one image of `size`."""
     patches, d = math.prod(self.grid(size)), self.width
     n = patches + 1  # One class token.
-    projections = 4 * d * d + 2 * d * self.mlp  # Multiply-adds per token: q, k, v, out and the MLP.
+    projections = 4 * d * d + self.mlp_products  # Multiply-adds per token: q, k, v, out and the MLP.
     attention = 2 * n * d  # Multiply-adds per token: q kᵀ, and the weights times v.
     embedded = self.backbone.out_channels if self.backbone else channels
     embedding = patches * embedded * math.prod(self.patch) * d
@@ -328,13 +338,13 @@ def ceil_divide(size: tuple[int, int], divisor: int) -> tuple[int, int]:
   return -(-size[0] // divisor), -(-size[1] // divisor)
 
 
-def axial_vit_shape(variant: str, **numbers: int) -> 'AxialViTShape':
+def axial_vit_shape(variant: str, *, swiglu: bool = False, **numbers: int) -> 'AxialViTShape':
   """Return the shape that the name of an Axial-ViT stands for, such as 'AxialViT-B/16'.
 
   Numbers and errors are those of `vit_shape`.
   """
-  plain = vit_shape(variant, prefix=AXIAL_VIT_PREFIX, **numbers)
-  return AxialViTShape(plain.width, plain.depth, plain.mlp, plain.heads, plain.patch)
+  s = vit_shape(variant, prefix=AXIAL_VIT_PREFIX, swiglu=swiglu, **numbers)
+  return AxialViTShape(s.width, s.depth, s.mlp, s.heads, s.patch, swiglu=swiglu)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -348,7 +358,7 @@ class AxialViTShape(ViTShape):
     """Return the FLOPs of a forward pass over one image of `size`."""
     (h, w), d = self.grid(size), self.width
     # Multiply-adds per token and along both axes: q, k, v, out and the MLP.
-    projections = 2 * (4 * d * d + 2 * d * self.mlp)
+    projections = 2 * (4 * d * d + self.mlp_products)
     # q kᵀ, and the weights times v, with the w tokens of the row and the h tokens of the column.
     attention = 2 * (h + w) * d
     embedding = channels * math.prod(self.patch) * d

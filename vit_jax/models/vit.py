@@ -30,11 +30,13 @@ from vit_jax.models.layers import (
   sincos2d_embedding,
 )
 from vit_jax.models.resnet import resnet_v1
+from vit_jax.models.rope import RotaryPositions
 from vit_jax.models.variants import ViTShape, vit_shape
 
 GELU_FUNCTIONS = {
   'tanh': functools.partial(nn.gelu, approximate=True),
   'erf': functools.partial(nn.gelu, approximate=False),
+  'quick': lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 # What the backward pass of a block may read from memory instead of recomputing it.
 REMAT_POLICIES = {
@@ -52,12 +54,16 @@ REGATHERED_PRIMITIVES = (
 
 
 class MlpBlock(nn.Module):
-  """Two linear layers with GELU between them, [b, n, d] -> [b, n, m] -> [b, n, d]."""
+  """Two linear layers with GELU between them, [b, n, d] -> [b, n, m] -> [b, n, d].
+
+  With `swiglu`, the hidden layer is silu of a third linear layer, the gate, times the first.
+  """
 
   width: int
   gelu: str
   dropout: float
   dtype: jnp.dtype
+  swiglu: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -69,25 +75,24 @@ class MlpBlock(nn.Module):
     )
     drop = Dropout(self.dropout, deterministic=not train)
     hidden = checkpoint_name(dense(self.width, name='Dense_0')(x), 'hidden')  # [b, n, m]
-    hidden = drop(GELU_FUNCTIONS[self.gelu](hidden))
+    if self.swiglu:
+      gate = checkpoint_name(dense(self.width, name='Gate')(x), 'hidden')
+      hidden = drop(nn.silu(gate) * hidden)
+    else:
+      hidden = drop(GELU_FUNCTIONS[self.gelu](hidden))
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
 class EncoderBlock(nn.Module):
   """x = x + attention(norm(x)), then x = x + mlp(norm(x)), for tokens [b, n, d].
 
-  In training with `use_drop_path`, each branch is dropped for a fraction `drop_path` of the images.
+  In training with stochastic depth, each branch is dropped for a fraction `drop_path` of the
+  images. With LayerScale, a branch is multiplied by a trained factor for each channel.
   """
 
-  mlp: int
-  heads: int
-  attention: str
-  gelu: str
-  dropout: float
-  use_drop_path: bool
-  norm_eps: float
-  dtype: jnp.dtype
-  relative_bias: bool = False
+  config: ModelConfig
+  shape: ViTShape
+  rope: RotaryPositions | None = None
   make_positions: Callable | None = None  # Makes the position embeddings that this block adds.
 
   @nn.compact
@@ -102,26 +107,33 @@ class EncoderBlock(nn.Module):
       shared: Position embeddings [1, n, d] that every block adds to its input.
       train: Whether to apply dropout and stochastic depth.
     """
-    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+    c, s, dtype = self.config, self.shape, jnp.dtype(self.config.dtype)
+    norm = functools.partial(nn.LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     attention = Attention(
-      self.heads,
-      self.attention,
-      self.dtype,
-      self.relative_bias,
+      s.heads,
+      c.attention,
+      dtype,
+      relative_bias=c.position == 'relative',
+      qkv_bias=c.qkv_bias,
+      qk_norm_eps=c.norm_eps if c.qk_norm else None,
+      rope=self.rope,
       name='MultiHeadDotProductAttention_1',
     )
-    mlp = MlpBlock(self.mlp, self.gelu, self.dropout, self.dtype, name='MlpBlock_3')
-    drop = Dropout(self.dropout, deterministic=not train)
+    mlp = MlpBlock(s.mlp, c.gelu, c.dropout, dtype, c.swiglu, name='MlpBlock_3')
+    drop = Dropout(c.dropout, deterministic=not train)
 
-    def path(branch: jax.Array) -> jax.Array:
-      if not train or not self.use_drop_path:
+    def path(branch: jax.Array, scale_name: str) -> jax.Array:
+      if c.layer_scale:
+        init = nn.initializers.constant(c.layer_scale)
+        branch = branch * self.param(scale_name, init, branch.shape[-1:]).astype(dtype)
+      if not train or not c.drop_path:
         return branch
       return apply_drop_path(branch, self.make_rng('dropout'), drop_path)
 
     x = x if shared is None else x + shared
     x = x + self.make_positions()(x) if self.make_positions else x
-    x = x + path(drop(attention(norm(name='LayerNorm_0')(x))))
-    x = x + path(mlp(norm(name='LayerNorm_2')(x), train))
+    x = x + path(drop(attention(norm(name='LayerNorm_0')(x))), 'attention_scale')
+    x = x + path(mlp(norm(name='LayerNorm_2')(x), train), 'mlp_scale')
     return x, None
 
 
@@ -136,6 +148,7 @@ class PatchEmbedding(nn.Module):
   use_norms: bool
   norm_eps: float
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -148,8 +161,9 @@ class PatchEmbedding(nn.Module):
       1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3
     )
     kernel = self.param('kernel', init, (p, q, c, self.width)).astype(self.dtype)
-    bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
-    x = x @ kernel.reshape(-1, self.width) + bias  # [b, n, d]
+    x = x @ kernel.reshape(-1, self.width)  # [b, n, d]
+    if self.use_bias:
+      x = x + self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
     return norm(name='norm_after')(x) if self.use_norms else x
 
 
@@ -204,6 +218,11 @@ class Transformer(nn.Module):
       shared = make_positions()(x)
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
+    norm = functools.partial(nn.LayerNorm, epsilon=c.norm_eps, dtype=self.dtype)
+    x = norm(name='pre_norm')(x) if c.pre_norm else x
+    rope = None
+    if c.position == 'rope':
+      rope = RotaryPositions(self.grid, int(c.has_class_token), c.rope_theta)
     # Inside the scan, `train` is static, and every block has its own parameters, key and drop rate.
     blocks = nn.scan(
       self.rematerialized_block(),
@@ -213,13 +232,12 @@ class Transformer(nn.Module):
       length=s.depth,
       unroll=c.unroll or s.depth,
     )(
-      *(s.mlp, s.heads, c.attention, c.gelu, c.dropout, c.drop_path > 0, c.norm_eps, self.dtype),
-      relative_bias=c.position == 'relative',
+      *(c, s, rope),
       make_positions=make_positions if c.position_at == 'every' else None,
       name='encoderblock',
     )
     x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), shared, train)
-    return nn.LayerNorm(epsilon=c.norm_eps, dtype=self.dtype, name='encoder_norm')(x)
+    return x if c.fc_norm else norm(name='encoder_norm')(x)
 
   def rematerialized_block(self) -> type[nn.Module]:
     """Return `block_cls` with its parameters gathered and its activations recomputed as needed."""
@@ -267,7 +285,10 @@ class VisionTransformer(nn.Module):
     c, s, dtype = self.config, self.shape, jnp.dtype(self.config.dtype)
     x = normalize_images(images, c)
     x = resnet_v1(s.backbone, x, dtype) if s.backbone else x
-    return PatchEmbedding(s.width, s.patch, c.patch_norm, c.norm_eps, dtype, name='embedding')(x)
+    embedding = PatchEmbedding(
+      s.width, s.patch, c.patch_norm, c.norm_eps, dtype, c.patch_bias, name='embedding'
+    )
+    return embedding(x)
 
   def encode(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
     """Encode patches [b, h·w, d] into tokens [b, n, d] after the final norm, without registers.
@@ -278,7 +299,7 @@ class VisionTransformer(nn.Module):
     dtype = jnp.dtype(c.dtype)
     if c.position == 'sincos2d':
       x = x + sincos2d_embedding(grid, d).astype(dtype)
-    if c.pool == 'token':
+    if c.has_class_token:
       token = self.param('cls', nn.initializers.zeros, (1, 1, d)).astype(dtype)
       x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x], axis=1)
     n, registers = x.shape[1], None
@@ -295,7 +316,9 @@ class VisionTransformer(nn.Module):
     if c.pool == 'token':
       return x[:, 0]
     if c.pool == 'gap':
-      return x.mean(axis=1)
+      x = x[:, int(c.class_token) :].mean(axis=1)
+      norm = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), name='fc_norm')
+      return norm(x) if c.fc_norm else x
     return MapHead(s.mlp, s.heads, c.gelu, c.norm_eps, jnp.dtype(c.dtype), name='MAPHead_0')(x)
 
 
@@ -306,18 +329,22 @@ def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
   """
   c = config
   numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
-  shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width)
-  check_positions(config, shape.width)
+  shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width, swiglu=c.swiglu)
+  check_positions(config, shape)
   return VisionTransformer(config, shape, classes)
 
 
-def check_positions(config: ModelConfig, width: int):
-  """Raise UserError if the position embeddings do not fit the rest of a model of this width."""
+def check_positions(config: ModelConfig, shape: ViTShape):
+  """Raise UserError if the position embeddings do not fit the rest of a model of this shape."""
   position = f'config.model.position={config.position!r}'
   position_at = f'config.model.position_at={config.position_at!r}'
   divisor = {'sincos2d': 4, 'learned2d': 2}.get(config.position, 1)
-  if width % divisor:
-    raise UserError(f'{position}: a width of {width} does not divide by {divisor}')
+  if shape.width % divisor:
+    raise UserError(f'{position}: a width of {shape.width} does not divide by {divisor}')
+  if config.position == 'rope' and shape.width // shape.heads % 4:
+    raise UserError(
+      f'{position}: {shape.width // shape.heads} channels in a head do not divide by 4'
+    )
   if config.position_at != 'stem' and config.position not in LEARNED_POSITIONS:
     raise UserError(
       f'{position_at}: only {" and ".join(LEARNED_POSITIONS)} position embeddings can be added '

@@ -21,6 +21,7 @@ from vit_jax.optim.durations import parse_duration
 from vit_jax.optim.spike_guard import guard_spikes
 
 BLOCK_PATH_PREFIX = 'Transformer/encoderblock/'
+AFTER_BLOCKS = 'Transformer/encoder_norm/|fc_norm/|MAPHead_0/|pre_logits/|head/|patch_head/'
 HEAD_KERNEL_PATH = 'head/kernel'
 RAMP_SETTINGS = ('warmup', 'cooldown')
 
@@ -307,7 +308,7 @@ def scale_by_layer_decay(decay: float, params) -> optax.GradientTransformation:
     if path.startswith(BLOCK_PATH_PREFIX):
       factors = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
       return update * factors.reshape(depth, *[1] * (update.ndim - 1)).astype(update.dtype)
-    after = re.match('Transformer/encoder_norm/|MAPHead_0/|pre_logits/|head/|patch_head/', path)
+    after = re.match(AFTER_BLOCKS, path)
     return update if after else update * decay ** (depth + 1)
 
   return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))

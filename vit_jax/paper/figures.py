@@ -49,7 +49,7 @@ def analyze_model(model, source=None) -> ModelAnalysis:
 
   Raises UserError if the model is not a Transformer.
   """
-  grid, first = _transformer_grid(model), int(model.config.pool == 'token')
+  grid, first = _transformer_grid(model), int(model.config.has_class_token)
   kernel = model.params.get('embedding', {}).get('kernel')
   is_rgb = kernel is not None and kernel.ndim == 4 and kernel.shape[2] == 3
   components, variance = (

@@ -126,7 +126,7 @@ def attention_kernel_cycles(
   if 'tpu_custom_call' not in hlo:
     return {}
   c, s = config.model, model.shape
-  n = math.prod(s.grid(config.data.size)) + (c.pool == 'token') + c.registers
+  n = math.prod(s.grid(config.data.size)) + c.has_class_token + c.registers
   b = config.data.batch // config.optim.grad_accum_steps // topology.devices
   return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads, dtype=c.dtype)
 

@@ -1,0 +1,54 @@
+"""Rotary positions of two axes, as in DINOv3 (arXiv 2508.10104; RoPE is arXiv 2104.09864).
+
+The channels of a head are pairs. Each pair of a patch's queries and keys is rotated by an angle
+that is proportional to the row or the column of the patch, so that scores depend on offsets.
+Coordinates run from -1 to 1 over the image, whatever its size: another size or aspect ratio needs
+no resampling.
+
+Shapes: b batch, h w patch grid, n tokens, g heads, c channels of a head.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RotaryPositions:
+  """Rotation of queries or keys by the positions of their patches.
+
+  Attributes:
+    grid: Patches (height, width) of the image.
+    first: Index of the first patch. Tokens before it and after the last patch are not rotated.
+    theta: Base of the periods.
+  """
+
+  grid: tuple[int, int]
+  first: int
+  theta: float
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Rotate queries or keys [b, n, g, c]."""
+    angles = rotation_angles(self.grid, x.shape[-1], self.theta)  # [h·w, c/2]
+    after = x.shape[1] - self.first - len(angles)
+    angles = np.pad(angles, ((self.first, after), (0, 0)))[:, None]  # An angle of 0 is no rotation.
+    cos, sin = (jnp.asarray(f(angles), x.dtype) for f in (np.cos, np.sin))
+    # Channel i and channel i + c/2 are a pair.
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+def rotation_angles(grid: tuple[int, int], channels: int, theta: float) -> np.ndarray:
+  """Return the angle of each pair of channels at each patch, float64 [h·w, c/2].
+
+  The first half of the pairs has the angles of the row, the second half those of the column. With
+  y the center of the row between -1 and 1, the angles are 2π y / theta^(4 i / c) for i < c/4.
+  """
+  periods = theta ** (4 * np.arange(channels // 4) / channels)
+  centers = [2 * (np.arange(side) + 0.5) / side - 1 for side in grid]
+  y, x = np.meshgrid(*centers, indexing='ij')
+  coordinates = np.stack([y.ravel(), x.ravel()], axis=1)  # [h·w, 2]
+  return (2 * math.pi * coordinates[:, :, None] / periods).reshape(len(coordinates), -1)
