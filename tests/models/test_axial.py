@@ -70,7 +70,9 @@ def forward(params, pixels, c, shape):
   if c.pool == 'gap':
     return x.mean(axis=1) @ p['head']['kernel'] + p['head']['bias']
   head = p['MAPHead_0']
-  y = attention(np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'], c)
+  y = attention(
+    np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'], c
+  )
   y = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
   return y[:, 0] @ p['head']['kernel'] + p['head']['bias']
 

@@ -241,6 +241,8 @@ def redrawn(model, seed: int = 0):
         ('norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight', 'gamma', 'lambda1')
       )
       is_scale |= 'layernorm' in name and name.endswith('weight')
+      is_scale |= 'layrnorm' in name and name.endswith('weight')
+      is_scale |= name.endswith(('gamma_1', 'gamma_2'))
       if is_scale:
         tensor.copy_(1 + 0.1 * noise)
       elif tensor.ndim > 1 and name.endswith('weight'):
@@ -250,8 +252,13 @@ def redrawn(model, seed: int = 0):
   return model.eval()
 
 
-def timm_file(name: str, *, headless: bool = False, **kwargs):
-  """Compare a timm model, saved as safetensors with the config.json of timm's hub."""
+def timm_file(
+  name: str, *, headless: bool = False, size: tuple[int, int] = SIZE, pool: str = '', **kwargs
+):
+  """Compare a timm model, saved as safetensors with the config.json of timm's hub.
+
+  `pool` is the pooling that config.json states, if it is not '', and that timm's model has.
+  """
 
   def compare(tmp_path: Path, images: np.ndarray, timm):
     import json
@@ -259,18 +266,60 @@ def timm_file(name: str, *, headless: bool = False, **kwargs):
     from safetensors.torch import save_file
 
     sizes = {'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3}
-    small = {'img_size': SIZE} | sizes | kwargs
+    small = {'img_size': size} | sizes | ({'global_pool': pool} if pool else {}) | kwargs
     theirs = redrawn(timm.create_model(name, num_classes=0 if headless else 10, **small))
     save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
-    arguments = {key: value for key, value in small.items() if key in ('num_heads', 'act_layer')}
+    arguments = {
+      key: value for key, value in small.items() if key in ('num_heads', 'act_layer', 'fc_norm')
+    }
     statistics = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-    pretrained = statistics | {'input_size': (3, *SIZE), 'crop_pct': 0.9}
+    pretrained = statistics | {'input_size': (3, *size), 'crop_pct': 0.9}
     config = {'architecture': name, 'model_args': arguments, 'pretrained_cfg': pretrained}
+    config |= {'global_pool': pool} if pool else {}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     ours = vit_jax.load(str(tmp_path))
     assert ours.preprocessing.crop == 'center'
     expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
     return (ours.features if headless else ours.logits)(images), expected
+
+  return compare
+
+
+def tower(kind: str, *, size: tuple[int, int] = SIZE, **fields):
+  """Compare an image tower of transformers, or DINOv3, saved by its own save_pretrained.
+
+  Images of another size than 64x64 need position embeddings that are resampled, or rotary ones.
+  """
+
+  def compare(tmp_path: Path, images: np.ndarray, transformers):
+    import torch
+
+    sizes = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 3}
+    sizes |= {'image_size': SIZE[0], 'patch_size': 16, 'intermediate_size': 96} | fields
+    family = kind.removesuffix('Model').removesuffix('VisionModelWithProjection')
+    family = family.removesuffix('Vision')
+    config = getattr(transformers, f'{family}{"" if family == "DINOv3ViT" else "Vision"}Config')
+    if kind in ('CLIPModel', 'SiglipModel'):
+      text = {'hidden_size': 32, 'num_hidden_layers': 1, 'num_attention_heads': 2}
+      text |= {'intermediate_size': 32, 'vocab_size': 99, 'bos_token_id': 1, 'eos_token_id': 2}
+      config = getattr(transformers, f'{family}Config')(vision_config=sizes, text_config=text)
+    else:
+      config = config(**sizes)
+    theirs = redrawn(getattr(transformers, kind)(config))
+    theirs.save_pretrained(tmp_path)
+    pixels = normalised(images)
+    resampled = {} if family == 'DINOv3ViT' else {'interpolate_pos_encoding': size != SIZE}
+    with torch.no_grad():
+      if kind in ('CLIPModel', 'SiglipModel'):
+        out = theirs.get_image_features(pixels, **resampled)
+      else:
+        out = theirs(pixels, **resampled)
+    ours = vit_jax.load(str(tmp_path), mean=0.5, std=0.5, size=size, positions='bicubic')
+    if kind == 'CLIPVisionModelWithProjection':
+      return ours.logits(images), out.image_embeds.numpy()
+    if kind == 'CLIPModel':
+      return ours.logits(images), out.pooler_output.numpy()
+    return ours.features(images), out.pooler_output.numpy()
 
   return compare
 
@@ -356,7 +405,7 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
 
 
 NPZ, SAFE, HUB = 'Google `.npz`', '`.safetensors`', 'Hugging Face directory'
-S224, S384, S96 = (224, 224), (384, 384), (96, 96)
+S224, S384, S96, S64X96 = (224, 224), (384, 384), (96, 96), (64, 96)
 # fmt: off
 FAMILIES = [
   Family('ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64',
@@ -391,12 +440,36 @@ FAMILIES = [
          timm_file('vit_tiny_patch16_224', qkv_bias=False)),
   Family('timm DeiT', SAFE, 'timm', timm_file('deit_tiny_patch16_224')),
   Family('timm DINO', SAFE, 'timm', timm_file('vit_small_patch16_224', headless=True)),
-  Family('timm DINOv2, LayerScale folded in', SAFE, 'timm',
+  Family('timm DINOv2', SAFE, 'timm',
          timm_file('vit_small_patch14_dinov2', headless=True)),
   Family('timm DINOv2 with registers', SAFE, 'timm',
          timm_file('vit_small_patch14_reg4_dinov2', headless=True)),
   Family('timm SigLIP (MAP head)', SAFE, 'timm',
          timm_file('vit_base_patch16_siglip_224', headless=True)),
+  Family('timm DINOv2-g (SwiGLU)', SAFE, 'timm',
+         timm_file('vit_giant_patch14_dinov2', headless=True)),
+  Family('timm DINOv3 ViT-S, B, L (RoPE)', SAFE, 'timm',
+         timm_file('vit_small_patch16_dinov3', headless=True, pool='token')),
+  Family('… images of 64x96, biases of q and v', SAFE, 'timm',
+         timm_file('vit_base_patch16_dinov3_qkvb', size=S64X96, pool='token'), S64X96),
+  Family('timm DINOv3 ViT-S+, H+, 7B (SwiGLU)', SAFE, 'timm',
+         timm_file('vit_huge_plus_patch16_dinov3', size=S64X96, pool='token'), S64X96),
+  Family('… pooled by the mean, as timm does', SAFE, 'timm',
+         timm_file('vit_7b_patch16_dinov3', num_heads=2)),
+  Family('timm CLIP, OpenCLIP', SAFE, 'timm', timm_file('vit_base_patch16_clip_224')),
+  Family('… quick GELU, images of 64x96', SAFE, 'timm',
+         timm_file('vit_base_patch16_clip_quickgelu_224', size=S64X96), S64X96),
+  Family('timm SigLIP 2, tanh GELU', SAFE, 'timm',
+         timm_file('vit_giantopt_patch16_siglip_256', headless=True, size=S64X96), S64X96),
+  Family('timm SigLIP pooled by the mean', SAFE, 'timm',
+         timm_file('vit_base_patch16_siglip_gap_224')),
+  Family('timm DeiT III', SAFE, 'timm', timm_file('deit3_small_patch16_224')),
+  Family('timm with registers and `fc_norm`', SAFE, 'timm',
+         timm_file('vit_medium_patch16_reg4_gap_256')),
+  Family('timm, fine-tuned MAE: `fc_norm` and a class token', SAFE, 'timm',
+         timm_file('vit_base_patch16_224', pool='avg')),
+  Family('timm with `qk_norm`', SAFE, 'timm',
+         timm_file('vit_tiny_patch16_224', qk_norm=True)),
   Family('`ViTForImageClassification`', HUB, 'transformers',
          huggingface('ViTForImageClassification')),
   Family('`ViTModel` with its pooler', HUB, 'transformers',
@@ -404,6 +477,23 @@ FAMILIES = [
   Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
   Family('`Dinov2WithRegistersModel`', HUB, 'transformers',
          huggingface('Dinov2WithRegistersModel')),
+  Family('`Dinov2Model` with `use_swiglu_ffn`', HUB, 'transformers',
+         huggingface('Dinov2Model', use_swiglu_ffn=True)),
+  Family('`DINOv3ViTModel`', HUB, 'transformers',
+         tower('DINOv3ViTModel', num_register_tokens=4)),
+  Family('… SwiGLU, images of 64x96', HUB, 'transformers',
+         tower('DINOv3ViTModel', size=S64X96, num_register_tokens=4, use_gated_mlp=True,
+               hidden_act='silu', rope_theta=50.0), S64X96),
+  Family('`CLIPVisionModel`', HUB, 'transformers', tower('CLIPVisionModel')),
+  Family('… images of 64x96', HUB, 'transformers',
+         tower('CLIPVisionModel', size=S64X96), S64X96),
+  Family('`CLIPVisionModelWithProjection`', HUB, 'transformers',
+         tower('CLIPVisionModelWithProjection', projection_dim=24, hidden_act='gelu')),
+  Family('`CLIPModel`, its image tower', HUB, 'transformers', tower('CLIPModel')),
+  Family('`SiglipVisionModel`', HUB, 'transformers', tower('SiglipVisionModel')),
+  Family('… images of 64x96', HUB, 'transformers',
+         tower('SiglipVisionModel', size=S64X96), S64X96),
+  Family('`SiglipModel`, its image tower', HUB, 'transformers', tower('SiglipModel')),
   Family('`ViTMAEForPreTraining`, its encoder', HUB, 'transformers', masked_autoencoder),
   Family('run directory', 'the directory', 'timm', run_directory),
 ]

@@ -32,9 +32,7 @@ TRANSFORMER_SETTINGS = (
   'unroll',
 )  # fmt: skip
 NOT_AXIAL_SETTINGS = ('class_token', 'position_at', 'rope_theta', 'registers', 'attention')
-AXIAL_VIT_SETTINGS = tuple(
-  name for name in TRANSFORMER_SETTINGS if name not in NOT_AXIAL_SETTINGS
-)
+AXIAL_VIT_SETTINGS = tuple(name for name in TRANSFORMER_SETTINGS if name not in NOT_AXIAL_SETTINGS)
 HYBRID_SETTINGS = (*TRANSFORMER_SETTINGS, 'stem_width')
 
 

@@ -188,7 +188,8 @@ class ViTShape:
     """Return the FLOPs of a forward pass over one image of `size`."""
     patches, d = math.prod(self.grid(size)), self.width
     n = patches + 1  # One class token.
-    projections = 4 * d * d + self.mlp_products  # Multiply-adds per token: q, k, v, out and the MLP.
+    # Multiply-adds per token: q, k, v, out and the MLP.
+    projections = 4 * d * d + self.mlp_products
     attention = 2 * n * d  # Multiply-adds per token: q kᵀ, and the weights times v.
     embedded = self.backbone.out_channels if self.backbone else channels
     embedding = patches * embedded * math.prod(self.patch) * d

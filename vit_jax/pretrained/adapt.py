@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
 from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, summarize_list
+from vit_jax.pretrained.equivalents import match_optional_arrays
 from vit_jax.pretrained.resample import pi_resize, resample_positions
 
 HEAD_PREFIXES = ('head/', 'pre_logits/')
@@ -43,6 +44,7 @@ def adapt_params(
 ) -> tuple[dict, list[ArrayChange]]:
   """Return `loaded` in the shapes of `params`, and what happened to every array.
 
+  LayerScale and zero biases are removed or added as the new model has them, which changes nothing.
   The head and the hidden layer before it come from `params`, as in the paper (arXiv 2010.11929,
   §3.2: fine-tuning drops both and starts a zero head). With `keep_head` they come from `loaded`.
 
@@ -57,6 +59,7 @@ def adapt_params(
   Raises UserError with a list of the arrays that do not fit.
   """
   old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (loaded, params))
+  old = match_optional_arrays(old, new.keys())
   if keep_head:
     check_head_classes(old, new)
   replaced_prefixes = () if keep_head else HEAD_PREFIXES

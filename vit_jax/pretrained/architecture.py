@@ -9,6 +9,7 @@ import numpy as np
 from vit_jax.config import ModelConfig
 from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
+from vit_jax.models.attention import BIASED_PROJECTIONS
 from vit_jax.models.efficientnet_variants import (
   EFFICIENTNET_PREFIX,
   EFFICIENTNET_SCALES,
@@ -30,6 +31,7 @@ from vit_jax.pretrained.arrays import (
 from vit_jax.step import abstract_params
 
 QUERY_KERNEL = f'{BLOCK_PREFIX}{ATTENTION_MODULE}/query/kernel'
+LAYER_SCALE = 1e-5  # DINOv2's initial value of LayerScale.
 MLP_KERNEL = f'{BLOCK_PREFIX}MlpBlock_3/Dense_0/kernel'
 # The arrays that determine a Vision Transformer's size, with their number of axes.
 REQUIRED_RANKS = {PATCH_KERNEL: 4, QUERY_KERNEL: 4, MLP_KERNEL: 3}
@@ -71,11 +73,12 @@ def infer_architecture(
     'variant': vit_variant_name(flat, name or 'B', resnet_stage_blocks(flat)),
     **({} if name else sizes),
     **({'stem_width': flat[RESNET_ROOT_KERNEL].shape[-1]} if RESNET_ROOT_KERNEL in flat else {}),
-    'pool': 'token' if 'cls' in flat else 'map' if 'MAPHead_0/probe' in flat else 'gap',
+    **pooling_fields(flat, model_fields.get('pool', '')),
     'hidden_head': 'pre_logits/kernel' in flat,
     'position': 'learned' if POSITION_EMBEDDING in flat else 'sincos2d',
     'registers': flat['registers'].shape[1] if 'registers' in flat else 0,
     'patch_norm': 'embedding/norm_before/scale' in flat,
+    **block_fields(flat),
   }
   return make_model_config(fields | model_fields, source), classes
 
@@ -93,6 +96,31 @@ def count_channels(flat: dict[str, np.ndarray], source: str) -> int:
       f'{source} takes images of {channels} channels; supported are 3 (RGB) and 1 (grey)'
     )
   return channels
+
+
+def pooling_fields(flat: dict[str, np.ndarray], pool: str) -> dict:
+  """Return the settings of the pooling, which is `pool` if the file states one."""
+  has_token, fc_norm = 'cls' in flat, 'fc_norm/scale' in flat
+  if not pool:
+    is_token = has_token and not fc_norm
+    pool = 'map' if 'MAPHead_0/probe' in flat else 'token' if is_token else 'gap'
+  return {'pool': pool, 'class_token': has_token and pool == 'gap', 'fc_norm': fc_norm}
+
+
+def block_fields(flat: dict[str, np.ndarray]) -> dict:
+  """Return the settings of the encoder's blocks and the layers around them."""
+  attention = f'{BLOCK_PREFIX}{ATTENTION_MODULE}'
+  biases = tuple(name for name in ('query', 'key', 'value') if f'{attention}/{name}/bias' in flat)
+  qkv_bias = next((name for name, row in BIASED_PROJECTIONS.items() if row == biases), 'qkv')
+  has_scales = f'{BLOCK_PREFIX}attention_scale' in flat
+  return {
+    'pre_norm': 'Transformer/pre_norm/scale' in flat,
+    'qk_norm': f'{attention}/query_norm/scale' in flat,
+    'qkv_bias': qkv_bias,
+    'patch_bias': 'embedding/bias' in flat,
+    'layer_scale': LAYER_SCALE if has_scales else 0.0,
+    'swiglu': f'{BLOCK_PREFIX}MlpBlock_3/Gate/kernel' in flat,
+  }
 
 
 def infer_resnet_config(
@@ -166,7 +194,7 @@ def infer_position_grid(
 
   Raises UserError if the number of tokens fits neither.
   """
-  tokens = flat[POSITION_EMBEDDING].shape[1] - (model.config.pool == 'token')
+  tokens = flat[POSITION_EMBEDDING].shape[1] - model.config.has_class_token
   side = math.isqrt(tokens)
   if size and math.prod(model.shape.grid(size)) == tokens:
     return model.shape.grid(size)
@@ -176,25 +204,6 @@ def infer_position_grid(
     f'{source} has {tokens} position embeddings, which do not form a square: '
     'add size=(height, width) in pixels'
   )
-
-
-def add_zero_attention_biases(
-  flat: dict[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Give queries, keys and values without biases biases of zeros, which are the same function.
-
-  Returns the flat tree, and a note if biases were added.
-  """
-  added = {}
-  for name in ('query', 'key', 'value'):
-    kernel = flat.get(f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/kernel')
-    bias = f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/bias'
-    if kernel is not None and kernel.ndim == 4 and bias not in flat:
-      depth, _, heads, channels = kernel.shape
-      added[bias] = np.zeros((depth, heads, channels), np.float32)
-  names = ' and '.join(name.split('/')[-2] for name in added)
-  notes = (f'the file has no biases of {names}: they are zeros',) if added else ()
-  return flat | added, notes
 
 
 def check_array_shapes(

@@ -1,4 +1,9 @@
-"""Convert Hugging Face's ViT and DINOv2, with and without registers, to our tree and back."""
+"""Convert Vision Transformers of transformers to our tree and back.
+
+These are ViT, DeiT, DINOv2, DINOv3, and the image towers of CLIP and SigLIP.
+"""
+
+import re
 
 import numpy as np
 
@@ -7,18 +12,27 @@ from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ViTShape, vit_shape
 from vit_jax.pretrained.arrays import (
-  ATTENTION_MODULE,
   POSITION_EMBEDDING,
+  ArrayHeader,
   LazyArrays,
   head_classes,
 )
 from vit_jax.pretrained.config_fields import NUMBER_TYPES, read_field, read_image_size
+from vit_jax.pretrained.fused_projections import reshape_header, split_fused_projections
+from vit_jax.pretrained.huggingface_layouts import (
+  DINOV2,
+  DINOV2_LAYOUT,
+  DINOV3,
+  TOWER_LAYOUT,
+  VIT_LAYOUT,
+  HuggingFaceFamily,
+  find_family,
+)
 from vit_jax.pretrained.huggingface_preprocessing import (
   hf_preprocessor_json,
   read_hf_preprocessing,
 )
 from vit_jax.pretrained.torch_layout import (
-  TorchLayout,
   index_count,
   infer_heads,
   normalize_position_rows,
@@ -31,68 +45,27 @@ from vit_jax.pretrained.unsupported import (
   is_pretraining_array,
 )
 
-HF_PATCH_WEIGHT = 'embeddings.patch_embeddings.projection.weight'
-# Prefixes of the backbone. A model with a head has one.
-HF_BACKBONE_PREFIXES = ('', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'deit.', 'beit.')
-
-HF_SINGLE_ARRAYS = {
-  'embeddings.cls_token': 'cls',
-  'embeddings.position_embeddings': POSITION_EMBEDDING,
-  'embeddings.register_tokens': 'registers',
-}
-HF_TOP_NAMES = {
-  'embeddings.patch_embeddings.projection': ('embedding', 'conv'),
-  'layernorm': ('Transformer/encoder_norm', 'norm'),
-  'pooler.dense': ('pre_logits', 'dense'),
-  'classifier': ('head', 'dense'),
-}
-HF_ATTENTION_NAMES = {
-  'attention.attention.query': (f'{ATTENTION_MODULE}/query', 'in'),
-  'attention.attention.key': (f'{ATTENTION_MODULE}/key', 'in'),
-  'attention.attention.value': (f'{ATTENTION_MODULE}/value', 'in'),
-  'attention.output.dense': (f'{ATTENTION_MODULE}/out', 'out'),
-}
-HF_VIT_LAYOUT = TorchLayout(
-  HF_SINGLE_ARRAYS,
-  HF_TOP_NAMES,
-  'encoder.layer.{}.',
-  HF_ATTENTION_NAMES
-  | {
-    'layernorm_before': ('LayerNorm_0', 'norm'),
-    'layernorm_after': ('LayerNorm_2', 'norm'),
-    'intermediate.dense': ('MlpBlock_3/Dense_0', 'dense'),
-    'output.dense': ('MlpBlock_3/Dense_1', 'dense'),
-  },
-  {},
-)
-HF_DINOV2_LAYOUT = TorchLayout(
-  HF_SINGLE_ARRAYS,
-  HF_TOP_NAMES,
-  'encoder.layer.{}.',
-  HF_ATTENTION_NAMES
-  | {
-    'norm1': ('LayerNorm_0', 'norm'),
-    'norm2': ('LayerNorm_2', 'norm'),
-    'mlp.fc1': ('MlpBlock_3/Dense_0', 'dense'),
-    'mlp.fc2': ('MlpBlock_3/Dense_1', 'dense'),
-  },
-  {'layer_scale1.lambda1': f'{ATTENTION_MODULE}/out', 'layer_scale2.lambda1': 'MlpBlock_3/Dense_1'},
-)
 # Values of model_type whose function the arrays determine. Other models can have equal arrays, such
 # as those with attention in windows.
-HF_MODEL_TYPES = ('vit', 'vit_mae', 'vit_msn', 'deit', 'ijepa', 'dinov2', 'dinov2_with_registers')
-HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
+HF_MODEL_TYPES = (
+  'vit', 'vit_mae', 'vit_msn', 'deit', 'ijepa', 'dinov2', 'dinov2_with_registers', 'dinov3_vit',
+  'clip', 'clip_vision_model', 'siglip', 'siglip_vision_model',
+)  # fmt: skip
+DINOV3_THETA = 100.0
+HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh', 'quick_gelu': 'quick'}
 # Our facts -> fields of config.json that state them.
 HF_FACT_FIELDS = {
   'gelu': 'hidden_act', 'norm_eps': 'layer_norm_eps', 'heads': 'num_attention_heads',
 }  # fmt: skip
-# Defaults of layer_norm_eps by model_type. ViT's default is 1e-12.
-HF_DEFAULT_NORM_EPS = {'dinov2': 1e-6, 'dinov2_with_registers': 1e-6, 'vit_msn': 1e-6}
+# Arrays of CLIP and SigLIP outside the image tower.
+TEXT_ARRAYS = re.compile(r'text_model\.|text_projection\.|logit_scale|logit_bias')
+# Tables of an image tower -> their axes in the file. Ours have three.
+TOWER_TABLES = {'embeddings.class_embedding': 1, 'embeddings.position_embedding.weight': 2}
 
 
 def is_huggingface(arrays: LazyArrays) -> bool:
   """Return whether a file contains a Vision Transformer in the names of transformers."""
-  return any(prefix + HF_PATCH_WEIGHT in arrays for prefix in HF_BACKBONE_PREFIXES)
+  return find_family(arrays) is not None
 
 
 def read_huggingface(
@@ -104,30 +77,40 @@ def read_huggingface(
   """
   config = config or {}
   check_model_type(config, arrays.source)
-  prefix = next(prefix for prefix in HF_BACKBONE_PREFIXES if prefix + HF_PATCH_WEIGHT in arrays)
-  width, patch = patch_kernel_size(arrays, prefix + HF_PATCH_WEIGHT)
-  is_dinov2 = any('.layer_scale1.' in name for name in arrays)
-  if is_dinov2 and 'classifier.weight' in arrays:
-    raise UserError(
-      f"{arrays.source} contains DINOv2's classifier, which reads the class token and the mean of "
-      'the patches side by side. This head is not supported. Save only the backbone '
-      '(model.dinov2.save_pretrained), and fine-tune that'
-    )
-  backbone, notes = select_backbone(arrays, prefix)
+  family, prefix = find_family(arrays)
+  check_classifier(arrays, family)
+  width, patch = patch_kernel_size(arrays, prefix + family.patch_weight)
+  backbone, notes = select_backbone(arrays, prefix, family)
   check_supported(backbone, arrays.source)
-  activation = read_field(config, 'pooler_act', str)
+  # CLIP and SigLIP have a config for each of their towers.
+  tower = read_field(config, 'vision_config', dict) or config
+  activation = read_field(tower, 'pooler_act', str)
   if 'pooler.dense.weight' in backbone and activation not in (None, 'tanh'):
     raise UserError(f"{arrays.source}: pooler_act={activation!r} is not supported; expected 'tanh'")
-  heads = heads or read_field(config, 'num_attention_heads', int)
-  heads = infer_heads(heads, width, index_count(backbone, 'encoder.layer.'), arrays.source)
-  facts = read_hf_config(config, is_dinov2)
-  layout = HF_DINOV2_LAYOUT if is_dinov2 else HF_VIT_LAYOUT
-  flat = layout.from_torch_arrays(backbone, heads)
-  flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
-  steps = read_hf_preprocessing(preprocessor, config, is_dinov2=is_dinov2)
+  swiglu = any('.mlp.gate_proj.' in name for name in backbone)
+  facts = read_hf_config(config, tower, family, swiglu=swiglu)
+  heads = heads or read_field(tower, 'num_attention_heads', int)
+  depth = index_count(backbone, family.layout.block_prefix.partition('{}')[0])
+  heads = infer_heads(heads, width, depth, arrays.source, swiglu=swiglu)
+  flat = family.layout.from_torch_arrays(backbone, heads)
+  if not family.rope:
+    flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
+  if 'head/kernel' in flat and 'head/bias' not in flat:
+    flat['head/bias'] = np.zeros(flat['head/kernel'].shape[-1], np.float32)
+    notes += ('visual_projection is the head: its outputs are the image embeddings',)
+  steps = read_hf_preprocessing(preprocessor, config, is_dinov2=family is DINOV2)
   assumed = (*facts['assumed'], *steps['assumed'])
   notes += steps.pop('notes', ())
   return flat, facts | steps | {'assumed': assumed, 'notes': notes}
+
+
+def check_classifier(arrays: LazyArrays, family: HuggingFaceFamily):
+  """Raise UserError for a classifier that reads other features than our head does."""
+  if family.classifier and 'classifier.weight' in arrays:
+    raise UserError(
+      f'{arrays.source} contains a classifier that reads {family.classifier}. This head is not '
+      'supported. Save only the backbone (such as model.dinov2.save_pretrained), and fine-tune that'
+    )
 
 
 def check_model_type(config: dict, source: str):
@@ -140,16 +123,20 @@ def check_model_type(config: dict, source: str):
     )
 
 
-def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[str, ...]]:
-  """Return the arrays without the backbone's prefix, and a note for each array that is ignored.
+def select_backbone(
+  arrays: LazyArrays, prefix: str, family: HuggingFaceFamily
+) -> tuple[LazyArrays, tuple[str, ...]]:
+  """Return the arrays under the layout's names, and a note for each array that is ignored.
 
   Raises UserError if two arrays then have the same name.
   """
   ignored = [name for name in arrays if is_pretraining_array(name)]
+  text = [name for name in arrays if TEXT_ARRAYS.match(name)] if prefix == 'vision_model.' else []
   notes, headers = list(describe_ignored(ignored)), {}
+  notes += [f'{len(text)} arrays of the text tower are ignored'] if text else []
   for name in arrays:
     short_name = name.removeprefix(prefix)
-    if name in ignored:
+    if name in ignored or name in text:
       continue
     if short_name.startswith('pooler.') and 'classifier.weight' in arrays:
       notes.append(f'{name}, which the classifier does not read, is ignored')
@@ -157,29 +144,48 @@ def select_backbone(arrays: LazyArrays, prefix: str) -> tuple[LazyArrays, tuple[
       raise UserError(f'{arrays.source} contains {short_name} with and without the prefix {prefix}')
     else:
       headers[short_name] = arrays.array_header(name)
+  if family is DINOV3:  # Its blocks have a prefix in some files.
+    headers = {re.sub(r'^model\.(layer\.)', r'\1', name): row for name, row in headers.items()}
+  if family.layout is TOWER_LAYOUT:
+    headers = {
+      re.sub(r'\.in_proj_(weight|bias)$', r'.in_proj.\1', name): add_axes(name, header)
+      for name, header in headers.items()
+    }
+  headers = split_fused_projections(headers, family.fused, arrays.source)
   return LazyArrays(arrays.source, headers), tuple(notes)
 
 
-def read_hf_config(config: dict, is_dinov2: bool) -> dict:
-  """Return the facts in config.json."""
-  activation = read_field(config, 'hidden_act', str) or 'gelu'
-  if activation not in HF_GELU:
+def add_axes(name: str, header: ArrayHeader) -> ArrayHeader:
+  """Give the class token [d] and the position embeddings [n, d] of CLIP and SigLIP three axes."""
+  if name not in TOWER_TABLES or len(header.shape) != TOWER_TABLES[name]:
+    return header
+  return reshape_header(header, (1,) * (3 - len(header.shape)) + header.shape)
+
+
+def read_hf_config(config: dict, tower: dict, family: HuggingFaceFamily, *, swiglu: bool) -> dict:
+  """Return the facts in config.json, of which `tower` describes the image tower."""
+  activation = read_field(tower, 'hidden_act', str) or family.hidden_act
+  known = ('silu',) if swiglu and family is DINOV3 else tuple(HF_GELU)
+  if activation not in known:
     raise UserError(
-      f'config.json: hidden_act {activation!r} is not supported; expected {", ".join(HF_GELU)}'
+      f'config.json: hidden_act {activation!r} is not supported; expected {", ".join(known)}'
     )
-  eps = read_field(config, 'layer_norm_eps', NUMBER_TYPES)
+  eps = read_field(tower, 'layer_norm_eps', NUMBER_TYPES)
   if eps is None:
-    model_type = read_field(config, 'model_type', str)
-    eps = HF_DEFAULT_NORM_EPS.get(model_type, 1e-6 if is_dinov2 else 1e-12)
+    eps = 1e-6 if read_field(config, 'model_type', str) == 'vit_msn' else family.norm_eps
   if eps < 0:
     raise UserError(f'config.json: layer_norm_eps is {eps}: expected a positive number')
   facts = {
-    'gelu': HF_GELU[activation],
     'norm_eps': eps,
     'positions': 'bicubic',  # The interpolation of transformers.
-    'assumed': tuple(name for name, field in HF_FACT_FIELDS.items() if config.get(field) is None),
+    'assumed': tuple(name for name, field in HF_FACT_FIELDS.items() if tower.get(field) is None),
   }
-  if size := read_image_size(config.get('image_size'), 'image_size'):
+  if not swiglu:
+    facts['gelu'] = HF_GELU[activation]
+  if family.rope:
+    theta = read_field(tower, 'rope_theta', NUMBER_TYPES) or DINOV3_THETA
+    facts |= {'position': 'rope', 'rope_theta': float(theta)}
+  if size := read_image_size(tower.get('image_size'), 'image_size'):
     facts['size'] = size
   labels = read_id2label(read_field(config, 'id2label', dict) or {})
   if labels and labels != default_hf_labels(len(labels)):
@@ -233,7 +239,7 @@ def to_huggingface(
   }
   if problems := [feature for feature, present in unsupported.items() if present]:
     raise UserError(f'no Hugging Face model has {problems[0]}')
-  layout = HF_DINOV2_LAYOUT if config.registers else HF_VIT_LAYOUT
+  layout = DINOV2_LAYOUT if config.registers else VIT_LAYOUT
   arrays = layout.to_torch_arrays(flat)
   if config.registers:  # DINOv2 also has layer scales and a mask token.
     ones = np.ones(s.width, np.float32)

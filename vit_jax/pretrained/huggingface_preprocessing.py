@@ -17,6 +17,7 @@ from vit_jax.pretrained.config_fields import (
   read_pixel_statistics,
 )
 from vit_jax.pretrained.preprocessing import (
+  CLIP_STATISTICS,
   HALF_STATISTICS,
   IMAGENET_STATISTICS,
   describe_assumed_steps,
@@ -58,12 +59,14 @@ PROCESSORS = {
   'Bit': Processor({'shortest_edge': 224}, 3, crop_size=224, square=False),
   'CLIP': Processor({'shortest_edge': 224}, 3, crop_size=224, square=False),
   'ConvNext': Processor({'shortest_edge': 384}, 3, square=False, crop_pct=224 / 256),
+  'DINOv3ViT': Processor(SQUARE_224, 2),
 }
 # Processor of files that do not name one, by the model_type in config.json.
 PROCESSORS_BY_MODEL_TYPE = {
   'vit': 'ViT', 'vit_mae': 'ViT', 'vit_msn': 'ViT', 'deit': 'DeiT', 'beit': 'Beit',
   'dinov2': 'Bit', 'dinov2_with_registers': 'Bit', 'siglip': 'Siglip', 'clip': 'CLIP',
-  'convnext': 'ConvNext', 'bit': 'Bit',
+  'convnext': 'ConvNext', 'bit': 'Bit', 'clip_vision_model': 'CLIP',
+  'siglip_vision_model': 'Siglip', 'dinov3_vit': 'DINOv3ViT',
 }  # fmt: skip
 # What models are published with, by their model_type. Other models have the last row.
 PUBLISHED_STEPS = {
@@ -78,8 +81,16 @@ PUBLISHED_STEPS = {
   'vit_mae': IMAGENET_STATISTICS | {'crop': 'resize', 'interpolation': 'pil_bicubic'},
   'vit_msn': IMAGENET_STATISTICS | {'crop': 'resize', 'interpolation': 'pil_bicubic'},
   'vit': HALF_STATISTICS | {'crop': 'resize', 'interpolation': 'pil_bilinear'},
+  'dinov3_vit': IMAGENET_STATISTICS | {'crop': 'resize', 'interpolation': 'pil_bilinear'},
+  'siglip': HALF_STATISTICS | {'crop': 'resize', 'interpolation': 'pil_bicubic'},
+  'clip': CLIP_STATISTICS | {
+    'crop': 'center', 'resize_size': (224, 224), 'stated_size': (224, 224),
+    'interpolation': 'pil_bicubic',
+  },
 }  # fmt: skip
 PUBLISHED_STEPS['dinov2_with_registers'] = PUBLISHED_STEPS['dinov2']
+PUBLISHED_STEPS['clip_vision_model'] = PUBLISHED_STEPS['clip']
+PUBLISHED_STEPS['siglip_vision_model'] = PUBLISHED_STEPS['siglip']
 
 
 def read_hf_preprocessing(preprocessor: dict | None, config: dict, *, is_dinov2: bool) -> dict:

@@ -24,7 +24,6 @@ from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.adapt import MASKING_PREFIXES
 from vit_jax.pretrained.architecture import (
-  add_zero_attention_biases,
   check_array_shapes,
   count_channels,
   infer_architecture,
@@ -265,14 +264,13 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
 
   Raises UserError if they contradict each other.
   """
-  flat, bias_notes = add_zero_attention_biases(flat)
-  notes = [*facts.get('notes', ()), *bias_notes]
+  notes = [*facts.get('notes', ())]
   if 'patch' in facts:
     flat, note = resize_patch_kernel(flat, facts['patch'], source)
     notes.append(note)
   facts, statistics_notes = fit_statistics(facts, count_channels(flat, source), source)
   notes += statistics_notes
-  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale')
+  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale', 'pool', 'rope_theta')
   fields = {name: facts[name] for name in stated if name in facts}
   if 'model' in facts:
     config, classes = dataclasses.replace(facts['model'], **fields), head_classes(flat)

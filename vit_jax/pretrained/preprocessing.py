@@ -14,6 +14,9 @@ HALF_STATISTICS = {'mean': (127.5,) * 3, 'scale': (127.5,) * 3}
 IMAGENET_STATISTICS = {
   'mean': (123.675, 116.28, 103.53), 'scale': (58.395, 57.12, 57.375),
 }  # fmt: skip
+CLIP_STATISTICS = {
+  'mean': (122.770938, 116.746013, 104.093736), 'scale': (68.500533, 66.632158, 70.323163),
+}  # fmt: skip
 # The released code resizes to a square, without a crop.
 GOOGLE_STEPS = {
   'crop': 'resize', 'interpolation': 'tf_bilinear', 'rounding': 'tf', 'jpeg_dct': 'fast',

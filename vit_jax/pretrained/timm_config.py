@@ -13,8 +13,19 @@ from vit_jax.pretrained.config_fields import read_field
 # Names of Vision Transformers whose function their arrays, activation and pooling determine
 # (timm 1.0.31, models/vision_transformer.py, vision_transformer_hybrid.py and deit.py).
 TIMM_VITS = re.compile(r'(vit|deit3?|flexivit)_.*|test_vit\d?')
+# Vision Transformers whose function differs from ours, although their arrays may not.
+OTHER_BLOCKS = {
+  r'vit_.*_rpn_.*': 'a norm after each branch (ResPostBlock)',
+  r'vit_.*_(18x2|xp|dwee|pwee|dpwee|dlittle)_.*': 'other blocks (parallel or differential)',
+}
+DINOV3_MODELS = re.compile(r'vit_\w+_dinov3(_qkvb)?')
 # Those of them whose heads are neither our table's nor 64 wide.
-TIMM_HEADS = {'test_vit': 2, 'test_vit3': 3, 'vit_base_patch16_gap_224': 16}
+TIMM_HEADS = {
+  'test_vit': 2,
+  'test_vit3': 3,
+  'vit_base_patch16_gap_224': 16,
+  'vit_7b_patch16_dinov3': 32,
+}
 # Arguments that do not change the outputs of a trained model.
 NEUTRAL_ARGUMENTS = (
   'num_classes', 'in_chans', 'img_size', 'drop_rate', 'drop_path_rate', 'pos_drop_rate',
@@ -26,13 +37,18 @@ VIT_ARGUMENTS = (
   'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'qkv_bias', 'proj_bias', 'qk_norm',
   'scale_attn_norm', 'scale_mlp_norm', 'init_values', 'class_token', 'pos_embed', 'no_embed_class',
   'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'global_pool', 'pool_include_prefix',
-  'act_layer',
+  'act_layer', 'num_reg_tokens',
 )  # fmt: skip
 
 
 def read_architecture(config: dict) -> str:
   """Return the name of a model in timm's config.json without its tag, or '' if there is none."""
   return (read_field(config, 'architecture', str) or '').partition('.')[0]
+
+
+def is_dinov3(architecture: str) -> bool:
+  """Return whether timm's function of this name builds a DINOv3."""
+  return bool(DINOV3_MODELS.fullmatch(architecture))
 
 
 def check_arguments(arguments: dict, known: Collection[str], source: str):
@@ -50,4 +66,7 @@ def check_vit_config(config: dict, arguments: dict, source: str):
       f'{source}: config.json has architecture={name!r}, which is not supported; supported Vision '
       'Transformers of timm are vit_*, deit_*, deit3_* and flexivit_*'
     )
+  for pattern, difference in OTHER_BLOCKS.items():
+    if re.fullmatch(pattern, name):
+      raise UserError(f'{source}: architecture={name!r} has {difference}, which is not supported')
   check_arguments(arguments, VIT_ARGUMENTS, source)

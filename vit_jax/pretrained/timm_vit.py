@@ -1,11 +1,11 @@
 """Convert timm's Vision Transformers to our parameter tree and back.
 
-Supported: `vit_*` with hybrids, `deit_*`, DINO, DINOv2 and SigLIP.
+Supported: `vit_*` with hybrids, `deit_*`, `deit3_*`, DINO, DINOv2, DINOv3, CLIP and SigLIP.
 """
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -21,8 +21,14 @@ from vit_jax.pretrained.arrays import (
   head_classes,
 )
 from vit_jax.pretrained.config_fields import read_field
+from vit_jax.pretrained.fused_projections import fuse_projections, split_fused_projections
 from vit_jax.pretrained.preprocessing import describe_assumed_steps
-from vit_jax.pretrained.timm_config import TIMM_HEADS, check_vit_config, read_architecture
+from vit_jax.pretrained.timm_config import (
+  TIMM_HEADS,
+  check_vit_config,
+  is_dinov3,
+  read_architecture,
+)
 from vit_jax.pretrained.timm_preprocessing import (
   read_timm_preprocessing,
   timm_defaults,
@@ -55,7 +61,9 @@ TIMM_LAYOUT = TorchLayout(
   },
   top_layers={
     'patch_embed.proj': ('embedding', 'conv'),
+    'norm_pre': ('Transformer/pre_norm', 'norm'),
     'norm': ('Transformer/encoder_norm', 'norm'),
+    'fc_norm': ('fc_norm', 'norm'),
     'pre_logits.fc': ('pre_logits', 'dense'),
     'head': ('head', 'dense'),
     'attn_pool.q': (f'{MAP_HEAD_ATTENTION}/query', 'in'),
@@ -74,12 +82,23 @@ TIMM_LAYOUT = TorchLayout(
     'attn.q': (f'{ATTENTION_MODULE}/query', 'in'),
     'attn.k': (f'{ATTENTION_MODULE}/key', 'in'),
     'attn.v': (f'{ATTENTION_MODULE}/value', 'in'),
+    'attn.q_norm': (f'{ATTENTION_MODULE}/query_norm', 'norm'),
+    'attn.k_norm': (f'{ATTENTION_MODULE}/key_norm', 'norm'),
     'attn.proj': (f'{ATTENTION_MODULE}/out', 'out'),
     'norm2': ('LayerNorm_2', 'norm'),
+    'mlp.w3': ('MlpBlock_3/Dense_1', 'dense'),
+    'mlp.fc1_g': ('MlpBlock_3/Gate', 'dense'),
+    'mlp.fc1_x': ('MlpBlock_3/Dense_0', 'dense'),
     'mlp.fc1': ('MlpBlock_3/Dense_0', 'dense'),
     'mlp.fc2': ('MlpBlock_3/Dense_1', 'dense'),
   },
-  layer_scales={'ls1.gamma': f'{ATTENTION_MODULE}/out', 'ls2.gamma': 'MlpBlock_3/Dense_1'},
+  # Eva, of which DINOv3 is one, has the first names, and VisionTransformer the others.
+  block_arrays={
+    'gamma_1': 'attention_scale',
+    'gamma_2': 'mlp_scale',
+    'ls1.gamma': 'attention_scale',
+    'ls2.gamma': 'mlp_scale',
+  },
 )
 # Layers of a unit of a hybrid's stem: our name -> (timm's name, kind).
 TIMM_UNIT_NAMES = {
@@ -93,6 +112,12 @@ FUSED_PROJECTIONS = {
   'attn_pool.kv': ('attn_pool.k', 'attn_pool.v'),
 }
 
+# DINOv2-g has the gate and the other half of its MLP in one layer.
+FUSED_SWIGLU = {'mlp.fc1': ('mlp.fc1_g', 'mlp.fc1_x')}
+ORIGINAL_SWIGLU = {'mlp.w12': ('mlp.fc1_g', 'mlp.fc1_x')}  # In its authors' names.
+# Arrays of timm's class Eva, whose other models have the arrays of DINOv3, but not its positions.
+EVA_ARRAYS = re.compile(r'blocks\.\d+\.(gamma_[12]|attn\.[qv]_bias|mlp\.fc1_g\.weight)')
+
 # timm defines these models with the tanh approximation, and all others with erf (timm 1.0.31,
 # models/vision_transformer.py).
 TANH_GELU_MODELS = re.compile(
@@ -100,13 +125,18 @@ TANH_GELU_MODELS = re.compile(
   r'|(so400m|giantopt)_patch16_siglip)'
 )
 REGISTER_POOLING_MODELS = ('test_vit3',)  # timm defines these with pool_include_prefix.
-TIMM_GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh'}
+QUICK_GELU_MODELS = re.compile(r'vit_\w+_clip_quickgelu_\w+')
+# timm defines these models with an epsilon of 1e-5.
+LARGE_EPS_MODELS = re.compile(r'vit_\w+_(clip|dinov3)(_\w+)?')
+TIMM_GELU = {'gelu': 'erf', 'gelu_tanh': 'tanh', 'quick_gelu': 'quick'}
 VIT_FACT_ARGUMENTS = {
   'gelu': 'act_layer',
   'heads': 'num_heads',
 }  # Facts -> arguments in model_args.
 TIMM_POOL = {'token': 'token', 'gap': 'avg', 'map': 'map'}
 TIMM_NORM_EPS = 1e-6
+DINOV3_THETA = 100.0
+TIMM_BIAS = re.compile(r'\.(q|v)_bias')  # Biases that Eva stores outside of their layers.
 STEM_NOTE = (
   "the epsilons of the ResNet's norms are those of Google's code; timm has others, and its outputs "
   'differ by up to 3e-4 of the largest'
@@ -136,16 +166,30 @@ def read_timm(
   config = config or {}
   arguments = read_field(config, 'model_args', dict) or {}
   check_vit_config(config, arguments, arrays.source)
-  check_pooling(arrays, config, arguments)
+  pool, architecture = read_pool(arrays, config, arguments), read_architecture(config)
+  eva = [name for name in arrays if EVA_ARRAYS.fullmatch(name)]
+  if eva and not is_dinov3(architecture):
+    raise UserError(
+      f"{arrays.source} contains {eva[0]}, an array of timm's Eva: of its models, only DINOv3 is "
+      'supported, and config.json has to name it as the architecture'
+    )
   width, patch = patch_kernel_size(arrays, TIMM_PATCH_WEIGHT)
-  architecture = read_architecture(config)
   heads = heads or read_field(arguments, 'num_heads', int) or TIMM_HEADS.get(architecture)
-  heads = infer_heads(heads, width, index_count(arrays, 'blocks.'), arrays.source)
-  headers = {name: arrays.array_header(name) for name in arrays if name not in ignored}
-  split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, arrays.source))
+  headers = {
+    TIMM_BIAS.sub(r'.\1.bias', name): arrays.array_header(name)
+    for name in arrays
+    if name not in ignored
+  }
+  fused = FUSED_PROJECTIONS | ORIGINAL_SWIGLU | (FUSED_SWIGLU if has_fused_swiglu(headers) else {})
+  split_arrays = LazyArrays(arrays.source, split_fused_projections(headers, fused, arrays.source))
+  swiglu = any('.mlp.fc1_g.' in name for name in split_arrays)
+  depth = index_count(arrays, 'blocks.')
+  heads = infer_heads(heads, width, depth, arrays.source, swiglu=swiglu)
   flat = add_stem_layers(arrays).from_torch_arrays(split_arrays, heads)
   layer_scale = any(name.endswith('.ls1.gamma') for name in arrays)
-  facts = read_timm_config(config, arguments, layer_scale=layer_scale)
+  facts = read_timm_config(config, arguments, layer_scale=layer_scale) | {'pool': pool}
+  if swiglu and pool != 'map':
+    del facts['gelu']
   notes = tuple(describe_ignored(ignored))
   notes += () if config else (describe_assumed_steps(facts, 'config.json'),)
   stride = 1
@@ -154,61 +198,39 @@ def read_timm(
     stride = ResNetBackbone((0,) * stages, 0).stride
     notes += (STEM_NOTE,)
   patches = patch_count(facts.get('size'), (patch[0] * stride, patch[1] * stride))
-  flat = normalize_position_rows(flat, patches, arrays.source)
+  if facts.get('position') != 'rope':
+    flat = normalize_position_rows(flat, patches, arrays.source)
   return flat, facts | {'notes': notes}
 
 
-def check_pooling(arrays: LazyArrays, config: dict, arguments: dict):
-  """Raise UserError if config.json states another pooling than the arrays imply."""
+def has_fused_swiglu(headers: Mapping[str, ArrayHeader]) -> bool:
+  """Return whether the first layer of an MLP is twice as wide as the last expects."""
+  first, last = (headers.get(f'blocks.0.mlp.{name}.weight') for name in ('fc1', 'fc2'))
+  return bool(first and last) and first.shape[:1] == (2 * last.shape[-1],)
+
+
+def read_pool(arrays: LazyArrays, config: dict, arguments: dict) -> str:
+  """Return the pooling of the model. Raises UserError if it contradicts the arrays."""
+  architecture = read_architecture(config)
+  norms_mean = 'fc_norm.weight' in arrays or arguments.get('fc_norm') is False
   implied = 'map' if 'attn_pool.latent' in arrays else 'token' if 'cls_token' in arrays else 'avg'
+  if implied == 'token' and 'fc_norm.weight' in arrays:
+    implied = 'avg'
   pool = read_field(arguments, 'global_pool', str) or read_field(config, 'global_pool', str)
-  if pool not in (None, '', implied):
+  pool = pool or ('avg' if is_dinov3(architecture) else implied)
+  if pool != implied and not (pool == 'avg' and (norms_mean or is_dinov3(architecture))):
     raise UserError(
       f'{arrays.source}: config.json has global_pool={pool!r}, '
       f'but its arrays are supported only with {implied!r}'
     )
   pools_registers = read_field(arguments, 'pool_include_prefix', bool)
   if pools_registers is None:
-    pools_registers = read_architecture(config) in REGISTER_POOLING_MODELS
+    pools_registers = architecture in REGISTER_POOLING_MODELS
   if pools_registers:
     raise UserError(
       f'{arrays.source}: pooling over registers (pool_include_prefix) is not supported'
     )
-
-
-def split_fused_projections(headers: dict[str, ArrayHeader], source: str) -> dict[str, ArrayHeader]:
-  """Replace each fused projection by its parts.
-
-  Raises UserError if its size is not divisible, or if a part also exists as a separate array.
-  """
-  out = {}
-  for name, header in headers.items():
-    module, _, leaf = name.rpartition('.')
-    fused = next((f for f in FUSED_PROJECTIONS if f'.{module}'.endswith(f'.{f}')), None)
-    if fused is None:
-      out[name] = header
-      continue
-    parts = FUSED_PROJECTIONS[fused]
-    if not header.shape or header.shape[0] % len(parts):
-      raise UserError(
-        f'{source}: {name} is {list(header.shape)}, not divisible into {len(parts)} projections'
-      )
-    for i, part in enumerate(parts):
-      part_name = f'{module.removesuffix(fused)}{part}.{leaf}'
-      if part_name in headers:
-        raise UserError(f'{source} contains {part_name}, which is also part of {name}')
-      out[part_name] = slice_header(header, i, len(parts))
-  return out
-
-
-def slice_header(header: ArrayHeader, i: int, parts: int) -> ArrayHeader:
-  """Return the header of the `i`-th of equal parts along the first axis."""
-  rows = header.shape[0] // parts
-
-  def read() -> np.ndarray:
-    return header.read()[i * rows : (i + 1) * rows]
-
-  return ArrayHeader((rows, *header.shape[1:]), header.dtype, read)
+  return {name: ours for ours, name in TIMM_POOL.items()}[pool]
 
 
 def add_stem_layers(names: Collection[str]) -> TorchLayout:
@@ -235,14 +257,18 @@ def read_timm_config(config: dict, arguments: dict, *, layer_scale: bool) -> dic
 
   `layer_scale` says that the arrays have layer scales, which some families are known by.
   """
-  tanh = TANH_GELU_MODELS.match(read_architecture(config))
-  activation = read_field(arguments, 'act_layer', str) or ('gelu_tanh' if tanh else 'gelu')
+  architecture = read_architecture(config)
+  usual = 'gelu_tanh' if TANH_GELU_MODELS.match(architecture) else 'gelu'
+  usual = 'quick_gelu' if QUICK_GELU_MODELS.fullmatch(architecture) else usual
+  activation = read_field(arguments, 'act_layer', str) or usual
   if activation not in TIMM_GELU:
     raise UserError(
       f'config.json: act_layer {activation!r} is not supported; expected {", ".join(TIMM_GELU)}'
     )
-  facts = {'gelu': TIMM_GELU[activation], 'norm_eps': TIMM_NORM_EPS}
-  assumed = () if read_architecture(config) else ('gelu', 'norm_eps', 'heads')
+  eps = 1e-5 if LARGE_EPS_MODELS.fullmatch(architecture) else TIMM_NORM_EPS
+  facts = {'gelu': TIMM_GELU[activation], 'norm_eps': eps}
+  facts |= {'position': 'rope', 'rope_theta': DINOV3_THETA} if is_dinov3(architecture) else {}
+  assumed = () if architecture else ('gelu', 'norm_eps', 'heads')
   assumed = tuple(name for name in assumed if VIT_FACT_ARGUMENTS.get(name) not in arguments)
   defaults = timm_defaults(config, layer_scale=layer_scale)
   steps = read_timm_preprocessing(config, arguments, defaults)
@@ -276,7 +302,7 @@ def to_timm(
     raise UserError(f"timm's Vision Transformer has no {problems[0]}")
   if config.registers and POSITION_EMBEDDING in flat:  # In timm, registers have positions too.
     table, d = flat[POSITION_EMBEDDING], flat[POSITION_EMBEDDING].shape[-1]
-    cls = int(config.pool == 'token')
+    cls = int(config.has_class_token)
     rows = [table[:, :cls], np.zeros((1, config.registers, d), np.float32), table[:, cls:]]
     flat = flat | {POSITION_EMBEDDING: np.concatenate(rows, axis=1)}
   stem_names = []
@@ -285,7 +311,8 @@ def to_timm(
     stem_names = [
       f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.' for i, units in stages for j in range(units)
     ] or [f'{TIMM_STEM_PREFIX}conv.weight']
-  arrays = fuse_projections(add_stem_layers(stem_names).to_torch_arrays(flat))
+  arrays = add_stem_layers(stem_names).to_torch_arrays(flat)
+  arrays = fuse_projections(arrays, FUSED_PROJECTIONS)
   return arrays, timm_config_json(flat, config, s, preprocessing, labels)
 
 
@@ -305,9 +332,9 @@ def timm_config_json(
     'num_heads': s.heads,
     'mlp_ratio': s.mlp / s.width,
     'act_layer': {ours: name for name, ours in TIMM_GELU.items()}[config.gelu],
-    'class_token': config.pool == 'token',
+    'class_token': config.has_class_token,
     'global_pool': TIMM_POOL[config.pool],
-    'fc_norm': False,
+    'fc_norm': config.fc_norm,
     'reg_tokens': config.registers,
   }
   if config.channels != 3:
@@ -327,15 +354,3 @@ def timm_config_json(
     'pretrained_cfg': pretrained,
   }
   return content | ({'label_names': list(labels)} if labels else {})
-
-
-def fuse_projections(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Concatenate the parts of fused projections: the inverse of `split_fused_projections`."""
-  out = dict(arrays)
-  for name in arrays:
-    for fused, parts in FUSED_PROJECTIONS.items():
-      prefix, matched, leaf = name.partition(parts[0] + '.')
-      if matched and (not prefix or prefix.endswith('.')):
-        pieces = [out.pop(f'{prefix}{part}.{leaf}') for part in parts]
-        out[f'{prefix}{fused}.{leaf}'] = np.concatenate(pieces)
-  return out

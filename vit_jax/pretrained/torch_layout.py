@@ -66,6 +66,9 @@ WEIGHT_RANKS = {'table': 3, 'scale': 1, 'norm': 1, 'dense': 2, 'conv': 4, 'in': 
 # The axis of a PyTorch array that is h·c.
 HEAD_AXES = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}
 
+# Width and depth of published models with a gated MLP whose heads are not 64 wide: DINOv3 7B.
+SWIGLU_HEADS = {(4096, 40): 32}
+
 LayerNames = dict[str, tuple[str, str]]  # PyTorch's module -> (our module, kind of layer).
 
 
@@ -78,14 +81,14 @@ class TorchLayout:
     top_layers: layers outside the blocks.
     block_prefix: prefix of the layers of a block, with {} for its index.
     block_layers: layers of a block, without the prefix.
-    layer_scales: LayerScale's arrays of a block -> our layers into which they are folded.
+    block_arrays: vectors of a block that belong to no layer -> our names.
   """
 
   single_arrays: dict[str, str]
   top_layers: LayerNames
   block_prefix: str
   block_layers: LayerNames
-  layer_scales: dict[str, str]
+  block_arrays: dict[str, str]
 
   def from_torch_arrays(self, arrays: LazyArrays, heads: int) -> dict[str, np.ndarray]:
     """Convert the arrays of a file to a flat tree.
@@ -110,8 +113,7 @@ class TorchLayout:
         yield our_name, block, array
 
     depth = len({block for _, block, _, _ in locations.values() if block is not None})
-    flat = stack_blocks(convert(), depth=depth, source=arrays.source)
-    return fold_layer_scale(flat, self.layer_scales, arrays.source)
+    return stack_blocks(convert(), depth=depth, source=arrays.source)
 
   def locate_array(self, name: str) -> tuple[str, int | None, str, str] | None:
     """Return (our name, block index or None, kind, 'weight' or 'bias') of an array.
@@ -124,8 +126,8 @@ class TorchLayout:
     number, _, rest = name.removeprefix(before).partition(after)
     in_block = name.startswith(before) and BLOCK_NUMBER_PATTERN.fullmatch(number)
     block = int(number) if in_block else None
-    if in_block and rest in self.layer_scales:
-      return BLOCK_PREFIX + rest, block, 'scale', ''
+    if in_block and rest in self.block_arrays:
+      return BLOCK_PREFIX + self.block_arrays[rest], block, 'scale', ''
     module, _, part = (rest if in_block else name).rpartition('.')
     layers = self.block_layers if in_block else self.top_layers
     if module not in layers or part not in ('weight', 'bias'):
@@ -142,8 +144,12 @@ class TorchLayout:
     top_layers = {ours: (name, kind) for name, (ours, kind) in self.top_layers.items()}
     block_layers = {ours: (name, kind) for name, (ours, kind) in self.block_layers.items()}
     single_arrays = {ours: name for name, ours in self.single_arrays.items()}
+    block_arrays = {BLOCK_PREFIX + ours: name for name, ours in self.block_arrays.items()}
     out = {}
     for name, block, array in unstack_blocks(flat):
+      if name in block_arrays:
+        out[self.block_prefix.format(block) + block_arrays[name]] = np.ascontiguousarray(array)
+        continue
       if name in single_arrays:
         out[single_arrays[name]] = np.ascontiguousarray(array)
         continue
@@ -184,27 +190,6 @@ def patch_kernel_size(arrays: LazyArrays, name: str) -> tuple[int, tuple[int, in
   return shape[0], shape[2:]
 
 
-def fold_layer_scale(
-  flat: dict[str, np.ndarray], layer_scales: dict[str, str], source: str
-) -> dict[str, np.ndarray]:
-  """Multiply LayerScale's vectors [depth, d] into the layers whose outputs they scale.
-
-  The model computes the same function without them.
-  """
-  flat = dict(flat)
-  for scale, layer in layer_scales.items():
-    if BLOCK_PREFIX + scale not in flat:
-      continue
-    gamma = flat.pop(BLOCK_PREFIX + scale)
-    for name in (f'{BLOCK_PREFIX}{layer}/kernel', f'{BLOCK_PREFIX}{layer}/bias'):
-      if name not in flat or flat[name].shape[-1:] != gamma.shape[1:]:
-        raise UserError(
-          f'{source}: {scale} is {list(gamma.shape[1:])}, but no {name} has as many outputs'
-        )
-      flat[name] = flat[name] * gamma.reshape(gamma.shape[0], *[1] * (flat[name].ndim - 2), -1)
-  return flat
-
-
 def normalize_position_rows(
   flat: dict[str, np.ndarray], patches: int, source: str
 ) -> dict[str, np.ndarray]:
@@ -219,7 +204,8 @@ def normalize_position_rows(
   """
   if POSITION_EMBEDDING not in flat:
     raise UserError(
-      f'{source} has no position embeddings; rotary and relative ones are not supported'
+      f'{source} has no position embeddings. Relative ones are not supported; rotary ones only of '
+      'a DINOv3 that a config.json beside the file names'
     )
   table, registers = flat[POSITION_EMBEDDING], flat.get('registers')
   cls, rows = int('cls' in flat), table.shape[1]
@@ -250,10 +236,13 @@ def patch_count(size: tuple[int, int] | None, stride: tuple[int, int]) -> int:
   return (size[0] // stride[0]) * (size[1] // stride[1]) if size else 0
 
 
-def infer_heads(heads: int | None, width: int, depth: int, source: str) -> int:
+def infer_heads(
+  heads: int | None, width: int, depth: int, source: str, *, swiglu: bool = False
+) -> int:
   """Return the number of heads, which flat attention kernels do not determine.
 
-  It is `heads` if given, else that of the variant with this width and depth, else width / 64.
+  It is `heads` if given, else that of the variant with this width and depth, else width / 64. For
+  models with `swiglu`, the variants are those in SWIGLU_HEADS.
 
   Raises UserError if `heads` is negative, or if the width is not divisible by 64.
   """
@@ -261,9 +250,9 @@ def infer_heads(heads: int | None, width: int, depth: int, source: str) -> int:
     if heads < 1:
       raise UserError(f'{source}: {heads} heads: expected a positive number')
     return heads
-  for row in VIT_VARIANTS.values():
-    if row[:2] == (width, depth):
-      return row[3]
+  known = SWIGLU_HEADS if swiglu else {row[:2]: row[3] for row in reversed(VIT_VARIANTS.values())}
+  if (width, depth) in known:
+    return known[width, depth]
   if width % 64:
     raise UserError(f'{source}: a width of {width} does not determine the heads: add heads=…')
   return width // 64

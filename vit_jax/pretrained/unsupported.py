@@ -8,17 +8,13 @@ from vit_jax.errors import UserError
 # Names in the files of timm, Hugging Face and the models' authors -> what has such arrays.
 UNSUPPORTED_ARRAYS = {
   r'dist_token|(.*\.)?distillation_token|head_dist\..*': 'a distilled DeiT with two heads',
-  r'fc_norm\..*': 'a model whose last norm comes after pooling',
-  r'norm_pre\..*': 'a model with a norm before the blocks, as in CLIP',
-  r'(.*\.)?(q_norm|k_norm)\..*': 'a model that normalizes queries and keys (qk_norm)',
   r'(.*\.)?relative_position_(bias|bias_table|index)(\..*)?|(.*\.)?rel_pos(_.*)?(\..*)?': (
     'a model with relative positions, as in BEiT'
   ),
-  r'(.*\.)?attn\.(q_bias|v_bias)': 'a model with biases of queries and values alone, as in BEiT',
-  r'(.*\.)?mlp\.(w12|w1|w2|fc1_g|weights_in|gate_proj|up_proj)\..*': (
-    'a model with a gated MLP (SwiGLU), as in DINOv2 giant and EVA-02'
+  r'(.*\.)?(attn|mlp)\.norm\..*': 'a model with norms inside its attention or MLP, as in EVA-02',
+  r'(.*\.)?rope(_.*)?(\..*)?|(.*\.)?freqs_cis': (
+    'a file with rotary positions, other than DINOv3 in the names of timm or transformers,'
   ),
-  r'(.*\.)?rope(_.*)?(\..*)?|(.*\.)?freqs_cis': 'a model with rotary positions',
 }
 # Arrays of a decoder that only pre-training uses, as in MAE.
 DECODER_ARRAYS = re.compile(r'decoder(\.|_).*')
