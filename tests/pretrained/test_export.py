@@ -21,7 +21,9 @@ from vit_jax.config import ModelConfig
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.pretrained import export as module
+from vit_jax.pretrained.equivalents import OPTIONAL_BIASES, add_zero_biases, to_plain
 from vit_jax.pretrained.export import export_model
+from vit_jax.pretrained.huggingface_export import with_layer_scale
 from vit_jax.pretrained.loading import LOAD_OVERRIDES
 from vit_jax.pretrained.model import PretrainedModel
 
@@ -54,6 +56,7 @@ def model(
   )
 
 
+SCALED = {'layer_scale': 1e-5}
 HYBRID = {'variant': 'R1.1+mu/8', 'stem_width': 32}
 MODELS = {
   'class token': {},
@@ -71,20 +74,53 @@ MODELS = {
   'no positions': {'position': 'none'},
   'bfloat16': {'dtype': 'bfloat16'},
   'not square': {'variant': 'mu/8x4', 'size': (32, 16)},
+  'DINOv3': {'position': 'rope', 'registers': 2, 'qkv_bias': 'qv', **SCALED, 'classes': 0},
+  'DINOv3 with a gated MLP': {
+    'position': 'rope',
+    'rope_theta': 50.0,
+    'swiglu': True,
+    'gelu': 'tanh',
+    **SCALED,
+    'classes': 0,
+  },
+  'DINOv2 giant': {'swiglu': True, 'mlp': 88, **SCALED, 'classes': 0},
+  'LayerScale and a head': SCALED,
+  'CLIP': {'pre_norm': True, 'patch_bias': False, 'gelu': 'quick', 'norm_eps': 1e-5},
+  'fc_norm': {'pool': 'gap', 'class_token': True, 'fc_norm': True, 'registers': 1},
+  'class token that is not pooled': {'pool': 'gap', 'class_token': True},
+  'norms of queries and keys': {'qk_norm': True, 'qkv_bias': 'none'},
+  'biases of queries and values': {'qkv_bias': 'qv', 'patch_bias': False},
   'hybrid': HYBRID,
   'root': {'variant': 'R+mu/16', 'stem_width': 32},
 }
 # The models that a format does not support.
 UNSUPPORTED = {
-  'npz': ('registers', 'registers, no head', 'patch norm'),
-  'timm': ('epsilon', 'hidden layer', 'hidden layer, no head', 'patch norm', 'hybrid', 'root'),
+  'npz': (
+    'registers', 'registers, no head', 'patch norm', 'DINOv3', 'DINOv3 with a gated MLP',
+    'DINOv2 giant', 'CLIP', 'fc_norm', 'class token that is not pooled',
+    'norms of queries and keys',
+  ),
+  'timm': (
+    'DINOv3', 'DINOv3 with a gated MLP', 'hidden layer', 'hidden layer, no head', 'patch norm',
+    'hybrid', 'root',
+  ),
   'huggingface': (
     'mean', 'MAP', 'hidden layer', 'registers', 'patch norm', 'sincos', 'not square', 'hybrid',
-    'root',
+    'root', 'CLIP', 'fc_norm', 'class token that is not pooled', 'norms of queries and keys',
   ),
   'stablehlo': (),
   'onnx': (),
 }  # fmt: skip
+# Exports that rewrite the parameters for another model of the same function.
+ADD_BIASES = lambda flat: add_zero_biases(flat, OPTIONAL_BIASES)
+REWRITTEN = {
+  ('npz', 'LayerScale and a head'): to_plain,
+  ('huggingface', 'LayerScale and a head'): to_plain,
+  ('npz', 'biases of queries and values'): to_plain,
+  ('huggingface', 'registers, no head'): with_layer_scale,
+  ('timm', 'biases of queries and values'): ADD_BIASES,
+  ('huggingface', 'biases of queries and values'): ADD_BIASES,
+}
 NAMES = {'npz': 'model.npz', 'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}
 
 
@@ -110,7 +146,7 @@ def test_an_export_restores_the_model_or_raises_one_line(tmp_path, format, kind)
     'sincos',
     'no positions',
   ):  # These become a learned table.
-    assert_same_model(vit_jax.load(str(to)), ours)
+    assert_same_model(vit_jax.load(str(to)), ours, as_stored=REWRITTEN.get((format, kind)))
 
 
 @pytest.mark.parametrize('format', sorted({*UNSUPPORTED} - {'stablehlo'}))
@@ -121,10 +157,17 @@ def test_positions_inside_the_blocks_are_exported_only_to_stablehlo(tmp_path, fo
   assert list(tmp_path.iterdir()) == []
 
 
-def assert_same_model(again: PretrainedModel, ours: PretrainedModel):
-  """Compare all arrays bit for bit, and the known facts."""
-  jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
-  same = ('gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers')
+def assert_same_model(again: PretrainedModel, ours: PretrainedModel, as_stored=None):
+  """Compare all arrays bit for bit, after `as_stored` of ours, and the known facts."""
+  expected = ours.params
+  if as_stored:
+    flat = as_stored(flax.traverse_util.flatten_dict(expected, sep='/'))
+    expected = flax.traverse_util.unflatten_dict(flat, sep='/')
+  jax.tree.map(np.testing.assert_array_equal, again.params, expected)
+  same = (
+    'gelu', 'norm_eps', 'mean', 'scale', 'pool', 'hidden_head', 'registers', 'position',
+    'rope_theta', 'class_token', 'fc_norm', 'pre_norm', 'qk_norm', 'swiglu',
+  )  # fmt: skip
   assert {name: getattr(again.config, name) for name in same} == {
     name: getattr(ours.config, name) for name in same
   }
@@ -136,8 +179,13 @@ def assert_same_model(again: PretrainedModel, ours: PretrainedModel):
 
 
 @pytest.mark.parametrize(
-  'kind', ['class token', 'erf', 'mean', 'MAP', 'no head', 'registers', 'sincos', 'not square']
-)
+  'kind',
+  [
+    'class token', 'erf', 'epsilon', 'mean', 'MAP', 'no head', 'registers', 'sincos', 'not square',
+    'DINOv2 giant', 'LayerScale and a head', 'CLIP', 'fc_norm', 'class token that is not pooled',
+    'norms of queries and keys', 'biases of queries and values',
+  ],
+)  # fmt: skip
 def test_timm_computes_our_outputs_from_an_export(tmp_path, kind, timm):
   import torch
 
@@ -155,8 +203,12 @@ def test_timm_computes_our_outputs_from_an_export(tmp_path, kind, timm):
 
 @pytest.mark.parametrize(
   'kind',
-  ['class token', 'erf', 'epsilon', 'no head', 'hidden layer, no head', 'registers, no head'],
-)
+  [
+    'class token', 'erf', 'epsilon', 'no head', 'hidden layer, no head', 'registers, no head',
+    'DINOv3', 'DINOv3 with a gated MLP', 'DINOv2 giant', 'LayerScale and a head',
+    'biases of queries and values',
+  ],
+)  # fmt: skip
 def test_transformers_computes_our_outputs_from_an_export(tmp_path, kind, transformers):
   import torch
 

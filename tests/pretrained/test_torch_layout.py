@@ -17,8 +17,8 @@ from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.test_export import model
 from vit_jax.errors import UserError
 from vit_jax.pretrained.export import export_model
+from vit_jax.pretrained.timm_export import to_timm
 from vit_jax.pretrained.timm_preprocessing import timm_crop_pct
-from vit_jax.pretrained.timm_vit import to_timm
 
 
 @pytest.fixture
@@ -63,12 +63,16 @@ WRONG = {
     also(blocks__0__attn__relative_position_bias_table=one),
     'relative positions, as in BEiT',
   ),
-  'biases of queries and values': (
+  "biases of queries and values in timm's Eva": (
     'timm',
     also(blocks__0__attn__q_bias=one),
-    'biases of queries and values alone',
+    "q_bias, an array of timm's Eva",
   ),
-  'SwiGLU': ('timm', also(blocks__0__mlp__w12__weight=one), 'SwiGLU'),
+  "a gated MLP in timm's Eva": ('timm', also(blocks__0__mlp__fc1_g__weight=one), "timm's Eva"),
+  'norms inside the attention': ('timm', also(blocks__0__attn__norm__weight=one), 'EVA-02'),
+  'a gate of half a row': (
+    'timm', also(blocks__0__mlp__w12__weight=one), r'w12.weight is \[1\], not divisible into 2',
+  ),
   'rotary positions': ('timm', also(rope__periods=one), 'rotary positions'),
   'two heads in transformers': (
     'huggingface',
@@ -146,7 +150,7 @@ CONFIG_ERRORS = {
   'heads that do not divide': ('huggingface', {'num_attention_heads': 5}, '5 heads'),
   'heads as text': ('huggingface', {'num_attention_heads': 'four'}, 'num_attention_heads .*four'),
   'heads below zero': ('timm', {'model_args': {'num_heads': -1}}, '-1 heads'),
-  'another activation': ('huggingface', {'hidden_act': 'quick_gelu'}, 'quick_gelu'),
+  'another activation': ('huggingface', {'hidden_act': 'relu'}, 'relu'),
   'another activation of timm': (
     'timm',
     {'model_args': {'num_heads': 4, 'act_layer': 'silu'}},
@@ -169,6 +173,12 @@ CONFIG_ERRORS = {
     'pool_include_prefix',
   ),
   'another architecture of timm': ('timm', {'architecture': 'eva02_base_patch14_224'}, 'eva02'),
+  'norms after the branches': (
+    'timm',
+    {'architecture': 'vit_base_patch16_rpn_224'},
+    'ResPostBlock',
+  ),
+  'parallel blocks': ('timm', {'architecture': 'vit_base_patch16_18x2_224'}, 'other blocks'),
   'another norm': ('timm', {'model_args': {'num_heads': 4, 'norm_layer': 'rmsnorm'}}, 'norm_layer'),
   'another block': ('timm', {'model_args': {'num_heads': 4, 'block_fn': 'x'}}, "block_fn='x'"),
   'an architecture as a number': ('timm', {'architecture': 3}, 'architecture is 3'),
@@ -316,7 +326,7 @@ def test_hybrids_survive_an_export_to_timm_exactly(tmp_path, variant, timm):
 def test_export_to_timm_rejects_other_stem_widths_and_epsilons():
   wrong = {
     'stem of 32': model(variant='R+Ti/16', stem_width=32, size=(64, 64)),
-    'norm_eps': model(norm_eps=1e-5),
+    'norm_eps': model(norm_eps=1e-4),
   }
   for message, ours in wrong.items():
     flat = flax.traverse_util.flatten_dict(ours.params, sep='/')
@@ -425,8 +435,57 @@ def test_the_decoder_of_a_masked_autoencoder_is_ignored_and_noted(hub, format, p
   assert any('3 arrays that only pre-training uses' in note for note in with_decoder.notes)
 
 
-def test_missing_biases_of_queries_keys_and_values_are_zeros_and_noted(hub):
+def test_a_model_without_biases_of_queries_keys_and_values_has_no_such_parameters(hub):
   loaded = hub('timm', without(*QKV_BIAS))
-  attention = loaded.params['Transformer']['encoderblock']['MultiHeadDotProductAttention_1']
-  assert not any(np.any(attention[name]['bias']) for name in ('query', 'key', 'value'))
-  assert any('no biases of query and key and value' in note for note in loaded.notes)
+  assert loaded.config.qkv_bias == 'none'
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  zeros = {name.replace('.', '__'): np.zeros(96, np.float32) for name in QKV_BIAS}
+  np.testing.assert_allclose(
+    loaded.logits(images), hub('timm', also(**zeros)).logits(images), rtol=1e-6, atol=1e-6
+  )
+
+
+def test_the_authors_names_of_a_gated_mlp_are_read(hub, tmp_path):
+  """Fused as w12, with the gate first, and w3."""
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  ours = hub('timm', swiglu=True, layer_scale=1e-5)
+
+  def rename(arrays):
+    for old, new in (('fc1', 'w12'), ('fc2', 'w3')):
+      for name in [name for name in arrays if f'.mlp.{old}.' in name]:
+        arrays[name.replace(f'.{old}.', f'.{new}.')] = arrays.pop(name)
+
+  again = hub('timm', rename, swiglu=True, layer_scale=1e-5)
+  assert again.config.swiglu
+  np.testing.assert_array_equal(again.logits(images), ours.logits(images))
+
+
+def test_text_towers_and_classifiers_of_clip_are_ignored_and_refused(tmp_path, transformers):
+  tower = {'hidden_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 3, 'image_size': 32}
+  text = {'hidden_size': 32, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'vocab_size': 99}
+  text |= {'bos_token_id': 1, 'eos_token_id': 2}
+  config = transformers.CLIPConfig(vision_config=tower, text_config=text, num_labels=3)
+  transformers.CLIPModel(config).save_pretrained(tmp_path / 'clip')
+  notes = vit_jax.load(str(tmp_path / 'clip')).notes
+  assert any('text tower' in note for note in notes)
+  assert any('visual_projection is the head' in note for note in notes)
+  transformers.CLIPForImageClassification(config).save_pretrained(tmp_path / 'classifier')
+  with pytest.raises(UserError, match='mean of the patches without'):
+    vit_jax.load(str(tmp_path / 'classifier'))
+
+
+def test_a_gated_dinov3_with_another_activation_than_silu_raises(tmp_path, transformers):
+  sizes = {'hidden_size': 48, 'num_hidden_layers': 1, 'num_attention_heads': 3}
+  config = transformers.DINOv3ViTConfig(**sizes, use_gated_mlp=True, hidden_act='gelu')
+  transformers.DINOv3ViTModel(config).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match='expected silu'):
+    vit_jax.load(str(tmp_path))
+
+
+def test_rotary_positions_need_a_config_that_names_the_model(tmp_path, timm):
+  sizes = {'embed_dim': 48, 'depth': 1, 'num_heads': 3, 'img_size': 32}
+  theirs = timm.create_model('vit_small_patch16_dinov3', **sizes)
+  arrays = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+  save_file(arrays, tmp_path / 'model.safetensors')
+  with pytest.raises(UserError, match='config.json has to name'):
+    vit_jax.load(str(tmp_path))

@@ -32,13 +32,21 @@ class RotaryPositions:
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Rotate queries or keys [b, n, g, c]."""
-    angles = rotation_angles(self.grid, x.shape[-1], self.theta)  # [h·w, c/2]
-    after = x.shape[1] - self.first - len(angles)
-    angles = np.pad(angles, ((self.first, after), (0, 0)))[:, None]  # An angle of 0 is no rotation.
-    cos, sin = (jnp.asarray(f(angles), x.dtype) for f in (np.cos, np.sin))
-    # Channel i and channel i + c/2 are a pair.
+    n, c = x.shape[1], x.shape[3]
+    cos, sin = (jnp.asarray(table, x.dtype) for table in rotation_tables(self, n, c))
     left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return x * cos + jnp.concatenate([-right, left], axis=-1) * sin
+
+
+def rotation_tables(rope: RotaryPositions, n: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return the cosines and sines [n, 1, c] of the rotation of each of n tokens.
+
+  Channel i and channel i + c/2 are a pair. Tokens that are not patches have an angle of 0.
+  """
+  angles = np.tile(rotation_angles(rope.grid, channels, rope.theta), 2)  # [h·w, c]
+  after = n - rope.first - len(angles)
+  angles = np.pad(angles, ((rope.first, after), (0, 0)))[:, None]
+  return np.cos(angles), np.sin(angles)
 
 
 def rotation_angles(grid: tuple[int, int], channels: int, theta: float) -> np.ndarray:

@@ -13,10 +13,10 @@ from vit_jax.pretrained.arrays import ATTENTION_MODULE, BLOCK_PREFIX
 # Names of LayerScale's vectors in a block -> the layer whose outputs they scale.
 SCALED_LAYERS = {'attention_scale': f'{ATTENTION_MODULE}/out', 'mlp_scale': 'MlpBlock_3/Dense_1'}
 # Layers that may lack a bias.
-OPTIONAL_BIASES = (
-  *(f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/bias' for name in ('query', 'key', 'value')),
-  'embedding/bias',
+ATTENTION_BIASES = tuple(
+  f'{BLOCK_PREFIX}{ATTENTION_MODULE}/{name}/bias' for name in ('query', 'key', 'value')
 )
+OPTIONAL_BIASES = (*ATTENTION_BIASES, 'embedding/bias')
 
 
 def fold_layer_scale(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,12 +22,13 @@ from vit_jax.errors import UserError, check_installed, did_you_mean
 from vit_jax.models.families import family_name, with_article
 from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.pretrained.arrays import POSITION_EMBEDDING
-from vit_jax.pretrained.huggingface import to_huggingface
+from vit_jax.pretrained.equivalents import to_plain
+from vit_jax.pretrained.huggingface_export import to_huggingface
 from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.npz import to_bit, to_google
 from vit_jax.pretrained.onnx_metadata import onnx_metadata
-from vit_jax.pretrained.timm_vit import to_timm
+from vit_jax.pretrained.timm_export import to_timm
 
 # Largest difference of an output, relative to the largest output: in float32, and in float16.
 MAX_RELATIVE_ERROR, MAX_FLOAT16_ERROR = 1e-4, 1e-2
@@ -212,16 +213,20 @@ def write_npz(model: PretrainedModel, to: Path):
 
   A .json file beside it contains the facts that arrays do not determine.
   """
-  flat = flatten_with_positions(model)
+  c = model.config
+  if c.position == 'rope' or c.class_token:
+    what = 'rotary positions' if c.position == 'rope' else 'a class token that is not pooled'
+    raise UserError(f"Google's layout has no {what}: use another --format")
+  flat = to_plain(flatten_with_positions(model))
   np.savez(to, **(to_google(flat) if 'Transformer' in model.params else to_bit(flat)))
   facts = {
-    'gelu': model.config.gelu,
-    'norm_eps': model.config.norm_eps,
+    'gelu': c.gelu,
+    'norm_eps': c.norm_eps,
     'loss': model.loss,
     **model.preprocessing.to_dict(),
   }
-  if family_name(model.config.variant) == 'EfficientNet':  # Two variants have the same arrays.
-    facts['variant'] = model.config.variant
+  if family_name(c.variant) == 'EfficientNet':  # Two variants have the same arrays.
+    facts['variant'] = c.variant
   facts |= {'labels': model.labels} if model.labels else {}
   write_json(to.with_suffix('.json'), facts)
 
@@ -249,13 +254,13 @@ def flatten_with_positions(model: PretrainedModel) -> dict[str, np.ndarray]:
   Other libraries support only learned position embeddings.
   """
   flat = flax.traverse_util.flatten_dict(model.params, sep='/')
-  if model.config.position == 'learned':
+  if model.config.position in ('learned', 'rope'):
     return flat
   d, (h, w) = model.model.shape.width, model.grid
   table = np.zeros((1, h * w, d), np.float32)
   if model.config.position == 'sincos2d':
     table = np.asarray(sincos2d_embedding((h, w), d))
-  if model.config.pool == 'token':
+  if model.config.has_class_token:
     table = np.concatenate([np.zeros((1, 1, d), np.float32), table], axis=1)
   return flat | {POSITION_EMBEDDING: table}
 

@@ -1,4 +1,4 @@
-"""Convert Vision Transformers of transformers to our tree and back.
+"""Read Vision Transformers of transformers.
 
 These are ViT, DeiT, DINOv2, DINOv3, and the image towers of CLIP and SigLIP.
 """
@@ -7,29 +7,21 @@ import re
 
 import numpy as np
 
-from vit_jax.config import ModelConfig
-from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models.variants import ViTShape, vit_shape
 from vit_jax.pretrained.arrays import (
-  POSITION_EMBEDDING,
   ArrayHeader,
   LazyArrays,
-  head_classes,
 )
 from vit_jax.pretrained.config_fields import NUMBER_TYPES, read_field, read_image_size
 from vit_jax.pretrained.fused_projections import reshape_header, split_fused_projections
 from vit_jax.pretrained.huggingface_layouts import (
   DINOV2,
-  DINOV2_LAYOUT,
   DINOV3,
   TOWER_LAYOUT,
-  VIT_LAYOUT,
   HuggingFaceFamily,
   find_family,
 )
 from vit_jax.pretrained.huggingface_preprocessing import (
-  hf_preprocessor_json,
   read_hf_preprocessing,
 )
 from vit_jax.pretrained.torch_layout import (
@@ -52,7 +44,7 @@ HF_MODEL_TYPES = (
   'clip', 'clip_vision_model', 'siglip', 'siglip_vision_model',
 )  # fmt: skip
 DINOV3_THETA = 100.0
-HF_GELU = {'gelu': 'erf', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh', 'quick_gelu': 'quick'}
+HF_GELU = {'gelu': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'quick_gelu': 'quick'}
 # Our facts -> fields of config.json that state them.
 HF_FACT_FIELDS = {
   'gelu': 'hidden_act', 'norm_eps': 'layer_norm_eps', 'heads': 'num_attention_heads',
@@ -93,6 +85,8 @@ def read_huggingface(
   depth = index_count(backbone, family.layout.block_prefix.partition('{}')[0])
   heads = infer_heads(heads, width, depth, arrays.source, swiglu=swiglu)
   flat = family.layout.from_torch_arrays(backbone, heads)
+  if 'registers' in flat and not flat['registers'].size:  # DINOv3 without registers has an array.
+    del flat['registers']
   if not family.rope:
     flat = normalize_position_rows(flat, patch_count(facts.get('size'), patch), arrays.source)
   if 'head/kernel' in flat and 'head/bias' not in flat:
@@ -207,88 +201,3 @@ def read_id2label(id2label: dict[str, str]) -> tuple[str, ...]:
 def default_hf_labels(classes: int) -> tuple[str, ...]:
   """Return the names that transformers gives to unnamed classes."""
   return tuple(f'LABEL_{i}' for i in range(classes))
-
-
-def to_huggingface(
-  flat: dict[str, np.ndarray],
-  config: ModelConfig,
-  preprocessing: Preprocessing,
-  labels: tuple[str, ...],
-) -> tuple[dict[str, np.ndarray], dict, dict]:
-  """Return arrays, config.json and preprocessor_config.json for `from_pretrained`.
-
-  Raises UserError if no Hugging Face model is equivalent.
-  """
-  has_head = 'head/kernel' in flat
-  s = vit_shape(
-    config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
-  )
-  h, w = preprocessing.size
-  unsupported = {
-    f'pooling by {config.pool!r}': config.pool != 'token',
-    'a ResNet stem': s.backbone is not None,
-    'norms around the patches': config.patch_norm,
-    'fixed position embeddings': POSITION_EMBEDDING not in flat,
-    'a hidden layer before a head': config.hidden_head and has_head,
-    'registers and a head or hidden layer': config.registers > 0
-    and (has_head or config.hidden_head),
-    'patches that are not square': s.patch[0] != s.patch[1],
-    'images that are not square': h != w,
-    f'registers and an MLP of {s.mlp} for a width of {s.width}': config.registers > 0
-    and s.mlp % s.width != 0,
-  }
-  if problems := [feature for feature, present in unsupported.items() if present]:
-    raise UserError(f'no Hugging Face model has {problems[0]}')
-  layout = DINOV2_LAYOUT if config.registers else VIT_LAYOUT
-  arrays = layout.to_torch_arrays(flat)
-  if config.registers:  # DINOv2 also has layer scales and a mask token.
-    ones = np.ones(s.width, np.float32)
-    arrays |= {
-      f'encoder.layer.{i}.layer_scale{n}.lambda1': ones for i in range(s.depth) for n in (1, 2)
-    }
-    arrays['embeddings.mask_token'] = np.zeros((1, s.width), np.float32)
-  if has_head:
-    arrays = {
-      name if name.startswith('classifier.') else f'vit.{name}': array
-      for name, array in arrays.items()
-    }
-  config_json = hf_config_json(config, s, h, labels, head_classes(flat))
-  return arrays, config_json, hf_preprocessor_json(config, preprocessing)
-
-
-def hf_config_json(
-  config: ModelConfig, s: ViTShape, image_size: int, labels: tuple[str, ...], classes: int
-) -> dict:
-  """Return the config.json from which `from_pretrained` builds the model."""
-  content = {
-    'model_type': 'dinov2_with_registers' if config.registers else 'vit',
-    'hidden_size': s.width,
-    'num_hidden_layers': s.depth,
-    'num_attention_heads': s.heads,
-    'hidden_act': {'erf': 'gelu', 'tanh': 'gelu_pytorch_tanh'}[config.gelu],
-    'layer_norm_eps': config.norm_eps,
-    'image_size': image_size,
-    'patch_size': s.patch[0],
-    'num_channels': config.channels,
-    'qkv_bias': True,
-  }
-  if config.registers:
-    return content | {
-      'architectures': ['Dinov2WithRegistersModel'],
-      'num_register_tokens': config.registers,
-      'mlp_ratio': s.mlp // s.width,
-      'use_swiglu_ffn': False,
-    }
-  content |= {
-    'architectures': ['ViTForImageClassification' if classes else 'ViTModel'],
-    'intermediate_size': s.mlp,
-    'pooler_act': 'tanh',
-    'pooler_output_size': s.width,
-  }
-  if classes:
-    names = labels or default_hf_labels(classes)
-    content |= {
-      'id2label': {str(i): name for i, name in enumerate(names)},
-      'label2id': {name: i for i, name in enumerate(names)},
-    }
-  return content

@@ -38,6 +38,11 @@ LINEN_TO_2020_NAMES = {
 # Group norms are stored as [1, 1, 1, c].
 GROUP_NORM_PATTERN = re.compile(r'(.*/)?gn(\d|_root|_proj)/(scale|bias)')
 
+# Our arrays that Google's layout has no name for.
+UNNAMED_IN_GOOGLE = re.compile(
+  r'registers|embedding/norm_.*|Transformer/pre_norm/.*|fc_norm/.*|.*/Gate/.*|.*/(query|key)_norm/.*'
+)
+
 BIT_DEFAULTS = HALF_STATISTICS | GOOGLE_STEPS
 GOOGLE_DEFAULTS = {'gelu': 'tanh', 'norm_eps': 1e-6} | BIT_DEFAULTS
 
@@ -135,7 +140,7 @@ def to_google(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   Raises UserError if the layout has no name for an array.
   """
   for name in flat:
-    if name == 'registers' or name.startswith('embedding/norm_'):
+    if UNNAMED_IN_GOOGLE.fullmatch(name):
       raise UserError(f"Google's layout has no name for {name}: export with --format timm")
   out = {}
   for name, block, array in unstack_blocks(flat):

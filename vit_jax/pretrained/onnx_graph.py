@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vit_jax.errors import UserError
 from vit_jax.models.layers import sincos2d_embedding
 from vit_jax.models.resnet import RESNET_V1
+from vit_jax.models.rope import RotaryPositions, rotation_tables
 from vit_jax.models.variants import NORM_GROUPS
 from vit_jax.pretrained.arrays import ATTENTION_MODULE
 from vit_jax.pretrained.model import PretrainedModel
@@ -88,9 +89,11 @@ class OnnxGraph:
     """Add a reshape. 0 keeps the size of an axis, and -1 infers it."""
     return self.add_node('Reshape', x, self.add_constant(shape))
 
-  def add_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
+  def add_dense(self, x: str, kernel: np.ndarray, bias: np.ndarray | None = None) -> str:
     """Add a dense layer [..., i] -> [..., o] with a kernel [i, o]. The result is float16 if on."""
     y = self.add_node('MatMul', self.as_half(x), self.add_weight(kernel))
+    if bias is None:
+      return y
     return self.add_node('Add', y, self.add_weight(bias.reshape(-1)))
 
   def add_layer_norm(self, x: str, params: dict, eps: float) -> str:
@@ -209,11 +212,11 @@ def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   x = g.add_node('Transpose', g.add_reshape(x, 0, h, p, w, q, c), perm=[0, 1, 3, 2, 4, 5])
   x = g.add_reshape(x, 0, h * w, p * q * c)
   x = g.add_layer_norm(x, params['norm_before'], config.norm_eps) if config.patch_norm else x
-  x = g.as_single(g.add_dense(x, params['kernel'].reshape(-1, d), params['bias']))
+  x = g.as_single(g.add_dense(x, params['kernel'].reshape(-1, d), params.get('bias')))
   x = g.add_layer_norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
   if config.position == 'sincos2d':
     x = g.add_node('Add', x, g.add_constant(np.asarray(sincos2d_embedding(model.grid, d))))
-  if config.pool == 'token':
+  if config.has_class_token:
     x = g.add_node('Concat', repeat_tokens(g, x, model.params['cls']), x, axis=1)
   if config.position == 'learned':
     table = model.params['Transformer']['posembed_input']['pos_embedding']
@@ -233,28 +236,61 @@ def repeat_tokens(g: OnnxGraph, x: str, tokens: np.ndarray) -> str:
 def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """Add the blocks and the last norm, and remove the registers."""
   config, shape = model.config, model.model.shape
+  rope = None
+  if config.position == 'rope':
+    rotary = RotaryPositions(model.grid, int(config.has_class_token), config.rope_theta)
+    n = math.prod(model.grid) + config.has_class_token + config.registers
+    rope = rotation_tables(rotary, n, shape.width // shape.heads)
+  if config.pre_norm:
+    x = g.add_layer_norm(x, model.params['Transformer']['pre_norm'], config.norm_eps)
   stacked = flax.traverse_util.flatten_dict(model.params['Transformer']['encoderblock'])
   for i in range(shape.depth):
     p = flax.traverse_util.unflatten_dict({name: array[i] for name, array in stacked.items()})
     y = g.add_layer_norm(x, p['LayerNorm_0'], config.norm_eps)
-    x = g.add_node('Add', x, add_attention(g, y, y, p[ATTENTION_MODULE]))
+    y = add_attention(g, y, y, p[ATTENTION_MODULE], rope=rope, norm_eps=config.norm_eps)
+    x = g.add_node('Add', x, add_layer_scale(g, y, p, 'attention_scale'))
     y = g.add_layer_norm(x, p['LayerNorm_2'], config.norm_eps)
-    x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_3'], config.gelu))
-  x = g.add_layer_norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
+    y = add_mlp(g, y, p['MlpBlock_3'], config.gelu)
+    x = g.add_node('Add', x, add_layer_scale(g, y, p, 'mlp_scale'))
+  if not config.fc_norm:
+    x = g.add_layer_norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
   if config.registers:
     start, end, axis = (g.add_constant([value]) for value in (0, -config.registers, 1))
     x = g.add_node('Slice', x, start, end, axis)
   return x
 
 
-def add_attention(g: OnnxGraph, x: str, context: str, params: dict) -> str:
-  """Add multi-head attention of x [b, n, d] over context [b, m, d], all float32."""
+def add_layer_scale(g: OnnxGraph, x: str, params: dict, name: str) -> str:
+  """Add the factors of LayerScale, if the block has them."""
+  return g.add_node('Mul', x, g.add_constant(params[name])) if name in params else x
+
+
+def add_attention(
+  g: OnnxGraph,
+  x: str,
+  context: str,
+  params: dict,
+  *,
+  norm_eps: float,
+  rope: tuple[np.ndarray, np.ndarray] | None = None,
+) -> str:
+  """Add multi-head attention of x [b, n, d] over context [b, m, d], all float32.
+
+  `norm_eps` is the epsilon of norms of queries and keys. `rope` is the cosines and sines of their
+  rotation.
+  """
   d, heads, channels = params['query']['kernel'].shape
   x, context = (g.as_half(x), g.as_half(context)) if x != context else (g.as_half(x),) * 2
 
   def project(x: str, name: str, perm: list[int]) -> str:
-    y = g.add_dense(x, params[name]['kernel'].reshape(d, -1), params[name]['bias'])
-    return g.add_node('Transpose', g.add_reshape(y, 0, 0, heads, channels), perm=perm)
+    y = g.add_dense(x, params[name]['kernel'].reshape(d, -1), params[name].get('bias'))
+    y = g.add_reshape(y, 0, 0, heads, channels)
+    if f'{name}_norm' in params:
+      y = g.add_layer_norm(g.as_single(y), params[f'{name}_norm'], norm_eps)
+    if rope and name != 'value':
+      y = add_rotation(g, g.as_single(y), rope)
+    y = g.as_half(y)
+    return g.add_node('Transpose', y, perm=perm)
 
   q = project(x, 'query', [0, 2, 1, 3])
   q = g.add_node('Mul', q, g.add_scalar(channels**-0.5, q))
@@ -265,17 +301,35 @@ def add_attention(g: OnnxGraph, x: str, context: str, params: dict) -> str:
   return g.as_single(g.add_dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias']))
 
 
+def add_rotation(g: OnnxGraph, x: str, rope: tuple[np.ndarray, np.ndarray]) -> str:
+  """Add the rotation of queries or keys [b, n, h, c] with cosines and sines [n, 1, c]."""
+  cos, sin = (g.add_constant(table) for table in rope)
+  half, end, axis = (g.add_constant([v]) for v in (rope[0].shape[-1] // 2, 2**31, 3))
+  left = g.add_node('Slice', x, g.add_constant([0]), half, axis)
+  right = g.add_node('Slice', x, half, end, axis)
+  turned = g.add_node('Concat', g.add_node('Neg', right), left, axis=3)
+  return g.add_node('Add', g.add_node('Mul', x, cos), g.add_node('Mul', turned, sin))
+
+
 def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
   """Add an MLP block, from [b, n, d] to [b, n, d], both float32."""
-  x = add_gelu(g, g.add_dense(x, **params['Dense_0']), gelu)
-  return g.as_single(g.add_dense(x, **params['Dense_1']))
+  x = g.as_half(x)
+  y = g.add_dense(x, **params['Dense_0'])
+  if 'Gate' in params:
+    gate = g.add_dense(x, **params['Gate'])
+    y = g.add_node('Mul', g.add_node('Mul', gate, g.add_node('Sigmoid', gate)), y)
+  else:
+    y = add_gelu(g, y, gelu)
+  return g.as_single(g.add_dense(y, **params['Dense_1']))
 
 
 def add_gelu(g: OnnxGraph, x: str, kind: str) -> str:
-  """Add GELU, 'tanh' or 'erf', in the form that onnxruntime fuses if the opset has no Gelu.
+  """Add GELU, 'tanh', 'erf' or 'quick', in the form that onnxruntime fuses if the opset has no Gelu.
 
   In float16, x² of the approximation may be infinite. tanh is then ±1, which is its limit.
   """
+  if kind == 'quick':
+    return g.add_node('Mul', x, g.add_node('Sigmoid', g.add_node('Mul', x, g.add_scalar(1.702, x))))
   if g.opset >= 20:
     return g.add_node('Gelu', x, approximate={'tanh': 'tanh', 'erf': 'none'}[kind])
   scalar = lambda value: g.add_scalar(value, x)
@@ -295,11 +349,18 @@ def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   if model.config.pool == 'token':
     return g.add_node('Gather', x, g.add_constant(0), axis=1)
   if model.config.pool == 'gap':
+    if model.config.class_token:
+      start, end, axis = (g.add_constant([value]) for value in (1, 2**31, 1))
+      x = g.add_node('Slice', x, start, end, axis)
     if g.opset < 18:  # The axes became an input.
-      return g.add_node('ReduceMean', x, axes=[1], keepdims=0)
-    return g.add_node('ReduceMean', x, g.add_constant([1]), keepdims=0)
+      x = g.add_node('ReduceMean', x, axes=[1], keepdims=0)
+    else:
+      x = g.add_node('ReduceMean', x, g.add_constant([1]), keepdims=0)
+    fc_norm = model.params.get('fc_norm')
+    return g.add_layer_norm(x, fc_norm, model.config.norm_eps) if fc_norm else x
   p = model.params['MAPHead_0']
-  x = add_attention(g, repeat_tokens(g, x, p['probe']), x, p['MultiHeadDotProductAttention_0'])
+  probe, attention = repeat_tokens(g, x, p['probe']), p['MultiHeadDotProductAttention_0']
+  x = add_attention(g, probe, x, attention, norm_eps=model.config.norm_eps)
   y = g.add_layer_norm(x, p['LayerNorm_0'], model.config.norm_eps)
   x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config.gelu))
   return g.add_node('Squeeze', x, g.add_constant([1]))

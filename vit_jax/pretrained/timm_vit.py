@@ -9,19 +9,16 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from vit_jax.config import ModelConfig
-from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.models.variants import ResNetBackbone, ViTShape, vit_shape
+from vit_jax.models.variants import ResNetBackbone
 from vit_jax.pretrained.arrays import (
   ATTENTION_MODULE,
   POSITION_EMBEDDING,
   ArrayHeader,
   LazyArrays,
-  head_classes,
 )
 from vit_jax.pretrained.config_fields import read_field
-from vit_jax.pretrained.fused_projections import fuse_projections, split_fused_projections
+from vit_jax.pretrained.fused_projections import split_fused_projections
 from vit_jax.pretrained.preprocessing import describe_assumed_steps
 from vit_jax.pretrained.timm_config import (
   TIMM_HEADS,
@@ -32,7 +29,6 @@ from vit_jax.pretrained.timm_config import (
 from vit_jax.pretrained.timm_preprocessing import (
   read_timm_preprocessing,
   timm_defaults,
-  timm_preprocessing_json,
 )
 from vit_jax.pretrained.torch_layout import (
   TorchLayout,
@@ -141,12 +137,6 @@ STEM_NOTE = (
   "the epsilons of the ResNet's norms are those of Google's code; timm has others, and its outputs "
   'differ by up to 3e-4 of the largest'
 )
-TIMM_HYBRIDS = {
-  'R+Ti/16': 'vit_tiny_r_s16_p8_224',
-  'R26+S/32': 'vit_small_r26_s32_224',
-  'R50+B/16': 'vit_base_r50_s16_224',
-  'R50+L/32': 'vit_large_r50_s32_224',
-}
 
 
 def is_timm(arrays: LazyArrays) -> bool:
@@ -273,84 +263,3 @@ def read_timm_config(config: dict, arguments: dict, *, layer_scale: bool) -> dic
   defaults = timm_defaults(config, layer_scale=layer_scale)
   steps = read_timm_preprocessing(config, arguments, defaults)
   return facts | steps | {'assumed': (*assumed, *steps['assumed'])}
-
-
-def to_timm(
-  flat: dict[str, np.ndarray],
-  config: ModelConfig,
-  preprocessing: Preprocessing,
-  labels: tuple[str, ...],
-) -> tuple[dict[str, np.ndarray], dict]:
-  """Return arrays and config.json for `timm.create_model('local-dir:…')`.
-
-  Raises UserError if timm's Vision Transformer has no equivalent.
-  """
-  s = vit_shape(
-    config.variant, width=config.width, depth=config.depth, mlp=config.mlp, heads=config.heads
-  )
-  unsupported = {
-    'norms around the patches': config.patch_norm,
-    'a hidden layer in the head': config.hidden_head,
-    f'norm_eps={config.norm_eps}, only {TIMM_NORM_EPS}': config.norm_eps != TIMM_NORM_EPS,
-    f'hybrid {config.variant}, only {", ".join(TIMM_HYBRIDS)}': (
-      s.backbone is not None and config.variant not in TIMM_HYBRIDS
-    ),
-    f'stem of {config.stem_width} channels, only 64': s.backbone is not None
-    and config.stem_width != 64,
-  }
-  if problems := [feature for feature, present in unsupported.items() if present]:
-    raise UserError(f"timm's Vision Transformer has no {problems[0]}")
-  if config.registers and POSITION_EMBEDDING in flat:  # In timm, registers have positions too.
-    table, d = flat[POSITION_EMBEDDING], flat[POSITION_EMBEDDING].shape[-1]
-    cls = int(config.has_class_token)
-    rows = [table[:, :cls], np.zeros((1, config.registers, d), np.float32), table[:, cls:]]
-    flat = flat | {POSITION_EMBEDDING: np.concatenate(rows, axis=1)}
-  stem_names = []
-  if s.backbone:
-    stages = enumerate(s.backbone.blocks_per_stage)
-    stem_names = [
-      f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.' for i, units in stages for j in range(units)
-    ] or [f'{TIMM_STEM_PREFIX}conv.weight']
-  arrays = add_stem_layers(stem_names).to_torch_arrays(flat)
-  arrays = fuse_projections(arrays, FUSED_PROJECTIONS)
-  return arrays, timm_config_json(flat, config, s, preprocessing, labels)
-
-
-def timm_config_json(
-  flat: dict[str, np.ndarray],
-  config: ModelConfig,
-  s: ViTShape,
-  preprocessing: Preprocessing,
-  labels: tuple[str, ...],
-) -> dict:
-  """Return the config.json from which `create_model` builds the model and its preprocessing."""
-  classes = head_classes(flat)
-  arguments = {
-    'img_size': list(preprocessing.size),
-    'embed_dim': s.width,
-    'depth': s.depth,
-    'num_heads': s.heads,
-    'mlp_ratio': s.mlp / s.width,
-    'act_layer': {ours: name for name, ours in TIMM_GELU.items()}[config.gelu],
-    'class_token': config.has_class_token,
-    'global_pool': TIMM_POOL[config.pool],
-    'fc_norm': config.fc_norm,
-    'reg_tokens': config.registers,
-  }
-  if config.channels != 3:
-    arguments['in_chans'] = config.channels
-  if not s.backbone:
-    arguments['patch_size'] = list(s.patch) if s.patch[0] != s.patch[1] else s.patch[0]
-  pretrained = timm_preprocessing_json(config, preprocessing) | {
-    'num_classes': classes,
-    'first_conv': 'patch_embed.proj',
-    'classifier': 'head',
-  }
-  content = {
-    'architecture': TIMM_HYBRIDS.get(config.variant, 'vit_base_patch16_224'),
-    'num_classes': classes,
-    'num_features': s.width,
-    'model_args': arguments,
-    'pretrained_cfg': pretrained,
-  }
-  return content | ({'label_names': list(labels)} if labels else {})

@@ -70,7 +70,11 @@ def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
   Raises UserError, with the flags to add, if the file states that it was trained with others.
   """
   stated, chosen = pretrained.config, config.model
-  names = ('channels', 'gelu', 'norm_eps', 'mean', 'scale')
+  names = ['channels', 'gelu', 'norm_eps', 'mean', 'scale']
+  if 'rope' in (stated.position, chosen.position):  # No array shows these.
+    names += ['position', 'rope_theta']
+  if stated.swiglu and chosen.swiglu:
+    names.remove('gelu')
   differ = [name for name in names if getattr(stated, name) != getattr(chosen, name)]
   if known := [name for name in differ if name not in pretrained.assumed]:
     flags = ' '.join(f'--config.model.{name}={_format_setting(stated, name)}' for name in known)
