@@ -161,7 +161,7 @@ class ModelConfig:
 
   @property
   def has_class_token(self) -> bool:
-    """Whether a class token precedes the patches."""
+    """True if a class token precedes the patches."""
     return self.pool == 'token' or self.class_token
 
 

@@ -1,9 +1,13 @@
 """Families of checkpoints that `load` reads, each with an independent reference implementation.
 
-`python -m tests.pretrained.families` prints the table of docs/guides/checkpoints.md.
+The table of docs/guides/checkpoints.md has the differences that were measured last:
+
+    python -m pytest -s -m '' tests/pretrained/test_parity.py | python -m tests.pretrained.families
 """
 
 import dataclasses
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from vit_jax.pretrained.npz import to_google
 
 TINY = {'width': 48, 'depth': 3, 'mlp': 96, 'heads': 3}
 SIZE = (64, 64)
+FIGURES = Path(__file__).with_name('parity_figures.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,17 +455,29 @@ FAMILIES = [
          timm_file('vit_giant_patch14_dinov2', headless=True)),
   Family('timm DINOv3 ViT-S, B, L (RoPE)', SAFE, 'timm',
          timm_file('vit_small_patch16_dinov3', headless=True, pool='token')),
-  Family('… images of 64x96, biases of q and v', SAFE, 'timm',
+  Family('… DINOv3 with biases of q and v, images of 64x96', SAFE, 'timm',
          timm_file('vit_base_patch16_dinov3_qkvb', size=S64X96, pool='token'), S64X96),
+  Family('… DINOv3 ViT-S at its size', SAFE, 'timm',
+         timm_file('vit_small_patch16_dinov3', size=S224, pool='token', embed_dim=384, depth=12,
+                   num_heads=6), S224),
   Family('timm DINOv3 ViT-S+, H+, 7B (SwiGLU)', SAFE, 'timm',
          timm_file('vit_huge_plus_patch16_dinov3', size=S64X96, pool='token'), S64X96),
-  Family('… pooled by the mean, as timm does', SAFE, 'timm',
+  Family('… DINOv3 ViT-S+ at its size', SAFE, 'timm',
+         timm_file('vit_small_plus_patch16_dinov3', size=S224, headless=True, pool='token',
+                   embed_dim=384, depth=12, num_heads=6), S224),
+  Family('… DINOv3 pooled by the mean, as timm does', SAFE, 'timm',
          timm_file('vit_7b_patch16_dinov3', num_heads=2)),
   Family('timm CLIP, OpenCLIP', SAFE, 'timm', timm_file('vit_base_patch16_clip_224')),
-  Family('… quick GELU, images of 64x96', SAFE, 'timm',
+  Family('… CLIP B/32 at its size', SAFE, 'timm',
+         timm_file('vit_base_patch32_clip_224', size=S224, patch_size=32, embed_dim=768, depth=12,
+                   num_heads=12), S224),
+  Family('… CLIP with quick GELU, images of 64x96', SAFE, 'timm',
          timm_file('vit_base_patch16_clip_quickgelu_224', size=S64X96), S64X96),
   Family('timm SigLIP 2, tanh GELU', SAFE, 'timm',
          timm_file('vit_giantopt_patch16_siglip_256', headless=True, size=S64X96), S64X96),
+  Family('… SigLIP B/32 at its size', SAFE, 'timm',
+         timm_file('vit_base_patch32_siglip_256', headless=True, size=(256, 256), patch_size=32,
+                   embed_dim=768, depth=12, num_heads=12), (256, 256)),
   Family('timm SigLIP pooled by the mean', SAFE, 'timm',
          timm_file('vit_base_patch16_siglip_gap_224')),
   Family('timm DeiT III', SAFE, 'timm', timm_file('deit3_small_patch16_224')),
@@ -481,17 +498,17 @@ FAMILIES = [
          huggingface('Dinov2Model', use_swiglu_ffn=True)),
   Family('`DINOv3ViTModel`', HUB, 'transformers',
          tower('DINOv3ViTModel', num_register_tokens=4)),
-  Family('… SwiGLU, no registers, images of 64x96', HUB, 'transformers',
+  Family('… DINOv3 with SwiGLU, no registers, images of 64x96', HUB, 'transformers',
          tower('DINOv3ViTModel', size=S64X96, use_gated_mlp=True,
                hidden_act='silu', rope_theta=50.0), S64X96),
   Family('`CLIPVisionModel`', HUB, 'transformers', tower('CLIPVisionModel')),
-  Family('… images of 64x96', HUB, 'transformers',
+  Family('… CLIP, images of 64x96', HUB, 'transformers',
          tower('CLIPVisionModel', size=S64X96), S64X96),
   Family('`CLIPVisionModelWithProjection`', HUB, 'transformers',
          tower('CLIPVisionModelWithProjection', projection_dim=24, hidden_act='gelu')),
   Family('`CLIPModel`, its image tower', HUB, 'transformers', tower('CLIPModel')),
   Family('`SiglipVisionModel`', HUB, 'transformers', tower('SiglipVisionModel')),
-  Family('… images of 64x96', HUB, 'transformers',
+  Family('… SigLIP, images of 64x96', HUB, 'transformers',
          tower('SiglipVisionModel', size=S64X96), S64X96),
   Family('`SiglipModel`, its image tower', HUB, 'transformers', tower('SiglipModel')),
   Family('`ViTMAEForPreTraining`, its encoder', HUB, 'transformers', masked_autoencoder),
@@ -500,12 +517,30 @@ FAMILIES = [
 # fmt: on
 
 
-def markdown() -> str:
+def parity_figures(output: str) -> dict[str, str]:
+  """Return {family: difference} of the lines that test_parity.py prints."""
+  names = {family.name for family in FAMILIES}
+  rows = (line.lstrip('.').rpartition(': ') for line in output.splitlines())
+  return {name: difference for name, _, difference in rows if name in names}
+
+
+def markdown(figures: dict[str, str]) -> str:
   """Return the table of docs/guides/checkpoints.md."""
-  rows = ['| model family | files | checked against |', '|---|---|---|']
-  rows += [f'| {family.name} | {family.files} | {family.against} |' for family in FAMILIES]
+  rows = [
+    '| model family | files | checked against | largest difference |',
+    '|---|---|---|---|',
+  ]
+  rows += [
+    f'| {family.name} | {family.files} | {family.against} | {figures[family.name]} |'
+    for family in FAMILIES
+  ]
   return '\n'.join(rows)
 
 
 if __name__ == '__main__':
-  print(markdown())
+  recorded = json.loads(FIGURES.read_text(encoding='utf-8')) if FIGURES.exists() else {}
+  recorded |= parity_figures(sys.stdin.read())
+  recorded = {family.name: recorded[family.name] for family in FAMILIES}
+  text = json.dumps(recorded, indent=2, ensure_ascii=False)
+  FIGURES.write_text(text + '\n', encoding='utf-8')
+  print(markdown(recorded))

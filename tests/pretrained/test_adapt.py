@@ -270,6 +270,45 @@ def test_arrays_that_do_not_fit_are_listed(change, messages):
   assert all(message in str(error.value) for message in ('config.init', 'config.model', *messages))
 
 
+SCALES = ('attention_scale', 'mlp_scale')
+
+
+@pytest.mark.parametrize(
+  ('stored', 'wanted', 'action'),
+  [
+    ({'layer_scale': 0.1}, {}, 'folded in'),
+    ({'layer_scale': 0.1}, {'layer_scale': 0.5}, 'kept'),
+    ({}, {'layer_scale': 0.5}, 'new'),
+  ],
+)
+def test_layer_scale_that_a_model_lacks_or_adds_changes_no_output(stored, wanted, action):
+  old = params_of(size=(8, 8), classes=3, seed=0, **stored)
+  new = params_of(size=(8, 8), classes=3, seed=1, **wanted)
+  out, changes = adapt_params(old, new, grid=(2, 2), keep_head=True)
+  actions = {change.name.rpartition('/')[2]: change.action for change in changes}
+  assert {actions[name] for name in SCALES} == {action}
+  assert_equal_logits(old, stored, out, wanted)
+
+
+def test_biases_that_only_the_new_model_has_are_zeros():
+  fields = {'qkv_bias': 'none', 'patch_bias': False}
+  old = params_of(size=(8, 8), classes=3, seed=0, **fields)
+  new = params_of(size=(8, 8), classes=3, seed=1)
+  out, _ = adapt_params(old, new, grid=(2, 2), keep_head=True)
+  assert_equal_logits(old, fields, out, {})
+
+
+def assert_equal_logits(old: dict, old_fields: dict, new: dict, new_fields: dict):
+  images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+  logits = [
+    build_vit(ModelConfig(variant='mu/4', width=8, depth=2, mlp=12, heads=2, **fields), 3).apply(
+      {'params': params}, images
+    )
+    for params, fields in ((old, old_fields), (new, new_fields))
+  ]
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
 def test_adapt_params_does_not_modify_its_arguments():
   old, new = params_of(size=(8, 8), classes=7, seed=0), params_of(size=(12, 12), classes=3, seed=1)
   before = jax.tree.map(np.copy, (old, new))

@@ -4,6 +4,7 @@ The images are photographs if the data set is available, and noise otherwise.
 """
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pretrained.families import FAMILIES, markdown
+from tests.pretrained.families import FAMILIES, FIGURES, markdown
 
 PHOTOS = Path(__file__).parents[3] / 'shared' / 'data' / 'flower_photos_1000.tar'
 
@@ -46,10 +47,13 @@ def test_our_outputs_equal_the_reference_to_2e_5(family, tmp_path, request):
   assert np.abs(theirs).max() > 0.1  # The outputs are not all near zero.
   assert np.abs(theirs - theirs[0]).max() > 1e-3  # The outputs depend on the image.
   difference = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-  print(f'{family.name}: {difference:.1e}')
+  print(f'\n{family.name}: {difference:.1e}')
   assert difference <= 2e-5
 
 
-def test_the_guide_lists_every_family():
+def test_the_guide_lists_every_family_with_a_difference_below_2e_5():
+  figures = json.loads(FIGURES.read_text(encoding='utf-8'))
+  assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+  assert all(0 <= float(difference) <= 2e-5 for difference in figures.values())
   guide = Path(__file__).parents[2] / 'docs' / 'guides' / 'checkpoints.md'
-  assert markdown() in guide.read_text(encoding='utf-8')
+  assert markdown(figures) in guide.read_text(encoding='utf-8')

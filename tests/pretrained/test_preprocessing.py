@@ -101,6 +101,13 @@ def test_fine_tuning_refuses_other_statistics_than_the_file_states(exported):
     check_init_model(Config(model=chosen, init='x'), found)
 
 
+def test_fine_tuning_refuses_a_model_without_the_rotary_positions_of_the_file(exported):
+  found = vit_jax.load(exported('huggingface', position='rope', classes=0, rope_theta=50.0))
+  chosen = dataclasses.replace(found.config, position='none', rope_theta=100.0)
+  with pytest.raises(UserError, match='--config.model.position=rope --config.model.rope_theta=50'):
+    check_init_model(Config(model=chosen, init='x'), found)
+
+
 def test_fine_tuning_names_the_interpolation_that_the_file_states(exported):
   found = vit_jax.load(exported('huggingface'))
   config = Config(model=found.config, init='x')

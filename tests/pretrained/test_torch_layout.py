@@ -51,12 +51,12 @@ QKV_BIAS = ('blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias')
 one = np.zeros(1, np.float32)
 WRONG = {
   'two heads': ('timm', also(dist_token=one), 'distilled DeiT'),
-  'a norm after pooling': ('timm', also(fc_norm__weight=one), 'last norm comes after pooling'),
-  'a norm before the blocks': ('timm', also(norm_pre__weight=one), 'a norm before the blocks'),
-  'norms of queries': (
+  'a norm after pooling': ('timm', also(fc_norm__weight=one), "global_pool='token'"),
+  'a norm before the blocks': ('timm', also(norm_pre__weight=one), 'pre_norm/bias'),
+  'norms of queries in one block': (
     'timm',
     also(blocks__0__attn__q_norm__weight=one),
-    'normalizes queries and keys',
+    'block 1 of 2 has no .*query_norm/scale',
   ),
   'relative positions': (
     'timm',
@@ -102,12 +102,12 @@ WRONG = {
   'LayerScale of another width': (
     'timm',
     also(blocks__0__ls1__gamma=one, blocks__1__ls1__gamma=one),
-    'ls1.gamma',
+    'attention_scale has shape',
   ),
-  'a gated MLP': (
+  'a gated MLP in one block': (
     'timm',
     also(blocks__0__mlp__fc1__weight=np.zeros((256, 32), np.float32)),
-    'mlp|Dense_0',
+    'MlpBlock_3',
   ),
   'an unknown array': ('huggingface', also(vit__surprise=one), 'surprise'),
   'fused projections of another size': (

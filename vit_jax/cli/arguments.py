@@ -140,7 +140,7 @@ MODEL_FLAGS = {
     'type': channel_values,
     'help': 'standard deviation of pixels in [0, 1], such as 0.229,0.224,0.225',
   },
-  'gelu': {'choices': ('tanh', 'erf'), 'help': 'form of GELU'},
+  'gelu': {'choices': ('tanh', 'erf', 'quick'), 'help': 'form of GELU'},
   'norm_eps': {'type': float, 'help': 'epsilon that LayerNorm adds to the variance'},
   'heads': {'type': positive_int, 'help': 'attention heads, if the file does not say'},
   'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'dtype of the computation'},

@@ -23,7 +23,7 @@ MASKING_PREFIXES = ('mask', 'patch_head/')  # Only masked patch prediction has t
 class ArrayChange:
   """Change of one array by `adapt_params`.
 
-  `action` is 'kept', 'new', 'resampled', 'PI-resized' or 'dropped'. A shape is None if the array
+  `action` is 'kept', 'new', 'resampled', 'PI-resized', 'folded in' or 'dropped'. A shape is None if the array
   does not exist on that side.
   """
 
@@ -58,8 +58,8 @@ def adapt_params(
 
   Raises UserError with a list of the arrays that do not fit.
   """
-  old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (loaded, params))
-  old = match_optional_arrays(old, new.keys())
+  stored, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (loaded, params))
+  old = match_optional_arrays(stored, new.keys())
   if keep_head:
     check_head_classes(old, new)
   replaced_prefixes = () if keep_head else HEAD_PREFIXES
@@ -74,12 +74,15 @@ def adapt_params(
   check_all_fit(old, new, fitted, replaced_prefixes)
   changes = []
   for name, array in fitted.items():
-    before = old.get(name)
+    before = old[name] if name in stored else None
     old_shape = None if before is None else before.shape
     action = describe_change(name, before, array)
     changes.append(ArrayChange(name, action, old_shape, array.shape))
   changes += [
     ArrayChange(name, 'dropped', old[name].shape, None) for name in old if name not in new
+  ]
+  changes += [
+    ArrayChange(name, 'folded in', stored[name].shape, None) for name in stored if name not in old
   ]
   return flax.traverse_util.unflatten_dict(fitted, sep='/'), changes
 

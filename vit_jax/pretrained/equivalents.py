@@ -25,7 +25,7 @@ def fold_layer_scale(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   for scale, layer in SCALED_LAYERS.items():
     if BLOCK_PREFIX + scale not in flat:
       continue
-    gamma = flat.pop(BLOCK_PREFIX + scale)
+    gamma = flat.pop(BLOCK_PREFIX + scale)  # Its layer has both arrays, since the tree is complete.
     for leaf in ('kernel', 'bias'):
       name = f'{BLOCK_PREFIX}{layer}/{leaf}'
       factor = gamma.reshape(gamma.shape[0], *[1] * (flat[name].ndim - 2), -1)

@@ -87,7 +87,7 @@ def load(source: str, **overrides) -> PretrainedModel:
 
   `overrides` are facts that arrays do not determine. They replace the file's. None has no effect.
 
-  - gelu: 'tanh' or 'erf'
+  - gelu: 'tanh', 'erf' or 'quick'
   - norm_eps: epsilon of the layer norms
   - heads: number of heads, for files with two-dimensional attention kernels
   - mean, std: normalization of pixels in [0, 1], one or three numbers

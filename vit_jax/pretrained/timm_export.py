@@ -44,26 +44,7 @@ def to_timm(
   c = config
   numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
   s = vit_shape(c.variant, **numbers, swiglu=c.swiglu)
-  unsupported = {
-    'norms around the patches': config.patch_norm,
-    'a hidden layer in the head': config.hidden_head,
-    f'norm_eps={c.norm_eps}, only {" or ".join(map(str, ARCHITECTURES))}': (
-      c.norm_eps not in ARCHITECTURES
-    ),
-    f'norm_eps={c.norm_eps} with {"SwiGLU" if c.swiglu else c.variant}': (
-      c.norm_eps != TIMM_NORM_EPS and (c.swiglu or s.backbone is not None)
-    ),
-    'rotary positions; export with --format huggingface': c.position == 'rope',
-    'SwiGLU and attention pooling': c.swiglu and c.pool == 'map',
-    'patches with a bias and a norm before the blocks': c.pre_norm and c.patch_bias,
-    f'hybrid {config.variant}, only {", ".join(TIMM_HYBRIDS)}': (
-      s.backbone is not None and config.variant not in TIMM_HYBRIDS
-    ),
-    f'stem of {config.stem_width} channels, only 64': s.backbone is not None
-    and config.stem_width != 64,
-  }
-  if problems := [feature for feature, present in unsupported.items() if present]:
-    raise UserError(f"timm's Vision Transformer has no {problems[0]}")
+  check_supported(c, s)
   if config.registers and POSITION_EMBEDDING in flat:  # In timm, registers have positions too.
     table, d = flat[POSITION_EMBEDDING], flat[POSITION_EMBEDDING].shape[-1]
     cls = int(config.has_class_token)
@@ -83,6 +64,29 @@ def to_timm(
     arrays = {name.replace('.mlp.fc1.', '.mlp.fc1_x.'): row for name, row in arrays.items()}
   arrays = fuse_projections(arrays, FUSED_PROJECTIONS | (FUSED_SWIGLU if c.swiglu else {}))
   return arrays, timm_config_json(flat, config, s, preprocessing, labels)
+
+
+def check_supported(c: ModelConfig, s: ViTShape):
+  """Raise UserError with the first feature of the model that timm lacks."""
+  unsupported = {
+    'norms around the patches': c.patch_norm,
+    'a hidden layer in the head': c.hidden_head,
+    f'norm_eps={c.norm_eps}, only {" or ".join(map(str, ARCHITECTURES))}': (
+      c.norm_eps not in ARCHITECTURES
+    ),
+    f'norm_eps={c.norm_eps} with {"SwiGLU" if c.swiglu else c.variant}': (
+      c.norm_eps != TIMM_NORM_EPS and (c.swiglu or s.backbone is not None)
+    ),
+    'rotary positions; export with --format huggingface': c.position == 'rope',
+    'SwiGLU and attention pooling': c.swiglu and c.pool == 'map',
+    'patches with a bias and a norm before the blocks': c.pre_norm and c.patch_bias,
+    f'hybrid {c.variant}, only {", ".join(TIMM_HYBRIDS)}': (
+      s.backbone is not None and c.variant not in TIMM_HYBRIDS
+    ),
+    f'stem of {c.stem_width} channels, only 64': s.backbone is not None and c.stem_width != 64,
+  }
+  if problems := [feature for feature, present in unsupported.items() if present]:
+    raise UserError(f"timm's Vision Transformer has no {problems[0]}")
 
 
 def timm_config_json(
