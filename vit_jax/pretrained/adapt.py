@@ -23,8 +23,8 @@ MASKING_PREFIXES = ('mask', 'patch_head/')  # Only masked patch prediction has t
 class ArrayChange:
   """Change of one array by `adapt_params`.
 
-  `action` is 'kept', 'new', 'resampled', 'PI-resized', 'folded in' or 'dropped'. A shape is None if the array
-  does not exist on that side.
+  `action` is 'kept', 'new', 'resampled', 'PI-resized', 'folded in' or 'dropped'. A shape is None if
+  the array does not exist on that side.
   """
 
   name: str
@@ -72,6 +72,17 @@ def adapt_params(
         name, old[name], array.shape, grid=grid, old_grid=old_grid, method=method
       )
   check_all_fit(old, new, fitted, replaced_prefixes)
+  changes = list_changes(stored, old, new, fitted)
+  return flax.traverse_util.unflatten_dict(fitted, sep='/'), changes
+
+
+def list_changes(
+  stored: dict[str, np.ndarray],
+  old: dict[str, np.ndarray],
+  new: dict[str, np.ndarray],
+  fitted: dict[str, np.ndarray],
+) -> list[ArrayChange]:
+  """Return what happened to each array of the file, `stored`, and of the new model."""
   changes = []
   for name, array in fitted.items():
     before = old[name] if name in stored else None
@@ -84,7 +95,7 @@ def adapt_params(
   changes += [
     ArrayChange(name, 'folded in', stored[name].shape, None) for name in stored if name not in old
   ]
-  return flax.traverse_util.unflatten_dict(fitted, sep='/'), changes
+  return changes
 
 
 def check_head_classes(old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> None:
