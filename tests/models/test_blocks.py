@@ -127,8 +127,10 @@ def test_bfloat16_with_all_blocks_is_close_to_float32():
 def test_rotated_scores_depend_on_the_offset_of_two_patches_alone():
   rope, rng = RotaryPositions((3, 5), 1, 100.0), np.random.default_rng(0)
   query, key = (jnp.asarray(rng.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(2))
-  q, k = (rope(jnp.broadcast_to(x, (1, 18, 1, 16))) for x in (query, key))
-  scores = np.einsum('bnhc,bmhc->nm', q, k)
+  qkv = jnp.broadcast_to(jnp.concatenate([query, key, key], axis=-1)[:, 0], (1, 18, 48))
+  q, k, v = jnp.split(rope(qkv, 1), 3, axis=-1)
+  np.testing.assert_array_equal(v, qkv[..., 32:])
+  scores = np.einsum('bnc,bmc->nm', q, k)
   plain = float(jnp.sum(query * key))
   np.testing.assert_allclose(scores[[0, 0, 16, 17], [0, 17, 16, 0]], plain, rtol=1e-5)
   patches = scores[1:16, 1:16].reshape(3, 5, 3, 5)

@@ -57,11 +57,10 @@ class Attention(nn.Module):
       qkv_kernel, qkv_bias = fuse_qkv(query, key, value)
       rows = x.reshape(-1, *x.shape[-2:])
       qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d] from one matrix product.
-      q, k, v = split_qkv(qkv + qkv_bias, self.heads)
       if self.qk_norm_eps is not None or self.rope:
-        q, k = self.norm_and_rotate(q, k)
-        # The kernels read one array of queries, keys and values, and add a bias.
-        qkv, qkv_bias = join_qkv(q, k, v), jnp.zeros_like(qkv_bias)
+        qkv = self.norm_and_rotate(qkv + qkv_bias)
+        qkv_bias = jnp.zeros_like(qkv_bias)  # The kernels add a bias.
+      q, k, v = split_qkv(qkv + qkv_bias, self.heads)
       score_bias = RelativePositionBias(name='relative')(q) if self.relative_bias else None
       if x.ndim == 3:
         self.sow_attention(q, k, score_bias)
@@ -78,12 +77,14 @@ class Attention(nn.Module):
     out = checkpoint_name(out.reshape(x.shape), 'attended')
     return checkpoint_name(out @ out_kernel.reshape(d, d) + out_bias, 'projected')
 
-  def norm_and_rotate(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Normalize queries and keys [b, n, h, c], and rotate them by their positions."""
+  def norm_and_rotate(self, qkv: jax.Array) -> jax.Array:
+    """Normalize the queries and keys of [b, n, 3·d], and rotate them by their positions."""
     if self.qk_norm_eps is not None:
       norm = functools.partial(nn.LayerNorm, epsilon=self.qk_norm_eps, dtype=self.dtype)
+      q, k, v = split_qkv(qkv, self.heads)
       q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
-    return (self.rope(q), self.rope(k)) if self.rope else (q, k)
+      qkv = jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
+    return self.rope(qkv, self.heads) if self.rope else qkv
 
   def sow_attention(self, q: jax.Array, k: jax.Array, bias: jax.Array | None = None):
     """Sow the attention weights [b, h, n, m] if the collection 'attention' is mutable."""
@@ -130,11 +131,6 @@ def fuse_qkv(*linear_maps: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.
 def split_qkv(qkv: jax.Array, heads: int) -> list[jax.Array]:
   """Split [b, n, 3·d] into q, k and v, each [b, n, h, c]."""
   return [x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1)]
-
-
-def join_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Join q, k and v, each [b, n, h, c], into [b, n, 3·d]: the inverse of `split_qkv`."""
-  return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:

@@ -5,7 +5,8 @@ that is proportional to the row or the column of the patch, so that scores depen
 Coordinates run from -1 to 1 over the image, whatever its size: another size or aspect ratio needs
 no resampling.
 
-Shapes: b batch, h w patch grid, n tokens, g heads, c channels of a head.
+Shapes: b batch, h w patch grid, n tokens, c channels of a head, d width.
+`qkv` is [b, n, 3·d], as in attention.py.
 """
 
 import dataclasses
@@ -30,12 +31,22 @@ class RotaryPositions:
   first: int
   theta: float
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Rotate queries or keys [b, n, g, c]."""
-    n, c = x.shape[1], x.shape[3]
-    cos, sin = (jnp.asarray(table, x.dtype) for table in rotation_tables(self, n, c))
-    left, right = jnp.split(x, 2, axis=-1)
-    return x * cos + jnp.concatenate([-right, left], axis=-1) * sin
+  def __call__(self, qkv: jax.Array, heads: int) -> jax.Array:
+    """Rotate the queries and keys of the fused projection [b, n, 3·d]."""
+    n, d = qkv.shape[1], qkv.shape[2] // 3
+    c = d // heads
+    cos, sin = (np.tile(table[:, 0], 2 * heads) for table in rotation_tables(self, n, c))
+    # The values stay.
+    cos, sin = np.pad(cos, ((0, 0), (0, d)), constant_values=1), np.pad(sin, ((0, 0), (0, d)))
+    # Channel i becomes cos x_i - sin x_(i + c/2), and channel i + c/2 becomes its cosine part plus
+    # sin x_i. Moving whole rows costs a TPU less than splitting the heads into halves.
+    is_first = np.arange(3 * d) % c < c // 2
+    cos, from_right, from_left = (
+      jnp.asarray(table, qkv.dtype)
+      for table in (cos, np.where(is_first, -sin, 0), np.where(is_first, 0, sin))
+    )
+    right, left = jnp.roll(qkv, -(c // 2), axis=-1), jnp.roll(qkv, c // 2, axis=-1)
+    return qkv * cos + right * from_right + left * from_left
 
 
 def rotation_tables(rope: RotaryPositions, n: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
