@@ -64,7 +64,7 @@ def test_the_root_of_the_package_has_at_most_6_files():
   assert len(files) <= 6, files
 
 
-# Folders of vit_jax/ whose prose is still to be rewritten. To be emptied.
+# Openings of docstrings, and words, that DESIGN.md and CONTRIBUTING.md rule out.
 OPENINGS = re.compile(r'(Of|What|Whether|Those|As|That|Which|Where|How|Likewise|Goes|So)\b')
 WORDS = re.compile(
   r'\b(told|tells of|is said|are said|was said|is asked|was asked|anew|mend(s|ed)?|likewise|thereof'
@@ -192,7 +192,7 @@ def test_the_code_imports_only_what_is_declared():
     'onnxruntime',
     'pillow_heif',
     'torch',
-  }  # Each in an extra of its own.
+  }  # Each has a separate extra.
   for path in CODE:
     for node in ast.walk(ast.parse(path.read_text())):
       imported = []

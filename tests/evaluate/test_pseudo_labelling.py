@@ -42,11 +42,11 @@ def test_probabilities_are_the_teachers_in_the_order_of_the_students_classes(
 
 def test_existing_parts_are_kept_and_missing_ones_are_written(parts, make_model, source, tmp_path):
   model = make_model()
-  whole = labelled(model, source, tmp_path / 'labels')
+  complete = labelled(model, source, tmp_path / 'labels')
   for name in ('best.npz', '00002.npy'):
     (tmp_path / 'labels' / name).unlink()
   kept = (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns
-  np.testing.assert_array_equal(labelled(model, source, tmp_path / 'labels'), whole)
+  np.testing.assert_array_equal(labelled(model, source, tmp_path / 'labels'), complete)
   assert (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns == kept
 
 
