@@ -34,10 +34,10 @@ def test_probabilities_are_the_teachers_in_the_order_of_the_students_classes(
   parts, make_model, source, by_hand, tmp_path
 ):
   model, student = make_model(), ('hen', 'cat', 'dog', 'cow')
-  said = labelled(model, source, tmp_path / 'labels', classes=student)
+  probabilities = labelled(model, source, tmp_path / 'labels', classes=student)
   logits = by_hand(model, source)[1][:, [NAMES.index(name) for name in student]]
   expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  np.testing.assert_allclose(said, expected, rtol=1e-3)  # In half precision.
+  np.testing.assert_allclose(probabilities, expected, rtol=1e-3)  # Files have half precision.
 
 
 def test_existing_parts_are_kept_and_missing_ones_are_written(parts, make_model, source, tmp_path):

@@ -3,8 +3,8 @@
     python tests/soak/leaks.py WORKDIR STEPS
 
 Every second it appends a line to WORKDIR/resources.jsonl: the newest checkpoint, resident memory,
-file descriptors, threads, mappings of /dev/shm in this process, files in /dev/shm (also those of
-other programs), children, live arrays, and the number of compiled programs. test_leaks.py runs this
+file descriptors, threads, mappings of /dev/shm, children, live arrays and compiled programs of this
+process. It also counts all files in /dev/shm, which other programs use too. test_leaks.py runs this
 file and reads the lines.
 """
 

@@ -33,7 +33,7 @@ from vit_jax.training.initial_state import restore_or_init_state
 from vit_jax.training.program import make_program
 from vit_jax.training.task import make_task
 
-# Everything that draws at random is on.
+# It uses every random draw.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
   model=ModelConfig(variant='mu/2', depth=2, dropout=0.1, drop_path=0.1),
@@ -121,7 +121,7 @@ def test_eight_devices_equal_one():
   )
   assert (
     losses[0] == pytest.approx(np.log(512), rel=1e-5) and losses[-1] < losses[0]
-  )  # From a head of zeros.
+  )  # The head starts at zero.
 
 
 def digits():
