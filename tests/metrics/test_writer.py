@@ -74,7 +74,7 @@ def test_tensorboard_gets_every_value(tmp_path):
 
 
 def events(file):
-  """TensorBoard's records: a length, its checksum, an Event, its checksum."""
+  """Return TensorBoard's records: a length, its checksum, an Event, its checksum."""
   data = file.read_bytes()
   while data:
     length = int.from_bytes(data[:8], 'little')

@@ -16,7 +16,7 @@ from vit_jax.runtime.rendezvous import meet, run_token
 
 @pytest.fixture
 def server():
-  """Process 0 of three, waiting. Yields (port, start(process_id), errors)."""
+  """Start process 0 of three, which waits. Yield (port, start(process_id), errors)."""
   port, errors, threads = free_port(), {}, []
 
   def start(process_id: int, timeout: float = 60):
