@@ -88,20 +88,20 @@ def prose(path: Path) -> Iterator[tuple[str, str, str]]:
       yield f'{name_of(path)}:{token.start[0]}', 'comment', token.string.lstrip('# ')
 
 
-def package_prose() -> Iterator[tuple[str, str, str]]:
-  """Yield the prose of vit_jax/."""
-  for path in sorted((ROOT / 'vit_jax').rglob('*.py')):
+def project_prose() -> Iterator[tuple[str, str, str]]:
+  """Yield the prose of the package, the recipes and the tests."""
+  for path in sorted([*CODE, *ROOT.glob('tests/**/*.py')]):
     yield from prose(path)
 
 
 def test_docstrings_open_with_an_imperative_or_a_noun_phrase():
-  texts = {where: text for where, kind, text in package_prose() if kind == 'docstring'}
+  texts = {where: text for where, kind, text in project_prose() if kind == 'docstring'}
   assert not {where: text[:80] for where, text in texts.items() if OPENINGS.match(text)}
 
 
 def test_prose_uses_plain_words():
   found = [
-    (where, match[0]) for where, _, text in package_prose() for match in WORDS.finditer(text)
+    (where, match[0]) for where, _, text in project_prose() for match in WORDS.finditer(text)
   ]
   assert not found
 
