@@ -163,7 +163,7 @@ def decoding_threads() -> set[int | None]:
 
 
 def run(config: Config, workdir: Path) -> dict[str, object]:
-  """Train, and return what the run did and left behind."""
+  """Train, and return the results and files of the run."""
   error, decoded, watchdog = '', [], mock.MagicMock(spec=Watchdog)
 
   def counted(data, out, **kwargs):

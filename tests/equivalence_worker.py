@@ -2,8 +2,8 @@
 
     python tests/equivalence_worker.py PORT PROCESSES PROCESS JOBS
 
-JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained in this order. What a
-process saw of each goes to WORKDIR-PROCESS.json.
+JOBS is a JSON file: a list of {"workdir", "fsdp", "poisoned"}, trained in this order. The
+observations of a process go to WORKDIR-PROCESS.json.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from vit_jax.optim.losses import LOSSES, softmax_loss
 from vit_jax.sharding.mesh import make_mesh
 from vit_jax.train import train
 
-# Everything that draws at random is on. Wide enough that some parameters are split over 'fsdp'.
-# SGD: Adam's first step is the sign of the gradient, which makes rounding visible.
+# It uses every random draw, and is wide enough that some parameters are split over 'fsdp'. The
+# optimizer is SGD: Adam's first step is the sign of the gradient, which amplifies rounding.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=128, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1),
@@ -39,9 +39,10 @@ CONFIG = Config(
 
 
 def run(workdir: Path, fsdp: int) -> dict:
-  """Trains `CONFIG` in `workdir`.
+  """Train `CONFIG` in `workdir`.
 
-  The last evaluation, how often the step was compiled, and the rows that were seen here.
+  Return the last evaluation, the number of compilations of the step, and digests of the rows on
+  this process's devices.
   """
   compilations = []
   note = lambda event, seconds, **kwargs: (
@@ -59,7 +60,7 @@ def run(workdir: Path, fsdp: int) -> dict:
 
 
 def digests(config: Config) -> dict[str, str]:
-  """{'step/row': a digest of that row of the global batch}, of the rows on this process's devices."""
+  """Return {'step/row': digest} of the rows of global batches on this process's devices."""
   config = validate(config)
   mesh, source = (
     make_mesh(config.mesh.fsdp, batches={}),
@@ -80,7 +81,10 @@ def digests(config: Config) -> dict[str, str]:
 
 
 def poisoned(logits: jax.Array, targets: jax.Array, **options) -> jax.Array:
-  """The loss; NaN on a device all of whose rows have a share of class 0, which now and then one of many has."""
+  """Return the loss, or NaN on a device whose rows all have a share of class 0.
+
+  Of many devices, one has such rows in some steps.
+  """
   return softmax_loss(logits, targets, **options) + jnp.where((targets[:, 0] > 0).all(), jnp.nan, 0)
 
 

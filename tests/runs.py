@@ -1,7 +1,4 @@
-"""The main job as a person starts it: real processes, real signals, one host or several.
-
-And what two runs have to agree in.
-"""
+"""Run the training script in real processes, on one host or several, and compare runs."""
 
 import contextlib
 import hashlib
@@ -27,15 +24,15 @@ ENVIRONMENT = {
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   'PYTHONPATH': str(ROOT / 'tests' / 'without'),
 }
-# Seconds, on a machine that others use too. What is promised in seconds is measured, not waited
-# for.
+# Seconds to wait before a test fails, generous because other programs may use the machine. Tests of
+# promised times measure them.
 PATIENCE = 600
 
 
 class Run:
-  """The job in `workdir`, on `hosts` of `devices` each.
+  """A training job in `workdir` on `hosts` hosts with `devices` devices each.
 
-  Every process leads its own session, and so its own process group.
+  Every host is a process with its own session and process group.
   """
 
   def __init__(self, workdir: Path, *flags: str, hosts: int = 1, devices: int = 2, start: int = 0):
@@ -50,11 +47,11 @@ class Run:
     self.logs = [workdir.with_name(f'{workdir.name}-{start}-host{i}.log') for i in range(hosts)]
     self.processes, coordinator = [], f'localhost:{free_port()}'
     for i, log in enumerate(self.logs):
-      said = host_environment(coordinator, hosts, i, devices=devices)
+      own = host_environment(coordinator, hosts, i, devices=devices)
       env = (
         os.environ
         | ENVIRONMENT
-        | (said if hosts > 1 else {name: said[name] for name in ('XLA_FLAGS', 'JAX_PLATFORMS')})
+        | (own if hosts > 1 else {name: own[name] for name in ('XLA_FLAGS', 'JAX_PLATFORMS')})
       )
       with log.open('w') as file:
         process = subprocess.Popen(
@@ -82,25 +79,22 @@ class Run:
     return self.logs[host].read_text()
 
   def until(self, pattern: str, host: int = 0):
-    """Waits until a host has said something. AssertionError where it has ended instead."""
+    """Wait until the output of a host matches. Raise AssertionError if the host ends before."""
     deadline = time.monotonic() + PATIENCE
     while not re.search(pattern, self.text(host)):
       assert self.processes[host].poll() is None or re.search(pattern, self.text(host)), self.text(
         host
       )[-3000:]
-      assert time.monotonic() < deadline, f'not said: {pattern}\n{self.text(host)[-3000:]}'
+      assert time.monotonic() < deadline, f'not printed: {pattern}\n{self.text(host)[-3000:]}'
       time.sleep(0.005)
 
   def send(self, number: int, host: int = 0, *, group: bool = False):
-    """A signal, to the process or to all that it has started, too.
-
-    One that has ended meanwhile does not hear it.
-    """
+    """Send a signal to a host, or to its process group. Ignore a host that has ended."""
     with contextlib.suppress(ProcessLookupError):
       (os.killpg if group else os.kill)(self.processes[host].pid, number)
 
   def workers(self, host: int = 0) -> list[int]:
-    """The processes that make a host's batches."""
+    """Return the process ids of a host's data workers."""
     children = Path(f'/proc/{self.processes[host].pid}/task').glob('*/children')
     pids = [int(pid) for file in children for pid in file.read_text().split()]
     return [
@@ -110,28 +104,28 @@ class Run:
     ]
 
   def codes(self) -> list[int]:
-    """Waits until all have ended; their exit codes, as a shell says them."""
+    """Wait until all hosts have ended, and return their exit codes as a shell reports them."""
     codes = [process.wait(timeout=PATIENCE) for process in self.processes]
     return [128 - code if code < 0 else code for code in codes]
 
 
 def finished(workdir: Path, *flags: str, start: int = 99, **shape):
-  """Runs the job to its end."""
+  """Run the job to its end. Raise AssertionError if it fails."""
   with Run(workdir, *flags, start=start, **shape) as run:
     codes = run.codes()
     assert not any(codes), (codes, *(run.text(i)[-3000:] for i in range(len(codes))))
 
 
 def stopped_at(text: str) -> int:
-  """The step that a run says it has stopped and saved after."""
+  """Return the step after which a run printed that it stopped and saved."""
   return int(re.search(r'stopped and saved after step (\d+)/', text)[1])
 
 
 def account(workdir: Path) -> dict:
-  """Return what must be the same, however often a run was interrupted.
+  """Return the results of a run that interruptions must not change.
 
-  A digest of every leaf of the last state, the loss of each step to the bit and its examples, and
-  the evaluations.
+  These are a digest of every leaf of the last state, the examples and the exact loss of each step,
+  and the evaluations.
   """
   step = max(list_saved_steps(workdir / 'checkpoints'))
   leaves = jax.tree.leaves_with_path(read_checkpoint_as_numpy(workdir / 'checkpoints' / str(step)))
@@ -153,6 +147,6 @@ def lines(path: Path) -> list[str]:
 
 
 def evaluations(workdir: Path) -> list[dict]:
-  """Their records."""
+  """Return the records of the evaluations of a run."""
   records = map(json.loads, lines(workdir / 'metrics.jsonl'))
   return [record for record in records if 'test_accuracy' in record]

@@ -1,9 +1,7 @@
-"""The same run on one device, on eight, and in two and four real processes over localhost.
+"""A run on one device equals runs on eight devices in one, two and four processes over localhost.
 
-Batches, losses, parameters, counts.
-
-Eight devices in one process, four in each of two or two in each of four agree bit for bit: gloo
-adds in one order.
+The tests compare batches, losses, parameters and counts. Runs on eight devices agree bit for bit
+with any number of processes, because gloo adds in one order.
 """
 
 import json
@@ -25,21 +23,18 @@ from vit_jax.checkpoint.manager import load_newest_params
 from vit_jax.metrics.records import read_metrics
 
 ROOT = Path(__file__).parents[1]
-QUICK = '--xla_backend_optimization_level=0'  # To compile, which is most of the work here.
+QUICK = '--xla_backend_optimization_level=0'  # Compiling takes most of the time here.
 WORKER = Path(__file__).with_name('equivalence_worker.py')
-LAYOUTS = {
-  'data': 1,
-  'both': 2,
-  'fsdp': 8,
-}  # Of eight devices: how many share one copy of the parameters.
+# Number of devices, of eight, that share one copy of the parameters.
+LAYOUTS = {'data': 1, 'both': 2, 'fsdp': 8}
 
 
 def start(
   jobs: dict[Path, int], *, processes: int, devices: int, poisoned: bool = False
 ) -> list[dict]:
-  """Trains {a directory: its fsdp} in as many processes with so many devices each.
+  """Train the jobs {directory: fsdp} in `processes` processes with `devices` devices each.
 
-  What they saw of each directory together.
+  Return the merged observations of all processes for each directory.
   """
   listed = next(iter(jobs)).with_name('jobs.json')
   jobs_of = [
@@ -71,11 +66,11 @@ def start(
       process.kill()
       process.wait()
   assert not any(codes), logs[codes.index(next(filter(None, codes)))].read_text()[-3000:]
-  return [together([Path(f'{workdir}-{i}.json') for i in range(processes)]) for workdir in jobs]
+  return [merge([Path(f'{workdir}-{i}.json') for i in range(processes)]) for workdir in jobs]
 
 
-def together(files: list[Path]) -> dict:
-  """One account of a run from that of each of its processes, none of which has seen another's rows."""
+def merge(files: list[Path]) -> dict:
+  """Merge the observations of the processes of a run. No two processes have the same row."""
   seen = [json.loads(file.read_text()) for file in files]
   rows = {key: digest for each in seen for key, digest in each['rows'].items()}
   assert len(rows) == sum(len(each['rows']) for each in seen)
@@ -83,17 +78,17 @@ def together(files: list[Path]) -> dict:
 
 
 def losses(workdir: Path) -> list[float]:
-  """Of each step."""
+  """Return the loss of each step."""
   return [record['loss'] for record in read_metrics(workdir) if 'loss' in record]
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
-  """Of the last checkpoint: their moving average."""
+  """Return the moving average of the parameters in the last checkpoint."""
   return flax.traverse_util.flatten_dict(load_newest_params(workdir)[0], sep='/')
 
 
 def assert_same(workdir: Path, other: Path):
-  """Losses and parameters, bit for bit."""
+  """Assert that losses and parameters are equal bit for bit."""
   assert losses(workdir) == losses(other)
   ours, theirs = parameters(workdir), parameters(other)
   assert ours.keys() == theirs.keys()
@@ -102,23 +97,23 @@ def assert_same(workdir: Path, other: Path):
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory) -> tuple[Path, dict]:
-  """The run on one device."""
+  """Return the run on one device: (directory, observations)."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
   return workdir, start({workdir: 1}, processes=1, devices=1)[0]
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory) -> tuple[Path, dict]:
-  """The run in two processes of four devices, over both axes."""
+  """Return the run in two processes of four devices, over both axes."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
   return workdir, start({workdir: LAYOUTS['both']}, processes=2, devices=4)[0]
 
 
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory, two) -> dict[str, tuple[Path, dict]]:
-  """The run in one process of eight devices, over both axes.
+  """Return two runs in one process of eight devices, over both axes: 'both' and 'half'.
 
-  And as 'half' the second half of what two processes began.
+  'half' resumes the run of two processes after its first half.
   """
   directory = tmp_path_factory.mktemp('eight')
   return trained_by_eight(
@@ -128,13 +123,13 @@ def eight(tmp_path_factory, two) -> dict[str, tuple[Path, dict]]:
 
 @pytest.fixture(scope='module')
 def eight_otherwise(tmp_path_factory) -> dict[str, tuple[Path, dict]]:
-  """The run in one process of eight devices, over one axis."""
+  """Return the runs in one process of eight devices, over one axis."""
   directory = tmp_path_factory.mktemp('eight')
   return trained_by_eight({directory / layout: LAYOUTS[layout] for layout in ('data', 'fsdp')})
 
 
 def trained_by_eight(jobs: dict[Path, int]) -> dict[str, tuple[Path, dict]]:
-  """{the name of a directory: (it, what was seen of it)}."""
+  """Return {name of a directory: (directory, observations)}."""
   return {
     workdir.name: (workdir, seen)
     for workdir, seen in zip(jobs, start(jobs, processes=1, devices=8), strict=True)
@@ -143,14 +138,14 @@ def trained_by_eight(jobs: dict[Path, int]) -> dict[str, tuple[Path, dict]]:
 
 @pytest.fixture(scope='module')
 def four(tmp_path_factory) -> tuple[Path, dict]:
-  """The run in four processes of two devices, over both axes."""
+  """Return the run in four processes of two devices, over both axes."""
   workdir = tmp_path_factory.mktemp('four') / 'run'
   return workdir, start({workdir: LAYOUTS['both']}, processes=4, devices=2)[0]
 
 
-def halfway(whole: Path, copy: Path) -> Path:
-  """A copy of a run as it was after its first half."""
-  shutil.copytree(whole, copy, ignore=shutil.ignore_patterns(str(CONFIG.steps)))
+def halfway(workdir: Path, copy: Path) -> Path:
+  """Copy a run as it was after its first half."""
+  shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns(str(CONFIG.steps)))
   return copy
 
 
@@ -161,14 +156,14 @@ def test_eight_devices_equal_one(one, eight):
 @pytest.mark.slow
 @pytest.mark.parametrize('layout', ['data', 'fsdp'])
 def test_eight_devices_over_one_axis_equal_one(one, eight_otherwise, layout):
-  """In one process, without gloo, test_step.py says the same of every layout."""
+  """test_step.py proves the same for every layout in one process, without gloo."""
   assert_close(eight_otherwise[layout], one)
   assert eight_otherwise[layout][1]['result'] == pytest.approx(one[1]['result'], rel=1e-5)
   assert eight_otherwise[layout][1]['compilations'] == [1]
 
 
 def assert_close(run: tuple[Path, dict], other: tuple[Path, dict]):
-  """Losses and parameters to 1e-5, and the batches bit for bit."""
+  """Assert that losses and parameters are equal to 1e-5, and batches bit for bit."""
   (workdir, seen), (other_workdir, other_seen) = run, other
   np.testing.assert_allclose(losses(workdir), losses(other_workdir), rtol=1e-5)
   ours, theirs = parameters(workdir), parameters(other_workdir)
@@ -188,7 +183,7 @@ def test_four_processes_equal_one(eight, four):
   assert four[1]['rows'] == eight['both'][1]['rows']
 
 
-def test_every_layout_evaluates_every_example_once_and_counts_alike(one, eight, two, four):
+def test_every_layout_evaluates_every_example_once_with_the_same_accuracy(one, eight, two, four):
   accounts = [one[1], two[1], four[1], *(seen for _, seen in eight.values())]
   counts = {(seen['result']['test_examples'], seen['result']['test_accuracy']) for seen in accounts}
   assert len(counts) == 1 and counts.pop()[0] == 500  # Not a multiple of 128, nor of 8.
@@ -199,12 +194,12 @@ def test_each_process_compiles_the_step_once(one, eight, two, four):
   assert [seen['compilations'] for seen in accounts] == [[1], [1, 1], [1, 1, 1, 1], [1], [1]]
 
 
-def test_what_two_processes_saved_one_process_ends_bit_for_bit_the_same(two, eight):
+def test_one_process_resumes_a_run_of_two_processes_bit_for_bit(two, eight):
   assert_same(eight['half'][0], two[0])
 
 
 @pytest.mark.slow
-def test_what_two_processes_saved_four_processes_end_bit_for_bit_the_same(two, tmp_path):
+def test_four_processes_resume_a_run_of_two_processes_bit_for_bit(two, tmp_path):
   half = halfway(two[0], tmp_path / 'half')
   start({half: LAYOUTS['both']}, processes=4, devices=2)
   assert_same(half, two[0])

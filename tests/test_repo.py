@@ -64,7 +64,7 @@ def test_the_root_of_the_package_has_at_most_6_files():
   assert len(files) <= 6, files
 
 
-# Folders of vit_jax/ whose prose is still to be rewritten. To be emptied.
+# Openings of docstrings, and words, that DESIGN.md and CONTRIBUTING.md rule out.
 OPENINGS = re.compile(r'(Of|What|Whether|Those|As|That|Which|Where|How|Likewise|Goes|So)\b')
 WORDS = re.compile(
   r'\b(told|tells of|is said|are said|was said|is asked|was asked|anew|mend(s|ed)?|likewise|thereof'
@@ -88,20 +88,20 @@ def prose(path: Path) -> Iterator[tuple[str, str, str]]:
       yield f'{name_of(path)}:{token.start[0]}', 'comment', token.string.lstrip('# ')
 
 
-def package_prose() -> Iterator[tuple[str, str, str]]:
-  """Yield the prose of vit_jax/."""
-  for path in sorted((ROOT / 'vit_jax').rglob('*.py')):
+def project_prose() -> Iterator[tuple[str, str, str]]:
+  """Yield the prose of the package, the recipes and the tests."""
+  for path in sorted([*CODE, *ROOT.glob('tests/**/*.py')]):
     yield from prose(path)
 
 
 def test_docstrings_open_with_an_imperative_or_a_noun_phrase():
-  texts = {where: text for where, kind, text in package_prose() if kind == 'docstring'}
+  texts = {where: text for where, kind, text in project_prose() if kind == 'docstring'}
   assert not {where: text[:80] for where, text in texts.items() if OPENINGS.match(text)}
 
 
 def test_prose_uses_plain_words():
   found = [
-    (where, match[0]) for where, _, text in package_prose() for match in WORDS.finditer(text)
+    (where, match[0]) for where, _, text in project_prose() for match in WORDS.finditer(text)
   ]
   assert not found
 
@@ -192,7 +192,7 @@ def test_the_code_imports_only_what_is_declared():
     'onnxruntime',
     'pillow_heif',
     'torch',
-  }  # Each in an extra of its own.
+  }  # Each has a separate extra.
   for path in CODE:
     for node in ast.walk(ast.parse(path.read_text())):
       imported = []

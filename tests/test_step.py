@@ -1,4 +1,4 @@
-"""One update: against optax by hand, in parts, over devices."""
+"""One update: against optax, in microbatches, and over devices."""
 
 import functools
 import re
@@ -18,9 +18,7 @@ from vit_jax.step import abstract_params, init_state, predict_logits, skip_reaso
 
 SIZE, K = (8, 8), 5
 MODEL = build_vit(ModelConfig(variant='mu/4', depth=2), K)
-TX = optax.sgd(
-  0.1, momentum=0.9
-)  # Adam's first step is the sign of the gradient: it makes rounding visible.
+TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step, a sign, would amplify rounding.
 
 
 def batch_of(n: int, seed: int = 0) -> dict:
@@ -52,7 +50,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 def nonzero_head(state):
-  """A zero head lets no gradient through to the rest."""
+  """Replace the zero head, with which only the head has a gradient."""
   head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(9), x.shape), state.params['head'])
   return state.replace(params=state.params | {'head': head})
 
@@ -75,16 +73,16 @@ def test_an_update_is_the_gradient_of_the_mean_loss_through_optax():
 
 
 @pytest.mark.parametrize('parts', [2, 4])
-def test_a_batch_in_parts_is_the_whole_batch(parts):
+def test_microbatches_give_the_update_of_the_full_batch(parts):
   state, batch = nonzero_head(fresh()), batch_of(16)
   batch['mask'][[1, 6, 7]] = False
-  whole, whole_metrics = jax.jit(stepper())(state, batch)
+  full, full_metrics = jax.jit(stepper())(state, batch)
   split, split_metrics = jax.jit(stepper(grad_accum_steps=parts))(state, batch)
-  assert_close(whole.params, split.params)
-  assert_close(whole_metrics, split_metrics)
+  assert_close(full.params, split.params)
+  assert_close(full_metrics, split_metrics)
 
 
-def test_a_masked_example_leaves_no_trace():
+def test_masked_examples_do_not_change_the_update():
   state, batch = nonzero_head(fresh()), batch_of(16)
   kept = {name: value[:12] for name, value in batch.items()}
   batch['mask'][12:] = False
@@ -96,9 +94,9 @@ def test_a_masked_example_leaves_no_trace():
 
 
 def test_eight_devices_equal_one_over_twenty_steps():
-  """Over 'data', over 'fsdp' and over both: the same losses and parameters to 1e-5.
+  """Losses and parameters agree to 1e-5 over 'data', over 'fsdp' and over both.
 
-  The same random draws.
+  The random draws are the same.
   """
   model = build_vit(
     ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K
@@ -128,8 +126,8 @@ def test_eight_devices_equal_one_over_twenty_steps():
 
 @pytest.mark.parametrize('fsdp', [1, 8])
 @pytest.mark.parametrize(('dtype', 'name'), [('float32', 'f32'), ('bfloat16', 'bf16')])
-def test_gradients_are_summed_over_the_devices_in_the_dtype_that_is_asked_for(fsdp, dtype, name):
-  """In the program as it is written: the CPU's compiler widens bfloat16."""
+def test_gradients_are_summed_over_devices_in_grad_dtype(fsdp, dtype, name):
+  """Read the program before compilation: the compiler for CPUs widens bfloat16."""
   model = build_vit(ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dtype='bfloat16'), K)
   begin, mesh = functools.partial(fresh, model=model), make_mesh(fsdp, batches={})
   state = jax.eval_shape(begin)
@@ -163,8 +161,8 @@ def test_the_average_follows_the_parameters():
 
 
 BAD = {
-  # What is wrong with the examples of class 0 -> the losses [b], from those of softmax, whose rows
-  # are theirs, and the logits.
+  # Fault of the examples of class 0 -> a function of (softmax losses [b], mask of these examples
+  # [b], logits [b, k]) that returns the faulty losses [b].
   'a loss that is NaN': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.nan, 0),
   'a loss that is infinite': lambda loss, theirs, logits: loss + jnp.where(theirs, jnp.inf, 0),
   'gradients that are NaN': lambda loss, theirs, logits: (
@@ -175,12 +173,12 @@ BAD = {
 
 
 def poisoned(kind: str):
-  """Softmax cross-entropy, but for class 0."""
+  """Return a softmax cross-entropy with a fault for examples of class 0."""
   return lambda logits, targets: BAD[kind](softmax_loss(logits, targets), targets[:, 0] > 0, logits)
 
 
 def with_bad_rows(batch: dict, *rows: int) -> dict:
-  """The batch with class 0 in these rows and in no other."""
+  """Return the batch with class 0 in these rows and no others."""
   label = np.maximum(batch['label'], 1)
   label[list(rows)] = 0
   return batch | {'label': label}
@@ -192,7 +190,7 @@ def bits(tree) -> list[bytes]:
 
 @pytest.fixture(scope='module')
 def poisoned_step():
-  """A step with any of those losses, and AdamW and an average beside."""
+  """Return (step, state) with AdamW and a moving average. `step` takes a key of `BAD` first."""
   tx, kinds = optax.adamw(1e-2), [lambda *args, kind=kind: poisoned(kind)(*args) for kind in BAD]
 
   def step(kind, state, batch):
@@ -206,9 +204,7 @@ def poisoned_step():
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_not_been(
-  poisoned_step, kind
-):
+def test_a_step_that_is_not_finite_changes_only_the_step_count(poisoned_step, kind):
   step, begin = functools.partial(poisoned_step[0], kind), poisoned_step[1]
   good = with_bad_rows(batch_of(16))
   state, metrics = step(begin, good)
@@ -231,8 +227,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_
 
 
 @pytest.mark.parametrize('fsdp', [1, 8])
-def test_what_one_device_alone_has_stops_the_step_on_all(fsdp):
-  """Row 13 is on the seventh of eight."""
+def test_a_fault_on_one_device_skips_the_step_on_all_devices(fsdp):
+  """Row 13 is on the seventh of eight devices."""
   mesh = make_mesh(fsdp, batches={})
   begin = functools.partial(init_state, 0, model=MODEL, tx=TX, size=SIZE, ema=False)
   shardings = state_shardings(jax.eval_shape(begin), mesh)

@@ -1,6 +1,6 @@
-"""The loop, end to end on real digits.
+"""The training loop, end to end on real digits.
 
-Resumption, one compilation, exact evaluation, fine-tuning, refusals.
+The tests cover resuming, one compilation, exact evaluation, fine-tuning, and errors.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from vit_jax.errors import DivergedError, UserError
 from vit_jax.metrics.records import read_metrics
 from vit_jax.train import train
 
-# Everything that draws at random is on: a step that was done again or left out would show.
+# It uses every random draw, so that a repeated or missing step changes the result.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
   model=ModelConfig(variant='mu/4', depth=2, dropout=0.1, drop_path=0.1),
@@ -39,7 +39,7 @@ CONFIG = Config(
 
 
 def changed(config=CONFIG, **kwargs):
-  """The config with some fields, by their full names, replaced."""
+  """Return the config with some settings replaced; `data__batch` names data.batch."""
   for name, value in kwargs.items():
     group, _, field = name.rpartition('__')
     replaced = dataclasses.replace(getattr(config, group), **{field: value}) if group else value
@@ -64,7 +64,7 @@ def bits(workdir):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('run') / 'whole'
+  workdir = tmp_path_factory.mktemp('run') / 'uninterrupted'
   compilations = []
   note = lambda event, seconds, **kwargs: (
     compilations.append(kwargs.get('fun_name')) if 'backend_compile' in event else None
@@ -76,15 +76,15 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize('stop', range(1, 13))
-def test_a_run_that_stopped_anywhere_ends_bit_for_bit_the_same(uninterrupted, tmp_path, stop):
-  whole, result, _ = uninterrupted
+def test_a_run_stopped_after_any_step_ends_bit_for_bit_the_same(uninterrupted, tmp_path, stop):
+  full, result, _ = uninterrupted
   shutil.copytree(
-    whole, tmp_path / 'run', ignore=shutil.ignore_patterns(*map(str, range(stop + 1, 13)))
+    full, tmp_path / 'run', ignore=shutil.ignore_patterns(*map(str, range(stop + 1, 13)))
   )
   assert train(CONFIG, tmp_path / 'run') == result
-  assert bits(tmp_path / 'run') == bits(whole)
-  assert losses(tmp_path / 'run') == losses(whole)
-  assert (tmp_path / 'run' / 'ids.jsonl').read_text() == (whole / 'ids.jsonl').read_text()
+  assert bits(tmp_path / 'run') == bits(full)
+  assert losses(tmp_path / 'run') == losses(full)
+  assert (tmp_path / 'run' / 'ids.jsonl').read_text() == (full / 'ids.jsonl').read_text()
 
 
 DAMAGED_LOGS = {
@@ -97,24 +97,22 @@ DAMAGED_LOGS = {
 
 
 @pytest.mark.parametrize('damage', DAMAGED_LOGS)
-def test_a_run_resumes_in_the_same_way_whatever_happened_to_its_logs(
-  uninterrupted, tmp_path, damage
-):
-  whole, result, _ = uninterrupted
+def test_deleted_or_damaged_logs_do_not_change_how_a_run_resumes(uninterrupted, tmp_path, damage):
+  full, result, _ = uninterrupted
   later = shutil.ignore_patterns(*map(str, range(6, 13)))
-  shutil.copytree(whole, tmp_path / 'run', ignore=later)
+  shutil.copytree(full, tmp_path / 'run', ignore=later)
   for name in ('metrics.jsonl', 'ids.jsonl'):
     path = tmp_path / 'run' / name
     text = DAMAGED_LOGS[damage](path.read_text())
     path.unlink() if text is None else path.write_text(text)
   assert train(CONFIG, tmp_path / 'run') == result
-  assert bits(tmp_path / 'run') == bits(whole)
-  assert losses(tmp_path / 'run')[-7:] == losses(whole)[-7:]
+  assert bits(tmp_path / 'run') == bits(full)
+  assert losses(tmp_path / 'run')[-7:] == losses(full)[-7:]
 
 
 def test_a_complete_run_without_its_logs_returns_its_last_evaluation(uninterrupted, tmp_path):
-  whole, result, _ = uninterrupted
-  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns('*.jsonl'))
+  full, result, _ = uninterrupted
+  shutil.copytree(full, tmp_path / 'run', ignore=shutil.ignore_patterns('*.jsonl'))
   assert train(CONFIG, tmp_path / 'run') == result
 
 
@@ -142,16 +140,16 @@ def test_every_example_is_evaluated(uninterrupted):
   assert result['test_accuracy'] * 500 == pytest.approx(round(result['test_accuracy'] * 500))
 
 
-def test_a_run_leaves_what_the_readme_says(uninterrupted):
-  whole, _, _ = uninterrupted
-  left = {path.name for path in whole.iterdir()}
+def test_a_run_directory_has_the_documented_files(uninterrupted):
+  full, _, _ = uninterrupted
+  left = {path.name for path in full.iterdir()}
   assert left == {
     'config.json', 'preprocessing.json', 'labels.txt', 'data.json', 'versions.json',
     'metrics.jsonl', 'ids.jsonl', 'tensorboard', 'checkpoints', 'curves.png', '.lock',
   }  # fmt: skip
-  first = read_metrics(whole)[0]
+  first = read_metrics(full)[0]
   assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)
-  assert (whole / 'labels.txt').read_text().split() == [str(digit) for digit in range(10)]
+  assert (full / 'labels.txt').read_text().split() == [str(digit) for digit in range(10)]
 
 
 def test_parameters_and_optimizer_state_over_fsdp_give_the_same_losses(uninterrupted, tmp_path):
@@ -175,11 +173,11 @@ def test_fine_tuning_starts_from_a_run_at_another_resolution_on_another_task(
   )
   config = changed(config, optim__warmup='0')
   train(config, tmp_path / 'run')
-  said = capsys.readouterr().err
-  assert re.search(r'pos_embedding +resampled +\[1, 5, 32\] -> \[1, 7, 32\]', said)
-  assert re.search(r'head/kernel +new +\[32, 10\] -> \[32, 10\]', said)
-  assert re.search(r'\d+ arrays kept', said)
-  assert f'starts from {uninterrupted[0]} at step 12' in said
+  printed = capsys.readouterr().err
+  assert re.search(r'pos_embedding +resampled +\[1, 5, 32\] -> \[1, 7, 32\]', printed)
+  assert re.search(r'head/kernel +new +\[32, 10\] -> \[32, 10\]', printed)
+  assert re.search(r'\d+ arrays kept', printed)
+  assert f'starts from {uninterrupted[0]} at step 12' in printed
 
 
 def test_the_loaded_parameters_are_the_ones_that_training_starts_from(tmp_path, uninterrupted):
@@ -207,7 +205,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_does_not_go_together_is_refused_before_anything_is_written(
+def test_incompatible_settings_are_refused_before_anything_is_written(
   uninterrupted, tmp_path, case
 ):
   settings, message = REFUSED[case]
@@ -221,7 +219,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_directory_with_another_run_is_refused_and_left_alone(uninterrupted, tmp_path):
+def test_a_directory_with_another_run_is_refused_and_not_changed(uninterrupted, tmp_path):
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
   before = (tmp_path / 'run' / 'config.json').read_text()
   with pytest.raises(UserError, match=r'differ in optim.lr: 0.01 there, 0.5 here$'):
@@ -230,24 +228,24 @@ def test_a_directory_with_another_run_is_refused_and_left_alone(uninterrupted, t
 
 
 OTHER_DATA = {
-  # What is other than before -> what the error names.
+  # Change -> (settings or recorded facts, text of the error).
   'the seed': ({'seed': 1}, 'seed: 0 there, 1 here'),
   'the batch': ({'data__batch': 24}, 'data.batch: 16 there, 24 here'),
   'the split': ({'data__split': 'train[:1290]'}, 'data.split: train there'),
   'the split to evaluate on': ({'data__eval_split': 'test[:400]'}, 'data.eval_split:  there'),
-  'the box': ({'data__crop_area': (0.1, 1.0)}, 'data.crop_area'),
+  'the crop': ({'data__crop_area': (0.1, 1.0)}, 'data.crop_area'),
   'the flip': ({'data__flip': False}, 'data.flip: True there, False here'),
-  'what is mixed': ({'mixup': 0.3}, 'mixup: 0.2 there, 0.3 here'),
-  'how many there are': ({'train.examples': 1298}, 'train.examples: 1298 there, 1297 here'),
-  'which they are': ({'train.listing': 'other'}, 'train.listing: other there'),
-  'what they hold': ({'eval.content': 'other'}, 'eval.content: other there'),
-  'how they are ordered': ({'order': 0}, 'order: 0 there, 1 here'),
-  'how they are augmented': ({'augmentation': 0}, 'augmentation: 0 there, 1 here'),
+  'mixup': ({'mixup': 0.3}, 'mixup: 0.2 there, 0.3 here'),
+  'the number of examples': ({'train.examples': 1298}, 'train.examples: 1298 there, 1297 here'),
+  'the list of examples': ({'train.listing': 'other'}, 'train.listing: other there'),
+  'the content of examples': ({'eval.content': 'other'}, 'eval.content: other there'),
+  'the version of the order': ({'order': 0}, 'order: 0 there, 1 here'),
+  'the version of the augmentation': ({'augmentation': 0}, 'augmentation: 0 there, 1 here'),
 }
 
 
 @pytest.mark.parametrize('case', OTHER_DATA)
-def test_a_run_does_not_go_on_with_other_data(uninterrupted, tmp_path, case):
+def test_a_run_does_not_resume_with_other_data(uninterrupted, tmp_path, case):
   changes, message = OTHER_DATA[case]
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
   facts = json.loads((tmp_path / 'run' / 'data.json').read_text())
@@ -264,7 +262,7 @@ def test_a_run_does_not_go_on_with_other_data(uninterrupted, tmp_path, case):
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path):
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  config['model']['mlp'] = 64  # Somebody's hand in the file.
+  config['model']['mlp'] = 64  # As if a user had edited the file.
   (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
   with pytest.raises(
     UserError, match=r'holds another architecture: .*\[2, 128\] there, float32\[2, 64\] here'
@@ -274,9 +272,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path
 
 @pytest.fixture
 def photos(tmp_path):
-  """Two classes of 40 small photographs each.
+  """Write two classes of 40 small photographs each, and return the folder.
 
-  One file of the training split and one for testing are cut short.
+  One file of the training split and one of the test split are truncated.
   """
   rng = np.random.default_rng(0)
   for i in range(80):
@@ -333,9 +331,9 @@ def test_more_unreadable_images_than_the_budget_end_the_run(photos, tmp_path):
 
 
 def saved_states(workdir):
-  """{step: {the name of every array of that checkpoint: its bytes}}, each number looked at.
+  """Return {step: {name of an array: its bytes}} of all checkpoints, read by Orbax alone.
 
-  Read by Orbax alone.
+  Raises AssertionError if a number is not finite.
   """
   found, checkpointer = {}, ocp.PyTreeCheckpointer()
   for path in sorted((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name)):
@@ -353,8 +351,8 @@ def saved_states(workdir):
   return found
 
 
-def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(tmp_path, capsys):
-  """Real numbers: the first update is of 1e30 times the gradient."""
+def test_a_diverging_run_ends_and_saves_only_finite_states(tmp_path, capsys):
+  """The first update is 1e30 times the gradient, so that real overflows occur."""
   config = changed(
     optim__name='sgd',
     optim__lr=1e30,
@@ -368,9 +366,8 @@ def test_a_run_that_diverges_ends_and_nothing_that_is_not_finite_is_ever_saved(t
   saved = saved_states(tmp_path)
   assert list(saved) == [1, 2, 3, 4]
   assert saved[1] == saved[2] == saved[3] == saved[4]
-  with pytest.raises(
-    DivergedError, match='steps 5 to 7'
-  ):  # Started again, it has gone on in the data.
+  # A second start continues with the next batches.
+  with pytest.raises(DivergedError, match='steps 5 to 7'):
     train(config, tmp_path)
   assert list(saved_states(tmp_path)) == list(range(1, 8))
   assert 'step 3 changes nothing' in capsys.readouterr().err
@@ -386,11 +383,11 @@ def test_a_convolutional_network_trains_resumes_and_is_loaded(tmp_path, variant)
     data__randaug_magnitude=5.0,
     steps=3,
   )
-  result = train(config, tmp_path / 'whole')
+  result = train(config, tmp_path / 'full')
   assert result['test_examples'] == 500
-  shutil.copytree(tmp_path / 'whole', tmp_path / 'parts', ignore=shutil.ignore_patterns('3'))
+  shutil.copytree(tmp_path / 'full', tmp_path / 'parts', ignore=shutil.ignore_patterns('3'))
   train(config, tmp_path / 'parts')
-  assert bits(tmp_path / 'parts') == bits(tmp_path / 'whole')
-  loaded = vit_jax.load(str(tmp_path / 'whole'))
+  assert bits(tmp_path / 'parts') == bits(tmp_path / 'full')
+  loaded = vit_jax.load(str(tmp_path / 'full'))
   assert loaded.config.variant == variant
   assert loaded.logits(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 10)

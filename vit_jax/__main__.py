@@ -48,7 +48,7 @@ def run_command():
 
 
 def main():
-  """Run the command line. A UserError is printed as one line, and its exit code returned."""
+  """Run the command line. Print a UserError as one line, and exit with its code."""
   try:
     run_and_report_errors(run_command)
     sys.stdout.flush()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from vit_jax.errors import UserError, did_you_mean
 
 # A comment describes the setting below it.
-# A duration is text: '500' means steps, '2ep' epochs, '10%' a part of the run.
+# A duration is a string: '500' means steps, '2ep' epochs, '10%' a part of the run.
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,20 +29,22 @@ class DataConfig:
   eval_split: str = ''
   # The directory of TFDS data sets. '' means $TFDS_DATA_DIR, or TFDS's own default.
   dir: str = ''
-  # A source without labels, or images:PATH. A teacher labels it. '' means none.
+  # The source of the images that a teacher labels, such as images:PATH. Labels that the source has
+  # are ignored. '' means none.
   unlabelled: str = ''
   unlabelled_split: str = 'train'
-  # Unlabelled images in a batch for each labelled image.
+  # The number of unlabelled images in a batch for each labelled image.
   unlabelled_ratio: int = 1
   # The directory of the teacher's predictions, written by `python -m vit_jax selftrain`.
   pseudo_labels: str = ''
   # The lowest probability of the teacher's best class at which an image is used.
   confidence_threshold: float = 0.3
-  # Images of each predicted class: the most confident. Images of rare classes repeat.
+  # The number of images of each predicted class: the most confident ones. If a class has fewer, its
+  # images repeat.
   unlabelled_per_class: int = 130_000
-  # Images in a step, over all hosts, labelled and unlabelled.
+  # The number of images in a step, over all hosts, labelled and unlabelled.
   batch: int = 256
-  # Images in an evaluation step, over all hosts. 0 means `batch`.
+  # The number of images in an evaluation step, over all hosts. 0 means `batch`.
   eval_batch: int = 0
   # Height and width in pixels. One number means a square.
   size: tuple[int, int] = (224, 224)
@@ -55,22 +57,23 @@ class DataConfig:
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
   # The side in pixels of the square that the image is resized to before the random crop.
   resize_before_crop: int = 0
-  # Operations of RandAugment (data/randaugment.py) for each training image, in sequence.
+  # The number of RandAugment operations (data/randaugment.py) for each training image.
   randaug_ops: int = 0
-  # The magnitude of these operations. The largest model of Noisy Student has 27.
+  # The magnitude of these operations. Noisy Student uses 27 for its largest model.
   randaug_magnitude: float = 0.0
-  # noisystudent: as its published code computes them, with arguments that overflow.
-  # intended: as that code evidently was meant (data/randaugment.py).
+  # noisystudent: as the published code of Noisy Student computes them, overflows included.
+  # intended: without these overflows (data/randaugment.py).
   randaug_variant: str = 'intended'
   # Flip half of the training images from left to right.
   flip: bool = True
   # resize: resize the image to `size`. center: resize the short side, then crop the center.
-  # squash, border, none: other ways to crop, as in data/preprocessing.py.
+  # squash: resize to a square, then crop the center. border: fit into a square, then pad.
+  # none: crop the center without resizing. See data/preprocessing.py.
   eval_crop: str = 'resize'
-  # The side in pixels that the center crop, squash and border resize to.
+  # The side in pixels to which `center`, `squash` and `border` resize.
   eval_short_side: int = 256
-  # tf_bilinear (TensorFlow's, without antialiasing), tf_area (big_vision's, in evaluation: training
-  # then has tf_bilinear), or an antialiased filter of Pillow, such as pil_bicubic.
+  # tf_bilinear (TensorFlow's, without antialiasing), tf_area (big_vision's for evaluation; training
+  # then uses tf_bilinear), or an antialiased filter of Pillow, such as pil_bicubic.
   interpolation: str = 'tf_bilinear'
   # EXIF orientation: exif (turn photos upright), ignore, auto (exif for files, ignore for TFDS).
   orient: str = 'auto'
@@ -81,13 +84,13 @@ class DataConfig:
   bad_images: str = 'error'
   # The fraction of examples that may be skipped, rounded up. A larger number ends the run.
   max_bad_fraction: float = 0.001
-  # An image with more pixels is bad. Guards against decompression bombs.
+  # An image with more pixels counts as unreadable. This guards against decompression bombs.
   max_pixels: int = 100_000_000
-  # Processes that make batches. 0 makes them in threads of the main process.
+  # The number of processes that load batches. 0 means threads of the main process.
   workers: int = 0
   # Decoding threads in each process. 0 means one more than the process's part of the cores.
   threads: int = 0
-  # Batches that wait on the device.
+  # The number of batches that are copied to the device ahead of their step.
   prefetch: int = 2
 
 
@@ -98,13 +101,13 @@ class ModelConfig:
   `variant` gives the shape. `width`, `depth`, `mlp` and `heads` replace its numbers if not 0.
   """
 
-  # A row of models/variants.py and the side of a patch in pixels.
+  # A name in models/variants.py, and for Transformers the side of a patch in pixels.
   variant: str = 'B/16'
   width: int = 0
   depth: int = 0
   mlp: int = 0
   heads: int = 0
-  # Channels of the first convolution of a hybrid such as R50+B/16, and of a ResNet.
+  # The output channels of the first convolution of a ResNet or of a hybrid such as R50+B/16.
   stem_width: int = 64
   # The head's input: token (a class token), gap (mean of the patches), map (attention pooling).
   pool: str = 'token'
@@ -114,14 +117,16 @@ class ModelConfig:
   head_bias: float = 0.0
   # Adds a class token although the pool gap does not read it.
   class_token: bool = False
-  # learned, learned2d (columns and rows), relative (in the attention scores), sincos2d, none,
-  # rope (rotates queries and keys by the column and row of their patch, as DINOv3 does).
+  # Position embeddings: learned, learned2d (one for columns, one for rows), relative (added to the
+  # attention scores), sincos2d, none, rope (rotates queries and keys by the column and row of their
+  # patch, as DINOv3 does).
   position: str = 'learned'
-  # Adds learned positions: stem (once), every (in each block, its own), shared (in each block).
+  # Where learned positions are added: stem (to the patches), every (before each block, each with
+  # its own parameters), shared (before each block, all with the same parameters).
   position_at: str = 'stem'
   # The base of the rotation periods of the position rope.
   rope_theta: float = 100.0
-  # Learned tokens that take part in attention and are dropped after the last block.
+  # The number of learned tokens that take part in attention and are dropped after the last block.
   registers: int = 0
   # Adds a LayerNorm before and after the patch projection ("dual patch norm").
   patch_norm: bool = False
@@ -144,19 +149,22 @@ class ModelConfig:
   dropout: float = 0.0
   # Stochastic depth: the rate of the last block. Rates grow linearly from 0 in the first block.
   drop_path: float = 0.0
-  # tanh (the approximation of the original code), erf, quick (x * sigmoid(1.702 x), CLIP's).
+  # tanh (the approximation that the original code uses), erf (exact),
+  # quick (x * sigmoid(1.702 x), CLIP's).
   gelu: str = 'tanh'
   norm_eps: float = 1e-6
-  # 3 (RGB), or 1: images are grey, and color becomes grey as in Pillow's mode L (ITU-R 601).
+  # 3 (RGB) or 1 (grey). Color images become grey as in Pillow's mode L (ITU-R 601).
   channels: int = 3
   # The model computes (image - mean) / scale, for each channel of a uint8 image.
   mean: tuple[float, ...] = (127.5, 127.5, 127.5)
   scale: tuple[float, ...] = (127.5, 127.5, 127.5)
   # The type of the computation: float32, bfloat16. Parameters are float32.
   dtype: str = 'float32'
-  # Recomputed in the backward pass: none, vit (norms, GELU, softmax), dots (not products), full.
+  # Activations that the backward pass recomputes: none, vit (norms, GELU, softmax), dots (all but
+  # matrix products), full (all).
   remat: str = 'none'
-  # Blocks in an iteration of the loop over depth. 0 means all. Never changes the parameters.
+  # The number of blocks in an iteration of the loop over depth. 0 means all. The layout of the
+  # parameters does not depend on it.
   unroll: int = 1
 
   @property
@@ -195,7 +203,7 @@ class OptimConfig:
   b2: float = 0.999
   # The type of the first moment: float32, bfloat16.
   momentum_dtype: str = 'float32'
-  # Decoupled, times the learning rate (the unit of optax.adamw and of the paper).
+  # Decoupled weight decay. It is multiplied by the learning rate, as in optax.adamw and the paper.
   weight_decay: float = 0.0
   # Adds weight decay to the gradient, before the momentum: the L2 penalty of SGD and RMSProp.
   coupled_weight_decay: bool = False
@@ -205,9 +213,10 @@ class OptimConfig:
   weight_decay_mask: str = '.*'
   # Clips gradients to this global norm. 0 means no clipping.
   grad_clip_norm: float = 0.0
-  # The parameters that are not trained: a regular expression that matches the full path.
+  # The parameters that are not trained: a regular expression that matches the full path. '' means
+  # none.
   freeze: str = ''
-  # The factor between the learning rates of neighbouring blocks, from the head down.
+  # The factor by which the learning rate falls from each block to the block before it.
   layer_decay: float = 1.0
   # The decay of a moving average of the parameters, which is then evaluated. 0 means none.
   ema: float = 0.0
@@ -215,14 +224,14 @@ class OptimConfig:
   norm_momentum: float = 0.99
   # The type in which gradients are summed over devices: float32, bfloat16 (half the bytes).
   grad_dtype: str = 'float32'
-  # Parts that a batch is split into. They are computed in sequence.
+  # The number of parts into which a batch is split. They are computed in sequence.
   grad_accum_steps: int = 1
   # Skips a step whose loss or gradient norm exceeds the mean of the steps before by this many
-  # standard deviations. 0 means none.
+  # standard deviations. 0 disables this.
   skip_spikes: float = 0.0
-  # Steps that the mean and the deviation are computed over.
+  # The number of steps over which the mean and the deviation are computed.
   spike_window: int = 128
-  # Consecutive skipped steps (spikes, or not finite) that end the run.
+  # The number of consecutive skipped steps (spikes, or not finite) that end the run.
   max_bad_steps: int = 10
 
 
@@ -230,7 +239,8 @@ class OptimConfig:
 class MaskConfig:
   """Masked patch prediction: learning without labels (arXiv 2010.11929, App. B.1.2)."""
 
-  # colour (mean of a patch, 3 bits a channel), grid (4x4 such colours), pixels. '' means labels.
+  # What to predict: colour (mean of a patch, 3 bits a channel), grid (4x4 such colours), pixels.
+  # '' means that the run learns from labels.
   target: str = ''
   # The fraction of the patches of an image that are corrupted and predicted.
   rate: float = 0.5
@@ -238,15 +248,15 @@ class MaskConfig:
 
 @dataclass(slots=True, kw_only=True)
 class MeshConfig:
-  """The mesh of devices. The axis `data` has the devices that `fsdp` leaves."""
+  """The mesh of devices. Its axis `data` has the number of devices divided by `fsdp`."""
 
-  # Devices that share one copy of the parameters.
+  # The number of devices that share one copy of the parameters.
   fsdp: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
 class Config:
-  """A run."""
+  """All settings of a run."""
 
   data: DataConfig = field(default_factory=DataConfig)
   model: ModelConfig = field(default_factory=ModelConfig)
@@ -260,40 +270,42 @@ class Config:
   # softmax, sigmoid (summed over the classes).
   loss: str = 'softmax'
   label_smoothing: float = 0.0
-  # balanced: examples of a class count as n / (classes x examples of the class). none: as 1.
+  # The weight of an example in the loss. none: 1. balanced: the number of examples divided by
+  # (number of classes x number of examples of its class).
   class_weights: str = 'none'
-  # The parameter of the Beta distribution. 0 means no mixup.
+  # The parameter of mixup's Beta distribution. 0 means no mixup.
   mixup: float = 0.0
-  # Initial parameters: anything that `vit_jax.load` takes. '' means random.
+  # The initial parameters: any argument of `vit_jax.load`. '' means random.
   init: str = ''
   # How position embeddings are resampled to another grid: corner (the paper), half_pixel, bicubic.
   init_positions: str = 'corner'
-  # The head after `init`. new: zeros (the paper). keep: that of `init`, for the same classes.
+  # The head of a run that starts from `init`. new: zeros (the paper). keep: the head of `init`.
   # probe: a logistic regression on the features of the training images.
   init_head: str = 'new'
   # Writes the ids of each step's examples and its exact loss to ids.jsonl.
   log_ids: bool = False
-  # A duration, as the other `*_every` settings.
+  # A duration, like the other `*_every` settings.
   log_every: str = '50'
   eval_every: str = '1ep'
   # Further evaluations, each PROTOCOL:SOURCE (evaluate/protocols.py): 'fewshot:builtin:digits'.
   probes: tuple[str, ...] = ()
   # A duration. 0 means only after the last step.
   probe_every: str = '0'
-  # The L2 regularization of few-shot regression: big_vision's. The paper gives none.
+  # The L2 regularization of few-shot regression. The paper states none; big_vision uses 1024.
   fewshot_l2: float = 1024.0
   save_every: str = '1ep'
-  # The number of newest checkpoints that are kept.
+  # The number of newest checkpoints to keep.
   max_to_keep: int = 2
   # A duration. Checkpoints at its multiples are never deleted. 0 means none.
   keep_every: str = '0'
-  # Seconds for the first step, or a checkpoint, before the run counts as stuck. 0 means no limit.
+  # Seconds that the first step or a checkpoint may take. A run that exceeds them prints its stacks
+  # and exits. 0 means no limit.
   first_step_timeout: float = 2400.0
-  # Seconds for a step before the run counts as stuck and prints its stacks. 0 means no limit.
+  # The same limit for each later step.
   step_timeout: float = 600.0
 
 
-# Old name -> new name. A run directory may have been written with the old names.
+# Old name -> new name. Older run directories have the old names.
 RENAMED_SETTINGS = {
   'keep': 'max_to_keep',
   'evals': 'probes',
@@ -322,7 +334,7 @@ def config_to_dict(config) -> dict:
 
 
 def flatten_config(config, prefix: str = '') -> dict[str, object]:
-  """Return {'data.batch': 256, …}: every setting, named like its flag after `--config.`."""
+  """Return {'data.batch': 256, …}: every setting, with the name that follows `--config.`."""
   out: dict[str, object] = {}
   for f in dataclasses.fields(config):
     name, value = prefix + f.name, getattr(config, f.name)
@@ -343,7 +355,7 @@ def with_settings(config: Config, settings: dict[str, object]) -> Config:
 
 
 def config_from_dict(values: dict, cls=Config):
-  """Return the config that `config_to_dict` converted. Raises UserError for an unknown name."""
+  """Return the config of a dict as from `config_to_dict`. Raises UserError for an unknown name."""
   fields = {f.name: f for f in dataclasses.fields(cls)}
   if not isinstance(values, dict):
     raise UserError(f'a config is a table of settings, not {values!r:.80}')
@@ -370,7 +382,7 @@ def rename_settings(values: dict) -> dict:
   return values
 
 
-# The settings about unlabelled images, as a run without such images has them.
+# The settings of unlabelled images in a run without such images.
 UNLABELLED_DEFAULTS = {
   f.name: f.default
   for f in dataclasses.fields(DataConfig)

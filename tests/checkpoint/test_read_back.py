@@ -96,7 +96,7 @@ def test_a_run_does_not_end_well_with_an_unreadable_checkpoint(
   ):
     checkpoints.finish(make_state(2), 2)
   assert error.value.exit_code == 74 and '\n' not in str(error.value)
-  assert list_saved_steps(tmp_path / 'checkpoints') == [1]  # It was kept, and nothing is lost.
+  assert list_saved_steps(tmp_path / 'checkpoints') == [1]  # The older checkpoint was not deleted.
   assert 'damaged/2' in capfd.readouterr().err
   checkpoints = CheckpointManager(tmp_path)
   assert states_equal(checkpoints.restore(state_shapes())[0], make_state(1))

@@ -1,10 +1,10 @@
-"""The command line as a person types it, in a directory of its own."""
+"""A fixture that runs commands in a temporary directory."""
 
 import pytest
 
 
 @pytest.fixture
 def command(typed, tmp_path, monkeypatch):
-  """(exit code, standard output, errors) of what is typed in `tmp_path`."""
+  """Return a function that runs a command in `tmp_path`: (exit code, stdout, stderr)."""
   monkeypatch.chdir(tmp_path)
   return typed

@@ -26,7 +26,7 @@ def test_labels_from_something_that_is_not_a_file_are_an_error(tmp_path):
       read_label_names(str(path))
 
 
-def test_two_dashes_are_no_value_of_a_flag():
+def test_two_dashes_are_not_a_value_of_a_flag():
   parser = Parser(prog='x')
   parser.add_argument('--name')
   parser.add_argument('rest', nargs='*')

@@ -45,7 +45,7 @@ def test_figures_and_numbers_of_a_model_beside_others(command, tmp_path):
   assert (tmp_path / 'out' / 'numbers.md').read_text() in out
 
 
-def test_without_images_it_says_what_is_missing(command, tmp_path):
+def test_without_images_a_message_lists_the_missing_figures(command, tmp_path):
   google_file(
     tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=1), classes=0, size=(32, 32)
   )
@@ -55,7 +55,7 @@ def test_without_images_it_says_what_is_missing(command, tmp_path):
   assert not (tmp_path / 'out' / 'rollout.png').exists()
 
 
-def test_of_many_images_as_many_as_the_paper_took(tmp_path):
+def test_of_many_images_128_are_used_as_in_the_paper(tmp_path):
   for i in range(300):
     (tmp_path / f'{i:03}.png').touch()
   files = open_figure_images([str(tmp_path)], None)

@@ -22,7 +22,7 @@ COLORS = {'red': (200, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 200)}
 
 @pytest.fixture
 def photos(tmp_path):
-  """A folder of noisy images of three colors, ten of each."""
+  """Return a folder of noisy images of three colors, ten of each."""
   rng = np.random.default_rng(0)
   for name, color in COLORS.items():
     (tmp_path / 'photos' / name).mkdir(parents=True)
@@ -37,7 +37,10 @@ def photos(tmp_path):
 
 
 def run_vit_jax(folder, *words: str) -> tuple[int, str, str]:
-  """(exit code, standard output, errors) of a process of its own: a job installs signal handlers."""
+  """Run a command in a new process, because jobs install signal handlers.
+
+  Return (exit code, stdout, stderr).
+  """
   paths = f'{ROOT}{os.pathsep}{ENVIRONMENT["PYTHONPATH"]}'
   done = subprocess.run(
     [sys.executable, '-m', 'vit_jax', *words],

@@ -12,7 +12,7 @@ from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
-# A command line, and what its error has to name.
+# A command line, and the text that its error must contain.
 WRONG = {
   'an unknown field': ('--config.optm.lr=3', 'config.optim.lr'),
   'a value of another type': ('--config.data.batch=x', '--config.data.batch'),
@@ -79,7 +79,7 @@ train.run_train_job('quickstart')
   assert re.fullmatch(r'False waiting for .*JAX.*\n', done.stderr)
 
 
-def test_both_jobs_run_from_another_directory_without_chatter_of_libraries(tmp_path):
+def test_both_jobs_run_from_another_directory_without_messages_of_libraries(tmp_path):
   """Pre-train, fine-tune from that run, and repeat the second command, which has nothing to do."""
   small = ['--config.steps=2', '--config.data.batch=16', '--config.optim.grad_accum_steps=1']
   small += ['--config.optim.warmup=0', '--config.model.depth=1']

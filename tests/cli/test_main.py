@@ -298,8 +298,7 @@ USER_ERRORS = {
   'a mean of 255': ((*PREDICT, '--mean', '127'), "--mean: '127'"),
   'two deviations': ((*PREDICT, '--std', '0.1,0.2'), "--std: '0.1,0.2'"),
   'no deviation': ((*PREDICT, '--std', '0'), 'positive'),
-  'a crop that is not asked '
-  'for': ((*PREDICT, '--short_side', '48'), '--short_side needs --crop center'),
+  'a short side without a center crop': ((*PREDICT, '--short_side', '48'), '--short_side needs --crop center'),
   'labels that are not '
   'there': ((*PREDICT, '--labels', 'none.txt'), '--labels none.txt: No such file'),
   'too few labels': ((*EVALUATE, '--labels', 'imagenet1k'), '1000 labels for 3 classes'),

@@ -17,7 +17,7 @@ def model(tmp_path):
 
 
 def test_several_probes_run_on_the_same_features(command, tmp_path):
-  asked = (
+  options = (
     '--protocol',
     'fewshot',
     'knn',
@@ -31,7 +31,7 @@ def test_several_probes_run_on_the_same_features(command, tmp_path):
     '3',
   )
   code, out, err = command(
-    *MODEL, *asked, '--train_split', 'train[:200]', '--batch', '100', '--json', 'out.json'
+    *MODEL, *options, '--train_split', 'train[:200]', '--batch', '100', '--json', 'out.json'
   )
   assert code == 0
   assert err.count('\n') == 1 and 'does not state an image size' in err
@@ -53,7 +53,7 @@ def test_several_probes_run_on_the_same_features(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('asked', 'message'),
+  ('options', 'message'),
   [
     ((), '--data is missing'),
     (('--protocol', 'fewshot'), '--data is missing'),
@@ -90,7 +90,7 @@ def test_several_probes_run_on_the_same_features(command, tmp_path):
     ),
   ],
 )
-def test_flags_of_another_protocol_are_a_user_error_in_one_line(command, asked, message):
-  code, out, err = command(*MODEL, *asked)
+def test_flags_of_another_protocol_are_a_user_error_in_one_line(command, options, message):
+  code, out, err = command(*MODEL, *options)
   assert (code, out) == (2, '')
   assert message in err.splitlines()[-1]

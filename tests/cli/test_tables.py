@@ -1,4 +1,4 @@
-"""tables: the list, dry runs, miniatures and released checkpoints, as a person types them."""
+"""The command `tables`: the list, dry runs, miniatures and released checkpoints."""
 
 import re
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_dry_run_prints_commands_hours_and_data(command):
     (('mini', '--effort=0'), 'above 0 and at most 10'),
   ],
 )
-def test_what_cannot_be_made_is_an_error(command, args, words):
+def test_a_table_that_cannot_be_made_is_an_error(command, args, words):
   code, _, err = command('tables', *args)
   assert code == 2 and words in err
 

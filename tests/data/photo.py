@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photo(h: int = 83, w: int = 117) -> np.ndarray:
-  """Smooth colors with an edge, which JPEG preserves. No two rows or channels are equal."""
+  """Return smooth colors with an edge, which JPEG preserves. All rows and channels differ."""
   y, x = np.mgrid[:h, :w]
   image = np.stack([255 * y / h, 255 * x / w, 127 + 100 * np.sin(x / 9 + y / 7)], -1)
   image[h // 3 : h // 2, w // 4 :] //= 2

@@ -26,7 +26,7 @@ LABELLED, UNLABELLED = 'train[:60]', 'train[60:200]'
 
 @pytest.fixture
 def data(tmp_path) -> DataConfig:
-  """Digits, of which 140 have pseudo-labels; half of those are confident."""
+  """Return digits, of which 140 have pseudo-labels. Half of these are confident."""
   logits = (
     np.random.default_rng(0).normal(size=(140, 10)) * np.where(np.arange(140) % 2, 4, 0.1)[:, None]
   )

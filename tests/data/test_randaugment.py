@@ -15,7 +15,7 @@ from vit_jax.data.sampler import random_bits
 
 @pytest.fixture(scope='module')
 def photo() -> np.ndarray:
-  """Smooth colors, edges and noise. No channel reaches 0 or 255."""
+  """Return smooth colors, edges and noise. No channel reaches 0 or 255."""
   y, x = np.mgrid[:40, :30]
   image = np.stack([200 * y / 40, 200 * x / 30, 100 + 60 * np.sin(x / 4 + y / 3)], -1) + 20
   image[10:20, 5:15] *= 0.6

@@ -46,7 +46,7 @@ def test_threads_that_need_the_images_at_the_same_time_load_them_once(monkeypatc
 
   def slow_load(*args, **kwargs):
     loading.append(threading.get_ident())
-    time.sleep(0.2)  # The other threads ask meanwhile.
+    time.sleep(0.2)  # The other threads call it meanwhile.
     return load(*args, **kwargs)
 
   source = open_source('builtin:digits', 'train')

@@ -26,7 +26,7 @@ from vit_jax.sharding.mesh import make_mesh, shard_from_host
 
 @pytest.fixture(params=[1, 4], ids=['copies', 'shards'])
 def evaluated(request, make_model):
-  """(model, evaluator, parameters) on eight devices, a copy on each or shards over four."""
+  """Return (model, evaluator, parameters) on eight devices, replicated or sharded over four."""
   model = make_model(width=64, mlp=1024)  # Large enough to be split.
   evaluator, params = make_pretrained_evaluator(model, eval_data_config(model, batch=16))
   if request.param > 1:

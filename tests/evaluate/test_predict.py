@@ -72,9 +72,9 @@ def test_classes_without_names_are_numbered(make_model, paths):
 def test_an_unreadable_file_has_an_error_and_the_others_are_predicted(tmp_path, make_model, paths):
   (tmp_path / 'empty.png').touch()
   (tmp_path / 'text.jpg').write_text('hello')
-  whole = io.BytesIO()
-  Image.new('RGB', (64, 64), 'red').save(whole, 'JPEG')
-  (tmp_path / 'cut.jpg').write_bytes(whole.getvalue()[:300])
+  encoded = io.BytesIO()
+  Image.new('RGB', (64, 64), 'red').save(encoded, 'JPEG')
+  (tmp_path / 'cut.jpg').write_bytes(encoded.getvalue()[:300])
   bad = [str(tmp_path / name) for name in ('empty.png', 'text.jpg', 'cut.jpg', 'gone.jpg')]
   model = make_model()
   found = list(predict_files(model, [bad[0], paths[0], *bad[1:], paths[1]], top=1, batch=4))

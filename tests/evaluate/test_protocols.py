@@ -32,7 +32,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A run that was evaluated after steps 2 and 4."""
+  """Return a run that was evaluated after steps 2 and 4."""
   workdir = tmp_path_factory.mktemp('run') / 'run'
   return workdir, train(CONFIG, workdir)
 

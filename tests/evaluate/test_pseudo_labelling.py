@@ -34,19 +34,19 @@ def test_probabilities_are_the_teachers_in_the_order_of_the_students_classes(
   parts, make_model, source, by_hand, tmp_path
 ):
   model, student = make_model(), ('hen', 'cat', 'dog', 'cow')
-  said = labelled(model, source, tmp_path / 'labels', classes=student)
+  probabilities = labelled(model, source, tmp_path / 'labels', classes=student)
   logits = by_hand(model, source)[1][:, [NAMES.index(name) for name in student]]
   expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  np.testing.assert_allclose(said, expected, rtol=1e-3)  # In half precision.
+  np.testing.assert_allclose(probabilities, expected, rtol=1e-3)  # Files have half precision.
 
 
 def test_existing_parts_are_kept_and_missing_ones_are_written(parts, make_model, source, tmp_path):
   model = make_model()
-  whole = labelled(model, source, tmp_path / 'labels')
+  complete = labelled(model, source, tmp_path / 'labels')
   for name in ('best.npz', '00002.npy'):
     (tmp_path / 'labels' / name).unlink()
   kept = (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns
-  np.testing.assert_array_equal(labelled(model, source, tmp_path / 'labels'), whole)
+  np.testing.assert_array_equal(labelled(model, source, tmp_path / 'labels'), complete)
   assert (tmp_path / 'labels' / '00001.npy').stat().st_mtime_ns == kept
 
 

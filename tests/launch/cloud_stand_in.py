@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Stands in for gcloud, xpk and kubectl.
+"""A stand-in for gcloud, xpk and kubectl.
 
-Takes the flags that they take, and plays back what a test has written for them.
+It accepts the flags that they accept, and replays the answers that a test has written.
 
-$STAND_IN is a folder with play.json: {state: [what describing it gives, one after another; the last
-stays]}, and for a command's first words a list of [exit code, stdout, stderr]. Every call is added
-to calls.jsonl there.
+The folder $STAND_IN has play.json: {the first words of a command: [[exit code, stdout, stderr], …]}.
+Calls of a command get these answers in sequence; the last one repeats. Every call is appended to
+calls.jsonl there.
 
-Flags: `gcloud … --help` of Google Cloud SDK 528, the parsers of xpk 1.16.0, `kubectl … --help` of
+Sources of the flags: `gcloud … --help` of Google Cloud SDK 528, the parsers of xpk 1.16.0, `kubectl … --help` of
 1.32.
 """
 
@@ -31,7 +31,7 @@ CREATE = {
   'reserved',
 }
 ALWAYS_XPK = {'cluster', 'project', 'zone'}
-# Words of a command -> (flags it must have, flags it may have besides, how many words follow).
+# First words of a command -> (required flags, optional flags, number of words that follow).
 TAKES = {
   'gcloud compute tpus queued-resources create': (
     {'zone', 'runtime-version', 'accelerator-type'}, CREATE | {'node-id', 'node-count', 'node-prefix'}, 1),
@@ -66,13 +66,13 @@ VALUES = {
 
 
 def refuse(why: str):
-  """As argparse and gcloud do."""
+  """Print an error and exit with 2, as argparse and gcloud do."""
   print(f'stand-in: ERROR: {why}', file=sys.stderr)
   sys.exit(2)
 
 
 def flags_of(words: list[str]) -> dict[str, str]:
-  """{flag: its value}, checked."""
+  """Return {flag: value}. Refuse values that the command would refuse."""
   flags = {}
   for word in words:
     name, equals, value = word.removeprefix('--').partition('=')
@@ -85,7 +85,7 @@ def flags_of(words: list[str]) -> dict[str, str]:
 
 
 def check(called: str, flags: dict[str, str], rest: list[str]):
-  """Refuses what the real one would refuse."""
+  """Refuse what the real command would refuse."""
   needed, possible, count = TAKES[called]
   wide = WIDE if called.startswith('gcloud') else set()
   if absent := needed - flags.keys():
@@ -107,7 +107,7 @@ def check(called: str, flags: dict[str, str], rest: list[str]):
 
 
 def check_private(flags: dict[str, str]):
-  """Refuses a file with values of `--env` that others than its owner can read."""
+  """Refuse a file with values of `--env` that users other than its owner can read."""
   startup = flags.get('metadata-from-file', '=').partition('=')[2]
   for path in filter(None, (startup, flags.get('env-file', ''))):
     if Path(path).stat().st_mode & 0o077:
@@ -121,9 +121,9 @@ def check_private(flags: dict[str, str]):
 
 
 def next_of(place: Path, play: dict, key: str):
-  """The next of what was written for `key`; the last one stays."""
-  told = place / f'{re.sub("[^a-z]", "_", key)}.count'
-  with told.open('a+') as file:  # Several may ask at once.
+  """Return the next answer for `key`. The last answer repeats."""
+  counter = place / f'{re.sub("[^a-z]", "_", key)}.count'
+  with counter.open('a+') as file:  # Several processes may call at once.
     fcntl.flock(file, fcntl.LOCK_EX)
     count = file.tell()
     file.write('.')
@@ -131,7 +131,7 @@ def next_of(place: Path, play: dict, key: str):
 
 
 def main():
-  """Records, checks, answers."""
+  """Check and record the call, and print its answer."""
   words = [Path(sys.argv[0]).name, *sys.argv[1:]]
   place = Path(os.environ['STAND_IN'])
   play = json.loads((place / 'play.json').read_text())

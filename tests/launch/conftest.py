@@ -1,4 +1,4 @@
-"""A cloud that is none: stand-ins for its commands on PATH."""
+"""A simulated cloud: stand-ins for its commands on PATH."""
 
 import json
 import os
@@ -16,16 +16,13 @@ STAND_IN = Path(__file__).parent / 'cloud_stand_in.py'
 
 
 class Cloud:
-  """What the commands are to answer, and what they were asked."""
+  """The answers that the stand-ins give, and the calls that they received."""
 
   def __init__(self, place: Path):
     self.place = place
 
   def play(self, **answers):
-    """`queued_resources_describe=[…]`.
-
-    The answers of the command with these last words, one after another.
-    """
+    """Set the answers of commands, such as `describe=[…]`. Calls get them in sequence."""
     known = {
       'describe': 'gcloud compute tpus queued-resources '
                   'describe', 'create': 'gcloud compute tpus queued-resources create',
@@ -39,7 +36,7 @@ class Cloud:
     )
 
   def calls(self, *words: str) -> list[list[str]]:
-    """The calls that have all these words."""
+    """Return the calls that contain all these words."""
     lines = (
       (self.place / 'calls.jsonl').read_text().splitlines()
       if (self.place / 'calls.jsonl').exists()
@@ -67,7 +64,7 @@ def cloud(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """A clean checkout of a project with our configs, and nothing of git's settings."""
+  """Return a clean checkout with our configs, without the git settings of the user."""
   place = tmp_path / 'checkout'
   shutil.copytree(ROOT / 'configs', place / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
   for name in ('run_pretrain.py', 'requirements.txt'):
@@ -84,7 +81,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-  """(exit code, standard output, errors) of a command."""
+  """Return a function that runs a command: (exit code, stdout, stderr)."""
 
   def run(*args: str):
     monkeypatch.setattr(sys, 'argv', ['vit-jax', *args])

@@ -1,4 +1,4 @@
-"""Words that mean something to a shell, YAML, gcloud, Kubernetes, Python or a terminal."""
+"""Words with a special meaning in a shell, YAML, gcloud, Kubernetes, Python or a terminal."""
 
 HOSTILE = (
   "'; touch PWNED; '", '"; touch PWNED; "', '$(touch PWNED)', '`touch PWNED`', '; touch PWNED', '&& touch PWNED',

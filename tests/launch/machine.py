@@ -1,6 +1,6 @@
 """Stand-ins for a TPU VM and for a container, on which a start script runs.
 
-Its folders lie under another, and the machine's commands are stand-ins.
+The root folders of the machine are below a temporary one, and its commands are stand-ins.
 """
 
 import os
@@ -20,8 +20,8 @@ JOB = Job(
   workdir='gs://runs/b16', data='gs://sets/all', env={'LIBTPU_INIT_ARGS': '--a=1 --b=2'}, python='3.11', commit='abc',
   command=('run_pretrain.py', '--config=configs/pretrain.py:B/16,imagenet21k', '--workdir=/mnt/workdir'),
 )  # fmt: skip
-# Notes that it was called, and does what is left of its work; gcsfuse fails where it would hold the
-# lock for ever.
+# Records its call and simulates the effect of the command. gcsfuse fails if it inherits the lock of
+# the script, which it would hold for ever.
 STAND_IN = r"""#!/bin/bash
 name=${0##*/} last=${*: -1}
 mounted=$MACHINE/mounted${last//\//_}
@@ -34,15 +34,15 @@ case "$name $*" in
   python3*venv*) mkdir -p "$last/bin"; cp "$MACHINE/python" "$last/bin/python" ;;
 esac
 """
-# Notes what it is to run, with all bytes in argv and environ, and ends as the file `codes` says: a
-# line each time. It uses no program that a variable PATH could hide.
+# Records its arguments, argv and environ, and exits as the next line of the file `codes` states. It
+# uses no program that a variable PATH could hide.
 PYTHON = r"""#!/bin/bash
 PATH=/usr/bin:/bin
 printf '%s\0' "$@" > "$MACHINE/argv"
 cat "/proc/$$/environ" > "$MACHINE/environ"
 read -r code < "$MACHINE/codes"
 sed -i 1d "$MACHINE/codes"
-[ "$code" != long ] || trap 'exit 75' TERM  # Before a test sees that it runs.
+[ "$code" != long ] || trap 'exit 75' TERM  # Before a test can see that it runs.
 echo "$PWD: $*: $LIBTPU_INIT_ARGS: $TFDS_DATA_DIR" >> "$MACHINE/runs"
 case $code in
   stop) touch "$MACHINE/run/vit_jax/stop"; exit 75 ;;
@@ -52,7 +52,7 @@ exit "$code"
 """
 
 
-# Notes argv and environ, unless it is pip.
+# Records argv and environ, unless it is called as pip.
 CONTAINER_PYTHON = r"""#!/bin/bash
 PATH=/usr/bin:/bin
 [ "$2" != pip ] || exit 0
@@ -72,7 +72,7 @@ def parse_environ(data: bytes) -> dict[str, str]:
 
 
 class Machine:
-  """A TPU VM that is none."""
+  """A simulated TPU VM."""
 
   def __init__(self, place: Path, job: Job = JOB):
     self.place = place
@@ -110,7 +110,7 @@ class Machine:
     path.chmod(0o755)
 
   def boot(self, *codes) -> subprocess.Popen:
-    """Runs the script; the command ends with these codes, one after another."""
+    """Run the start script. The starts of its command exit with these codes, in sequence."""
     (self.place / 'codes').write_text(''.join(f'{code}\n' for code in codes))
     return subprocess.Popen(
       ['bash', self.place / 'start.sh'], env=self.environment, start_new_session=True
@@ -121,20 +121,20 @@ class Machine:
     return path.read_text().splitlines() if path.exists() else []
 
   def argv(self, name: str = 'argv') -> list[str]:
-    """The last arguments of the command, or of another program in `name`.argv."""
+    """Return the last arguments of the command. For another program, `name` is PROGRAM.argv."""
     return split_at_nul((self.place / name).read_bytes())
 
   def variables(self) -> dict[str, str]:
-    """The environment in which the command was last started."""
+    """Return the environment in which the command was last started."""
     return parse_environ((self.place / 'environ').read_bytes())
 
   def exit_code(self) -> str | None:
-    """What it left for the babysitter."""
+    """Return the exit code that the script wrote for the babysitter, or None."""
     path = self.launch / 'exit/host-0'
     return path.read_text().strip() if path.exists() else None
 
   def wait_for_run(self):
-    """Until the command runs, 20 s at most."""
+    """Wait until the command runs, for at most 20 s."""
     until = time.monotonic() + 20
     while not self.lines('runs') and time.monotonic() < until:
       time.sleep(0.02)

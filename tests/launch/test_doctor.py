@@ -1,4 +1,4 @@
-"""What the doctor says of hosts that are not well; the well ones are in test_several_hosts.py."""
+"""The doctor reports faults of hosts. For hosts without faults see test_several_hosts.py."""
 
 import re
 
@@ -10,7 +10,7 @@ from vit_jax.sharding.mesh import make_mesh
 
 
 def host(**changes) -> dict:
-  """What a host that is well says of itself."""
+  """Return the report of a host without faults, with some entries replaced."""
   own = {
     'versions': {'jax': '0.10.2', 'libtpu': '0.0.52'},
     'disk': 50.0,
@@ -28,7 +28,7 @@ def test_one_host_is_examined_alone(tmp_path):
   assert str(found[2]) == 'ok   all-reduce the sum over 8 devices is 28'
 
 
-ILL = {
+FAULTY = {
   'versions': (
     lambda: doctor.diagnose_versions([host(), host(versions={'jax': '0.10.2', 'libtpu': '0.0.40'})]),
     'FAIL versions   libtpu: 0.0.52 on host 0, 0.0.40 on host 1  → install the same pins.txt '
@@ -49,13 +49,13 @@ ILL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('case', ILL)
-def test_what_is_wrong_has_its_remedy_beside_it(case):
-  check, line = ILL[case]
+@pytest.mark.parametrize('case', FAULTY)
+def test_a_fault_is_one_line_with_its_remedy(case):
+  check, line = FAULTY[case]
   assert re.fullmatch(line, str(check()))
 
 
-def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
+def test_a_workdir_that_is_not_shared_is_a_fault(tmp_path):
   line = str(
     doctor.diagnose_workdir(tmp_path, [host(), host(seen='does not see what host 0 wrote')])
   )
@@ -64,13 +64,13 @@ def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
   )
 
 
-def test_a_workdir_that_cannot_be_written_is_found_out(tmp_path):
+def test_a_workdir_that_cannot_be_written_is_a_fault(tmp_path):
   (tmp_path / 'file').touch()
   assert doctor.write_probe_file(tmp_path / 'file' / 'run', 'token') == 'Not a directory'
   assert doctor.read_data_folder(tmp_path / 'none') == 'No such file or directory'
 
 
-def test_hugepages_are_asked_for_where_there_are_tpus(monkeypatch):
+def test_hugepages_are_required_only_on_tpus(monkeypatch):
   assert doctor.diagnose_hugepages([host(hugepages='madvise')]).ok
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
   assert not doctor.diagnose_hugepages([host(hugepages='madvise'), host()]).ok

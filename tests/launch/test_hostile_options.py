@@ -1,4 +1,4 @@
-"""Words in every option of `launch`, as a user types them: a result, or one line that says why."""
+"""Any word in any option of `launch` gives a valid result or a one-line error."""
 
 import os
 import re
@@ -65,7 +65,7 @@ def check(result, copied, what: str):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_hostile_words_in_every_option(checkout, cloud, run, copied, tmp_path, backend):
-  """Each word stands alone, and after a value that is right."""
+  """Each word is given alone, and appended to a valid value."""
   cloud.play()
   right = BACKENDS[backend]
   for option in OPTIONS[backend]:

@@ -1,6 +1,6 @@
-"""Words in every argument of `launch` arrive to the byte, or are refused in one line.
+"""Arguments of `launch` reach the command byte for byte, or are refused in one line.
 
-No word is executed on the way: each would leave a file PWNED.
+No word is executed on the way: that would create a file PWNED.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from vit_jax.launch.shell import quote_word
 
 GKE = dataclasses.replace(JOB, backend='gke', cluster='tpus')
 OPTIONS = ('project', 'zone', 'cluster', 'workdir', 'data', 'name')
-# Names of the start script's own variables, and some to which bash gives a meaning.
+# Names of the start script's own variables, and of some variables that bash itself reads.
 SCRIPT_NAMES = ('launch', 'code', 'ended', 'environment', 'key', 'pause', 'HOSTNAME', 'IFS', 'LC_ALL', 'CDPATH', 'PS4')  # fmt: skip
 DUMP = """
 import os, sys
@@ -42,7 +42,7 @@ open(os.environ['DUMP'] + '.environ', 'wb').write(open('/proc/self/environ', 'rb
 
 
 def hostile_job(job, *, words=HOSTILE, names=()):
-  """The job with these words as arguments and as values of variables."""
+  """Return the job with these words as arguments and as values of variables."""
   env = {f'V{i}': word for i, word in enumerate(words)} | {
     name: words[i % len(words)] for i, name in enumerate(names)
   }
@@ -59,7 +59,7 @@ def bash_syntax_errors(script: str) -> str:
 
 
 def boot(place: Path, job) -> Machine:
-  """Run the start script of a TPU VM, and check all that its command received."""
+  """Run the start script of a TPU VM, and check what its command received."""
   machine = Machine(place, job)
   done = machine.boot(0)
   assert done.wait(60) == 0, machine.lines('var/log/vit_jax.log')
@@ -72,7 +72,7 @@ def boot(place: Path, job) -> Machine:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-  """An empty folder, which is also the current one."""
+  """Return an empty folder, which is also the working directory."""
   (tmp_path / 'place').mkdir()
   monkeypatch.chdir(tmp_path / 'place')
   return tmp_path / 'place'
@@ -129,7 +129,7 @@ def test_a_script_is_ascii_with_one_line_for_each_word(place):
 
 
 def refused(job) -> bool:
-  """Whether the job is refused by a UserError."""
+  """Return True if a UserError refuses the job."""
   try:
     check_job(job)
   except UserError:
@@ -138,7 +138,7 @@ def refused(job) -> bool:
 
 
 def accepted_jobs(job) -> list:
-  """The jobs with a hostile word in one option that are not refused."""
+  """Return the jobs with a hostile word in one option that are not refused."""
   found = []
   for option in OPTIONS:
     for word in HOSTILE:
@@ -149,7 +149,7 @@ def accepted_jobs(job) -> list:
 
 
 def test_words_that_xpk_would_execute_or_split_are_refused(place):
-  """xpk puts its arguments into commands of a shell, and separates mount options at commas."""
+  """xpk puts its arguments into shell commands, and splits mount options at commas."""
   accepted = accepted_jobs(GKE)
   assert {each.workdir for each in accepted} >= {
     'gs://runs/b16/a@b',
@@ -182,11 +182,11 @@ def test_a_path_on_gke_adds_no_mount_option(option, word):
   'word', ['a*', 'a?', '[a]', '{a,b}', 'a#1', 'a/../b', './a', 'a//b', "a'b"]
 )
 @pytest.mark.parametrize('option', ['workdir', 'data'])
-def test_a_path_in_a_bucket_is_no_pattern_of_gcloud(option, word):
+def test_a_bucket_path_that_gcloud_reads_as_a_pattern_is_refused(option, word):
   assert refused(dataclasses.replace(JOB, **{option: f'gs://runs/{word}'}))
 
 
-def test_a_path_with_the_marks_of_partitions_is_mounted_on_a_tpu_vm(place):
+def test_a_bucket_path_with_equals_comma_and_colon_is_mounted_on_a_tpu_vm(place):
   job = dataclasses.replace(JOB, data='gs://sets/date=2024-01-01,v:2', command=('job.py',))
   check_job(job)
   machine = boot(place, job)
@@ -194,7 +194,7 @@ def test_a_path_with_the_marks_of_partitions_is_mounted_on_a_tpu_vm(place):
 
 
 def bash_names() -> list[str]:
-  """Variables of bash that it computes or protects: another exported value does not arrive."""
+  """Return the variables that bash computes or protects: other exported values do not arrive."""
   names = subprocess.run(['bash', '-c', 'compgen -v'], capture_output=True, text=True, check=True)
   more = 'RANDOM SECONDS LINENO FUNCNAME GROUPS DIRSTACK HISTCMD EPOCHSECONDS EPOCHREALTIME SRANDOM OPTIND UID PPID _'
   arrives = lambda name: subprocess.run(
@@ -216,7 +216,7 @@ def test_variables_that_belong_to_bash_are_refused():
 @pytest.mark.parametrize(
   'name', ['', 'A-B', '1A', 'A B', 'A\nB', 'A$(touch PWNED)', 'gr\u00fc\u00dfe', "A'", ' A', 'A ']
 )
-def test_a_name_that_is_none_is_refused(name):
+def test_an_invalid_variable_name_is_refused(name):
   with pytest.raises(UserError, match='--env='):
     parse_env(f'{name}=value')
 
@@ -230,7 +230,7 @@ def test_a_quoted_word_is_one_line_that_bash_reads_back():
     assert split_at_nul(done.stdout) == list(HOSTILE)
 
 
-def test_too_much_for_the_cloud_is_refused_before_anything_is_created():
+def test_a_script_or_environment_above_the_clouds_limit_is_refused_before_anything_is_created():
   long = ('x' * 100_000,) * 3
   with pytest.raises(UserError, match='start script has'):
     make_start_files(dataclasses.replace(JOB, command=('job.py', *long)))

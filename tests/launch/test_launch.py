@@ -1,4 +1,4 @@
-"""`python -m vit_jax launch`: what it refuses, what it would do, and that it does it."""
+"""`python -m vit_jax launch`: errors, dry runs, and the commands that it runs."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from vit_jax.errors import UserError
 from vit_jax.tpu.accelerators import ACCELERATOR_KINDS, accelerator_names, parse_accelerator
 
-# How ml_collections reads a config file.
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / 'golden'
 SETTINGS = (
@@ -39,8 +38,8 @@ DRY = {
 
 
 @pytest.mark.parametrize('name', DRY)
-def test_a_dry_run_prints_what_an_expert_would_type_and_runs_nothing(checkout, cloud, run, name):
-  """$GOLDEN=write writes what is expected."""
+def test_a_dry_run_prints_every_command_and_runs_none(checkout, cloud, run, name):
+  """GOLDEN=write updates the expected texts."""
   cloud.play()
   code, out, _ = run(*DRY[name], '--dry_run', *TRAIN)
   commit = subprocess.run(
@@ -70,7 +69,7 @@ def test_a_dry_run_does_not_show_passwords_in_urls(checkout, cloud, run, where):
 
 
 @pytest.mark.parametrize('name', DRY)
-def test_the_start_up_script_is_one_that_bash_takes(name):
+def test_the_start_up_script_has_valid_bash_syntax(name):
   script = (
     (GOLDEN / f'{name}.txt')
     .read_text()
@@ -84,7 +83,7 @@ def test_the_start_up_script_is_one_that_bash_takes(name):
   )
 
 
-def test_a_launch_ships_the_commit_and_the_versions_and_removes_the_machines_when_it_is_done(
+def test_a_launch_uploads_the_commit_and_the_versions_and_deletes_the_machines_of_a_finished_run(
   checkout, cloud, run
 ):
   cloud.play(
@@ -105,9 +104,9 @@ def test_a_launch_ships_the_commit_and_the_versions_and_removes_the_machines_whe
 
 WRONG = {
   'no command': (POD, 'expected -- and the command'),
-  'a verb that is none': (('launch', 'stauts', 'b16'), "got 'stauts'. Did you mean 'status'?"),
-  'a slice that is none': ((*POD, '--tpu=v5litepod-255', *TRAIN), '--tpu=v5litepod-255'),
-  'a kind that is none': ((*POD, '--tpu=v5lite-256', *TRAIN), "Did you mean 'v5litepod-256'?"),
+  'an unknown verb': (('launch', 'stauts', 'b16'), "got 'stauts'. Did you mean 'status'?"),
+  'an unknown slice': ((*POD, '--tpu=v5litepod-255', *TRAIN), '--tpu=v5litepod-255'),
+  'an unknown kind': ((*POD, '--tpu=v5lite-256', *TRAIN), "Did you mean 'v5litepod-256'?"),
   'a batch that does not '
   'divide': ((*POD, *TRAIN, '--config.data.batch=4000'), '256 devices of 64 hosts'),
   'fsdp that does not '
@@ -117,21 +116,20 @@ WRONG = {
   'a bad name': ((*POD, '--name=B_16', *TRAIN), '--name=B_16: expected at most 40'),
   'a local workdir': ((*POD, '--workdir=runs/x', *TRAIN), '--workdir=runs/x: expected '
                                                           'gs://BUCKET/PATH'),
-  'a whole bucket': ((*POD, '--workdir=gs://runs', *TRAIN), '--workdir=gs://runs'),
+  'a bucket without a path': ((*POD, '--workdir=gs://runs', *TRAIN), '--workdir=gs://runs'),
   'two workdirs': ((*POD, *TRAIN, '--workdir=x'), 'goes before the --'),
   'no zone': (('launch', '--backend=queued', '--tpu=v4-8', *TRAIN), 'needs --workdir and --zone'),
   'no cluster': ((*POD, '--backend=gke', *TRAIN), '--backend=gke needs --cluster'),
   'slices of a TPU '
   'VM': ((*POD, '--backend=tpu-vm', '--slices=2', *TRAIN), '--backend=queued for several'),
   'Ironwood outside GKE': ((*POD, '--tpu=tpu7x-8', *TRAIN), '--backend=gke'),
-  'an environment that is '
-  'none': ((*POD, '--env=A-B=1', *TRAIN), '--env=A-B=…: expected NAME=VALUE'),
+  'an invalid variable name': ((*POD, '--env=A-B=1', *TRAIN), '--env=A-B=…: expected NAME=VALUE'),
   'no tool': ((*POD, '--backend=gke', '--cluster=tpus', *TRAIN), 'xpk is not installed'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_what_is_wrong_is_one_line_before_anything_is_created(checkout, cloud, run, case):
+def test_a_wrong_option_is_a_one_line_error_before_anything_is_created(checkout, cloud, run, case):
   args, message = WRONG[case]
   if case == 'no tool':
     (cloud.place / 'bin' / 'xpk').unlink()
@@ -145,7 +143,7 @@ def test_what_is_wrong_is_one_line_before_anything_is_created(checkout, cloud, r
   assert not cloud.calls('create')
 
 
-def test_what_is_not_in_the_commit_is_not_launched_unless_that_is_said(checkout, cloud, run):
+def test_uncommitted_changes_are_an_error_without_allow_dirty(checkout, cloud, run):
   (checkout / 'configs' / 'mine.py').write_text('')
   code, _, err = run(*POD, '--dry_run', *TRAIN)
   assert (code, '--allow_dirty' in err) == (
@@ -156,7 +154,7 @@ def test_what_is_not_in_the_commit_is_not_launched_unless_that_is_said(checkout,
   assert (code, 'not launched, since it is not in commit' in err) == (0, True)
 
 
-def test_without_libtpu_a_launch_says_how_to_get_it(checkout, cloud, run, monkeypatch):
+def test_without_libtpu_a_launch_prints_how_to_install_it(checkout, cloud, run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'libtpu', None)
   code, _, err = run(*[arg for arg in POD if arg != '--no_plan'], *TRAIN)
   assert (code, "needs libtpu: pip install 'vit-jax[plan]'" in err, '--no_plan' in err) == (
@@ -167,10 +165,7 @@ def test_without_libtpu_a_launch_says_how_to_get_it(checkout, cloud, run, monkey
 
 
 def planned(monkeypatch, fits: bool) -> list:
-  """A `plan` that finds this, in place of minutes of compiling.
-
-  The commands that it was called with.
-  """
+  """Replace `plan` by one that returns this result at once. Return the list of its commands."""
   called = []
 
   def plan(command, **_):
@@ -182,15 +177,12 @@ def planned(monkeypatch, fits: bool) -> list:
     )
     return subprocess.CompletedProcess(command, 0 if fits else 1)
 
-  monkeypatch.setattr(
-    sys, 'argv', ['vit-jax', *TRAIN, '--config.seed=0']
-  )  # Where ml_collections finds the names of settings.
   monkeypatch.setattr('importlib.util.find_spec', lambda name: True)
   monkeypatch.setattr('vit_jax.launch.memory_check.subprocess.run', plan)
   return called
 
 
-def test_a_run_is_planned_once_and_the_verdict_remembered(checkout, cloud, run, monkeypatch):
+def test_a_run_is_planned_once_and_the_result_is_cached(checkout, cloud, run, monkeypatch):
   from vit_jax.cli.jobs import parse_config_flags
   from vit_jax.launch.memory_check import check_fits
 
@@ -232,7 +224,7 @@ def test_a_run_that_does_not_fit_is_not_launched(checkout, cloud, monkeypatch):
     )
 
 
-def test_slices_have_one_name_of_the_cloud_and_one_of_the_compiler():
+def test_each_slice_has_one_name_in_the_cloud_and_one_in_the_compiler():
   table = {
     'v4-8': 'v4:2x2x1',
     'v5litepod-256': 'v5e:16x16',
@@ -249,6 +241,6 @@ def test_slices_have_one_name_of_the_cloud_and_one_of_the_compiler():
   } == ACCELERATOR_KINDS.keys()
 
 
-def test_hosts_are_those_that_the_cloud_gives_a_slice():
+def test_the_number_of_hosts_of_a_slice_is_that_of_the_cloud():
   hosts = {'v5litepod-8': 1, 'v5litepod-16': 4, 'v6e-8': 1, 'v4-8': 1, 'v4-16': 2, 'v5p-128': 16}
   assert {name: parse_accelerator(name).hosts for name in hosts} == hosts

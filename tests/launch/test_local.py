@@ -1,4 +1,4 @@
-"""Real processes on this machine that train together, and what happens when one of them fails."""
+"""Real processes on this machine train together, and all end when one of them fails."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def script(tmp_path: Path, text: str) -> list[str]:
   return [str(tmp_path / 'job.py')]
 
 
-def test_lines_carry_their_host_and_all_ending_well_is_0(tmp_path):
+def test_lines_start_with_their_host_and_success_of_all_hosts_is_exit_code_0(tmp_path):
   out = io.StringIO()
   assert run_hosts(script(tmp_path, 'print("I am", host)'), hosts=3, devices=0, out=out) == 0
   assert sorted(out.getvalue().splitlines()) == [
@@ -34,7 +34,7 @@ def test_lines_carry_their_host_and_all_ending_well_is_0(tmp_path):
   ]
 
 
-def test_a_host_that_fails_takes_the_others_with_it_and_its_code_is_handed_on(tmp_path):
+def test_a_host_that_fails_ends_the_others_and_its_exit_code_is_returned(tmp_path):
   out, began = io.StringIO(), time.monotonic()
   job = script(tmp_path, 'if host == 1: raise SystemExit(75)\ntime.sleep(300)')
   assert run_hosts(job, hosts=3, devices=0, out=out) == 75
@@ -60,7 +60,7 @@ def test_a_host_that_lost_another_is_not_the_cause_even_if_it_ends_first(tmp_pat
   [
     ({'a': 75, 'b': 1}, 'b'),
     ({'a': 134, 'b': 2, 'c': 76}, 'b'),
-    ({'a': 1, 'b': 137}, 'b'),  # The kernel killed b, for example for want of memory.
+    ({'a': 1, 'b': 137}, 'b'),  # The kernel killed b, for example because memory ran out.
     ({'a': 75, 'b': 134}, 'a'),
     ({'a': 1, 'b': 2}, 'a'),
   ],
@@ -72,13 +72,13 @@ def test_the_cause_is_a_killed_host_before_a_failed_one_before_one_that_can_rest
   assert find_cause(failed, list(finished)) == cause
 
 
-def test_a_command_that_is_no_file_is_an_error():
+def test_a_command_that_is_not_a_file_is_an_error():
   with pytest.raises(UserError, match='nothing.py'):
     run_hosts(['nothing.py'], hosts=2, devices=0, out=io.StringIO())
 
 
 def train(workdir: Path, *launcher: str, env: dict[str, str]) -> dict[str, float]:
-  """The last record of a short run of the main job."""
+  """Run a short training job, and return its records."""
   settings = [
     '--config.data.train=builtin:digits',
     '--config.epochs=0',
@@ -94,7 +94,7 @@ def train(workdir: Path, *launcher: str, env: dict[str, str]) -> dict[str, float
   return read_metrics(workdir)
 
 
-def test_the_main_job_on_two_hosts_is_the_main_job_on_one(tmp_path):
+def test_a_run_on_two_hosts_has_the_metrics_of_a_run_on_one(tmp_path):
   flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
   launcher = [
     '-m',
@@ -121,7 +121,7 @@ def launch(*job: str, **kwargs) -> subprocess.Popen:
   return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, **kwargs)
 
 
-def test_hosts_whose_lines_are_not_read_do_not_wait(tmp_path):
+def test_hosts_do_not_block_if_nothing_reads_their_output(tmp_path):
   (tmp_path / 'ended').mkdir()
   ended = tmp_path / 'ended'
   job = script(
@@ -135,7 +135,7 @@ def test_hosts_whose_lines_are_not_read_do_not_wait(tmp_path):
   assert {path.name for path in ended.iterdir()} == {'0', '1'}
 
 
-def test_a_hang_up_is_passed_to_all_hosts(tmp_path):
+def test_sighup_is_sent_to_all_hosts(tmp_path):
   job = script(
     tmp_path,
     'import signal\nsignal.signal(signal.SIGHUP, lambda *_: sys.exit(75))\n'

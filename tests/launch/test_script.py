@@ -1,4 +1,4 @@
-"""The start-up script of a TPU VM, run on a stand-in for the machine."""
+"""The start-up script of a TPU VM, run on a simulated machine."""
 
 import os
 import shlex
@@ -16,15 +16,15 @@ def machine(tmp_path):
 
 
 ENDS = {
-  'it is done': ([0], 0, 1),
-  'it asks to be started again, twice': ([75, 75, 0], 0, 3),
+  'it succeeds': ([0], 0, 1),
+  'it requests a restart twice': ([75, 75, 0], 0, 3),
   'it fails': ([75, 3, 0], 3, 2),
   'it is stopped': (['stop', 0], 75, 1),
 }
 
 
 @pytest.mark.parametrize('case', ENDS)
-def test_a_command_that_ends_with_75_is_started_again_and_any_other_code_is_left_for_the_babysitter(
+def test_a_command_that_exits_with_75_is_restarted_and_other_codes_are_written_for_the_babysitter(
   machine, case
 ):
   codes, ended, runs = ENDS[case]
@@ -37,7 +37,7 @@ def test_a_command_that_ends_with_75_is_started_again_and_any_other_code_is_left
   )
 
 
-def test_a_second_boot_mounts_and_runs_and_installs_nothing_again(machine):
+def test_a_second_boot_mounts_and_runs_but_installs_nothing(machine):
   assert machine.boot(3).wait(60) == 3
   first = [line.split()[0] for line in machine.lines('calls')]
   assert [first.count(name) for name in ('gcsfuse', 'curl', 'python3')] == [2, 1, 3]
@@ -49,13 +49,13 @@ def test_a_second_boot_mounts_and_runs_and_installs_nothing_again(machine):
   assert machine.exit_code() == '0'
 
 
-def test_a_machine_that_is_taken_away_leaves_no_exit_code(machine):
+def test_a_preempted_machine_leaves_no_exit_code(machine):
   script = machine.boot('long')
   machine.wait_for_run()
   script.terminate()
   assert script.wait(20) == 143
   assert machine.exit_code() is None
-  os.killpg(script.pid, signal.SIGTERM)  # As the machine ends what is left.
+  os.killpg(script.pid, signal.SIGTERM)  # The machine then ends the remaining processes.
 
 
 def test_a_script_that_is_run_twice_runs_the_command_once(machine):

@@ -1,4 +1,4 @@
-"""Values of `launch --env`, and the token of a run: nobody else can read them."""
+"""Only the user can read the values of `launch --env` and the token of a run."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ def mode(path) -> int:
 
 @pytest.fixture
 def open_umask():
-  """A umask that takes no permission away."""
+  """Set a umask that removes no permission."""
   before = os.umask(0)
   yield
   os.umask(before)
@@ -46,13 +46,13 @@ def taken(monkeypatch):
 
 
 def leaks(text: str) -> bool:
-  """Whether a text has the secret, also in base64 at any of its three offsets."""
+  """Return True if a text has the secret, in clear or in base64 at any of its three offsets."""
   coded = [base64.b64encode(b' ' * i + SECRET.encode()).decode()[4:-4] for i in range(3)]
   return any(part in text for part in ('hunter2', '73f1', *coded))
 
 
 def played(cloud):
-  """Let a run on each backend end well."""
+  """Let a run succeed on each backend."""
   cloud.play(
     describe=[[0, json.dumps({'state': {'state': 'ACTIVE'}}), '']],
     vm=[[0, json.dumps({'state': 'READY'}), '']],
@@ -74,7 +74,7 @@ def test_a_dry_run_shows_no_value(checkout, cloud, run, backend):
 def test_no_value_is_in_a_command_a_message_or_a_file_that_others_can_read(
   checkout, cloud, run, open_umask, backend
 ):
-  """The stand-ins refuse files with values that others could read."""
+  """The stand-ins refuse files with values if other users can read them."""
   played(cloud)
   code, out, err = run('launch', *BACKENDS[backend], *ENV, '--poll=0.01', '--', 'job.py')
   assert code == 0, err
@@ -113,7 +113,7 @@ def test_the_saved_job_of_an_earlier_version_becomes_private_when_it_is_read(clo
   assert mode(path) == 0o600
 
 
-def test_other_files_keep_the_mode_that_the_umask_says(tmp_path, open_umask):
+def test_other_files_have_the_mode_of_the_umask(tmp_path, open_umask):
   write_atomically(tmp_path / 'x.json', '{}')
   assert mode(tmp_path / 'x.json') == 0o666
 
@@ -136,7 +136,7 @@ def test_files_of_a_launch_are_private_and_gone_afterwards(open_umask, backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_a_name_that_is_not_set_is_one_line(checkout, cloud, run, monkeypatch, backend):
+def test_a_name_that_is_not_set_is_a_one_line_error(checkout, cloud, run, monkeypatch, backend):
   monkeypatch.delenv('TAKEN')
   cloud.play()
   code, out, err = run('launch', *BACKENDS[backend], *ENV, '--', 'job.py')
@@ -155,7 +155,7 @@ def test_a_refused_variable_is_named_without_its_value(checkout, cloud, run):
 
 
 def recorder(folder: Path, *names: str) -> dict[str, str]:
-  """Put programs into a folder that note argv and environ. Return an environment with them."""
+  """Create programs that record argv and environ. Return an environment whose PATH has them."""
   folder.mkdir()
   for name in names:
     (folder / name).write_text(
@@ -170,7 +170,7 @@ echo $((count + 1)) > {folder}/{name}.count
   return {'PATH': f'{folder}:/usr/bin:/bin'}
 
 
-def test_the_commands_of_a_local_dry_run_can_be_copied_where_the_names_are_set(
+def test_the_commands_of_a_local_dry_run_work_in_a_shell_with_the_variables_set(
   checkout, cloud, run, tmp_path
 ):
   words = ['job.py', "it's; touch PWNED", 'a\ntouch PWNED', '$(touch PWNED)']
@@ -215,7 +215,7 @@ def test_the_packing_command_of_a_dry_run_on_gke_writes_what_launch_writes(
 
 
 @pytest.mark.parametrize('backend', CLOUDS)
-def test_each_launch_has_another_token_and_all_hosts_of_one_the_same(
+def test_each_launch_has_a_new_token_which_all_its_hosts_share(
   checkout, cloud, run, tmp_path, backend
 ):
   """Hosts run the same start script, also those that `launch watch` creates again."""
@@ -242,7 +242,7 @@ def token_of_host(place: Path, job) -> str:
   return variables['VIT_JAX_RUN_TOKEN']
 
 
-def test_a_token_of_the_user_is_kept(checkout, cloud, run):
+def test_a_token_given_by_the_user_is_used(checkout, cloud, run):
   played(cloud)
   run('launch', *BACKENDS['gke'], '--env=VIT_JAX_RUN_TOKEN=mine', '--detach', '--', 'job.py')
   assert load_job('b16').env['VIT_JAX_RUN_TOKEN'] == 'mine'

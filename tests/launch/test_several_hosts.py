@@ -1,7 +1,4 @@
-"""`launch --backend=local`, as a person starts it.
-
-What becomes of all hosts when one of them ends, and the doctor on each.
-"""
+"""`launch --backend=local` in real processes: all hosts end if one fails, and the doctor runs."""
 
 import os
 import re
@@ -34,45 +31,47 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
 env = os.environ
-said = dict(processes=int(env['VIT_JAX_PROCESSES']), process_id=int(env['VIT_JAX_PROCESS']), timeout=60)
-initialize_cluster(coordinator=env['VIT_JAX_COORDINATOR'], **said)
+own = dict(processes=int(env['VIT_JAX_PROCESSES']), process_id=int(env['VIT_JAX_PROCESS']), timeout=60)
+initialize_cluster(coordinator=env['VIT_JAX_COORDINATOR'], **own)
 import jax
 from jax.experimental.multihost_utils import sync_global_devices
 with exit_on_error(jax.process_count()):
-  sync_global_devices('all are there')
-  print('there', flush=True)
+  sync_global_devices('start')
+  print('started', flush=True)
   if jax.process_index() == 1:
     {what}
-  sync_global_devices('the other comes no more')
+  sync_global_devices('end')
 """
 ENDS = {
   'an error': ("raise ValueError('of this host')", 1, 'ValueError: of this host'),
-  'what the user can mend': (
-    "from vit_jax.errors import UserError; raise UserError('mend it')",
+  'a user error': (
+    "from vit_jax.errors import UserError; raise UserError('wrong value')",
     2,
-    'error: mend it',
+    'error: wrong value',
   ),
-  'a kill': ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'there'),
+  'a kill': ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'started'),
 }
 
 
 @pytest.mark.parametrize('case', ENDS)
-def test_a_host_that_ends_badly_ends_the_others_and_hands_on_its_exit_code(tmp_path, case):
+def test_a_host_that_fails_ends_the_others_and_launch_exits_with_its_exit_code(tmp_path, case):
   what, code, words = ENDS[case]
   (tmp_path / 'meet.py').write_text(MEET.format(root=str(ROOT), what=what))
   began = time.monotonic()
   done = launch('--', str(tmp_path / 'meet.py'))
   assert done.returncode == code, done.stdout + done.stderr
-  assert {'[host 0] there', '[host 1] there', f'[host 1] {words}'} <= set(done.stdout.splitlines())
+  assert {'[host 0] started', '[host 1] started', f'[host 1] {words}'} <= set(
+    done.stdout.splitlines()
+  )
   assert done.stderr == f'host 1 ended with exit code {code}\n'
-  assert time.monotonic() - began < 120  # Where it hung, it would be for 300 s.
+  assert time.monotonic() - began < 120  # A host that hangs would take 300 s.
 
 
-def test_ctrl_c_goes_on_to_every_host(tmp_path):
+def test_ctrl_c_is_passed_to_every_host(tmp_path):
   (tmp_path / 'wait.py').write_text("""
 import time
 try:
-  print('there', flush=True)
+  print('started', flush=True)
   time.sleep(300)
 except KeyboardInterrupt:
   print('interrupted', flush=True)
@@ -81,15 +80,15 @@ except KeyboardInterrupt:
   with subprocess.Popen(
     command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   ) as process:
-    there = {process.stdout.readline(), process.stdout.readline()}
+    started = {process.stdout.readline(), process.stdout.readline()}
     process.send_signal(2)
     out, err = process.communicate(timeout=60)
-  assert there == {'[host 0] there\n', '[host 1] there\n'}
+  assert started == {'[host 0] started\n', '[host 1] started\n'}
   assert set(out.splitlines()) == {'[host 0] interrupted', '[host 1] interrupted'}
   assert (process.returncode, err) == (130, '')
 
 
-def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
+def test_the_doctor_checks_two_hosts_and_reports_empty_data_folders(tmp_path):
   (tmp_path / 'data').mkdir()
   args = (
     '--',
@@ -102,9 +101,9 @@ def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
   )
   done = launch('--devices_per_host=2', *args)
   lines = [line.removeprefix('[host 0] ') for line in done.stdout.splitlines()]
-  said = {line.split()[1]: line for line in lines if line.startswith(('ok ', 'FAIL '))}
+  findings = {line.split()[1]: line for line in lines if line.startswith(('ok ', 'FAIL '))}
   assert done.returncode == 1, done.stdout + done.stderr
-  assert said.keys() == {
+  assert findings.keys() == {
     'versions',
     'devices',
     'all-reduce',
@@ -114,11 +113,11 @@ def test_the_doctor_finds_two_hosts_well_and_says_what_is_missing(tmp_path):
     'hugepages',
     'clocks',
   }
-  assert said['devices'] == 'ok   devices    4 x cpu on 2 hosts'
-  assert said['all-reduce'] == 'ok   all-reduce the sum over 4 devices is 6'
-  assert said['workdir'].endswith('run is writable and readable on all hosts')
+  assert findings['devices'] == 'ok   devices    4 x cpu on 2 hosts'
+  assert findings['all-reduce'] == 'ok   all-reduce the sum over 4 devices is 6'
+  assert findings['workdir'].endswith('run is writable and readable on all hosts')
   assert re.fullmatch(
-    r'FAIL data .*: host 0: is empty; host 1: is empty  → mount the bucket .*', said['data']
+    r'FAIL data .*: host 0: is empty; host 1: is empty  → mount the bucket .*', findings['data']
   )
   assert not list((tmp_path / 'run').iterdir())
 

@@ -1,4 +1,4 @@
-"""The babysitter, beside a cloud that plays back what clouds do."""
+"""The babysitter, with a stand-in that replays the states of a cloud."""
 
 import dataclasses
 import json
@@ -62,11 +62,11 @@ def watch(job, tmp_path, *, create=True):
 
 
 def verbs(cloud):
-  """The life of the queued resource."""
+  """Return the verbs of the commands that changed the queued resource."""
   return [call[4] for call in cloud.calls('queued-resources') if call[4] != 'describe']
 
 
-def test_a_run_that_ends_well_has_its_machines_removed(cloud, tmp_path, capfd):
+def test_the_machines_of_a_successful_run_are_deleted(cloud, tmp_path, capfd):
   cloud.play(
     describe=states('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'),
     exits=[NONE, FOUR],
@@ -82,7 +82,7 @@ def test_a_run_that_ends_well_has_its_machines_removed(cloud, tmp_path, capfd):
 
 
 @pytest.mark.parametrize('lost', ['SUSPENDED', 'SUSPENDING'])
-def test_preempted_machines_are_deleted_and_asked_for_again(cloud, tmp_path, capfd, lost):
+def test_preempted_machines_are_deleted_and_requested_again(cloud, tmp_path, capfd, lost):
   cloud.play(describe=states('ACTIVE', lost, 'WAITING_FOR_RESOURCES', 'ACTIVE'), exits=[NONE, FOUR])
   assert watch(JOB, tmp_path) == 0
   assert verbs(cloud) == ['create', 'delete', 'create', 'delete']
@@ -95,18 +95,25 @@ def test_preempted_machines_are_deleted_and_asked_for_again(cloud, tmp_path, cap
   assert cloud.calls('rm', 'gs://runs/b16/launch/b16/exit/*')
 
 
-def test_a_zone_without_machines_is_asked_again_after_longer_and_longer(cloud, tmp_path, capfd):
+def test_machines_are_requested_again_with_growing_delays_if_the_zone_has_none(
+  cloud, tmp_path, capfd
+):
   cloud.play(create=[STOCKOUT] * 4 + [[0, '', '']], describe=states('ACTIVE'), exits=[FOUR])
   assert watch(JOB, tmp_path) == 0
   assert verbs(cloud) == ['create'] * 5 + ['delete']
-  said = [
+  lines = [
     line for line in capfd.readouterr().err.splitlines() if 'the zone has no capacity' in line
   ]
-  assert [line.split(' in ')[1].split(' s')[0] for line in said] == ['0.01', '0.02', '0.04', '0.04']
-  assert 'another --zone' in said[0]
+  assert [line.split(' in ')[1].split(' s')[0] for line in lines] == [
+    '0.01',
+    '0.02',
+    '0.04',
+    '0.04',
+  ]
+  assert 'another --zone' in lines[0]
 
 
-def test_a_queue_that_gave_up_for_want_of_machines_is_joined_again(cloud, tmp_path):
+def test_a_request_that_failed_for_lack_of_capacity_is_made_again(cloud, tmp_path):
   cloud.play(
     describe=[failed('There is no more capacity in the zone "us-west4-a"'), *states('ACTIVE')],
     exits=[FOUR],
@@ -118,24 +125,23 @@ def test_a_queue_that_gave_up_for_want_of_machines_is_joined_again(cloud, tmp_pa
 REFUSED = {
   'permission '
   'denied': ({'create': [DENIED]}, r'^b16: permission denied: .*roles/tpu.admin.*ERROR: PERM'),
-  'permission to look': ({'describe': [DENIED]}, 'permission denied: .*gcloud config list'),
+  'permission to describe': ({'describe': [DENIED]}, 'permission denied: .*gcloud config list'),
   'quota': ({'create': [QUOTA]}, 'over the quota: '),
-  'quota, found out late': ({'describe': [failed('Quota exceeded')]}, 'over the quota'),
+  'quota, reported late': ({'describe': [failed('Quota exceeded')]}, 'over the quota'),
   'no login': ({'create': [[1, '', 'ERROR: You do not currently have an active account '
                                    'selected.']]}, 'gcloud auth login'),
   'API': ({'create': [[1, '', 'ERROR: Cloud TPU API has not been used in project '
                               '1.']]}, 'services enable'),
-  'taken': ({'create': [[1, '', 'ERROR: ALREADY_EXISTS: Resource already '
+  'name exists': ({'create': [[1, '', 'ERROR: ALREADY_EXISTS: Resource already '
                                 'exists']]}, 'the name is taken: `launch watch NAME`'),
-  'gone': ({'describe': [NOT_FOUND]}, '^b16 '),
-  'anything '
-  'else': ({'create': [[1, '', 'ERROR: INVALID_ARGUMENT: x\nand '
+  'deleted': ({'describe': [NOT_FOUND]}, '^b16 '),
+  'another error': ({'create': [[1, '', 'ERROR: INVALID_ARGUMENT: x\nand '
                                'more\n']]}, r'^b16: ERROR: INVALID_ARGUMENT: x$'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_trying_again_does_not_mend_is_one_line_with_a_remedy(cloud, tmp_path, case):
+def test_an_error_that_a_retry_cannot_fix_is_one_line_with_a_remedy(cloud, tmp_path, case):
   answers, message = REFUSED[case]
   cloud.play(**answers)
   with pytest.raises(UserError, match=message) as error:
@@ -143,14 +149,14 @@ def test_what_trying_again_does_not_mend_is_one_line_with_a_remedy(cloud, tmp_pa
   assert '\n' not in str(error.value)
 
 
-def test_a_run_that_fails_leaves_its_machines_and_says_so(cloud, tmp_path, capfd):
+def test_a_failed_run_leaves_its_machines_and_prints_that_they_exist(cloud, tmp_path, capfd):
   cloud.play(describe=states('ACTIVE'), exits=[NONE, [0, '1\n', '']])
   assert watch(JOB, tmp_path) == 1
   assert verbs(cloud) == ['create']
   assert '1 of 4 hosts failed, exit code 1. The machines still exist' in capfd.readouterr().err
 
 
-def test_a_run_that_is_stopped_leaves_its_machines_and_says_so(cloud, tmp_path, capfd):
+def test_a_stopped_run_leaves_its_machines_and_prints_that_they_exist(cloud, tmp_path, capfd):
   cloud.play(
     describe=states('ACTIVE'), exits=[NONE, [0, '75\n75\n', ''], [0, '75\n75\n75\n75\n', '']]
   )
@@ -159,7 +165,7 @@ def test_a_run_that_is_stopped_leaves_its_machines_and_says_so(cloud, tmp_path, 
   assert 'stopped on 4 hosts. The machines still exist' in capfd.readouterr().err
 
 
-def test_hosts_that_fail_because_one_was_taken_away_are_no_failed_run(cloud, tmp_path):
+def test_hosts_that_fail_because_one_was_preempted_are_restarted(cloud, tmp_path):
   cloud.play(
     describe=states('ACTIVE', 'ACTIVE', 'SUSPENDING', 'ACTIVE'),
     exits=[[0, '134\n', ''], [0, '134\n', ''], FOUR],
@@ -168,7 +174,7 @@ def test_hosts_that_fail_because_one_was_taken_away_are_no_failed_run(cloud, tmp
   assert verbs(cloud) == ['create', 'delete', 'create', 'delete']
 
 
-def test_a_log_that_breaks_off_goes_on_at_the_next_line(cloud, tmp_path):
+def test_an_interrupted_log_continues_at_the_next_line(cloud, tmp_path):
   cloud.play(describe=states('ACTIVE'), exits=[*[NONE] * 30, FOUR], ssh=[[0, 'a\nb\n', '']])
   assert watch(JOB, tmp_path) == 0
   starts = [call[-1].split('--lines=+')[1].split()[0] for call in cloud.calls('ssh', '--worker=0')]
@@ -220,7 +226,7 @@ def test_a_jobset_is_followed_until_it_is_complete(cloud, tmp_path, capfd):
   ]
 
 
-def test_a_jobset_that_failed_says_where_to_look(cloud, tmp_path):
+def test_a_failed_jobset_is_an_error_with_the_command_for_details(cloud, tmp_path):
   cloud.play(jobset=[jobset(condition='Failed')])
   with pytest.raises(
     UserError,
@@ -233,7 +239,7 @@ def do(verb, *rest):
   return run_verb(verb, parse_verb_arguments(verb, ['b16', *rest]))
 
 
-def test_what_was_launched_is_looked_at_stopped_and_deleted_by_its_name(cloud, capfd):
+def test_status_logs_stop_and_delete_take_the_name_of_a_job(cloud, capfd):
   save_job(JOB)
   cloud.play(describe=states('ACTIVE'), ssh=[[0, 'step 1\n', '']])
   assert do('status') == 0
@@ -252,7 +258,7 @@ def test_what_was_launched_is_looked_at_stopped_and_deleted_by_its_name(cloud, c
     load_job('b16')
 
 
-def test_delete_asks(cloud, monkeypatch):
+def test_delete_needs_a_confirmation(cloud, monkeypatch):
   save_job(JOB)
   cloud.play()
   with pytest.raises(UserError, match='--yes'):

@@ -115,7 +115,7 @@ def read_events(file):
   return events
 
 
-def test_tensorboard_goes_on_in_a_new_file_after_a_failed_write(tmp_path, monkeypatch, capsys):
+def test_tensorboard_continues_in_a_new_file_after_a_failed_write(tmp_path, monkeypatch, capsys):
   full, opened_files = [False], []
 
   class Full(writer.EventFiles):

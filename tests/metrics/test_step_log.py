@@ -98,7 +98,7 @@ def test_a_bad_step_is_recorded_with_its_examples_and_left_out_of_the_means(tmp_
 
 
 @pytest.mark.parametrize('every', [1, 2, 7, 20])
-def test_bad_steps_in_a_row_are_counted_however_late_the_log_is_read(tmp_path, every):
+def test_the_count_of_bad_steps_in_a_row_does_not_depend_on_when_the_log_is_read(tmp_path, every):
   log, bad = open_log(tmp_path), {3, 4, 6, 7, 9, 10, 11, 13}
   for step in range(1, 21):
     add(log, step, not_finite=step in bad, spikes=False)
@@ -110,7 +110,7 @@ def test_bad_steps_in_a_row_are_counted_however_late_the_log_is_read(tmp_path, e
 
 
 @pytest.mark.parametrize(('stop', 'ends'), [(9, 11), (10, 11), (11, 14), (8, None)])
-def test_bad_steps_are_counted_across_an_interruption_and_anew_after_an_abort(tmp_path, stop, ends):
+def test_bad_steps_count_across_an_interruption_and_from_0_after_an_abort(tmp_path, stop, ends):
   first = open_log(tmp_path)
   for step in range(1, stop + 1):
     add(first, step, not_finite=step >= 9)

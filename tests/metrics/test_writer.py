@@ -33,7 +33,7 @@ def test_resuming_removes_the_records_of_steps_that_are_taken_again(tmp_path):
   'line',
   ['{"step": 2, "loss"', '[]', '{}', '3', '{"step": "2"}', '{"step": 1.5}', '\0\0', '\ufffd'],
 )
-def test_resuming_removes_lines_that_are_not_records_and_says_how_many(tmp_path, line, capsys):
+def test_resuming_removes_and_counts_lines_that_are_not_records(tmp_path, line, capsys):
   path = tmp_path / 'metrics.jsonl'
   path.write_text(f'{{"step": 1, "kind": "train"}}\n{line}\n{{"step": 3, "kind": "train"}}\n')
   with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):
@@ -74,7 +74,7 @@ def test_tensorboard_gets_every_value(tmp_path):
 
 
 def events(file):
-  """TensorBoard's records: a length, its checksum, an Event, its checksum."""
+  """Return TensorBoard's records: a length, its checksum, an Event, its checksum."""
   data = file.read_bytes()
   while data:
     length = int.from_bytes(data[:8], 'little')
@@ -82,7 +82,7 @@ def events(file):
     data = data[16 + length :]
 
 
-def test_a_line_without_a_terminal_says_all(tmp_path, capsys):
+def test_progress_without_a_terminal_is_a_complete_line(tmp_path, capsys):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
   metrics.show_progress(5, TRAIN | {'mfu': 0.42})
   metrics.close()
@@ -92,7 +92,7 @@ def test_a_line_without_a_terminal_says_all(tmp_path, capsys):
   )
 
 
-def test_a_loss_that_is_no_number_is_still_json(tmp_path):
+def test_a_loss_that_is_nan_is_written_as_valid_json(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
   metrics.write(1, TRAIN | {'loss': float('nan')}, kind='train')
   metrics.close()

@@ -47,14 +47,14 @@ TINY_RESNET = {'variant': 'AxialR1.1x1', 'stem_width': 32}
 
 
 def encoder_block(line, p, c):
-  """An encoder block of the tokens [b, n, d] of one row or column."""
+  """Apply an encoder block to the tokens [b, n, d] of one row or column."""
   y = norm(line, p['LayerNorm_0'], c.norm_eps)
   line = line + attention(y, y, p['MultiHeadDotProductAttention_1'], c)
   return line + mlp(norm(line, p['LayerNorm_2'], c.norm_eps), p['MlpBlock_3'], c.gelu)
 
 
 def forward(params, pixels, c, shape):
-  """Logits of an Axial-ViT in float64."""
+  """Return the logits of an Axial-ViT in float64."""
   p, (h, w) = jax.tree.map(lambda x: np.asarray(x, np.float64), params), shape.grid(SIZE)
   x = embed((pixels.astype(np.float64) - np.array(c.mean)) / np.array(c.scale), p['embedding'], c)
   if c.position == 'sincos2d':
@@ -242,7 +242,7 @@ def random_layer_params(module, x, seed: int = 0) -> dict:
 
 
 def group_norm(x, p, eps):
-  """GroupNorm of one image or line [..., c], over all positions and the channels of a group."""
+  """Normalize one image or line [..., c] over all positions and the channels of a group."""
   out = np.empty_like(x)
   for group in np.split(np.arange(x.shape[-1]), GROUPS):
     part = x[..., group]
@@ -251,7 +251,7 @@ def group_norm(x, p, eps):
 
 
 def line_attention(line, p):
-  """Attention within one line [n, c], one head and one pair of positions after the other."""
+  """Attend within one line [n, c], with one head and one pair of positions at a time."""
   n, c = line.shape
   wide, out = c // HEADS, np.zeros((n, c))
   qkv = group_norm(line @ p['qkv']['kernel'], p['gn_qkv'], 1e-4)
@@ -267,20 +267,20 @@ def line_attention(line, p):
 
 
 def standardized(kernel):
-  """A standardized 1x1 kernel [1, 1, c, d], as a matrix."""
+  """Return a standardized 1x1 kernel [1, 1, c, d] as a matrix."""
   matrix = kernel[0, 0]
   return (matrix - matrix.mean(axis=0)) / (matrix.std(axis=0) + 1e-5)
 
 
 def halved(x):
-  """Means of 2x2 positions; at an odd edge, of those inside the map."""
+  """Average 2x2 positions. At an odd edge, average the positions inside the map."""
   (h, w), top, left = x.shape[:2], range(0, x.shape[0], 2), range(0, x.shape[1], 2)
   mean = lambda i, j: x[i : min(i + 2, h), j : min(j + 2, w)].mean(axis=(0, 1))
   return np.array([[mean(i, j) for j in left] for i in top])
 
 
 def bottleneck(x, p, stride):
-  """An AxialBottleneck of one image [h, w, c]."""
+  """Apply an AxialBottleneck to one image [h, w, c]."""
   relu = lambda x: np.maximum(x, 0)
   conv = lambda name, x: x @ standardized(p[name]['kernel'])
   shortcut = group_norm(conv('conv_proj', x[::stride, ::stride]), p['gn_proj'], 1e-6)

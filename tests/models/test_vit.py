@@ -111,7 +111,7 @@ def embed(x, p, c):
 
 
 def sincos(grid, d):
-  """Embeddings of arXiv 2205.01580: sin x, cos x, sin y, cos y over the flattened grid."""
+  """Return sin x, cos x, sin y, cos y over the flattened grid, as in arXiv 2205.01580."""
   omega = 1 / 10000 ** (np.arange(d // 4) / (d // 4 - 1))
   rows = [
     (np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega))
@@ -121,7 +121,7 @@ def sincos(grid, d):
 
 
 def added(p, c, grid):
-  """Position embeddings to add to the tokens, as learned or from columns and rows.
+  """Return the position embeddings of all tokens, as learned or from columns and rows.
 
   The class token gets zeros from columns and rows.
   """
@@ -134,7 +134,7 @@ def added(p, c, grid):
 
 
 def forward(params, pixels, c, shape):
-  """Logits in float64."""
+  """Return the logits in float64."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   x = embed((pixels.astype(np.float64) - np.array(c.mean)) / np.array(c.scale), p['embedding'], c)
   if c.position == 'sincos2d':
@@ -345,7 +345,7 @@ def quiet_transformer(config: ModelConfig, shape: ViTShape, x: np.ndarray):
 
 
 def tolerance(share, count: int):
-  """Five standard deviations of a share that is estimated from `count` draws."""
+  """Return five standard deviations of a share that is estimated from `count` draws."""
   return 5 * np.sqrt(share * (1 - share) / count)
 
 

@@ -40,7 +40,7 @@ INITIAL = {
 
 @pytest.fixture(scope='module', params=['token', 'map'])
 def initial(request):
-  """Initial parameters of a model, by path."""
+  """Return the initial parameters of a model by path."""
   fields = {
     'width': D, 'mlp': M, 'depth': 3, 'heads': 4, 'registers': 8, 'patch_norm': True,
     'hidden_head': True,

@@ -235,7 +235,7 @@ def test_frozen_parameters_do_not_change_and_have_no_optimizer_state(name):
 
 @pytest.fixture(scope='module')
 def ones():
-  """Ones in the shapes of a model with 3 blocks, a hidden head and every kind of token."""
+  """Return ones in the shapes of a model with 3 blocks, a hidden head and all kinds of tokens."""
   fields = {
     'width': 8, 'mlp': 8, 'depth': 3, 'registers': 1, 'hidden_head': True, 'patch_norm': True,
   }  # fmt: skip

@@ -49,7 +49,7 @@ def applied(losses: np.ndarray) -> list[bool]:
 
 @pytest.fixture(scope='module')
 def update():
-  """A train step whose loss is the entry of a table at the label, and an initial state."""
+  """Return a train step whose loss is the table entry of the label, and an initial state."""
   model = build_vit(ModelConfig(variant='mu/4', depth=1), 60)
   tx = guard_spikes(optax.adam(1e-3), WINDOW)
 

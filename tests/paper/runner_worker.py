@@ -1,6 +1,6 @@
-"""Does two small runs, the second from the first: a process for test_runner.py to kill.
+"""Execute two small runs, the second of which starts from the first. test_runner.py kills it.
 
-Arguments: the root, the CSV.
+Arguments: the root directory of the runs, the CSV file.
 """
 
 import sys

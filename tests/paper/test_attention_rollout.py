@@ -60,7 +60,7 @@ def test_an_image_is_dark_where_the_mask_is_low_and_as_it_was_where_it_is_high()
   assert shaded[56, 8].max() < 10
 
 
-def test_concentration_is_1_where_all_is_alike():
+def test_concentration_is_1_for_a_uniform_mask():
   even, one = np.ones((1, 10, 10)), np.zeros((1, 10, 10))
   one[0, 3, 4] = 5
   assert mask_concentration(np.concatenate([even, one])).tolist() == pytest.approx([1, 10])

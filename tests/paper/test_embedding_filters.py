@@ -31,7 +31,7 @@ def test_grey_is_zero_and_the_largest_number_is_full_colour():
   np.testing.assert_array_equal(found, [[[[0.5, 1, 0.25]]], [[[0.5, 0, 1]]]])
 
 
-def test_smooth_filters_are_told_from_noise():
+def test_smooth_filters_are_distinguished_from_noise():
   y, x = np.mgrid[:14, :14] / 14
   wave = np.cos(2 * np.pi * (x + y))[None, ..., None] * np.ones(3)
   noise = np.random.default_rng(0).normal(size=(200, 14, 14, 3))

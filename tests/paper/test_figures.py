@@ -1,7 +1,4 @@
-"""The figures of a whole model.
-
-What is drawn is what the arrays say, and training shows in the numbers.
-"""
+"""The figures of a model: their arrays, their files, and numbers of an untrained model."""
 
 import csv
 
@@ -33,7 +30,7 @@ def made(path, variant='mu/8', **fields):
 
 
 @pytest.mark.parametrize('fields', [{}, {'pool': 'gap'}], ids=['class token', 'mean'])
-def test_what_is_seen_is_what_the_arrays_give_in_batches_of_any_size(
+def test_the_analysis_equals_the_models_attention_with_any_batch_size(
   tmp_path, photos, monkeypatch, fields
 ):
   model = made(tmp_path, **fields)
@@ -65,7 +62,7 @@ def test_a_model_of_grey_images_shows_the_photos_in_grey(tmp_path, photos):
   grey = [Image.open(path).convert('L').convert('RGB') for path in photos.paths]
   np.testing.assert_array_equal(analysis.images, np.stack([np.asarray(image) for image in grey]))
   written = figures.save_figures(analysis, tmp_path / 'out', title='grey', blur=8)
-  assert not [path for path in written if 'filters' in str(path)]  # They are those of RGB.
+  assert not [path for path in written if 'filters' in str(path)]  # Filters are drawn for RGB only.
 
 
 def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
@@ -93,7 +90,7 @@ def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
   )
 
 
-def test_without_images_there_is_nothing_of_attention(tmp_path):
+def test_without_images_only_filters_and_positions_are_drawn(tmp_path):
   analysis = figures.analyze_model(made(tmp_path))
   assert (analysis.attention_distances, analysis.rollout_masks) == (None, None)
   assert [path.name for path in figures.save_figures(analysis, tmp_path, title='', blur=8)][
@@ -104,7 +101,7 @@ def test_without_images_there_is_nothing_of_attention(tmp_path):
   ]
 
 
-def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_strides(
+def test_a_hybrid_has_no_pixel_filters_and_its_patches_have_the_side_of_its_stride(
   tmp_path, photos
 ):
   model = made(tmp_path, 'R1.1+mu/8', stem_width=32)
@@ -116,7 +113,7 @@ def test_a_hybrid_has_no_filters_of_pixels_and_its_patches_are_as_wide_as_it_str
   assert 'filters: slow waves' not in figures.summarize_analysis(analysis)
 
 
-def test_an_untrained_model_attends_everywhere_alike_and_its_positions_are_unlike(tmp_path, photos):
+def test_an_untrained_model_has_uniform_attention_and_dissimilar_positions(tmp_path, photos):
   numbers = figures.summarize_analysis(
     figures.analyze_model(figures.reinitialize_model(made(tmp_path)), photos)
   )
@@ -124,7 +121,7 @@ def test_an_untrained_model_attends_everywhere_alike_and_its_positions_are_unlik
   assert abs(numbers['positions: cosine, neither']) < 0.1
 
 
-def test_the_papers_numbers_stand_beside():
+def test_the_papers_numbers_are_among_the_summaries():
   columns = figures.published_summaries()
   assert columns['ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(8.0, abs=0.05)
   assert columns['R50x1+ViT-L/16']['distance: first layer, min'] * 116.5 == pytest.approx(
@@ -136,7 +133,7 @@ def test_the_papers_numbers_stand_beside():
   )
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match=r'file.* cannot be written'):
     figures.save_figures(

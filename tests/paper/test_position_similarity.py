@@ -1,7 +1,4 @@
-"""The similarity of position embeddings.
-
-By hand, and the paper's own matrices give the paper's means.
-"""
+"""The similarity of position embeddings: computed by hand, and means of the paper's matrices."""
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from vit_jax.paper.position_similarity import (
 )
 from vit_jax.paper.published import read_position_similarities
 
-# paper.md §6.2's; computed apart from this code from the same pixels.
+# Computed from the same pixels by code that does not belong to this project.
 #                                same row  column  neither neighbours
 PUBLISHED = {
   'fig7_center_vit_l32':         (0.513, 0.441, -0.038, 0.665),

@@ -1,4 +1,4 @@
-"""The published figures are all there, and agree with each other where the paper does."""
+"""The published numbers are complete and consistent with each other."""
 
 import statistics
 
@@ -15,7 +15,7 @@ from vit_jax.paper.published import (
 FIVE = ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')  # Figure 5's and Table 7's average.
 
 
-def test_every_file_is_listed_with_its_source_and_reads():
+def test_every_file_is_listed_with_its_source_and_can_be_read():
   listed = (PUBLISHED_TABLES_DIR / 'SOURCES.md').read_text()
   for path in PUBLISHED_TABLES_DIR.iterdir():
     assert f'`{path.name}`' in listed or path.name == 'SOURCES.md'

@@ -1,6 +1,6 @@
-"""Every table and figure is listed, and what is printed of it can be run.
+"""Every table and figure is listed, and its printed commands can be run.
 
-Commands parse, configs build, steps trace.
+Commands parse, models of configs can be built, and steps can be traced.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ from vit_jax.paper.reproductions import (
 from vit_jax.paper.runs import run_digest
 
 WITH_RUNS = [name for name, each in REPRODUCTIONS.items() if each.make_runs]
-QUICK = ('8', 'fig9', 'fig10')  # Whose steps trace in a second or two each.
+QUICK = ('8', 'fig9', 'fig10')  # Each traces in one or two seconds.
 
 
 def commands(name: str) -> list[list[str]]:
-  """The printed ones, of those that differ in a learning rate, a seed or a directory the first."""
+  """Return the printed commands without those that repeat another with other rates or seeds."""
   found = {}
   for line in format_dry_run(name, root=Path('runs/tables'), standin=False):
     if line.startswith('python'):
@@ -64,7 +64,7 @@ def test_every_table_and_figure_of_the_paper_is_listed():
 
 
 @pytest.mark.parametrize('row', list_reproductions(), ids=lambda row: row[0])
-def test_a_listed_item_says_what_makes_it_what_it_needs_and_whether_it_can_be_had(row):
+def test_a_listed_item_has_its_command_its_needs_and_its_status(row):
   assert all(row)
   assert ('not reproducible outside Google' in row[-1]) == ('folder:jft' in row[3])
 
@@ -109,7 +109,7 @@ def test_a_step_of_every_printed_config_traces(name):
     assert_a_step_traces(validate(config), classes=classes, steps=total_steps(config, examples))
 
 
-def test_a_stand_in_takes_the_place_of_jft_and_of_nothing_else():
+def test_the_stand_in_replaces_jft_and_nothing_else():
   runs = REPRODUCTIONS['5'].make_runs()
   assert uses_jft(runs) and not uses_jft([replace_jft(run) for run in runs])
   of_imagenet = [run for run in runs if 'JFT' not in run.row]
@@ -118,10 +118,10 @@ def test_a_stand_in_takes_the_place_of_jft_and_of_nothing_else():
   ]
 
 
-def test_runs_that_share_what_they_start_from_name_it_once():
+def test_a_pre_training_run_that_several_runs_start_from_is_listed_once():
   """Table 5 pre-trains 14 models, and fine-tunes each on five data sets.
 
-  Four rates, then three seeds.
+  Fine-tuning takes four learning rates, then three seeds.
   """
   runs = [*expand_runs(REPRODUCTIONS['5'].make_runs())]
   assert len(runs) == 14 + 14 * 5 * (4 + 3)
@@ -138,9 +138,10 @@ def test_the_cost_of_pre_training_is_table_6s():
 
 
 def test_the_cost_of_the_axial_models_is_figure_13s():
-  """To 0.5 %; ResNet50, of which Table 6 has 50 exaFLOPs and Figure 13 51.0, to 2 %.
+  """They agree to 0.5 %, except for two models.
 
-  AxialResNet50 is 7 % below.
+  ResNet50 agrees to 2 %: it has 50 exaFLOPs in Table 6 and 51.0 in Figure 13. Our AxialResNet50 is
+  7 % below the figure.
   """
   theirs = reproduction_paper_cells('fig13')
   costs = {
@@ -152,13 +153,13 @@ def test_the_cost_of_the_axial_models_is_figure_13s():
   assert len(costs) == 4 and list(costs.values()) == pytest.approx([1] * 4, rel=5e-3)
 
 
-def test_a_dry_run_has_the_papers_numbers_beside_its_own():
+def test_a_dry_run_prints_the_papers_numbers_beside_ours():
   lines = [*format_dry_run('fig13', root=Path('runs'), standin=False)]
   assert '# AxialViT-B/16, ImageNet 5-shot (the paper: 65.79)' in lines
   assert any(line.startswith('#   426 exaFLOPs (the paper: 426.8), ') for line in lines)
 
 
-def test_hours_are_what_exaflops_leave_of_the_peak():
+def test_chip_hours_are_the_flops_divided_by_the_used_share_of_the_peak():
   lines = [*format_dry_run('fig10', root=Path('runs'), standin=False, chip='v5p', mfu=0.5)]
   exa, hours = (
     float(re.search(rf'([\d,]+) {what}', lines[-1])[1].replace(',', ''))
@@ -170,7 +171,7 @@ def test_hours_are_what_exaflops_leave_of_the_peak():
 @pytest.mark.parametrize(
   'name', ['2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision']
 )
-def test_where_a_run_puts_its_number_the_paper_has_one(name):
+def test_the_paper_has_a_number_for_every_cell_of_our_runs(name):
   theirs = reproduction_paper_cells(name)
   places = {(run.row, run.column) for run in REPRODUCTIONS[name].make_runs()}
   assert places and not [
@@ -178,7 +179,7 @@ def test_where_a_run_puts_its_number_the_paper_has_one(name):
   ]
 
 
-def test_names_are_taken_as_people_write_them():
+def test_a_table_or_figure_is_found_by_any_common_spelling():
   assert find_reproduction('Table5') is find_reproduction('5') and find_reproduction(
     'figure4'
   ) is find_reproduction('fig4')

@@ -1,4 +1,4 @@
-"""The page and its verdicts, from numbers that are known; and all of it in miniature."""
+"""The results page and its verdicts, from known numbers."""
 
 import itertools
 import math
@@ -54,7 +54,7 @@ def test_every_experiment_has_a_section_a_plot_and_findings():
   assert [*MINI_EXPERIMENTS] == [*PAGE_SECTIONS] == [*MINI_PLOTS] == [*MINI_FINDINGS]
 
 
-def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
+def test_the_page_has_our_numbers_the_papers_and_the_verdicts(tmp_path):
   for name in MINI_EXPERIMENTS:
     write_records_csv(
       made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv'
@@ -75,13 +75,13 @@ def test_the_page_has_ours_the_papers_and_what_came_out(tmp_path):
   assert '| a ResNet is more accurate with little data | within chance |' in text
 
 
-def test_a_page_of_a_part_says_what_was_not_run(tmp_path):
+def test_a_page_with_some_runs_lists_what_was_not_run(tmp_path):
   write_records_csv(made_up('data_size', lambda *_: 0.5)[:2], tmp_path / 'mini_data_size.csv')
   text = write_results_page(tmp_path, EFFORT).read_text()
   assert 'not run' in text and 'Experiment 3' not in text
 
 
-def test_a_finding_is_told_from_its_numbers():
+def test_verdicts_follow_from_the_numbers():
   share = {'1/8': 1, '1/4': 2, '1/2': 3, '1': 4}
   grows = {
     'R-M': lambda n: 0.7 + 0.01 * n,
@@ -99,13 +99,13 @@ def test_a_finding_is_told_from_its_numbers():
   ]
   assert (
     '16.0' in MINI_FINDINGS['data_size'](records)[0][2]
-  )  # Points by which 0.71 is ahead of 0.55.
+  )  # Percentage points between 0.71 and 0.55.
   flat = made_up('positions', lambda row, column, seed: 0.6 + 0.05 * (row != 'none') + 0.001 * seed)
   assert [verdict for _, verdict, _ in MINI_FINDINGS['positions'](flat)] == ['yes', 'yes']
 
 
 @pytest.mark.parametrize(
-  ('differences', 'small', 'said'),
+  ('differences', 'small', 'verdict'),
   [
     ([], False, 'not run'),
     ([1.0, 1.1, 0.9], False, 'yes'),
@@ -119,8 +119,8 @@ def test_a_finding_is_told_from_its_numbers():
     ([2.0, 2.1], True, 'no'),
   ],
 )
-def test_a_verdict_is_beyond_twice_the_standard_error_or_a_point(differences, small, said):
-  assert assess_claim(differences, small=small) == said
+def test_a_verdict_needs_twice_the_standard_error_or_one_point(differences, small, verdict):
+  assert assess_claim(differences, small=small) == verdict
 
 
 def test_cells_are_means_over_seeds_at_the_last_step():

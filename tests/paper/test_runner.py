@@ -1,4 +1,4 @@
-"""Each run is done once, resumes after a kill, and records what it was done with."""
+"""Each run is executed once, resumes after a kill, and records its settings and device."""
 
 import dataclasses
 import os
@@ -34,7 +34,7 @@ WORKER = Path(__file__).with_name('runner_worker.py')
 
 
 def start(root: Path, out: Path) -> subprocess.Popen:
-  """The worker, on one simulated device."""
+  """Start runner_worker.py on one simulated device."""
   env = os.environ | {
     'PYTHONPATH': str(ROOT),
     'XLA_FLAGS': '',
@@ -44,8 +44,8 @@ def start(root: Path, out: Path) -> subprocess.Popen:
   return subprocess.Popen(words, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
-  root, whole, killed = tmp_path / 'runs', tmp_path / 'whole.csv', tmp_path / 'killed.csv'
+def test_a_killed_process_resumes_and_its_records_equal_those_without_a_kill(tmp_path):
+  root, complete, killed = tmp_path / 'runs', tmp_path / 'complete.csv', tmp_path / 'killed.csv'
   process = start(root, killed)
   saved = run_workdir(FIRST, root) / 'checkpoints' / '12'  # Half of its steps.
   while not saved.is_dir() and process.poll() is None:
@@ -53,25 +53,25 @@ def test_what_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not killed.exists() and not (run_workdir(SECOND, root) / 'result.json').exists()
-  for place, out in ((root, killed), (tmp_path / 'other', whole)):
+  for place, out in ((root, killed), (tmp_path / 'other', complete)):
     process = start(place, out)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
   numbers = lambda path: [
     {name: row[name] for name in RECORD_COLUMNS if name != 'hours'}
     for row in read_records_csv(path)
   ]
-  assert numbers(killed) == numbers(whole)
+  assert numbers(killed) == numbers(complete)
 
 
 @pytest.fixture(scope='module')
 def records(tmp_path_factory):
-  """(where they are, what the two runs gave)."""
+  """Return (root directory, records) of the two runs."""
   root = tmp_path_factory.mktemp('runs')
   return root, execute_runs([FIRST, SECOND], root)
 
 
-def test_a_number_says_what_it_was_made_with(records):
+def test_a_record_has_the_settings_digest_and_device_of_its_run(records):
   _, (first, second) = records
   assert (first['row'], first['metric'], first['steps'], first['seed']) == (
     'first',
@@ -88,14 +88,14 @@ def test_a_number_says_what_it_was_made_with(records):
   assert 0 <= float(second['value']) <= 1
 
 
-def test_what_is_done_is_not_done_again(records):
+def test_a_complete_run_is_not_repeated(records):
   root, before = records
   written = (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns
   assert execute_runs([SECOND], root) == before[1:]
   assert (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns == written
 
 
-def test_a_measure_that_was_not_taken_is_an_error_that_names_those_that_were(records):
+def test_a_missing_measure_is_an_error_that_names_the_recorded_ones(records):
   root, _ = records
   with pytest.raises(UserError, match="recorded no 'imagenet_5shot', but .*test_accuracy"):
     execute_runs([dataclasses.replace(FIRST, measures=('imagenet_5shot',))], root)
@@ -146,7 +146,7 @@ def result_of(run, root: Path) -> dict:
   return json.loads((run_workdir(run, root) / 'result.json').read_text())
 
 
-def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
+def test_a_sweep_evaluates_on_a_held_out_end_of_every_split():
   run = dataclasses.replace(
     FIRST,
     settings=FIRST.settings | {'data.split': 'train+test'},
@@ -165,7 +165,7 @@ def test_a_sweep_holds_the_end_of_every_part_out_and_evaluates_on_it():
     sweep_candidates(dataclasses.replace(FIRST, learning_rates=(0.1,), held_out_from='90%'))
 
 
-def test_the_digest_is_of_what_a_number_depends_on():
+def test_the_digest_changes_with_every_setting_that_a_number_depends_on():
   changed = lambda **settings: run_digest(
     dataclasses.replace(FIRST, settings=FIRST.settings | settings)
   )
@@ -177,7 +177,7 @@ def test_the_digest_is_of_what_a_number_depends_on():
   assert run_digest(other) != run_digest(SECOND)  # It starts from something else.
 
 
-def test_the_command_of_a_run_starts_from_the_directory_of_the_one_before():
+def test_the_command_of_a_run_starts_from_the_directory_of_the_previous_run():
   line = format_run_command(SECOND, Path('runs/tables'))
   assert line.startswith(
     'python -m vit_jax train --config=configs/mini.py:ViT-M,digits --config.model.width=16'

@@ -84,7 +84,7 @@ def test_position_counts_that_match_no_grid_raise(old_tokens, new_tokens, grid, 
 
 
 def params_of(*, size: tuple[int, int], classes: int, seed: int, patch: int = 4, **fields) -> dict:
-  """Random parameters of a tiny model."""
+  """Return random parameters of a tiny model."""
   rng = np.random.default_rng(seed)
   model = build_vit(
     ModelConfig(variant=f'mu/{patch}', width=8, depth=2, mlp=12, heads=2, **fields), classes

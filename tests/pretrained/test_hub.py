@@ -95,7 +95,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-  """A small ViT in the layout of transformers."""
+  """Return the directory of a small ViT in the layout of transformers."""
   config = ModelConfig(variant='mu/8', depth=2, heads=4)
   params = flax.traverse_util.unflatten_dict(draw(config, 3, (32, 32)), sep='/')
   preprocessing = Preprocessing(
@@ -112,7 +112,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, folder):
-  """A hub, and an empty cache."""
+  """Return a simulated hub, and set up an empty cache."""
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
   extra = {'README.md': b'# A model', 'model.fp16.safetensors': b'x', 'onnx/model.onnx': b'x'}
   files = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -23,7 +23,7 @@ def torch():
 
 
 def draw_state(torch) -> dict:
-  """The tensors of a small ViT in timm's names: width 8, two blocks, patches of 4, images of 8."""
+  """Return a small ViT in timm's names: width 8, two blocks, patches of 4, images of 8."""
   generator = torch.Generator().manual_seed(0)
   shapes = {
     'cls_token': (1, 1, 8), 'pos_embed': (1, 5, 8), 'patch_embed.proj.weight': (8, 3, 4, 4),

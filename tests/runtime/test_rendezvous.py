@@ -16,7 +16,7 @@ from vit_jax.runtime.rendezvous import meet, run_token
 
 @pytest.fixture
 def server():
-  """Process 0 of three, waiting. Yields (port, start(process_id), errors)."""
+  """Start process 0 of three, which waits. Yield (port, start(process_id), errors)."""
   port, errors, threads = free_port(), {}, []
 
   def start(process_id: int, timeout: float = 60):
@@ -94,7 +94,7 @@ def test_connections_that_are_reset_or_silent_delay_nobody(server):
   start(1)
   start(2)
   assert join() == {0: '', 1: '', 2: ''}
-  assert time.monotonic() - began < 60  # One after another, they would take longer.
+  assert time.monotonic() - began < 60  # In sequence, they would take longer.
   for connection in silent:
     connection.close()
 

@@ -1,13 +1,12 @@
-"""Everything that goes wrong at once.
-
-A run on one host or two that is killed, suspended, stopped and damaged until it is done.
+"""Inject random faults into a run on one or two hosts until the run is complete.
 
     python tests/soak/chaos.py --seed 1 --minutes 30 [--workdir DIR] [--faults kill,stop] [--steps 600]
 
-The seed says which faults come, and after how many steps; the same seed plays them again, as
-closely as the machine's speed lets it. After each round, what was logged of every step has to be
-what an uninterrupted run logged; at the end, the state, too. Prints a line a round, and at last the
-share of the steps taken that were not taken twice. Exit code 1 where anything differs.
+The seed determines the faults and the number of steps before each. The same seed repeats them as
+closely as the speed of the machine permits. After each round, the logged steps must equal those of
+an uninterrupted run. At the end, the state must be equal too. Prints one line for each round, and
+at the end the ratio of the run's steps to the steps that were computed. Exits with 1 if anything
+differs.
 """
 
 import argparse
@@ -37,27 +36,27 @@ ALLOWED_EXIT_CODES = {
   134,
   137,
   143,
-}  # Exit codes that the faults below may bring about; all others are failures.
+}  # Exit codes that the faults below can cause. All others are failures.
 
 
 def kill(run: Run, rng: random.Random):
-  """One host, and with it, a little later, the others."""
+  """Kill one host. The other hosts then end by themselves."""
   run.send(signal.SIGKILL, rng.randrange(len(run.processes)))
 
 
 def kill_all(run: Run, rng: random.Random):
-  """As a power failure does."""
+  """Kill all hosts at once, like a power failure."""
   for host in range(len(run.processes)):
     run.send(signal.SIGKILL, host)
 
 
 def terminate(run: Run, rng: random.Random):
-  """A preemption that one host hears of."""
+  """Send SIGTERM to one host, like a preemption."""
   run.send(signal.SIGTERM, rng.randrange(len(run.processes)))
 
 
 def terminate_group(run: Run, rng: random.Random):
-  """A preemption that all hosts, and all that they have started, hear of, twice."""
+  """Send SIGTERM twice to the process group of every host."""
   for _ in range(2):
     for host in range(len(run.processes)):
       run.send(signal.SIGTERM, host, group=True)
@@ -65,7 +64,7 @@ def terminate_group(run: Run, rng: random.Random):
 
 
 def interrupt(run: Run, rng: random.Random):
-  """Ctrl-C, once or twice."""
+  """Press Ctrl-C on every host, once or twice."""
   for _ in range(rng.choice([1, 2])):
     for host in range(len(run.processes)):
       run.send(signal.SIGINT, host)
@@ -73,7 +72,7 @@ def interrupt(run: Run, rng: random.Random):
 
 
 def suspend(run: Run, rng: random.Random):
-  """For a moment, which changes nothing; then the run goes on, and is killed later."""
+  """Suspend one host for less than the heartbeat timeout, resume it, and kill all hosts later."""
   host = rng.randrange(len(run.processes))
   run.send(signal.SIGSTOP, host)
   time.sleep(rng.uniform(0.1, HEARTBEAT / 3))
@@ -83,7 +82,7 @@ def suspend(run: Run, rng: random.Random):
 
 
 def freeze(run: Run, rng: random.Random):
-  """One host of several, for ever: the others leave; a single one is killed."""
+  """Suspend one host until the other hosts have ended, then kill it."""
   host = rng.randrange(len(run.processes))
   run.send(signal.SIGSTOP, host)
   for other in range(len(run.processes)):
@@ -99,11 +98,14 @@ FAULTS: dict[str, Callable[[Run, random.Random], None]] = {
 
 
 def damage_newest_checkpoint(workdir: Path, rng: random.Random) -> str:
-  """Flips a bit of, or cuts, a file of the newest of several checkpoints; what it did, if anything."""
-  there = sorted(saved(workdir / 'checkpoints'))
-  if len(there) < 2 or rng.random() > 0.3:
+  """Flip a bit of a file of the newest checkpoint, or truncate the file, in 30 % of the calls.
+
+  Return a description of the damage, or an empty string. An only checkpoint is not damaged.
+  """
+  steps = sorted(saved(workdir / 'checkpoints'))
+  if len(steps) < 2 or rng.random() > 0.3:
     return ''
-  newest = workdir / 'checkpoints' / str(there[-1])
+  newest = workdir / 'checkpoints' / str(steps[-1])
   path = rng.choice(
     sorted(path for path in newest.rglob('*') if path.is_file() and path.stat().st_size)
   )
@@ -119,7 +121,7 @@ def damage_newest_checkpoint(workdir: Path, rng: random.Random) -> str:
 def play_round(
   workdir: Path, flags: tuple[str, ...], fault: str, rng: random.Random, number: int, *, hosts: int
 ) -> tuple[list[int], int, str]:
-  """One round: (exit codes, steps taken, what was done)."""
+  """Run until one fault ends the run. Return (exit codes, number of steps, a description)."""
   flags += (f'--config.data.workers={rng.choice([0, 0, 1])}',)
   with Run(workdir, *flags, hosts=hosts, devices=2 // hosts, start=number) as run:
     ahead, early = rng.randint(1, 60), rng.random() < 0.25
@@ -136,7 +138,7 @@ def play_round(
 
 
 def parse_logged_steps(text: str) -> list[int]:
-  """Those that a host has said were taken."""
+  """Return the steps that a host has printed."""
   return [int(step) for step in re.findall(r'^step (\d+)/\d+  loss', text, re.MULTILINE)]
 
 
@@ -151,15 +153,15 @@ def run_chaos(
   hosts: tuple[int, ...] = (1, 2),
   damaging: bool = True,
 ) -> dict:
-  """Plays until the time, the rounds or the run is over; figures.
+  """Play rounds until the time, the number of rounds or the run ends, and return statistics.
 
-  AssertionError where a step or the end is another.
+  Raises AssertionError if a step or the last state differs from an uninterrupted run.
   """
   rng = random.Random(seed)
   flags = (*FLAGS, f'--config.steps={steps}')
-  whole = workdir / 'whole'
-  finished(whole, *flags)
-  expected = account(whole)
+  uninterrupted = workdir / 'uninterrupted'
+  finished(uninterrupted, *flags)
+  expected = account(uninterrupted)
   run, taken, number, seen, end = (
     workdir / 'run',
     0,
@@ -198,7 +200,7 @@ def run_chaos(
 
 
 def assert_logged_steps_equal(run: Path, expected: dict):
-  """AssertionError where a logged step is not what it is in the uninterrupted run."""
+  """Raise AssertionError if a logged step differs from the uninterrupted run."""
   if not (run / 'ids.jsonl').exists():
     return
   text = (run / 'ids.jsonl').read_text()

@@ -1,10 +1,10 @@
-"""Everything that can happen to a checkpoint on its storage, as functions of its directory.
+"""Kinds of damage to a checkpoint in storage, as functions of its directory.
 
     python tests/soak/damage.py WORKDIR MIB
 
-does all of it, once each, to a checkpoint of that size in WORKDIR, and prints {what a run starts
-from: the cases} as JSON. test_damage.py starts this: what Orbax leaves unawaited would outlive a
-test.
+applies each kind of damage to a copy of a checkpoint of MIB MiB in WORKDIR, and prints
+{outcome of restoring: names of the cases} as JSON. test_damage.py runs it as a process, because
+Orbax leaves coroutines that are reported only after the test.
 """
 
 import collections
@@ -44,27 +44,27 @@ def swap_contents(file: Path, other: Path):
 
 
 def replace_with_symlink(path: Path):
-  """What was there is elsewhere, and a symbolic link leads to it."""
+  """Move a file or folder, and leave a symbolic link to it."""
   elsewhere = path.with_name(f'{path.name}.elsewhere')
   path.rename(elsewhere)
   path.symlink_to(elsewhere)
 
 
 def replace_with_fifo(file: Path):
-  """A pipe that nobody writes to."""
+  """Replace a file with a named pipe that has no writer."""
   file.unlink()
   os.mkfifo(file)
 
 
 def delete_half_the_files(directory: Path, rng: random.Random):
-  """A deletion that came half-way."""
+  """Delete half of the files, like an interrupted deletion."""
   files = sorted(path for path in directory.rglob('*') if path.is_file())
   for file in rng.sample(files, len(files) // 2):
     file.unlink()
 
 
 def replace_with_unrelated_directory(directory: Path):
-  """Something else under its name."""
+  """Replace a directory with one that has an unrelated file."""
   shutil.rmtree(directory)
   directory.mkdir()
   (directory / 'notes.txt').write_text('mine')
@@ -76,13 +76,13 @@ def replace_with_file(directory: Path):
 
 
 def replace_with_previous_step(directory: Path):
-  """A copy of the one before under its name: intact, and of another step."""
+  """Replace a checkpoint with a copy of the one before: intact, but of another step."""
   shutil.rmtree(directory)
   shutil.copytree(directory.with_name(str(int(directory.name) - 1)), directory)
 
 
 def file_damages(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[str, Damage]]:
-  """What can happen to one file."""
+  """Yield (name, function) for each kind of damage to one file."""
   size = file.stat().st_size
   starts, noise = [rng.randrange(max(size - 64, 1)) for _ in range(2)], rng.randbytes(size)
   yield 'deleted', lambda path: path.unlink()
@@ -104,9 +104,9 @@ def file_damages(file: Path, rng: random.Random, flips: int) -> Iterator[tuple[s
 def checkpoint_damages(
   checkpoint: Path, rng: random.Random, *, flips: int
 ) -> Iterator[tuple[str, Damage]]:
-  """(its name, what does it to a copy of the checkpoint).
+  """Yield (name, function) for each kind of damage to each file, each folder and the checkpoint.
 
-  Each kind of damage to each file, folder and the whole.
+  The functions take a copy of the checkpoint.
   """
   files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob('*') if path.is_file())
   for file in files:
@@ -137,9 +137,9 @@ def checkpoint_damages(
 
 
 def replace_with_previous_file(path: Path, file: Path):
-  """One file as it is in the checkpoint before.
+  """Replace a file with the same file of the checkpoint before.
 
-  Names of data files are random, and then the largest is taken.
+  Data files have random names. The largest file replaces a file whose name does not exist there.
   """
   before = path.with_name(str(int(path.name) - 1))
   same = (
@@ -151,7 +151,7 @@ def replace_with_previous_file(path: Path, file: Path):
 
 
 def save_three_checkpoints(workdir: Path, mib: float):
-  """A run with three checkpoints."""
+  """Save the checkpoints 1, 2 and 3."""
   workdir.mkdir()
   checkpoints = CheckpointManager(workdir, max_to_keep=3)
   for step in (1, 2, 3):
@@ -160,15 +160,16 @@ def save_three_checkpoints(workdir: Path, mib: float):
 
 
 def restore_outcome(
-  whole: Path, damage: Damage, states: dict[int, TrainState], shapes: TrainState
+  intact: Path, damage: Damage, states: dict[int, TrainState], shapes: TrainState
 ) -> str:
-  """What a run starts from when its newest checkpoint, 3, is damaged.
+  """Return the state that a run restores after damage to its newest checkpoint, 3.
 
-  'step 2, exact', and nothing is lost or left.
+  The expected text is 'step 2, exact' or 'step 3, exact'. Another text reports an error, a wrong
+  state, or files that are missing or left behind.
   """
-  copy = whole.with_name('copy')
+  copy = intact.with_name('copy')
   shutil.rmtree(copy, ignore_errors=True)
-  shutil.copytree(whole, copy)
+  shutil.copytree(intact, copy)
   damage(copy / 'checkpoints' / '3')
   checkpoints = CheckpointManager(copy)
   try:
@@ -177,28 +178,28 @@ def restore_outcome(
     return f'{type(error).__name__}: {error}'[:200]
   finally:
     checkpoints.close()
-    # What Orbax leaves unawaited when reading fails is told here, and not in another test.
+    # Report the coroutines that Orbax did not await after a failed read here, not in a later test.
     gc.collect()
   if restored is None:
     return 'from scratch'
   state, _ = restored
   step = int(state.step)
   place = copy / 'checkpoints'
-  there = sorted(path.name for path in place.iterdir() if not path.name.endswith('.elsewhere'))
-  if there != ['1', '2', *(['damaged'] if os.path.lexists(place / 'damaged' / '3') else ['3'])]:
-    return f'step {step}, and then there is {there}'
+  names = sorted(path.name for path in place.iterdir() if not path.name.endswith('.elsewhere'))
+  if names != ['1', '2', *(['damaged'] if os.path.lexists(place / 'damaged' / '3') else ['3'])]:
+    return f'step {step}, and the files are {names}'
   return f'step {step}, ' + ('exact' if states_equal(state, states[step]) else 'WRONG')
 
 
 def main(workdir: Path, mib: float):
-  """Each kind of damage to each file, and 20 flipped bits in each."""
+  """Apply each kind of damage to each file, and flip 20 bits of each file."""
   found = collections.defaultdict(list)
-  save_three_checkpoints(workdir / 'whole', mib)
+  save_three_checkpoints(workdir / 'intact', mib)
   states, shapes = {step: make_state(step, mib) for step in (1, 2, 3)}, state_shapes(mib)
   for name, damage in checkpoint_damages(
-    workdir / 'whole' / 'checkpoints' / '3', random.Random(0), flips=20
+    workdir / 'intact' / 'checkpoints' / '3', random.Random(0), flips=20
   ):
-    found[restore_outcome(workdir / 'whole', damage, states, shapes)].append(name)
+    found[restore_outcome(workdir / 'intact', damage, states, shapes)].append(name)
   print(json.dumps(found))
 
 

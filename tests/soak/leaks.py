@@ -1,13 +1,11 @@
-"""A run that saves after every step, evaluates now and then, and has a worker process.
-
-What it holds is written down meanwhile.
+"""Log the resources of a run that saves after every step, evaluates and has a worker process.
 
     python tests/soak/leaks.py WORKDIR STEPS
 
-Each second a line goes to WORKDIR/holds.jsonl: the newest checkpoint, resident memory, file
-descriptors, threads, pieces of /dev/shm that this process has mapped and files there (other
-programs' too), children, live arrays, and programs compiled so far. test_leaks.py starts this and
-reads that.
+Every second it appends a line to WORKDIR/resources.jsonl: the newest checkpoint, resident memory,
+file descriptors, threads, mappings of /dev/shm, children, live arrays and compiled programs of this
+process. It also counts all files in /dev/shm, which other programs use too. test_leaks.py runs this
+file and reads the lines.
 """
 
 import contextlib
@@ -20,11 +18,11 @@ from pathlib import Path
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
-EVALUATE_EVERY = 50  # Steps. An evaluation starts a worker of its own.
+EVALUATE_EVERY = 50  # Steps. Each evaluation starts a worker.
 
 
 def leak_config(steps: int) -> Config:
-  """Small, with all that a run can have switched on."""
+  """Return a config of a small run with many features enabled."""
   return Config(
     data=DataConfig(
       train='builtin:digits',
@@ -47,7 +45,7 @@ def leak_config(steps: int) -> Config:
 
 
 def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
-  """What this process holds now; memory in MB."""
+  """Return the resources that this process uses now. Memory is in MB."""
   import jax
 
   pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1])
@@ -56,7 +54,7 @@ def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
     'time': time.monotonic(),
     'saved': max(saved, default=0),
     'rss': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
-    'fds': len(os.listdir('/proc/self/fd')),  # noqa: PTH208 -- one name of /proc each.
+    'fds': len(os.listdir('/proc/self/fd')),  # noqa: PTH208 -- each name in /proc is one.
     'threads': len(os.listdir('/proc/self/task')),  # noqa: PTH208
     'shm': Path('/proc/self/maps').read_text(encoding='utf-8').count('/dev/shm/'),
     'shm_files': len(list(Path('/dev/shm').iterdir())),
@@ -69,18 +67,17 @@ def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
 
 
 def log_resources(workdir: Path, compiled: list):
-  """Writes a line each second, for as long as the process lives."""
-  with (workdir / 'holds.jsonl').open('w', buffering=1) as file:
+  """Append a line every second until the process ends."""
+  with (workdir / 'resources.jsonl').open('w', buffering=1) as file:
     while True:
-      with contextlib.suppress(
-        OSError
-      ):  # A thread, or a checkpoint, that has gone between two looks.
+      # A thread or a checkpoint can disappear between listing and reading it.
+      with contextlib.suppress(OSError):
         file.write(json.dumps(measure_resources(workdir, compiled)) + '\n')
       time.sleep(1)
 
 
 def main(workdir: Path, steps: int):
-  """Imports here what worker processes, which import this file, have no use for."""
+  """Run it. Worker processes import this file too, and need neither jax nor `train`."""
   import jax
 
   from vit_jax.train import train

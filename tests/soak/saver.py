@@ -1,13 +1,12 @@
-"""A trainer that does nothing but save, to be killed.
+"""Kill processes that only save checkpoints, and check the checkpoints.
 
-What it saves at a step is a function of the step, so that whoever comes next knows what has to be
-there.
+The saved state is a function of the step, so that the next process can check it.
 
     python tests/soak/saver.py DIRECTORY ROUNDS SEED [MIB]
 
-Kills ROUNDS such trainers, one after another, each at a moment of chance, and prints as JSON what
-came of it. They are forked from a process that has imported everything but started nothing, so a
-round takes a second and not ten.
+starts and kills ROUNDS such processes in sequence, each at a random time, and prints the results as
+JSON. They are forked from a process that has imported everything and computed nothing, so that a
+round takes one second instead of ten.
 """
 
 import json
@@ -27,11 +26,11 @@ from vit_jax.checkpoint.io import verify_checkpoint
 from vit_jax.checkpoint.manager import CheckpointManager, list_saved_steps
 from vit_jax.step import TrainState
 
-ROUND_TIMEOUT = 300  # Seconds after which a trainer that has not got anywhere is an error.
+ROUND_TIMEOUT = 300  # Seconds. A process that makes no progress for longer is an error.
 
 
 def make_state(step: int, mib: float = 0.1) -> TrainState:
-  """The state after `step`: random numbers of several types, about `mib` MiB of them."""
+  """Return the state after `step`: random numbers of several types, about `mib` MiB."""
   rng = np.random.default_rng(step)
   wide = lambda: jnp.asarray(rng.normal(size=(2, 128, int(mib * 1024))).astype(np.float32))
   params = {'head': {'kernel': wide(), 'bias': jnp.asarray(rng.normal(size=33), jnp.bfloat16)}}
@@ -44,14 +43,14 @@ def make_state(step: int, mib: float = 0.1) -> TrainState:
 
 
 def state_shapes(mib: float = 0.1) -> TrainState:
-  """Its shapes, and where they go."""
+  """Return the shapes and shardings of `make_state`."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_state(0, mib)
   )
 
 
 def states_equal(state: TrainState, other: TrainState) -> bool:
-  """Whether two states agree in every bit."""
+  """Return True if two states are equal bit for bit."""
   pairs = zip(
     jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(jax.device_get(other)), strict=True
   )
@@ -61,9 +60,9 @@ def states_equal(state: TrainState, other: TrainState) -> bool:
 
 
 def save_forever(workdir: Path, log: int, mib: float):
-  """Takes up what is there, and saves one step after another for ever.
+  """Restore the newest checkpoint, then save step after step until the process is killed.
 
-  Every milestone is a line in `log`.
+  A line in the file descriptor `log` records each restore and each commit.
   """
   checkpoints = CheckpointManager(workdir, max_to_keep=2, keep_every=10)
   restored = checkpoints.restore(state_shapes(mib))
@@ -80,9 +79,9 @@ def save_forever(workdir: Path, log: int, mib: float):
 
 
 def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> str:
-  """Starts a trainer and kills it: while it starts, in one round of four, else some saves later.
+  """Start a process, kill it, and return its log.
 
-  What it had said by then.
+  One process of four is killed while it starts, the others after a few saves.
   """
   log.write_text('', encoding='utf-8')
   child = os.fork()
@@ -98,13 +97,13 @@ def run_and_kill(workdir: Path, log: Path, rng: random.Random, mib: float) -> st
   time.sleep(rng.uniform(0, 0.4 if lines else 2))
   os.kill(child, signal.SIGKILL)
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  assert code == -signal.SIGKILL, f'the trainer ended by itself, with {code}'
-  assert time.monotonic() < end, 'the trainer got nowhere'
+  assert code == -signal.SIGKILL, f'the process was not killed: exit code {code}'
+  assert time.monotonic() < end, 'the process made no progress'
   return log.read_text(encoding='utf-8')
 
 
 def run_kill_rounds(directory: Path, rounds: int, seed: int, mib: float) -> dict:
-  """What came of so many rounds: counts, and how often a save or a deletion was interrupted."""
+  """Return counts of `rounds` kills, and how often a kill interrupted a save or a deletion."""
   rng, workdir, log = random.Random(seed), directory / 'run', directory / 'log'
   found = {
     'rounds': rounds,

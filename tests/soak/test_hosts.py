@@ -1,6 +1,6 @@
-"""Hosts that die, freeze or get stuck: all are gone in the promised time, with their stacks.
+"""If a host dies, freezes or hangs, all hosts exit in the promised time and print their stacks.
 
-And kills that change nothing.
+Kills of one host do not change the result.
 """
 
 import json
@@ -21,19 +21,19 @@ WATCHDOG_FLAGS = (f'--config.step_timeout={STUCK}',)
 
 
 def wait_until_training(run: Run):
-  """Until the hosts take steps."""
+  """Wait until the hosts take steps."""
   run.until('step 5/')
 
 
 def wait_for_exit(run: Run) -> tuple[list[int], float]:
-  """(exit codes, seconds until all have ended)."""
+  """Wait for all hosts, and return (exit codes, seconds of waiting)."""
   began = time.monotonic()
   return run.codes(), time.monotonic() - began
 
 
 @pytest.mark.parametrize('host', [0, 1])
 def test_an_exception_on_one_host_ends_all_and_shows_where_each_was(tmp_path, host):
-  """Its worker is killed, which Grain raises an error for; the other host is told by the network."""
+  """Grain raises an error for a killed worker. The other host learns of it over the network."""
   with Run(tmp_path / 'run', *FLAGS, hosts=2, devices=1) as run:
     wait_until_training(run)
     for worker in run.workers(host):
@@ -76,7 +76,7 @@ def test_a_stuck_loader_is_found_by_the_watchdog(tmp_path, host):
     assert seconds < STUCK + 15
 
 
-def test_a_start_that_is_stuck_is_found_too(tmp_path):
+def test_a_stuck_start_is_found_by_the_watchdog(tmp_path):
   finished(tmp_path / 'compiled', '--config.data.workers=1')
   with Run(tmp_path / 'run', *FLAGS, '--config.first_step_timeout=30', start=0) as run:
     while not run.workers():
@@ -90,7 +90,7 @@ def test_a_start_that_is_stuck_is_found_too(tmp_path):
 
 
 def test_a_worker_that_dies_is_an_error_at_once_and_leaves_nothing(tmp_path):
-  shared = set(os.listdir('/dev/shm'))  # noqa: PTH208 -- its names are enough.
+  shared = set(os.listdir('/dev/shm'))  # noqa: PTH208 -- only the names are needed.
   with Run(tmp_path / 'run', *FLAGS) as run:
     wait_until_training(run)
     workers = run.workers()
@@ -102,11 +102,11 @@ def test_a_worker_that_dies_is_an_error_at_once_and_leaves_nothing(tmp_path):
   time.sleep(3)
   assert not [pid for pid in workers if os.path.exists(f'/proc/{pid}')]  # noqa: PTH110
   left = {name for name in set(os.listdir('/dev/shm')) - shared if name.startswith('psm_')}  # noqa: PTH208
-  assert not left or vanish_by_themselves(left)
+  assert not left or disappear_in_20_seconds(left)
 
 
-def vanish_by_themselves(names: set[str]) -> bool:
-  """Whether they go by themselves: other programs on this machine come and go."""
+def disappear_in_20_seconds(names: set[str]) -> bool:
+  """Return True if the files are gone after 20 s: other programs on this machine create some too."""
   time.sleep(20)
   return not {name for name in names if os.path.exists(f'/dev/shm/{name}')}  # noqa: PTH110
 
@@ -134,9 +134,9 @@ def test_twenty_kills_of_one_of_two_hosts_change_nothing(tmp_path):
 
 
 def test_fsdp_over_eight_devices_resumes_on_two_hosts_of_two_and_of_one(tmp_path):
-  """To the bit: what each host restores is held to the digests of what was saved.
+  """Each host compares its restored arrays with the checksums of the saved arrays.
 
-  A run would say that it is damaged.
+  If they differed, the run would print that the checkpoint is damaged.
   """
   wide, workdir = ('--config.model.width=256', '--config.model.heads=4'), tmp_path / 'run'
   shapes = ({'hosts': 1, 'devices': 8}, {'hosts': 2, 'devices': 2}, {'hosts': 2, 'devices': 1})
@@ -163,7 +163,7 @@ def test_fsdp_over_eight_devices_resumes_on_two_hosts_of_two_and_of_one(tmp_path
   )
 
 
-def test_the_same_run_twice_and_in_two_processes_is_the_same_to_the_bit(tmp_path):
+def test_repeating_a_run_or_splitting_it_over_two_processes_changes_no_bit(tmp_path):
   shapes = {'one': {}, 'again': {}, 'two': {'hosts': 2, 'devices': 1}}
   for name, shape in shapes.items():
     finished(tmp_path / name, **shape)

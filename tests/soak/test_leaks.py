@@ -1,7 +1,4 @@
-"""A long run holds at its end what it held after its start.
-
-Memory, files, threads, shared memory, arrays, programs (T20).
-"""
+"""A long run does not leak memory, files, threads, shared memory, arrays or programs."""
 
 import json
 import os
@@ -13,10 +10,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = int(
-  os.environ.get('LEAKS_STEPS', '1500')
-)  # 8 minutes of two cores, and more where others use them.
-SLOPE_SAVES = 500  # Saves that the slope is over.
+# 1,500 steps take 8 minutes on two idle cores.
+STEPS = int(os.environ.get('LEAKS_STEPS', '1500'))
+SLOPE_SAVES = 500  # Number of saves over which the slope is computed.
 
 
 @pytest.mark.slow
@@ -32,7 +28,7 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
   subprocess.run(command, env=env, cwd=ROOT, check=True)
   found = summarize_growth(tmp_path / 'run')
   print(json.dumps(found, indent=2))
-  assert found['saves'] >= SLOPE_SAVES - 10  # A line a second: of some steps there is none.
+  assert found['saves'] >= SLOPE_SAVES - 10  # Steps shorter than a second may have no line.
   assert found['MB a save'] <= 0.1
   for name in ('fds', 'threads', 'shm', 'arrays'):
     assert found[name]['floor'][1] <= found[name]['floor'][0] + 1, (name, found[name])
@@ -40,19 +36,17 @@ def test_nothing_grows_over_the_last_500_saves(tmp_path):
 
 
 def summarize_growth(workdir: Path) -> dict:
-  """Over the last `SLOPE_SAVES` saves.
+  """Return statistics of the last `SLOPE_SAVES` saves.
 
-  The slope of memory, and of each count its extremes, and its least before them and in them.
-
-  Counts rise and fall with every save and evaluation, and so does their slope; what leaks raises
-  the floor.
+  These are the slope of the memory, and for each count its minimum, its maximum and its 'floor':
+  the minimum over as many saves before, and over these. Counts rise and fall with every save and
+  evaluation, and so does their slope. A leak raises the floor.
   """
-  lines = [json.loads(line) for line in (workdir / 'holds.jsonl').read_text().splitlines()]
+  lines = [json.loads(line) for line in (workdir / 'resources.jsonl').read_text().splitlines()]
   end = max(line['saved'] for line in lines)
   before = [line for line in lines if end - 2 * SLOPE_SAVES <= line['saved'] < end - SLOPE_SAVES]
-  lines = [
-    line for line in lines if end - SLOPE_SAVES <= line['saved'] < end
-  ]  # The end itself draws curves.
+  # After the last step, the run draws curves.
+  lines = [line for line in lines if end - SLOPE_SAVES <= line['saved'] < end]
   saved = np.array([line['saved'] for line in lines])
   slope = lambda name: float(np.polyfit(saved, [line[name] for line in lines], 1)[0])
   counts = {

@@ -1,6 +1,6 @@
-"""NaN on a device of one host of two.
+"""If a device of one host computes NaN, both hosts skip the step.
 
-All leave the step out, and go on as one host with as many devices does (T19).
+The results equal those of one host with as many devices.
 """
 
 import json

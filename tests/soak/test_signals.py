@@ -1,6 +1,6 @@
-"""SIGTERM in twelve situations, five times each, a little later each time.
+"""SIGTERM in twelve situations and Ctrl-C in two, five times each, with growing delays.
 
-The run ends as one that nothing interrupted.
+The run then ends with the results of an uninterrupted run.
 """
 
 import contextlib
@@ -16,30 +16,30 @@ from tests.runs import Run, account, finished, stopped_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-# A busy machine must not end a run before a signal is sent. GRACE: seconds that platforms give.
+# The run is long, so that it does not end before a signal on a busy machine. GRACE is the number of
+# seconds between SIGTERM and SIGKILL on platforms.
 STEPS, DELAYS, GRACE = 1200, 5, 30
 FLAGS = (f'--config.steps={STEPS}', '--config.eval_every=200')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenario:
-  """When, in what shape and how a run is told; `codes` are what it may end with."""
+  """When a run of which shape receives which signals, and the permitted exit codes, `codes`."""
 
-  until: str  # What is said before; {next}: a step that the run will come to.
-  spread: float  # Seconds over which the moments lie after that.
+  until: str  # Pattern of the output to wait for. {next} is a future step.
+  spread: float  # Seconds over which the delays after that output are spread.
   flags: tuple[str, ...] = ()
   hosts: int = 1
-  told: tuple[int, ...] = (0,)  # Hosts.
+  signalled: tuple[int, ...] = (0,)  # Hosts that receive the signals.
   signals: tuple[int, ...] = (signal.SIGTERM,)
   group: bool = False
   codes: tuple[int, ...] = (75,)
-  late: bool = False  # At the run's end, each time anew.
+  late: bool = False  # Near the end of the run. Each attempt starts from the same checkpoint.
 
 
 SIGNAL_SCENARIOS = {
-  'starting Python and JAX': Scenario(
-    until='', spread=6, codes=(75, 143)
-  ),  # 143: before Python has come to us.
+  # 143: SIGTERM before our handlers are installed.
+  'starting Python and JAX': Scenario(until='', spread=6, codes=(75, 143)),
   'first compilation': Scenario(
     until=r'steps \d+ to', spread=1, flags=('--config.model.width=48',)
   ),
@@ -52,7 +52,9 @@ SIGNAL_SCENARIOS = {
     until='step {next}/', spread=0.05, flags=('--config.save_every=1', '--config.max_to_keep=10')
   ),
   'the last steps': Scenario(until=f'step {STEPS - 2}/', spread=0.3, codes=(0, 75), late=True),
-  'having done': Scenario(until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True),
+  'after the last step': Scenario(
+    until=f'step {STEPS}/.*accuracy', spread=0.5, codes=(0, 75), late=True
+  ),
   'training, the group, with workers': Scenario(
     until='step {next}/',
     spread=0.2,
@@ -63,14 +65,14 @@ SIGNAL_SCENARIOS = {
     until='step {next}/', spread=0.2, signals=(signal.SIGTERM, signal.SIGTERM)
   ),
   'training, one of two hosts': Scenario(
-    until='step {next}/', spread=0.2, hosts=2, told=(1,), codes=(75,)
+    until='step {next}/', spread=0.2, hosts=2, signalled=(1,), codes=(75,)
   ),
   'evaluating, all of two hosts': Scenario(
     until=r'step {next}/\d+  loss',
     spread=0.3,
     flags=('--config.eval_every=4',),
     hosts=2,
-    told=(0, 1),
+    signalled=(0, 1),
     group=True,
   ),
 }
@@ -84,7 +86,7 @@ INTERRUPT_SCENARIOS = {
 
 @pytest.fixture(scope='module')
 def uninterrupted_run(tmp_path_factory) -> Path:
-  """A run that nothing interrupted, with all its checkpoints."""
+  """Return the directory of an uninterrupted run, with all its checkpoints."""
   workdir = tmp_path_factory.mktemp('runs') / 'uninterrupted'
   finished(workdir, *FLAGS, '--config.max_to_keep=12')
   return workdir
@@ -113,7 +115,7 @@ def test_a_signalled_run_saves_and_exits_within_the_grace_period(uninterrupted_r
       time.sleep((i if situation.until else i + 1) * situation.spread / DELAYS)
       began = time.monotonic()
       for number in situation.signals:
-        for host in situation.told:
+        for host in situation.signalled:
           run.send(number, host, group=situation.group)
         time.sleep(0.05)
       codes = run.codes()
@@ -139,29 +141,29 @@ def test_a_signalled_run_saves_and_exits_within_the_grace_period(uninterrupted_r
 
 
 def next_step(step: int, situation: Scenario) -> int:
-  """A step, soon after `step`, at which the situation arises."""
+  """Return a step soon after `step` at which the situation occurs."""
   every = 4 if '--config.eval_every=4' in situation.flags else 1
   return (step + 4) // every * every + every
 
 
 def wait_until_locked(workdir: Path, run: Run, i: int):
-  """Waits until a run has taken its directory, which it does just before it restores.
+  """Wait until a run has locked its directory, just before it restores, and then 0.1 * `i` s.
 
-  And a little more each time.
+  Earlier runs, which were killed, have left the file.
   """
-  mine = f'"pid": {run.processes[0].pid},'  # One that was killed before has left the file.
+  mine = f'"pid": {run.processes[0].pid},'
   while mine not in read_if_exists(workdir / 'trainer.json') and run.processes[0].poll() is None:
     time.sleep(0.005)
   time.sleep(0.1 * i)
 
 
 def read_if_exists(path: Path) -> str:
-  """The text of a file, which may not be there."""
+  """Return the text of a file, or an empty string if it does not exist."""
   return path.read_text(encoding='utf-8') if path.exists() else ''
 
 
 def copy_run_at_step(uninterrupted_run: Path, workdir: Path, step: int):
-  """A copy of a run as it was after `step`."""
+  """Copy a run without its checkpoints after `step`."""
   later = [str(saved) for saved in range(step + 1, STEPS + 1)]
   shutil.copytree(
     uninterrupted_run, workdir, ignore=shutil.ignore_patterns(*later, 'trainer.json', '.lock')

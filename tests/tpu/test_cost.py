@@ -1,4 +1,4 @@
-"""Costs are the paper's."""
+"""Costs in FLOPs and core-days equal those of the paper."""
 
 import pytest
 
@@ -13,7 +13,7 @@ OUTLIER = ('R50x1+ViT-L/16', '7')  # 25 exaFLOPs more than half of the same mode
 
 
 def variant(model: str) -> str:
-  """'R50x1+ViT-B/16' -> 'R50+B/16'."""
+  """Convert the paper's name to ours: 'R50x1+ViT-B/16' -> 'R50+B/16'."""
   return model.replace('ResNet', 'R').replace('R50x1+', 'R50+').replace('ViT-', '')
 
 
@@ -21,7 +21,7 @@ def variant(model: str) -> str:
   'row', read_published_table('table6'), ids=lambda row: f'{row["Model"]}, {row["Epochs"]}'
 )
 def test_exaflops_are_table_6s_within_2_per_cent(row):
-  """Of the printed number, a whole one: 55 is up to 55.5."""
+  """Printed numbers are rounded to integers: 55 stands for up to 55.5."""
   ours = exaflops(
     build_model(ModelConfig(variant=variant(row['Model'])), 0).shape.flops((224, 224)),
     JFT * int(row['Epochs']),

@@ -1,4 +1,4 @@
-"""Bytes over the network: by hand on a text, and against closed forms on the compiled train step."""
+"""Bytes over the network: computed by hand for a text, and by formulas for the train step."""
 
 import jax
 import pytest
@@ -57,7 +57,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 """
 
 
-def test_loops_count_as_they_run_and_what_several_fusions_work_at_counts_once():
+def test_a_loop_counts_as_often_as_it_runs_and_a_channel_of_several_fusions_once():
   assert collective_bytes(HLO) == {
     'all-reduce': 4 * 101,
     'all-gather': 12 * 2 * 128 + 4 * 16 + 2 * 8,
@@ -66,7 +66,7 @@ def test_loops_count_as_they_run_and_what_several_fusions_work_at_counts_once():
   }
 
 
-def test_a_text_that_is_no_program_is_an_error():
+def test_a_text_that_is_not_a_program_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY'):
     collective_bytes('hello')
 
@@ -101,13 +101,13 @@ def small_run(
 
 
 def compiled_text(**kwargs):
-  """(the compiled train step of a small run, its parameters)."""
+  """Return (text of the compiled train step, parameters) of a small run."""
   program = small_run(**kwargs)
   return compile_train_step(program).as_text(), abstract_state(program).params
 
 
 def parts(params) -> tuple[int, int, int]:
-  """(elements in all, those split over 'fsdp' in blocks, those split elsewhere)."""
+  """Return numbers of elements: (all, split over 'fsdp' in blocks, split elsewhere)."""
   count = lambda keep: sum(
     leaf.size for keys, leaf in jax.tree.leaves_with_path(params) if keep(param_path(keys), leaf)
   )
@@ -121,7 +121,7 @@ def parts(params) -> tuple[int, int, int]:
 
 
 def norms(params) -> int:
-  """Bytes of the squared norms of the gradients that are split: each device knows its share's."""
+  """Return the bytes of the squared norms that devices sum for gradients that are split."""
   return 4 * sum('fsdp' in leaf.sharding.spec for leaf in jax.tree.leaves(params))
 
 
@@ -138,20 +138,20 @@ def test_data_parallel_is_one_all_reduce_of_the_gradients(unroll, grad_accum_ste
 @pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
 @pytest.mark.parametrize('fsdp', [4, 8])
 def test_fsdp_gathers_parameters_twice_and_sums_their_gradients_once(fsdp, remat):
-  """On a CPU each device sums the whole gradient, and cuts its share."""
+  """On a CPU each device gets the full sum of the gradients, and slices its shard."""
   hlo, params = compiled_text(width=256, mlp=512, fsdp=fsdp, remat=remat)
   everything, blocks, others = parts(params)
   assert blocks > 0.9 * everything
   shares = (blocks + others) // fsdp if fsdp < 8 else 0  # Summed once more, over the axis data.
   assert collective_bytes(hlo) == {
-    'all-gather': 4
-    * (2 * blocks + others),  # A block's in the forward pass and again in the backward pass.
+    # Blocks are gathered in the forward pass and again in the backward pass.
+    'all-gather': 4 * (2 * blocks + others),
     'all-reduce': 4 * (everything + shares) + norms(params) + SCALARS,
   }
 
 
 def slice_of_tpus(monkeypatch, topology: str = 'v5e:2x2') -> list:
-  """Chips to compile for; the test is skipped where their compiler is not installed."""
+  """Return chips to compile for. Skip the test if their compiler is not installed."""
   for name, value in QUIET_TPU_ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
   try:
@@ -172,7 +172,11 @@ def test_a_tpus_program_sums_gradients_once_in_that_dtype(monkeypatch, unroll, g
 
 
 def needed_by_fsdp(params, steps: float = 1) -> dict[str, float]:
-  """Parameters gathered twice in bfloat16, and their gradients summed to shares once, in `steps` times the bytes."""
+  """Return the bytes that FSDP needs.
+
+  Parameters are gathered twice in bfloat16. Their gradients are reduce-scattered once, which takes
+  `steps` times their bytes.
+  """
   everything, blocks, others = parts(params)
   return {
     'all-gather': 2 * (2 * blocks + others),
@@ -190,9 +194,8 @@ def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll
     devices=devices, width=1024, mlp=4096, fsdp=4, unroll=unroll, remat=remat, dtype='bfloat16'
   )
   found = collective_bytes(hlo)
-  assert found.pop('collective-permute', 0) < 0.01 * sum(
-    found.values()
-  )  # Rows that make a share's side a multiple of 32.
+  # Padding a side of a shard to a multiple of 32 moves a few rows.
+  assert found.pop('collective-permute', 0) < 0.01 * sum(found.values())
   assert found == needed_by_fsdp(params)
 
 
@@ -204,7 +207,7 @@ def test_a_tpus_program_gathers_and_scatters_what_fsdp_needs(monkeypatch, unroll
 def test_a_tpus_program_scatters_sums_at_the_widths_of_b_l_and_h(
   monkeypatch, width, heads, topology, fsdp, steps
 ):
-  """Over a whole slice of eight and up in two steps, the second with what the first has left."""
+  """Slices of eight and more chips sum in two steps. The second has the result of the first."""
   devices = slice_of_tpus(monkeypatch, topology)
   sizes = {'width': width, 'mlp': 4 * width, 'heads': heads}
   hlo, params = compiled_text(devices=devices, **sizes, fsdp=fsdp, dtype='bfloat16')

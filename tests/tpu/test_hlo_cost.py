@@ -1,6 +1,6 @@
-"""Cycles of compiled programs: loops, calls, what is unknown.
+"""Cycles of compiled programs: loops, calls and unknown costs.
 
-And the same sum by an independent script, where it is.
+An independent script computes the same sum, if it is present.
 """
 
 import collections
@@ -53,7 +53,7 @@ def test_a_loops_body_counts_as_often_as_it_runs_and_a_fusion_once():
   assert [line.partition(':')[0] for line in found.missing] == ['while.3', 'kernel.1']
 
 
-def test_a_kernel_counts_as_its_schedule_says_where_that_is_known():
+def test_a_kernel_has_the_cycles_of_its_schedule_if_that_is_known():
   found = program_cost(HLO, {'kernel': 50})
   assert found.cycles == program_cost(HLO).cycles + 50
   assert not any('kernel' in line for line in found.missing)
@@ -67,6 +67,6 @@ def test_the_sum_is_that_of_an_independent_script():
   assert by == +program_cost(HLO).by_name
 
 
-def test_a_text_that_is_no_program_is_an_error():
+def test_a_text_that_is_not_a_program_is_an_error():
   with pytest.raises(ValueError, match='no ENTRY'):
     program_cost('hello')

@@ -1,4 +1,4 @@
-"""The attention kernel through the compilers of real TPUs, where libtpu is installed."""
+"""The compilers of real TPUs accept the attention kernel. The tests need libtpu."""
 
 import pytest
 
@@ -19,7 +19,7 @@ SHAPES = [
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
-def test_every_generation_takes_the_kernel_where_it_is_said_to_fit(topology, monkeypatch):
+def test_every_generation_compiles_the_kernel_for_every_supported_shape(topology, monkeypatch):
   for name, value in QUIET_TPU_ENVIRONMENT.items():
     monkeypatch.setenv(name, value)
   try:

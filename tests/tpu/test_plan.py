@@ -1,6 +1,6 @@
-"""What a plan says and tries.
+"""The text and the remedies of a plan.
 
-And, where libtpu is installed, real programs compiled for slices that are not here.
+If libtpu is installed, real programs are compiled for slices that this machine does not have.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="no libtpu: pip install '.[
 
 
 def made(**changes) -> Plan:
-  """A plan of round numbers: 1.5 M cycles are 1 ms on v5e."""
+  """Return a plan of round numbers: 1.5 M cycles are 1 ms on v5e."""
   known = {
     'topology': parse_topology('v5e:2x2'), 'fits': True, 'hbm': 8 * GIB, 'memory': {'parameters': 1 * GIB}, 'parameters': 10,
     'flops': 0.5 * 4 * 197e12 * 1e-3, 'steps': 3600, 'batch': 100, 'cycles': 1_500_000, 'missing': (),
@@ -38,23 +38,23 @@ def test_cycles_become_seconds_by_the_clock_and_mfu_by_the_peak():
   assert made().mfu == pytest.approx(0.5)
 
 
-def test_a_plan_in_words_says_what_is_estimated():
+def test_the_text_of_a_plan_marks_estimates():
   text = '\n'.join(format_plan(validate(Config(steps=1)), made()))
   assert '8.00 of 16 GiB: it fits; parameters 1.00' in text
   assert '1.0 ms (estimate); MFU 50 % (estimate)' in text
   assert '100,000 /s (estimate)' in text
-  # 3.6 s of four chips at 197 TFLOP/s and 50 %; a TPUv3 core has 61.5 at the same share.
+  # 3.6 s on four chips at 50 % of 197 TFLOP/s; a TPUv3 core has 61.5 TFLOP/s.
   assert '0.0 hours, 0 chip-hours, 0 TPUv3-core-days' in text
   assert 'all-reduce of 4.0 MB a step over ICI' in text
 
 
-def test_plans_stand_side_by_side_and_what_did_not_compile_has_a_dash():
+def test_plans_are_compared_side_by_side_with_a_dash_for_unknown_numbers():
   table = compare_plans({'one': made(), 'two': made(fits=False, cycles=None)})
   assert ('ms a step', '1.0', '-') in table
   assert ('fits', 'yes', 'no') in table
 
 
-def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
+def test_remat_is_tried_before_accumulation_and_accumulation_before_fsdp():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
   tried = memory_remedies(config, parse_topology('v5e:4x4'))
   assert tried[:6] == [
@@ -66,7 +66,7 @@ def test_remat_is_tried_before_accumulation_and_that_before_fsdp():
     validate(with_settings(config, settings))
 
 
-def test_what_is_already_so_is_not_tried_again():
+def test_settings_that_are_already_set_are_not_tried():
   config = validate(
     Config(data=DataConfig(batch=16), optim=OptimConfig(grad_accum_steps=1), steps=1)
   )
@@ -74,7 +74,7 @@ def test_what_is_already_so_is_not_tried_again():
   assert memory_remedies(config, parse_topology('v5e:4x4')) == []
 
 
-def test_parameters_are_shared_out_within_a_slice_and_no_setting_is_tried_twice():
+def test_fsdp_stays_within_a_slice_and_no_setting_is_tried_twice():
   config = validate(Config(data=DataConfig(batch=64), steps=1))
   for where in (parse_topology('v5e:2x4'), parse_topology('v5e:2x4', 2)):
     tried = memory_remedies(config, where)
@@ -83,7 +83,7 @@ def test_parameters_are_shared_out_within_a_slice_and_no_setting_is_tried_twice(
 
 
 def run_plan(tmp_path: Path, *args: str) -> tuple[dict, str, int]:
-  """(the plan, the program, the exit code) of the command."""
+  """Run the command, and return (plan, program, exit code)."""
   files = ['--json', str(tmp_path / 'plan.json'), '--hlo', str(tmp_path / 'hlo.txt')]
   command = [sys.executable, '-m', 'vit_jax', 'plan', *args, *files]
   done = subprocess.run(
@@ -99,7 +99,7 @@ def run_plan(tmp_path: Path, *args: str) -> tuple[dict, str, int]:
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_compiled_step_costs_what_an_independent_script_says(tmp_path):
+def test_the_cost_of_a_compiled_step_is_that_of_an_independent_script(tmp_path):
   args = [
     '--config=configs/bench.py:Ti/16',
     '--config.model.depth=2',
@@ -115,7 +115,7 @@ def test_a_compiled_step_costs_what_an_independent_script_says(tmp_path):
   assert plan['cycles'] == pytest.approx(theirs, rel=0.01)
 
 
-# What each is known to be: million cycles and GiB at most.
+# (variant, batch, upper limit in million cycles, upper limit in bytes).
 BENCH = [('B/16', 512, 206, 8.2e9), ('S/16', 1024, 176, 7.7e9), ('L/16', 128, 150, 7.9e9)]
 
 
@@ -135,7 +135,7 @@ def test_the_step_is_as_fast_and_as_small_as_promised(tmp_path, variant, batch, 
   assert plan['hbm'] <= bytes_
 
 
-# The recipes, each on the slice that it is meant for.
+# Recipes, each on the slice for which it is meant.
 RECIPES = [
   ('pretrain.py:B/16,imagenet21k', 4096, 'v5e:4x4'),
   ('pretrain.py:L/16,imagenet21k', 4096, 'v5e:16x16'),
@@ -170,7 +170,7 @@ def test_long_images_gain_from_the_kernel(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'said',
+  'message',
   [
     'Ran out of memory in memory space hbm. Used 41.50G of 15.75G hbm. Exceeded hbm capacity by '
     '25.75G.',
@@ -178,7 +178,7 @@ def test_long_images_gain_from_the_kernel(tmp_path):
     'module: jit_train_step.',
   ],
 )
-def test_what_does_not_fit_is_told_from_what_does_not_compile(said):
-  assert parse_out_of_memory(RuntimeError(said))['hbm'] == 41.5 * GIB
+def test_running_out_of_memory_is_distinguished_from_other_compiler_errors(message):
+  assert parse_out_of_memory(RuntimeError(message))['hbm'] == 41.5 * GIB
   with pytest.raises(RuntimeError, match='another thing'):
     parse_out_of_memory(RuntimeError('another thing'))

@@ -1,4 +1,4 @@
-"""Names of TPU slices, and what each has."""
+"""Names of TPU slices, and the chips, devices and hosts of each."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from vit_jax.tpu.topologies import GENERATIONS, parse_topology
     ('v5p:8x8x8', 1, 512, 512, 128), ('tpu7x:2x2x1', 1, 4, 8, 1), ('v6e:1x1', 1, 1, 1, 1),
   ],
 )  # fmt: skip
-def test_a_name_says_how_many_chips_devices_and_hosts_there_are(
+def test_a_name_determines_the_number_of_chips_devices_and_hosts(
   name, slices, chips, devices, hosts
 ):
   found = parse_topology(name, slices)
@@ -30,7 +30,7 @@ def test_a_name_says_how_many_chips_devices_and_hosts_there_are(
     ('v5e:0x4', 'a slice of v5e has 2 sides'),
   ],
 )
-def test_a_wrong_name_lists_the_right_ones(name, message):
+def test_a_wrong_name_is_an_error_that_lists_the_valid_names(name, message):
   with pytest.raises(UserError, match=message):
     parse_topology(name)
 
@@ -41,8 +41,12 @@ def test_every_listed_slice_has_its_generations_sides():
       assert parse_topology(f'{kind}:{shape}').generation is generation
 
 
-def test_the_clock_is_what_the_rate_and_the_matrix_units_leave():
-  """Units of 128 x 128 multiply-adds (four in each of v4's and v5p's two cores and v5e's one), 256 x 256 from v6e on."""
+def test_the_clock_is_the_peak_rate_divided_by_the_matrix_units():
+  """The clock follows from the peak FLOP/s and the matrix units of a chip.
+
+  v4 and v5p have two cores with four units of 128 x 128 multiply-adds each, and v5e has one such
+  core. From v6e on, units have 256 x 256 multiply-adds.
+  """
   units = {'v4': (8, 128), 'v5e': (4, 128), 'v5p': (8, 128), 'v6e': (4, 256), 'tpu7x': (8, 256)}
   for kind, (count, side) in units.items():
     generation = GENERATIONS[kind]

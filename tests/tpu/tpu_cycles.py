@@ -1,4 +1,4 @@
-"""The same sums by an independent script, where it is."""
+"""Cycles of a program from an independent script. Tests are skipped if it is absent."""
 
 import collections
 import importlib.util
@@ -15,7 +15,7 @@ SCRIPT = ROOT.parent / 'shared' / 'tools' / 'tpu_cycles.py'
 
 
 def independent_script():
-  """The script as a module; the test is skipped where it is absent."""
+  """Return the script as a module, or skip the test if it is absent."""
   if not SCRIPT.is_file():
     pytest.skip(f'no {SCRIPT}')
   spec = importlib.util.spec_from_file_location('tpu_cycles', SCRIPT)
@@ -25,7 +25,7 @@ def independent_script():
 
 
 def independent_cycles(hlo: str, *, directory: Path, **kernel) -> int:
-  """Cycles of a program whose kernels are the attention of `kernel`'s shape."""
+  """Return the cycles of a program whose kernels are the attention of `kernel`'s shape."""
   from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 
   script, dump = independent_script(), directory / 'llo'
@@ -38,8 +38,8 @@ def independent_cycles(hlo: str, *, directory: Path, **kernel) -> int:
     cwd=ROOT,
   )
   bodies, entry = script.computations(hlo)
-  # The dump calls the kernels after what was differentiated, jvp_attention_forward_; the program
-  # does not.
+  # The names of kernels in the dump have the prefix of differentiation, as in
+  # jvp_attention_forward_; those in the program have not.
   for path in dump.glob('*attention_*'):
     path.rename(
       path.with_name(re.sub(r'-[a-z_]*(attention_(?:forward|backward))_*\.', r'-\1.', path.name))

@@ -37,7 +37,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope='module', params=[1, 4], ids=['copies', 'shards'])
 def run(request, tmp_path_factory):
-  """(directory, the metrics that training returned) of a run on eight devices."""
+  """Return (directory, metrics of training) of a run on eight devices."""
   workdir = tmp_path_factory.mktemp('run') / 'run'
   config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=request.param))
   return workdir, train(config, workdir)
@@ -80,7 +80,7 @@ def test_the_number_does_not_depend_on_the_batch(run, typed):
 
 
 def test_the_number_is_that_of_numpy_in_float64(run):
-  """Images one by one through the loaded model: no batches, no sums on a device."""
+  """The model predicts each image alone: there are no batches and no sums on a device."""
   workdir, printed = run
   model, source = vit_jax.load(str(workdir)), open_source('builtin:digits', 'test')
   data = eval_data_config(model, batch=len(source))

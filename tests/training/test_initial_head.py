@@ -1,4 +1,4 @@
-"""The head that starts as a linear probe, against scikit-learn, and the head that is kept."""
+"""A head that starts as a linear probe, against scikit-learn, and a head that is reused."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from vit_jax.training.setup import set_up
 
 @pytest.fixture(scope='module')
 def backbone(tmp_path_factory):
-  """The directory of a run of 20 steps on digits."""
+  """Return the directory of a run of 20 steps on digits."""
   workdir = tmp_path_factory.mktemp('runs') / 'backbone'
   train(dataclasses.replace(get_config(), steps=20), workdir)
   return workdir
@@ -83,13 +83,13 @@ def test_the_accuracy_of_the_probe_is_that_of_the_first_evaluation(backbone, tmp
   assert (probe['step'], probe['kind']) == (0, 'probe')
 
 
-def test_a_head_is_kept_for_the_same_classes(backbone, tmp_path):
+def test_the_head_is_reused_for_the_same_classes(backbone, tmp_path):
   _, state, _ = initial_state(tuned(backbone, init_head='keep'), tmp_path)
   kept = vit_jax.load(str(backbone)).params['head']
   jax.tree.map(np.testing.assert_array_equal, state.params['head'], kept)
 
 
-def test_a_head_for_other_classes_is_not_kept(backbone, tmp_path):
+def test_reusing_the_head_for_other_classes_is_an_error(backbone, tmp_path):
   path = backbone / 'labels.txt'
   names = path.read_text(encoding='utf-8')
   try:

@@ -1,7 +1,4 @@
-"""Self-training, as a process that is killed and as a function.
-
-What is done stays, and the end is to the bit the same.
-"""
+"""Self-training resumes at the incomplete stage, and ends with the same bits as without a kill."""
 
 import functools
 import os
@@ -31,23 +28,23 @@ self_train = functools.partial(self_training.self_train, train=train)
 
 
 def config(**changed):
-  """tiny.py's, half of whose digits have labels."""
+  """Return the config of tiny.py with labels for half of the digits."""
   return with_settings(get_config(), SETTINGS | changed)
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  """What nothing has interrupted, and its results."""
-  workdir = tmp_path_factory.mktemp('whole')
+def uninterrupted(tmp_path_factory):
+  """Return (directory, results) of uninterrupted self-training."""
+  workdir = tmp_path_factory.mktemp('uninterrupted')
   return workdir, self_train(config(), [config()], workdir)
 
 
 def files(where) -> dict:
-  """When each was written."""
+  """Return {path: time of the last write} of all files."""
   return {path: path.stat().st_mtime_ns for path in where.rglob('*') if path.is_file()}
 
 
-def test_a_student_that_is_killed_goes_on_and_ends_to_the_bit_as_one_that_was_not(whole, tmp_path):
+def test_a_killed_student_resumes_and_ends_with_the_same_bits(uninterrupted, tmp_path):
   workdir, log = tmp_path / 'run', tmp_path / 'log'
   command = [
     sys.executable,
@@ -81,41 +78,41 @@ def test_a_student_that_is_killed_goes_on_and_ends_to_the_bit_as_one_that_was_no
   before = {stage: files(workdir / stage) for stage in STAGES[:2]}
   results = self_train(config(), [config()], workdir)
   assert before == {stage: files(workdir / stage) for stage in STAGES[:2]}
-  assert results == whole[1] and [*results] == STAGES
+  assert results == uninterrupted[1] and [*results] == STAGES
   for stage in ('0-teacher', '1-student'):
-    assert account(workdir / stage) == account(whole[0] / stage)
+    assert account(workdir / stage) == account(uninterrupted[0] / stage)
 
 
-def test_another_teacher_is_refused_where_labels_are_begun(whole, tmp_path):
+def test_another_teacher_is_refused_after_labelling_has_begun(uninterrupted, tmp_path):
   (tmp_path / '1-labels').mkdir()
   (tmp_path / '1-labels' / 'teacher.json').write_text(
-    (whole[0] / '1-labels' / 'teacher.json').read_text()
+    (uninterrupted[0] / '1-labels' / 'teacher.json').read_text()
   )
   with pytest.raises(UserError, match='1-labels.*teacher.*0-teacher.*runs/b7'):
     self_train('runs/b7', [config()], tmp_path)
 
 
-def test_a_setting_that_changed_is_refused_by_name_before_anything_is_done(whole):
+def test_a_changed_setting_is_refused_by_name_before_any_stage_runs(uninterrupted):
   with pytest.raises(UserError, match='1-student.*label_smoothing'):
-    self_train(config(), [config(label_smoothing=0.1)], whole[0])
+    self_train(config(), [config(label_smoothing=0.1)], uninterrupted[0])
   with pytest.raises(UserError, match='0-teacher.*seed'):
-    self_train(config(seed=1), [config(seed=1)], whole[0])
+    self_train(config(seed=1), [config(seed=1)], uninterrupted[0])
   student = config(**{'data.unlabelled_split': 'train[60%:]'})
   with pytest.raises(
     UserError,
     match=r'1-labels.*unlabelled_split',
   ):
-    self_train(config(), [student], whole[0])
+    self_train(config(), [student], uninterrupted[0])
 
 
-def test_a_stage_that_is_gone_is_not_made_again_below_what_rests_on_it(whole, tmp_path):
+def test_a_missing_stage_is_an_error_if_a_later_stage_exists(tmp_path):
   (tmp_path / '1-student').mkdir()
   with pytest.raises(UserError, match='1-student .*0-teacher'):
     self_train(config(), [config()], tmp_path)
 
 
-def test_a_student_is_the_next_teacher_and_the_stages_before_stay(whole):
-  workdir, first = whole
+def test_a_student_is_the_next_teacher_and_earlier_stages_do_not_change(uninterrupted):
+  workdir, first = uninterrupted
   before = {stage: files(workdir / stage) for stage in STAGES}
   results = self_train(config(), [config(), config(steps=9)], workdir)
   assert before == {stage: files(workdir / stage) for stage in STAGES}

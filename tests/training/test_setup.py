@@ -1,7 +1,4 @@
-"""What a run starts from, on whatever mesh it starts.
-
-The state that another mesh saved, to the bit.
-"""
+"""A run restores bit for bit the state that another mesh saved, and opens consistent sources."""
 
 import dataclasses
 import functools
@@ -27,7 +24,7 @@ CONFIG = Config(
 
 
 def start(workdir, devices: int, fsdp: int, save: bool = False):
-  """The first state on a mesh of so many devices."""
+  """Return (first state, notes) of a run on a mesh of `devices` devices."""
   config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=fsdp))
   program = make_program(
     config,
@@ -51,7 +48,7 @@ def start(workdir, devices: int, fsdp: int, save: bool = False):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A directory with what eight devices saved, each a share of it; and that."""
+  """Return (directory, state) of a checkpoint that was sharded over eight devices."""
   workdir = tmp_path_factory.mktemp('saved') / 'run'
   state, notes = start(workdir, 8, 8, save=True)
   assert notes == [] and int(state.step) == 0
@@ -59,7 +56,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(('devices', 'fsdp'), [(1, 1), (2, 1), (2, 2), (4, 2), (8, 1), (8, 8)])
-def test_what_eight_devices_saved_is_restored_on_any_mesh_to_the_bit(saved, devices, fsdp):
+def test_a_checkpoint_of_eight_devices_is_restored_bit_for_bit_on_any_mesh(saved, devices, fsdp):
   workdir, expected = saved
   state, notes = start(workdir, devices, fsdp)
   assert notes == ['resumes after step 7'] and int(state.step) == 7

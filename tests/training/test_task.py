@@ -1,6 +1,7 @@
-"""Masked patch prediction in the one loop.
+"""Masked patch prediction in the training loop.
 
-On any devices the same, resumed to the bit, counted once, and then fine-tuned.
+It does not depend on the devices, resumes bit for bit, counts every example once, and its models
+can be fine-tuned.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from vit_jax.training.initial_state import restore_or_init_state
 from vit_jax.training.program import make_program
 from vit_jax.training.task import make_task
 
-# Everything that draws at random is on.
+# It uses every random draw.
 CONFIG = Config(
   data=DataConfig(train='builtin:digits', batch=16, eval_batch=48, size=(8, 8)),
   model=ModelConfig(variant='mu/2', depth=2, dropout=0.1, drop_path=0.1),
@@ -82,10 +83,7 @@ def test_masked_metrics_are_over_readable_examples():
 
 
 def test_eight_devices_equal_one():
-  """Over both axes, in parts, with registers and remat.
-
-  The same draws, the same losses and parameters to 1e-5.
-  """
+  """Losses and parameters agree to 1e-5 over both axes, in parts, with registers and remat."""
   model = ModelConfig(
     variant='mu/2', depth=2, width=256, heads=4, dropout=0.1, registers=2, remat='vit'
   )
@@ -123,11 +121,11 @@ def test_eight_devices_equal_one():
   )
   assert (
     losses[0] == pytest.approx(np.log(512), rel=1e-5) and losses[-1] < losses[0]
-  )  # From a head of zeros.
+  )  # The head starts at zero.
 
 
 def digits():
-  """Batches of real digits."""
+  """Return batches of real digits."""
   source = open_source('builtin:digits', 'train')
   for batch in eval_batches(
     source, dataclasses.replace(CONFIG.data, eval_batch=16), host=0, hosts=1
@@ -137,7 +135,7 @@ def digits():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(its directory, its last evaluation)."""
+  """Return (directory, last evaluation) of a run."""
   workdir = tmp_path_factory.mktemp('masked') / 'run'
   return workdir, train(CONFIG, workdir)
 
@@ -146,18 +144,18 @@ def flat(workdir):
   return flax.traverse_util.flatten_dict(load_newest_params(workdir)[0], sep='/')
 
 
-def test_a_run_that_stopped_ends_bit_for_bit_the_same_and_other_batches_evaluate_alike(
+def test_a_stopped_run_ends_bit_for_bit_the_same_and_the_evaluation_batch_does_not_matter(
   run, tmp_path
 ):
-  whole, result = run
-  shutil.copytree(whole, tmp_path / 'run', ignore=shutil.ignore_patterns('6', 'metrics.jsonl'))
+  full, result = run
+  shutil.copytree(full, tmp_path / 'run', ignore=shutil.ignore_patterns('6', 'metrics.jsonl'))
   data = dataclasses.replace(CONFIG.data, eval_batch=200)
   other = train(dataclasses.replace(CONFIG, data=data), tmp_path / 'run')
-  assert {name: leaf.tobytes() for name, leaf in flat(whole).items()} == {
+  assert {name: leaf.tobytes() for name, leaf in flat(full).items()} == {
     name: leaf.tobytes() for name, leaf in flat(tmp_path / 'run').items()
   }
   losses = lambda workdir: [record['loss'] for record in read_metrics(workdir) if 'loss' in record]
-  assert losses(tmp_path / 'run') == losses(whole)[3:]
+  assert losses(tmp_path / 'run') == losses(full)[3:]
   assert (
     other['test_masked_accuracy'] == result['test_masked_accuracy']
     and other['test_examples'] == 500
@@ -165,7 +163,7 @@ def test_a_run_that_stopped_ends_bit_for_bit_the_same_and_other_batches_evaluate
   assert other['test_loss'] == pytest.approx(result['test_loss'], rel=1e-6)
 
 
-def test_evaluation_is_what_the_model_says_of_every_example_once(run):
+def test_evaluation_has_the_models_prediction_for_every_example_once(run):
   (batch,) = eval_batches(
     open_source('builtin:digits', 'test'),
     dataclasses.replace(CONFIG.data, eval_batch=500),
@@ -185,7 +183,7 @@ def test_evaluation_is_what_the_model_says_of_every_example_once(run):
   assert any('knn/digits_20nn' in record for record in read_metrics(run[0]))
 
 
-def test_fine_tuning_takes_all_but_the_head_and_what_masking_needs(run, tmp_path):
+def test_fine_tuning_takes_all_parameters_but_those_of_the_head_and_the_masking(run, tmp_path):
   model = vit_jax.load(str(run[0]))
   assert model.classes == 0 and model.labels == () and 'it has no head' in model.notes[0]
   config = dataclasses.replace(CONFIG, mask=MaskConfig(), init=str(run[0]))
@@ -212,7 +210,7 @@ def test_fine_tuning_takes_all_but_the_head_and_what_masking_needs(run, tmp_path
     ({'mask': MaskConfig(rate=0.2)}, r'config\.mask\.rate=0\.2'),
   ],
 )
-def test_what_does_not_go_together_is_an_error_before_anything_is_written(tmp_path, changes, words):
+def test_incompatible_settings_are_an_error_before_anything_is_written(tmp_path, changes, words):
   with pytest.raises(UserError, match=words):
     train(dataclasses.replace(CONFIG, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

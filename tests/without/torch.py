@@ -1,3 +1,3 @@
-"""Shadows torch in runs that tests start: tensorboardX would spend seconds on importing it."""
+"""Shadow torch in runs that tests start. tensorboardX would spend seconds on its import."""
 
 raise ImportError('left out')

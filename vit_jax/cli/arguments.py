@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     super().__init__(**options, allow_abbrev=False)
 
   def parse_known_args(self, args=None, namespace=None):
-    """Parse arguments. Refuse the value `--`, in whose place argparse returns an empty list."""
+    """Parse arguments. Refuse the value `--`, which argparse replaces with an empty list."""
     args = sys.argv[1:] if args is None else args
     own = itertools.takewhile('--'.__ne__, args)
     if wrong := next((arg for arg in own if re.fullmatch(r'--?\w+=--', arg)), None):
@@ -101,11 +101,12 @@ def channel_values(text: str) -> tuple[float, float, float]:
 MODEL_FLAGS = {
   'size': {
     'type': image_size,
-    'help': 'pixels, SIDE or HEIGHT,WIDTH; position embeddings are resampled to this size',
+    'help': 'image size in pixels, SIDE or HEIGHT,WIDTH; position embeddings are resampled to it',
   },
   'positions': {
     'choices': ('corner', 'half_pixel', 'bicubic'),
-    'help': 'how position embeddings are resampled',
+    'help': 'resampling of position embeddings: corner-aligned bilinear as in the paper, '
+    'half-pixel bilinear, or bicubic',
   },
   'patch': {
     'type': positive_int,
@@ -113,8 +114,8 @@ MODEL_FLAGS = {
   },
   'crop': {
     'choices': CHOICES['data.eval_crop'],
-    'help': 'resize the image; scale its short side and crop the center; squash it and crop the '
-    'center; fit it in and pad; or none, to crop without resizing',
+    'help': 'resize: to the size of the model; center: scale the short side, then crop; squash: '
+    'resize to a square, then crop; border: fit into a square and pad; none: crop without resizing',
   },
   'short_side': {
     'type': positive_int,
@@ -122,15 +123,17 @@ MODEL_FLAGS = {
   },
   'interpolation': {
     'choices': CHOICES['data.interpolation'],
-    'help': "how images are resized: TensorFlow's ways, or Pillow's antialiased ones",
+    'help': "filter for resizing: tf_* are TensorFlow's, pil_* are Pillow's antialiased ones",
   },
   'orient': {
     'choices': CHOICES['data.orient'],
-    'help': 'turn photos upright by their EXIF orientation; auto does so for files, not for TFDS',
+    'help': 'exif: turn photos upright by their EXIF tag; ignore: leave them as stored; auto: exif '
+    'for files, ignore for TFDS',
   },
   'jpeg_dct': {
     'choices': CHOICES['data.jpeg_dct'],
-    'help': "inverse DCT of JPEGs: fast is TensorFlow's, accurate is Pillow's",
+    'help': "inverse DCT of JPEGs: fast is TensorFlow's, accurate is Pillow's; auto: accurate for "
+    'files, fast for TFDS',
   },
   'mean': {
     'type': channel_values,
@@ -140,9 +143,12 @@ MODEL_FLAGS = {
     'type': channel_values,
     'help': 'standard deviation of pixels in [0, 1], such as 0.229,0.224,0.225',
   },
-  'gelu': {'choices': ('tanh', 'erf', 'quick'), 'help': 'form of GELU'},
+  'gelu': {
+    'choices': ('tanh', 'erf', 'quick'),
+    'help': "GELU: its tanh approximation, the exact erf, or CLIP's quick form",
+  },
   'norm_eps': {'type': float, 'help': 'epsilon that LayerNorm adds to the variance'},
-  'heads': {'type': positive_int, 'help': 'attention heads, if the file does not say'},
+  'heads': {'type': positive_int, 'help': 'attention heads, if no file states them'},
   'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'dtype of the computation'},
   'labels': {'help': 'class names: imagenet1k, imagenet21k, or a file with a name per line'},
 }
@@ -157,10 +163,10 @@ def add_model_flags(command: argparse.ArgumentParser, names: Iterable[str] = tup
     '--init',
     required=True,
     metavar='SOURCE',
-    help='a catalogue name, an .npz or .safetensors file, a Hugging Face directory, '
+    help='a catalogue name, a file (.npz, .safetensors, .pth), a Hugging Face directory, '
     'a run directory, a URL, or hf:ORG/NAME',
   )
-  group = command.add_argument_group('model', 'override what the file of the model says')
+  group = command.add_argument_group('model', 'override or complete what the files state')
   for name in names:
     group.add_argument(f'--{name}', **MODEL_FLAGS[name])
 
@@ -170,13 +176,13 @@ def add_batch_flag(command: argparse.ArgumentParser):
   command.add_argument(
     '--batch',
     type=positive_int,
-    help="images in a batch, over all devices (default: the run's own for a run directory; "
-    'else 16 on a CPU, 128 elsewhere)',
+    help='images in a batch, over all devices (default: the evaluation batch of a run directory, '
+    'at most 256 per device; for other models 16 on a CPU, 128 on other devices)',
   )
 
 
 def add_host_flags(command: argparse.ArgumentParser):
-  """Add the flags that say which processes take part. Launchers set environment variables."""
+  """Add the flags that describe the processes of a run. Environment variables set the defaults."""
   defaults = {
     name: os.environ.get(f'VIT_JAX_{name.upper()}')
     for name in ('coordinator', 'processes', 'process')
@@ -192,7 +198,7 @@ def add_host_flags(command: argparse.ArgumentParser):
     type=non_negative_int,
     default=defaults['processes'] or '0',
     metavar='N',
-    help='number of processes',
+    help='number of processes; 0 (default): those of the TPU pod or SLURM job, or one',
   )
   command.add_argument(
     '--process',
@@ -206,7 +212,7 @@ def add_host_flags(command: argparse.ArgumentParser):
     type=positive_int,
     default=300,
     metavar='SECONDS',
-    help='how long to wait for the other hosts',
+    help='time to wait for the other hosts at the start (default: 300)',
   )
 
 
@@ -252,7 +258,7 @@ def model_overrides(args: argparse.Namespace) -> dict:
 
 
 def read_label_names(text: str) -> tuple[str, ...]:
-  """Return the class names that --labels stands for. Raises UserError if the file is unreadable."""
+  """Return the class names of --labels. Raises UserError if the file cannot be read."""
   from vit_jax.data.imagenet import imagenet_class_names
 
   if text in ('imagenet1k', 'imagenet21k'):

@@ -53,13 +53,13 @@ def data_show(args):
 
 
 def join_label_names(labels, names: tuple[str, ...]) -> str:
-  """Join the names of the classes of an example; -1 pads."""
+  """Join the class names of an example. Labels of -1 are padding."""
   return ', '.join(names[label] for label in labels if label >= 0)
 
 
 def add(commands):
   """Add the `data` commands."""
-  help = 'list, prepare or show datasets'
+  help = 'List, prepare or show datasets.'
   data = commands.add_parser('data', help=help, description=help).add_subparsers(
     required=True, metavar='ACTION'
   )
@@ -77,7 +77,7 @@ def add(commands):
   action('list', data_list)
   action('prepare', data_prepare).add_argument('name', help='a TFDS dataset, such as tfds:cifar10')
   show = action('show', data_show)
-  show.add_argument('name', help='a source: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
+  show.add_argument('name', help='source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME')
   show.add_argument('--split', default='train', help='split of the training images')
   show.add_argument(
     '--eval_split',
@@ -85,12 +85,17 @@ def add(commands):
     help='split of the evaluation images; default: test, validation or val',
   )
   show.add_argument(
-    '--size', type=image_size, default=(224, 224), help='pixels: SIDE or HEIGHT,WIDTH'
+    '--size', type=image_size, default=(224, 224), help='SIDE or HEIGHT,WIDTH in pixels'
   )
   show.add_argument(
-    '--crop', default='inception', choices=('inception', 'resize'), help='of the training images'
+    '--crop',
+    default='inception',
+    choices=('inception', 'resize'),
+    help='training images: resize a random box, or the image without a crop',
   )
-  show.add_argument('--images', type=positive_int, default=24, help='images of each kind')
+  show.add_argument(
+    '--images', type=positive_int, default=24, help='number of training and of evaluation images'
+  )
   show.add_argument('--seed', type=int, default=0, help='seed of the order and the augmentation')
   show.add_argument('--step', type=int, default=0, help='index of the training batch')
   show.add_argument('--out', default='contact_sheet.png', help='the PNG file to write')

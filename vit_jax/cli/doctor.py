@@ -8,7 +8,7 @@ from vit_jax.runtime.cluster import exit_on_error
 
 
 def doctor(args):
-  """Check every host: versions, devices, an all-reduce, workdir, data, disk, clocks.
+  """Check every host: versions, devices, an all-reduce, work directory, data, disk, clocks.
 
   Exits with 1 if a check fails.
   """
@@ -26,7 +26,7 @@ def doctor(args):
 
 def add(commands):
   """Add the arguments of `doctor`."""
-  more = 'On several hosts: `launch … -- -m vit_jax doctor`, or the same command on each of them.'
+  more = 'On several hosts: `launch … -- -m vit_jax doctor`, or the same command on each host.'
   command = commands.add_parser(
     'doctor', help=doctor.__doc__, description=doctor.__doc__, epilog=more
   )
@@ -35,11 +35,11 @@ def add(commands):
   option(
     '--workdir', type=Path, metavar='DIR', help='work directory that every host must read and write'
   )
-  option('--data', type=Path, metavar='DIR', help='data folder that every host must have')
+  option('--data', type=Path, metavar='DIR', help='data directory that every host must read')
   option(
     '--devices',
     type=positive_int,
     metavar='N',
-    help='expected number of devices of all hosts together',
+    help='expected number of devices over all hosts',
   )
   add_host_flags(command)

@@ -40,7 +40,7 @@ _STATISTICS = {  # Names in JSON -> names on the screen.
 
 
 def evaluate(args):
-  """Evaluate a model on every example of a split, on all devices, or as --protocol says."""
+  """Evaluate a model on every example of a split, or with the protocols of --protocol."""
   check_output_paths(per_class=args.per_class, confusion=args.confusion, json=args.json)
   check_protocol_flags(args)
   functions = {'classify': _evaluate_classifier, 'vtab': evaluate_vtab}
@@ -242,29 +242,32 @@ def add(commands):
   command = commands.add_parser('evaluate', help=evaluate.__doc__, description=evaluate.__doc__)
   command.set_defaults(function=evaluate)
   command.add_argument(
-    '--data', metavar='NAME', help='builtin:NAME, folder:PATH, csv:PATH or tfds:NAME'
+    '--data', metavar='NAME', help='source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME'
   )
   command.add_argument(
-    '--split', default='', help='default: the held-out split, test, validation or val'
+    '--split', default='', help='split (default: the first that exists of test, validation, val)'
   )
   command.add_argument(
     '--dir', default='', help="directory of TFDS data sets (default: $TFDS_DATA_DIR, or TFDS's own)"
   )
   add_batch_flag(command)
   command.add_argument(
-    '--workers', type=non_negative_int, default=0, help='processes that load images; 0 uses threads'
+    '--workers',
+    type=non_negative_int,
+    default=0,
+    help='processes that load images; 0: threads',
   )
   command.add_argument(
     '--threads',
     type=non_negative_int,
     default=0,
-    help='threads that load images in each process; 0 chooses',
+    help='threads that load images in each process; 0: chosen from the number of cores',
   )
   command.add_argument(
     '--bad_images',
     default='error',
     choices=('error', 'skip'),
-    help='what to do if one is unreadable',
+    help='error: stop at an image that cannot be read; skip: leave it out and count it',
   )
   command.add_argument(
     '--per_class',
@@ -273,7 +276,7 @@ def add(commands):
   )
   command.add_argument('--confusion', metavar='PNG', help='write the confusion matrix as a picture')
   command.add_argument(
-    '--json', metavar='FILE', help='write the result as one object; - for stdout instead of text'
+    '--json', metavar='FILE', help='write the result as a JSON object; - prints it instead of text'
   )
   add_protocol_flags(command)
   add_vtab_flags(command)

@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 
 FORMATS = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
 ONNX_OPTIONS = ('opset', 'float16')  # Arguments of `export_model`.
-OPSETS = (17, 20)  # Those of pretrained/onnx_graph.py.
+OPSETS = (17, 20)  # As in pretrained/onnx_graph.py.
 SUFFIXES = {'.npz': 'npz', '.onnx': 'onnx', '.stablehlo': 'stablehlo'}
 
 
@@ -55,13 +55,13 @@ def add(commands):
     '--opset',
     type=int,
     choices=OPSETS,
-    help='version of the operators of ONNX; 17, the default, is read by more runtimes (onnxruntime '
-    '1.12, TensorRT 8.6); 20 has GELU as one operator and needs onnxruntime 1.17',
+    help='version of the ONNX operators: 17 (default) runs in more programs (onnxruntime 1.12, '
+    'TensorRT 8.6); 20 has GELU as one operator and needs onnxruntime 1.17',
   )
   command.add_argument(
     '--float16',
     action='store_true',
-    help='ONNX of half the size: weights and products in float16, norms and softmax in float32; '
-    'input and output do not change',
+    help='write an ONNX file of half the size: weights and products in float16, norms and softmax '
+    'in float32; the types of input and output do not change',
   )
   add_model_flags(command)

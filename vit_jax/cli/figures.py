@@ -46,7 +46,7 @@ def figures(args):
 def open_figure_images(names: list[str], model):
   """Open files, folders and patterns, or one source such as builtin:digits.
 
-  Of more than MAX_FIGURE_IMAGES images, that number is chosen at equal intervals.
+  If there are more than MAX_FIGURE_IMAGES images, choose that number at equal intervals.
   """
   from vit_jax.data.sources import STORES, open_source
   from vit_jax.evaluate.predict import ImageFiles, find_image_files
@@ -83,7 +83,7 @@ def add(commands):
   command = commands.add_parser('figures', help=figures.__doc__, description=figures.__doc__)
   command.set_defaults(function=figures)
   images = (
-    'files, folders and patterns, or a source such as builtin:digits, to compute attention on'
+    'images to compute attention on: files, folders, patterns, or a source such as builtin:digits'
   )
   command.add_argument('--images', nargs='+', default=[], metavar='IMAGE', help=images)
   out = 'directory of the figures; by default figures'

@@ -28,7 +28,7 @@ def launch(args):
 
   Exits with the exit code of the run.
   """
-  ignore_lost_stdout()  # A host whose lines are not read would wait for ever.
+  ignore_lost_stdout()  # Unread output would block a host for ever.
   first, *rest = args.what or ['']
   if first in JOB_VERBS:
     raise SystemExit(run_verb(first, parse_verb_arguments(first, rest)))
@@ -49,9 +49,9 @@ def launch(args):
 def parse_verb_arguments(verb: str, rest: list[str]) -> argparse.Namespace:
   """Parse the arguments of a verb: NAME, and --yes for delete."""
   parser = Parser(prog=f'vit-jax launch {verb}', description=JOB_VERBS[verb])
-  parser.add_argument('name', help='of the job')
+  parser.add_argument('name', help='name of the job')
   if verb == 'delete':
-    parser.add_argument('--yes', action='store_true', help='do not ask')
+    parser.add_argument('--yes', action='store_true', help='delete without asking')
   return parser.parse_args(rest)
 
 
@@ -236,7 +236,7 @@ def config_name(command: list[str]) -> str:
 
 
 def add(commands):
-  """Add the arguments of `launch`. Behind -- stands what Python runs on every host."""
+  """Add the arguments of `launch`. Python runs the words after -- on every host."""
   command = commands.add_parser(
     'launch',
     help=launch.__doc__,
@@ -264,18 +264,18 @@ def add(commands):
 def add_cloud_options(command: argparse.ArgumentParser):
   """Add the options of the cloud backends."""
   option = command.add_argument
-  option('--tpu', metavar='TYPE', help='such as v5litepod-256, or v5e:16x16')
+  option('--tpu', metavar='TYPE', help='TPU slice, such as v5litepod-256 or v5e:16x16')
   option('--slices', type=positive_int, default=1, help='number of slices')
   option(
     '--spot',
     action='store_true',
-    help='cheaper machines that may be preempted; they are requested again',
+    help='use cheaper machines that may be preempted, and request them again',
   )
-  option('--project', help="by default gcloud's current project")
-  option('--zone', help='such as us-west4-a')
+  option('--project', help="Google Cloud project; by default gcloud's current one")
+  option('--zone', help='zone of the TPUs, such as us-west4-a')
   option('--cluster', help='GKE cluster created by xpk')
-  option('--name', help='of the job; by default made from config and time')
-  option('--workdir', metavar='URL', help='gs://BUCKET/PATH of the run; for local, a folder')
+  option('--name', help='name of the job; by default made from config and time')
+  option('--workdir', metavar='URL', help='run directory: gs://BUCKET/PATH; for local, a folder')
   option(
     '--data',
     metavar='URL',
@@ -286,21 +286,27 @@ def add_cloud_options(command: argparse.ArgumentParser):
     action='append',
     default=[],
     metavar='NAME=VALUE',
-    help='environment of the command; NAME alone takes the value from this shell, and keeps it '
-    'out of the list of processes. Values are not printed',
+    help='set a variable in the environment of the command; NAME alone takes the value from this '
+    'shell, so that it is not in the list of processes; values are not printed',
   )
   option(
-    '--libtpu_args', metavar='FLAGS', help="LIBTPU_INIT_ARGS, instead of the generation's default"
+    '--libtpu_args',
+    metavar='FLAGS',
+    help='LIBTPU_INIT_ARGS, instead of the default of the TPU',
   )
-  option('--no_plan', action='store_true', help='do not check that the run fits')
-  option('--allow_dirty', action='store_true', help='launch the commit without uncommitted changes')
-  option('--detach', action='store_true', help='do not watch the job')
+  option('--no_plan', action='store_true', help='do not check that the run fits into memory')
+  option(
+    '--allow_dirty',
+    action='store_true',
+    help='launch the commit, and leave out uncommitted changes',
+  )
+  option('--detach', action='store_true', help='return when the job is requested; do not watch it')
   option(
     '--poll',
     type=positive_float,
     default=30,
     metavar='SECONDS',
-    help='between two queries of the state',
+    help='time between two queries of the state',
   )
 
 
@@ -313,10 +319,10 @@ def add_local_options(command: argparse.ArgumentParser):
     type=non_negative_int,
     default=0,
     metavar='N',
-    help='simulated CPU devices, for local; 0: those that JAX finds',
+    help='simulated CPU devices of each process, for local; 0: the devices that JAX finds',
   )
   option(
     '--dry_run',
     action='store_true',
-    help='print every command and script without the values of --env, and run none',
+    help='print every command and script, without the values of --env, and run nothing',
   )

@@ -1,4 +1,4 @@
-"""The command `models`: the released checkpoints that can be named."""
+"""The command `models`: list the released checkpoints that load by name."""
 
 import dataclasses
 import json
@@ -46,8 +46,8 @@ def add(commands):
   command = commands.add_parser('models', help=models.__doc__, description=models.__doc__)
   command.set_defaults(function=models)
   command.add_argument(
-    'filter', nargs='?', default='', help="words that the name or the labels contain: 'B_16 sam'"
+    'filter', nargs='?', default='', help="words in the name or the labels, such as 'B_16 sam'"
   )
   command.add_argument(
-    '--json', metavar='FILE', help='write a list of objects; - for stdout instead of the table'
+    '--json', metavar='FILE', help='write a JSON list of objects; - prints it instead of the table'
   )

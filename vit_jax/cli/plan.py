@@ -109,24 +109,26 @@ def plan_to_json(found) -> str:
 
 
 def add(commands):
-  """Add the arguments of `plan`. Those of the config go to the parser of `train`."""
-  more = 'The recipe: --config RECIPE:ARGUMENT and any --config.FIELD=VALUE, as for `train`.'
+  """Add the arguments of `plan`. The flags of the config are parsed as for `train`."""
+  more = '--config RECIPE:ARGUMENT and --config.FIELD=VALUE select the run, as for `train`.'
   command = commands.add_parser('plan', help=plan.__doc__, description=plan.__doc__, epilog=more)
   command.set_defaults(function=plan, takes_settings=True)
-  command.add_argument('--topology', required=True, metavar='SLICE', help='such as v5e:4x4')
+  command.add_argument(
+    '--topology', required=True, metavar='SLICE', help='TPU slice, such as v5e:4x4'
+  )
   command.add_argument(
     '--slices',
     type=positive_int,
     default=1,
-    help='number of slices, connected by the slower network',
+    help='number of slices; the network between slices is slower',
   )
   command.add_argument(
     '--compare',
     action='append',
     metavar='WHAT',
-    help='another slice, or another recipe, beside this one',
+    help='plan another slice or another recipe too, and print a table',
   )
   command.add_argument(
-    '--json', metavar='FILE', help='write the plan as JSON; - for stdout, instead of the text'
+    '--json', metavar='FILE', help='write the plan as JSON; - prints it instead of the text'
   )
-  command.add_argument('--hlo', metavar='FILE', help='write the compiled program')
+  command.add_argument('--hlo', metavar='FILE', help='write the compiled program as HLO text')

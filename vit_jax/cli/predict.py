@@ -145,9 +145,9 @@ def add(commands):
   )
   add_batch_flag(command)
   command.add_argument(
-    '--json', metavar='FILE', help='write a list of objects; - for stdout instead of the table'
+    '--json', metavar='FILE', help='write a JSON list of objects; - prints it instead of the table'
   )
   command.add_argument(
-    '--csv', metavar='FILE', help='write path, rank, label, probability, error; - for stdout'
+    '--csv', metavar='FILE', help='write path, rank, label, probability, error; - prints them'
   )
   add_model_flags(command)

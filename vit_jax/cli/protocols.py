@@ -190,9 +190,9 @@ def add_protocol_flags(command):
     metavar='NAME',
     help=f'classify (default), vtab, or any of {", ".join((*PROBES, *LABEL_SETS))}',
   )
-  group = command.add_argument_group('protocols', 'options of single protocols')
+  group = command.add_argument_group('protocols', 'options of some protocols')
   group.add_argument(
-    '--train_split', default='', help='probes: split of the labelled examples (default: train)'
+    '--train_split', default='', help=f'{", ".join(PROBES)}: split to learn from (default: train)'
   )
   group.add_argument(
     '--shots',
@@ -210,5 +210,5 @@ def add_protocol_flags(command):
   group.add_argument(
     '--mapping',
     metavar='DIR',
-    help="objectnet: its directory 'mappings' (default: beside the images)",
+    help="objectnet: directory 'mappings' of its archive (default: beside the images)",
   )

@@ -183,11 +183,14 @@ def add(commands):
   add(
     'name',
     nargs='?',
-    help='2 to 9, fig2 to fig14, selfsupervision; mini for all miniatures; by default the list',
+    help='table (2 to 9), figure (fig2 to fig14) or selfsupervision; mini: all miniatures; without '
+    'a name: the list',
   )
   add('--list', action='store_true', help='list every table and figure')
-  add('--scale', choices=('full', 'mini'), default='full', help='by default full')
-  add('--dry_run', action='store_true', help='print the commands, their cost and their data')
+  add(
+    '--scale', choices=('full', 'mini'), default='full', help='scale of the runs; by default full'
+  )
+  add('--dry_run', action='store_true', help='print the commands, their cost and data; run nothing')
   add('--standin', action='store_true', help='use ImageNet-21k instead of JFT-300M')
   add('--from_released', action='store_true', help='fine-tune checkpoints that Google released')
   _add_run_arguments(command)
@@ -200,9 +203,14 @@ def _add_run_arguments(command: argparse.ArgumentParser):
   add = command.add_argument
   only = '--from_released: VARIANT,DATA such as B/16,cifar10; fig12: models such as B/16'
   add('--only', nargs='+', default=[], metavar='NAME', help=only)
-  add('--root', default='runs/tables', metavar='DIR', help='directory of the runs; they resume')
+  add(
+    '--root',
+    default='runs/tables',
+    metavar='DIR',
+    help='directory of the runs; existing runs resume',
+  )
   add('--out', default='results', metavar='DIR', help='directory of the CSV, plots and page')
-  effort = 'miniatures: factor on all steps, above 0 and at most 10; by default 1'
+  effort = 'miniatures: factor for the number of steps, at most 10; by default 1'
   add('--effort', type=parse_effort, default=1.0, metavar='FACTOR', help=effort)
   runs = 'miniatures: number of runs of each experiment; by default all'
   add('--runs', type=non_negative_int, default=0, metavar='N', help=runs)
@@ -225,7 +233,14 @@ def _add_speed_arguments(command: argparse.ArgumentParser):
   """Add the arguments of fig12."""
   add = command.add_argument
   sizes = [64, 128, 224, 384, 512]
-  add('--sizes', type=positive_int, nargs='+', default=sizes, metavar='PIXELS', help='fig12')
+  add(
+    '--sizes',
+    type=positive_int,
+    nargs='+',
+    default=sizes,
+    metavar='PIXELS',
+    help='fig12: image sizes',
+  )
   largest = 'fig12: largest batch on each device; by default 1024'
   add('--largest', type=positive_int, metavar='IMAGES', help=largest)
   dtypes = ('float32', 'bfloat16')

@@ -1,4 +1,4 @@
-"""train: pre-train or fine-tune by a recipe. run_pretrain.py and run_finetune.py wrap it."""
+"""train: pre-train or fine-tune with a recipe. run_pretrain.py and run_finetune.py wrap it."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ _OPTIONS = (
 
 
 def train(args: argparse.Namespace):
-  """Train a model by a recipe, or resume the run in --workdir."""
+  """Train a model with a recipe, or resume the run in --workdir."""
   recipe = recipe_of_flags(args.settings) or args.default_recipe
   config = validate(parse_config_flags(args.settings, default=recipe, options=_OPTIONS))
   workdir = Path(args.workdir or default_workdir(recipe))
@@ -55,7 +55,7 @@ def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
   command.set_defaults(default_recipe=default_recipe)
   command.epilog = (
     f'--config=RECIPE[:ARGUMENT] selects the recipe, by default {default_recipe}: a name such as '
-    'finetune:B/16,cifar10, or a file. --config.FIELD=VALUE changes a setting of it.'
+    'finetune:B/16,cifar10, or a file. --config.FIELD=VALUE changes one of its settings.'
   )
   command.add_argument(
     '--workdir',
@@ -68,5 +68,5 @@ def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
     type=positive_int,
     default=HEARTBEAT_TIMEOUT,
     metavar='SECONDS',
-    help=f'time without a heartbeat after which a host is lost; by default {HEARTBEAT_TIMEOUT}',
+    help=f'time without a heartbeat until a host counts as lost (default: {HEARTBEAT_TIMEOUT})',
   )

@@ -9,7 +9,7 @@ from vit_jax.errors import UserError
 from vit_jax.runtime.screen import print_stderr
 
 _COLUMNS = ('task', 'group', 'accuracy', 'examples')
-VTAB_FLAGS = ('tasks', 'workdir', 'steps', 'train_batch', 'lr')  # Of no other protocol.
+VTAB_FLAGS = ('tasks', 'workdir', 'steps', 'train_batch', 'lr')  # Only this protocol has them.
 
 
 def evaluate_vtab(args):
@@ -64,13 +64,18 @@ def _format_results(results: dict[str, dict], means: dict[str, float]) -> str:
 
 def add_vtab_flags(command):
   """Add the flags of --protocol vtab."""
-  group = command.add_argument_group('vtab', 'fine-tuning; the defaults are those of Table 4')
+  group = command.add_argument_group('vtab', 'fine-tuning; the defaults are from Table 4')
   group.add_argument(
-    '--tasks', nargs='+', metavar='TASK', help='default: all 19, caltech101, cifar100, …'
+    '--tasks',
+    nargs='+',
+    metavar='TASK',
+    help='tasks, such as caltech101 cifar100 (default: all 19)',
   )
   group.add_argument(
     '--workdir', metavar='DIR', help='directory of the runs, one per task (default: runs/vtab)'
   )
-  group.add_argument('--steps', type=positive_int, help='default: 2,500')
-  group.add_argument('--train_batch', type=positive_int, help='default: 512')
-  group.add_argument('--lr', type=positive_float, help='default: 0.01')
+  group.add_argument('--steps', type=positive_int, help='number of steps (default: 2,500)')
+  group.add_argument(
+    '--train_batch', type=positive_int, help='training images in a batch (default: 512)'
+  )
+  group.add_argument('--lr', type=positive_float, help='peak learning rate (default: 0.01)')

@@ -324,7 +324,7 @@ def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
 
 
 def add_gelu(g: OnnxGraph, x: str, kind: str) -> str:
-  """Add GELU, 'tanh', 'erf' or 'quick', in the form that onnxruntime fuses if the opset has no Gelu.
+  """Add GELU: 'tanh', 'erf' or 'quick'. Without Gelu in the opset it has a form that is fused.
 
   In float16, x² of the approximation may be infinite. tanh is then ±1, which is its limit.
   """
