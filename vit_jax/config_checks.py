@@ -19,14 +19,8 @@ CHOICES = {
   'data.randaug_variant': ('intended', 'noisystudent'),
   'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
   'data.interpolation': (
-    'tf_bilinear',
-    'tf_area',
-    'pil_nearest',
-    'pil_bilinear',
-    'pil_bicubic',
-    'pil_lanczos',
-    'pil_box',
-    'pil_hamming',
+    'tf_bilinear', 'tf_area', 'pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_lanczos',
+    'pil_box', 'pil_hamming',
   ),
   'data.orient': ('auto', 'exif', 'ignore'),
   'data.jpeg_dct': ('auto', 'fast', 'accurate'),
@@ -48,7 +42,7 @@ CHOICES = {
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
   'init_head': ('new', 'keep', 'probe'),
   'class_weights': ('none', 'balanced'),
-}
+}  # fmt: skip
 
 # Closed ranges. Any finite number is valid for a setting that is not listed.
 RANGES = {
@@ -363,10 +357,8 @@ def _check_optim(config: Config):
 
 def _check_probed_head(config: Config):
   """Raise UserError unless a linear probe can be the head: linear, and trained with softmax."""
-  if config.init_head != 'probe':
-    return
   for name, value in {'model.hidden_head': config.model.hidden_head, 'loss': config.loss}.items():
-    if value not in (False, 'softmax'):
+    if config.init_head == 'probe' and value not in (False, 'softmax'):
       raise UserError(
         f"config.init_head='probe' fits a linear layer with the softmax loss, but config.{name} is "
         f'{value!r}; --config.init_head=new starts a head of zeros'
