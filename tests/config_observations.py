@@ -175,7 +175,7 @@ def run(config: Config, workdir: Path) -> dict[str, object]:
       train(config, workdir, watchdog=watchdog)
   except (UserError, DivergedError) as raised:
     error = str(raised).replace(str(workdir), '')
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
   records = [json.loads(line) for line in lines]
   steps = lambda key: [record['step'] for record in records if key in record]
   probes = [record for record in records if 'fewshot/digits_5shot' in record]

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
   A line names one case of a test function, or the function with all its cases.
   """
-  full = set(FULL_TESTS.read_text().splitlines())
+  full = set(FULL_TESTS.read_text(encoding='utf-8').splitlines())
   for item in items:
     if full & {item.nodeid, item.nodeid.partition('[')[0]}:
       item.add_marker(pytest.mark.full)

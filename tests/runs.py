@@ -76,7 +76,7 @@ class Run:
 
   def text(self, host: int = 0) -> str:
     """Return what a host has printed so far."""
-    return self.logs[host].read_text()
+    return self.logs[host].read_text(encoding='utf-8')
 
   def until(self, pattern: str, host: int = 0):
     """Wait until the output of a host matches. Raise AssertionError if the host ends before."""
@@ -96,7 +96,7 @@ class Run:
   def workers(self, host: int = 0) -> list[int]:
     """Return the process ids of a host's data workers."""
     children = Path(f'/proc/{self.processes[host].pid}/task').glob('*/children')
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
+    pids = [int(pid) for file in children for pid in file.read_text(encoding='utf-8').split()]
     return [
       pid
       for pid in pids

@@ -40,7 +40,7 @@ def start(
   jobs_of = [
     {'workdir': str(workdir), 'fsdp': fsdp, 'poisoned': poisoned} for workdir, fsdp in jobs.items()
   ]
-  listed.write_text(json.dumps(jobs_of))
+  listed.write_text(json.dumps(jobs_of), encoding='utf-8')
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -65,13 +65,15 @@ def start(
     for process in running:
       process.kill()
       process.wait()
-  assert not any(codes), logs[codes.index(next(filter(None, codes)))].read_text()[-3000:]
+  assert not any(codes), logs[codes.index(next(filter(None, codes)))].read_text(encoding='utf-8')[
+    -3000:
+  ]
   return [merge([Path(f'{workdir}-{i}.json') for i in range(processes)]) for workdir in jobs]
 
 
 def merge(files: list[Path]) -> dict:
   """Merge the observations of the processes of a run. No two processes have the same row."""
-  seen = [json.loads(file.read_text()) for file in files]
+  seen = [json.loads(file.read_text(encoding='utf-8')) for file in files]
   rows = {key: digest for each in seen for key, digest in each['rows'].items()}
   assert len(rows) == sum(len(each['rows']) for each in seen)
   return seen[0] | {'rows': rows, 'compilations': [each['compilations'] for each in seen]}

@@ -49,7 +49,9 @@ def test_a_model_is_not_a_recipe():
 
 
 def test_the_argument_of_a_recipe_is_everything_after_the_first_colon(tmp_path):
-  (tmp_path / 'mine.py').write_text('def get_config(argument=None):\n  return argument\n')
+  (tmp_path / 'mine.py').write_text(
+    'def get_config(argument=None):\n  return argument\n', encoding='utf-8'
+  )
   assert load_recipe(f'{tmp_path}/mine.py:a:b') == 'a:b'
   assert load_recipe(f'{tmp_path}/mine') is None
 

@@ -31,13 +31,13 @@ def depth(node: ast.AST, level: int = 0) -> int:
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
   """Yield (FILE:LINE NAME, function) for each function of the project."""
   for path in CODE:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
       if isinstance(node, ast.FunctionDef):
         yield f'{name_of(path)}:{node.lineno} {node.name}', node
 
 
 def test_files_have_at_most_400_lines():
-  lines = {name_of(path): len(path.read_text().splitlines()) for path in CODE}
+  lines = {name_of(path): len(path.read_text(encoding='utf-8').splitlines()) for path in CODE}
   assert not {name: count for name, count in lines.items() if count > 400}
 
 
@@ -160,13 +160,13 @@ runpy.run_path('run_pretrain.py', run_name='__main__')
 
 def test_only_the_mesh_queries_devices():
   queries = re.compile(r'jax\.(local_)?devices\(|device_count\(|device_kind')
-  files = [name_of(path) for path in CODE if queries.search(path.read_text())]
+  files = [name_of(path) for path in CODE if queries.search(path.read_text(encoding='utf-8'))]
   assert files == ['vit_jax/sharding/mesh.py']
 
 
 def requirements() -> list[str]:
   """Return the lines of requirements.txt without comments."""
-  lines = (ROOT / 'requirements.txt').read_text().splitlines()
+  lines = (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
   return [line for line in lines if line and not line.startswith('#')]
 
 
@@ -194,7 +194,7 @@ def test_the_code_imports_only_what_is_declared():
     'torch',
   }  # Each has a separate extra.
   for path in CODE:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
       imported = []
       if isinstance(node, ast.Import):
         imported = [alias.name for alias in node.names]
@@ -204,11 +204,11 @@ def test_the_code_imports_only_what_is_declared():
 
 
 def test_every_line_of_full_tests_names_a_test():
-  lines = (ROOT / 'tests' / 'full_tests.txt').read_text().splitlines()
+  lines = (ROOT / 'tests' / 'full_tests.txt').read_text(encoding='utf-8').splitlines()
   names = {tuple(line.partition('[')[0].split('::')) for line in lines}
   missing = []
   for file, name in names:
     path = ROOT / file
-    if not path.is_file() or f'def {name}(' not in path.read_text():
+    if not path.is_file() or f'def {name}(' not in path.read_text(encoding='utf-8'):
       missing.append(f'{file}::{name}')
   assert not missing

@@ -22,7 +22,7 @@ GOLDEN_RUN = Path(__file__).parent / 'golden_run'
 
 def read_steps(workdir: Path) -> dict[int, dict]:
   """Return {step: record} of ids.jsonl."""
-  records = map(json.loads, (workdir / 'ids.jsonl').read_text().splitlines())
+  records = map(json.loads, (workdir / 'ids.jsonl').read_text(encoding='utf-8').splitlines())
   return {record['step']: record for record in records}
 
 
@@ -33,7 +33,7 @@ def workdirs(tmp_path_factory) -> tuple[Path, Path]:
   for workdir in (old, new):
     shutil.copytree(GOLDEN_RUN, workdir)
   config = read_run_config(new)
-  (new / 'config.json').write_text(json.dumps(config_to_dict(config)))
+  (new / 'config.json').write_text(json.dumps(config_to_dict(config)), encoding='utf-8')
   for workdir in (old, new):
     train(config, workdir)
   return old, new
@@ -41,7 +41,7 @@ def workdirs(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_old_names_have_the_values_that_the_run_was_started_with():
   config = read_run_config(GOLDEN_RUN)
-  assert 'drop_at' in (GOLDEN_RUN / 'config.json').read_text()
+  assert 'drop_at' in (GOLDEN_RUN / 'config.json').read_text(encoding='utf-8')
   assert (config.optim.lr_boundaries, config.optim.lr_boundary_factor) == ('8,16', 0.5)
   assert (config.optim.grad_clip_norm, config.optim.grad_accum_steps) == (1.0, 2)
   assert (config.optim.freeze, config.max_to_keep) == ('.*pos_embedding', 3)

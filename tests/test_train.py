@@ -84,7 +84,9 @@ def test_a_run_stopped_after_any_step_ends_bit_for_bit_the_same(uninterrupted, t
   assert train(CONFIG, tmp_path / 'run') == result
   assert bits(tmp_path / 'run') == bits(full)
   assert losses(tmp_path / 'run') == losses(full)
-  assert (tmp_path / 'run' / 'ids.jsonl').read_text() == (full / 'ids.jsonl').read_text()
+  assert (tmp_path / 'run' / 'ids.jsonl').read_text(encoding='utf-8') == (
+    full / 'ids.jsonl'
+  ).read_text(encoding='utf-8')
 
 
 DAMAGED_LOGS = {
@@ -103,8 +105,8 @@ def test_deleted_or_damaged_logs_do_not_change_how_a_run_resumes(uninterrupted, 
   shutil.copytree(full, tmp_path / 'run', ignore=later)
   for name in ('metrics.jsonl', 'ids.jsonl'):
     path = tmp_path / 'run' / name
-    text = DAMAGED_LOGS[damage](path.read_text())
-    path.unlink() if text is None else path.write_text(text)
+    text = DAMAGED_LOGS[damage](path.read_text(encoding='utf-8'))
+    path.unlink() if text is None else path.write_text(text, encoding='utf-8')
   assert train(CONFIG, tmp_path / 'run') == result
   assert bits(tmp_path / 'run') == bits(full)
   assert losses(tmp_path / 'run')[-7:] == losses(full)[-7:]
@@ -117,7 +119,10 @@ def test_a_complete_run_without_its_logs_returns_its_last_evaluation(uninterrupt
 
 
 def test_the_examples_of_each_step_are_those_of_the_stream(uninterrupted):
-  lines = [json.loads(line) for line in (uninterrupted[0] / 'ids.jsonl').read_text().splitlines()]
+  lines = [
+    json.loads(line)
+    for line in (uninterrupted[0] / 'ids.jsonl').read_text(encoding='utf-8').splitlines()
+  ]
   assert [line['step'] for line in lines] == list(range(1, 13))
   assert [line['ids'] for line in lines] == [
     [shuffled_example(16 * k + i, 1297, 0)[1] for i in range(16)] for k in range(12)
@@ -149,7 +154,9 @@ def test_a_run_directory_has_the_documented_files(uninterrupted):
   }  # fmt: skip
   first = read_metrics(full)[0]
   assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)
-  assert (full / 'labels.txt').read_text().split() == [str(digit) for digit in range(10)]
+  assert (full / 'labels.txt').read_text(encoding='utf-8').split() == [
+    str(digit) for digit in range(10)
+  ]
 
 
 def test_parameters_and_optimizer_state_over_fsdp_give_the_same_losses(uninterrupted, tmp_path):
@@ -221,10 +228,10 @@ def test_incompatible_settings_are_refused_before_anything_is_written(
 
 def test_a_directory_with_another_run_is_refused_and_not_changed(uninterrupted, tmp_path):
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
-  before = (tmp_path / 'run' / 'config.json').read_text()
+  before = (tmp_path / 'run' / 'config.json').read_text(encoding='utf-8')
   with pytest.raises(UserError, match=r'differ in optim.lr: 0.01 there, 0.5 here$'):
     train(changed(optim__lr=0.5), tmp_path / 'run')
-  assert (tmp_path / 'run' / 'config.json').read_text() == before
+  assert (tmp_path / 'run' / 'config.json').read_text(encoding='utf-8') == before
 
 
 OTHER_DATA = {
@@ -248,9 +255,9 @@ OTHER_DATA = {
 def test_a_run_does_not_resume_with_other_data(uninterrupted, tmp_path, case):
   changes, message = OTHER_DATA[case]
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
-  facts = json.loads((tmp_path / 'run' / 'data.json').read_text())
+  facts = json.loads((tmp_path / 'run' / 'data.json').read_text(encoding='utf-8'))
   (tmp_path / 'run' / 'data.json').write_text(
-    json.dumps(facts | {name: v for name, v in changes.items() if name in facts})
+    json.dumps(facts | {name: v for name, v in changes.items() if name in facts}), encoding='utf-8'
   )
   with pytest.raises(UserError, match=re.escape(message)):
     train(
@@ -261,9 +268,9 @@ def test_a_run_does_not_resume_with_other_data(uninterrupted, tmp_path, case):
 
 def test_a_checkpoint_of_another_architecture_is_refused(uninterrupted, tmp_path):
   shutil.copytree(uninterrupted[0], tmp_path / 'run')
-  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text(encoding='utf-8'))
   config['model']['mlp'] = 64  # As if a user had edited the file.
-  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config), encoding='utf-8')
   with pytest.raises(
     UserError, match=r'holds another architecture: .*\[2, 128\] there, float32\[2, 64\] here'
   ):

@@ -64,7 +64,9 @@ def test_wheel_trains_fine_tunes_and_lists_tables_outside_a_checkout(site, tmp_p
 
 
 def test_every_folder_of_the_package_is_in_the_wheel():
-  config = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']
+  config = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['tool'][
+    'setuptools'
+  ]
   folders = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob('vit_jax/**/*.py')}
   packages = {folder.replace('/', '.') for folder in folders}
   assert set(config['packages']) == packages | {'vit_jax.configs'}

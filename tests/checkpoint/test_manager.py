@@ -104,8 +104,8 @@ def test_counters_are_restored_with_the_state_they_were_saved_with(tmp_path):
 def edit_manifest(checkpoint, change):
   """Apply `change` to the content of leaves.json."""
   path = checkpoint / 'digest' / 'leaves.json'
-  content = change(json.loads(path.read_text()))
-  path.write_text(json.dumps(content))
+  content = change(json.loads(path.read_text(encoding='utf-8')))
+  path.write_text(json.dumps(content), encoding='utf-8')
 
 
 def test_a_checkpoint_from_before_counters_is_restored_with_none(tmp_path):

@@ -23,9 +23,11 @@ def test_config_labels_preprocessing_and_versions_are_written(tmp_path):
   write_run_description(tmp_path, config, ('cat', 'dog'))
   assert read_run_config(tmp_path) == config
   assert read_run_labels(tmp_path) == ('cat', 'dog')
-  preprocessing = json.loads((tmp_path / 'preprocessing.json').read_text())
+  preprocessing = json.loads((tmp_path / 'preprocessing.json').read_text(encoding='utf-8'))
   assert preprocessing['size'] == [224, 224] and preprocessing['mean'] == [127.5] * 3
-  assert json.loads((tmp_path / 'versions.json').read_text())['jax'] == jax.__version__
+  assert (
+    json.loads((tmp_path / 'versions.json').read_text(encoding='utf-8'))['jax'] == jax.__version__
+  )
 
 
 @pytest.mark.parametrize('separator', ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\t'])
@@ -64,7 +66,10 @@ def test_changed_data_are_an_error_until_data_json_is_removed(tmp_path):
   write_run_description(
     tmp_path, Config(steps=5), ('cat', 'dog'), {'train.examples': 801, 'order': 1}
   )
-  assert json.loads((tmp_path / 'data.json').read_text()) == {'train.examples': 801, 'order': 1}
+  assert json.loads((tmp_path / 'data.json').read_text(encoding='utf-8')) == {
+    'train.examples': 801,
+    'order': 1,
+  }
 
 
 def write_old_run(workdir, config: Config):
@@ -73,10 +78,10 @@ def write_old_run(workdir, config: Config):
   content = config_to_dict(config)
   for name in ('orient', 'jpeg_dct', 'interpolation'):
     del content['data'][name]
-  (workdir / 'config.json').write_text(json.dumps(content))
+  (workdir / 'config.json').write_text(json.dumps(content), encoding='utf-8')
   steps = {'size': [224, 224], 'crop': 'resize', 'short_side': 256}
   steps |= {'mean': [127.5] * 3, 'scale': [127.5] * 3}
-  (workdir / 'preprocessing.json').write_text(json.dumps(steps))
+  (workdir / 'preprocessing.json').write_text(json.dumps(steps), encoding='utf-8')
 
 
 def test_a_run_of_an_older_version_keeps_what_the_code_did_then(tmp_path):
@@ -102,7 +107,7 @@ def test_settings_without_effect_are_not_adopted(tmp_path):
 
 
 def test_an_unwritable_directory_is_an_error(tmp_path):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', encoding='utf-8')
   with pytest.raises(UserError, match='cannot write to .*--workdir'):
     write_run_description(tmp_path / 'file' / 'run', Config(steps=5), ('cat',))
 
@@ -125,8 +130,8 @@ def test_a_directory_without_config_json_is_an_error(tmp_path):
 )
 def test_an_invalid_config_json_is_an_error_that_names_the_field(tmp_path, field, value, message):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
-  content = json.loads((tmp_path / 'config.json').read_text()) | {field: value}
-  (tmp_path / 'config.json').write_text(json.dumps(content))
+  content = json.loads((tmp_path / 'config.json').read_text(encoding='utf-8')) | {field: value}
+  (tmp_path / 'config.json').write_text(json.dumps(content), encoding='utf-8')
   with pytest.raises(UserError, match=f'config.json: {message}'):
     read_run_config(tmp_path)
 
@@ -148,8 +153,10 @@ def test_an_invalid_config_json_is_an_error_that_names_the_field(tmp_path, field
 def test_invalid_preprocessing_is_an_error_that_names_the_field(tmp_path, field, value):
   write_run_description(tmp_path, Config(steps=5), ('cat', 'dog'))
   assert read_run_preprocessing(tmp_path).size == (224, 224)
-  content = json.loads((tmp_path / 'preprocessing.json').read_text()) | {field: value}
-  (tmp_path / 'preprocessing.json').write_text(json.dumps(content))
+  content = json.loads((tmp_path / 'preprocessing.json').read_text(encoding='utf-8')) | {
+    field: value
+  }
+  (tmp_path / 'preprocessing.json').write_text(json.dumps(content), encoding='utf-8')
   with pytest.raises(UserError, match=f'preprocessing.json: {field}='):
     read_run_preprocessing(tmp_path)
 

@@ -36,13 +36,15 @@ def test_figures_and_numbers_of_a_model_beside_others(command, tmp_path):
   made = {path.name for path in (tmp_path / 'out').iterdir()}
   names = ('filters', 'positions', 'distance', 'rollout')
   assert made >= {f'{name}.png' for name in names} | {'numbers.csv', 'numbers.md', 'distance.csv'}
-  head, *rows = csv.reader((tmp_path / 'out' / 'numbers.csv').read_text().splitlines())
+  head, *rows = csv.reader(
+    (tmp_path / 'out' / 'numbers.csv').read_text(encoding='utf-8').splitlines()
+  )
   assert head[:6] == ['', 'model.npz', 'untrained', 'other.npz', 'ViT-L/16', 'R50x1+ViT-L/16']
   assert [row[0] for row in rows][:2] == [
     'filters: variance in 28 components',
     'filters: slow waves',
   ]
-  assert (tmp_path / 'out' / 'numbers.md').read_text() in out
+  assert (tmp_path / 'out' / 'numbers.md').read_text(encoding='utf-8') in out
 
 
 def test_without_images_a_message_lists_the_missing_figures(command, tmp_path):

@@ -27,13 +27,15 @@ def made(tmp_path_factory):
   """Return a directory with a model and six photographs."""
   place, rng = tmp_path_factory.mktemp('made'), np.random.default_rng(0)
   google_file(place / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=3, size=(32, 32))
-  (place / 'model.json').write_text(json.dumps({'labels': LABELS, 'size': [32, 32]}))
+  (place / 'model.json').write_text(
+    json.dumps({'labels': LABELS, 'size': [32, 32]}), encoding='utf-8'
+  )
   for i in range(6):
     folder = place / 'photos' / 'val' / LABELS[i % 3]
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (40 + i, 50, 3), np.uint8)).save(folder / f'{i}.png')
   (place / 'broken.jpg').write_bytes(b'\xff\xd8\xff')
-  (place / 'names.txt').write_text('tic\ntac\ntoe\n')
+  (place / 'names.txt').write_text('tic\ntac\ntoe\n', encoding='utf-8')
   return place
 
 
@@ -150,7 +152,7 @@ def test_evaluate_agrees_with_the_predictions_of_the_loaded_model(run, tmp_path)
   right = [each.labels[0] == LABELS[i % 3] for i, each in enumerate(found)]
   assert out.splitlines()[0] == 'model.npz on folder:photos val, 3 classes'
   assert f'accuracy  {np.mean(right):8.2%}  (' in out
-  facts = json.loads((tmp_path / 'out.json').read_text())
+  facts = json.loads((tmp_path / 'out.json').read_text(encoding='utf-8'))
   assert (facts['accuracy'], facts['accuracy_top5'], facts['examples'], facts['skipped']) == (
     np.mean(right),
     1,
@@ -326,7 +328,9 @@ USER_ERRORS = {
 @pytest.mark.parametrize('case', USER_ERRORS)
 def test_a_user_error_is_one_line_and_exit_code_2(run, made, case):
   args, message = USER_ERRORS[case]
-  (made / 'several.csv').write_text('photos/val/cat/0.png,cat;dog\nphotos/val/cow/1.png,cow\n')
+  (made / 'several.csv').write_text(
+    'photos/val/cat/0.png,cat;dog\nphotos/val/cow/1.png,cow\n', encoding='utf-8'
+  )
   code, out, err = run(*args)
   assert (code, out) == (2, '')
   assert err.startswith('error: ')
@@ -345,7 +349,7 @@ def test_a_missing_or_untrained_head_is_a_user_error(run, tmp_path):
     **{name: array for name, array in zero.items() if not name.startswith('head/')},
   )
   for name, message in (('zero', 'a head of zeros'), ('none', 'has no head')):
-    (tmp_path / f'{name}.json').write_text('{"size": [32, 32]}')
+    (tmp_path / f'{name}.json').write_text('{"size": [32, 32]}', encoding='utf-8')
     for command in (('predict', 'photos'), ('evaluate', '--data', 'folder:photos')):
       code, out, err = run(*command, '--init', str(tmp_path / f'{name}.npz'))
       assert (code, out) == (2, '')

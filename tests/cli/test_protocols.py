@@ -38,7 +38,7 @@ def test_several_probes_run_on_the_same_features(command, tmp_path):
   head, columns, *rows = out.splitlines()
   assert head == 'model.npz'
   assert columns.split() == ['protocol', 'on', 'accuracy', 'std', 'examples']
-  found = json.loads((tmp_path / 'out.json').read_text())
+  found = json.loads((tmp_path / 'out.json').read_text(encoding='utf-8'))
   shares = {
     f'{each["protocol"]} {name}': (each, figure)
     for each in found['results']

@@ -84,7 +84,7 @@ def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_p
     'tables', 'mini', '--effort=0.01', '--seeds=1', '--runs=1', '--out=results', '--root=runs'
   )
   assert code == 0, err
-  page = (tmp_path / 'results' / 'README.md').read_text()
+  page = (tmp_path / 'results' / 'README.md').read_text(encoding='utf-8')
   for name in MINI_EXPERIMENTS:
     (row, *_) = read_records_csv(tmp_path / 'results' / f'mini_{name}.csv')
     assert 0 <= float(row['value']) <= 1 and (tmp_path / 'runs' / row['digest']).is_dir()

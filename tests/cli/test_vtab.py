@@ -41,7 +41,7 @@ def test_a_task_is_fine_tuned_once(command, tmp_path, write_tfds, png):
   asked = (*asked, '--steps', '6', '--train_batch', '16', '--batch', '16', '--json', 'out.json')
   code, out, err = command(*asked)
   assert code == 0, err
-  found = json.loads((tmp_path / 'out.json').read_text())
+  found = json.loads((tmp_path / 'out.json').read_text(encoding='utf-8'))
   assert found['tasks']['patch_camelyon']['examples'] == 50
   assert f'Camelyon  specialized  {found["tasks"]["patch_camelyon"]["accuracy"]:8.2%}' in out
   assert found['means'] == {}  # No group is complete.
@@ -52,7 +52,9 @@ def test_a_task_is_fine_tuned_once(command, tmp_path, write_tfds, png):
     6,
     'model.npz',
   )
-  steps = (tmp_path / 'runs' / 'patch_camelyon' / 'metrics.jsonl').read_text()
+  steps = (tmp_path / 'runs' / 'patch_camelyon' / 'metrics.jsonl').read_text(encoding='utf-8')
   assert command(*asked)[0] == 0
-  assert (tmp_path / 'runs' / 'patch_camelyon' / 'metrics.jsonl').read_text() == steps
-  assert json.loads((tmp_path / 'out.json').read_text()) == found
+  assert (tmp_path / 'runs' / 'patch_camelyon' / 'metrics.jsonl').read_text(
+    encoding='utf-8'
+  ) == steps
+  assert json.loads((tmp_path / 'out.json').read_text(encoding='utf-8')) == found

@@ -80,7 +80,7 @@ def test_labels_are_under_the_images_and_truncated_if_too_long(tmp_path):
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', encoding='utf-8')
   with pytest.raises(UserError, match=r'file/sheet\.png'):
     write_contact_sheet(
       plain(1, 8, 8, RED), ['a'], plain(1, 8, 8, BLUE), ['b'], tmp_path / 'file' / 'sheet.png'

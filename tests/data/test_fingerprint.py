@@ -110,7 +110,9 @@ def test_another_label_in_a_csv_changes_its_listing_and_content(photos):
   sources = []
   for labels in ('abc', 'bca'):
     path = photos / f'{labels}.csv'
-    path.write_text(''.join(f'{name},{labels[i % 3]}\n' for i, name in enumerate(names)))
+    path.write_text(
+      ''.join(f'{name},{labels[i % 3]}\n' for i, name in enumerate(names)), encoding='utf-8'
+    )
     sources.append(open_source(f'csv:{path}', 'all'))
   assert changed_facts(*sources) == {'listing', 'content'}
 

@@ -62,7 +62,7 @@ def test_a_csv_combines_all_labels_of_an_image(tmp_path, touch):
   touch(*(tmp_path / 'images' / f'{i}.jpg' for i in range(20)))
   rows = [f'images/{i}.jpg,{"sea; sky ;sea" if i % 2 else "land"}' for i in range(19)]
   (tmp_path / 'labels.csv').write_text(
-    '\n'.join(['path,labels', *rows, 'images/19.jpg,', 'images/0.jpg,sky', ''])
+    '\n'.join(['path,labels', *rows, 'images/19.jpg,', 'images/0.jpg,sky', '']), encoding='utf-8'
   )
   train, test = (
     open_source(f'csv:{tmp_path / "labels.csv"}', split) for split in ('train', 'test')
@@ -231,7 +231,7 @@ def test_an_archive_or_a_csv_instead_of_a_folder_is_an_error_with_a_remedy(tmp_p
 )
 def test_an_error_in_a_csv_names_the_line(text, error, tmp_path, touch):
   touch(tmp_path / 'a.jpg', tmp_path / 'b.jpg')
-  (tmp_path / 'labels.csv').write_text(text)
+  (tmp_path / 'labels.csv').write_text(text, encoding='utf-8')
   with pytest.raises(UserError, match=error):
     open_source(f'csv:{tmp_path / "labels.csv"}', 'train')
 

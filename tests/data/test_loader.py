@@ -310,7 +310,7 @@ def test_a_program_with_workers_exits_cleanly(tmp_path):
       main()
   """
   path = tmp_path / 'script.py'
-  path.write_text(textwrap.dedent(script))
+  path.write_text(textwrap.dedent(script), encoding='utf-8')
   before = set(Path('/dev/shm').glob('psm_*'))
   done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
   assert (done.stdout, done.stderr) == ('24\n', '')

@@ -66,7 +66,9 @@ def tfrecord_set(numbered) -> Path:
     write_tfrecords(path.with_name(path.name.replace('array_record', 'tfrecord')), records)
     path.unlink()
   info = dir / 'dataset_info.json'
-  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  info.write_text(
+    info.read_text(encoding='utf-8').replace('array_record', 'tfrecord'), encoding='utf-8'
+  )
   return numbered
 
 

@@ -150,7 +150,9 @@ def test_damaged_pseudo_labels_are_an_error_that_names_the_directory(tmp_path, d
 
 def test_teacher_json_describes_the_teacher(tmp_path):
   facts = json.loads(
-    (write_labels(tmp_path / 'labels', teacher='runs/b7') / 'teacher.json').read_text()
+    (write_labels(tmp_path / 'labels', teacher='runs/b7') / 'teacher.json').read_text(
+      encoding='utf-8'
+    )
   )
   assert (
     facts['teacher'] == 'runs/b7' and facts['examples'] == 100 and facts['classes'] == list(NAMES)

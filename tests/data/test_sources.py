@@ -62,7 +62,7 @@ def test_threads_that_need_the_images_at_the_same_time_load_them_once(monkeypatc
 def test_package_data_is_small_and_has_licenses():
   assert sum(path.stat().st_size for path in BUILTIN_FOLDER.iterdir() if path.is_file()) <= 16e6
   for name in BUILTIN_LABEL_NAMES:
-    assert 'Copyright (c)' in (BUILTIN_FOLDER / f'LICENSE.{name}').read_text()
+    assert 'Copyright (c)' in (BUILTIN_FOLDER / f'LICENSE.{name}').read_text(encoding='utf-8')
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason='needs the Debian package dataset-fashion-mnist')
@@ -126,7 +126,10 @@ def test_a_slice_may_span_several_splits(start, stop, expected):
 @pytest.mark.parametrize('kind', ['builtin', 'folder', 'csv', 'tfds'])
 def test_an_unpickled_source_gives_the_same_examples(kind, flat, tmp_path, request):
   csv = tmp_path / 'labels.csv'
-  csv.write_text(''.join(f'{path},{path.parent.name}\n' for path in sorted(flat.glob('*/*.jpg'))))
+  csv.write_text(
+    ''.join(f'{path},{path.parent.name}\n' for path in sorted(flat.glob('*/*.jpg'))),
+    encoding='utf-8',
+  )
   where = {'builtin': 'digits', 'folder': flat, 'csv': csv, 'tfds': 'numbered'}[kind]
   dir = request.getfixturevalue('numbered') if kind == 'tfds' else ''
   source = open_source(f'{kind}:{where}', 'train', dir=str(dir))

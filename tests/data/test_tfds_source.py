@@ -139,10 +139,14 @@ def test_a_truncated_file_is_an_error_at_the_start(numbered):
 def test_a_wrong_number_of_records_is_an_error_at_the_start(numbered):
   (info,) = numbered.glob('numbered/*/dataset_info.json')
   for listed in ('9', '11'):
-    info.write_text(re.sub(r'"10"', f'"{listed}"', info.read_text()))
+    info.write_text(
+      re.sub(r'"10"', f'"{listed}"', info.read_text(encoding='utf-8')), encoding='utf-8'
+    )
     with pytest.raises(UserError, match=rf'train.* 10 records, .* {listed}; prepare it again'):
       open_source('tfds:numbered', 'train', dir=str(numbered))
-    info.write_text(re.sub(rf'"{listed}"', '"10"', info.read_text()))
+    info.write_text(
+      re.sub(rf'"{listed}"', '"10"', info.read_text(encoding='utf-8')), encoding='utf-8'
+    )
 
 
 def test_a_record_without_an_image_or_with_an_invalid_label_is_bad(tmp_path, write_tfds, png):

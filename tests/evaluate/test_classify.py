@@ -94,7 +94,7 @@ def test_a_prediction_of_any_of_several_labels_is_correct(
     f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
     for i in range(len(source))
   ]
-  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]))
+  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]), encoding='utf-8')
   several = open_source(f'csv:{tmp_path / "labels.csv"}', 'all')
   model = make_model(labels)
   names, logits = by_hand(model, several)
@@ -143,7 +143,7 @@ def test_mean_average_precision_equals_scikit_learns(
     f'{source[i][2]},{source.label_names[source[i][1][0]]}{";hen" if i % 2 else ""}'
     for i in range(len(source))
   ]
-  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]))
+  (tmp_path / 'labels.csv').write_text('\n'.join(['path,label', *lines]), encoding='utf-8')
   several = open_source(f'csv:{tmp_path / "labels.csv"}', 'all')
   model = dataclasses.replace(make_model(labels), loss=loss)
   names, logits = by_hand(model, several)

@@ -132,14 +132,14 @@ def objectnet(tmp_path):
   folders = {'alarm_clock': 'Alarm clock', 'air_freshener': 'Air freshener', 'tie': 'Tie'}
   mappings = tmp_path / 'mappings'
   mappings.mkdir()
-  (mappings / 'folder_to_objectnet_label.json').write_text(json.dumps(folders))
+  (mappings / 'folder_to_objectnet_label.json').write_text(json.dumps(folders), encoding='utf-8')
   overlap = {'Alarm clock': 'analog clock; digital clock', 'Tie': 'bow tie, bow-tie, bowtie'}
-  (mappings / 'objectnet_to_imagenet_1k.json').write_text(json.dumps(overlap))
+  (mappings / 'objectnet_to_imagenet_1k.json').write_text(json.dumps(overlap), encoding='utf-8')
   (mappings / 'imagenet_to_label_2012_v2').write_text(
-    'kit fox\nanalog clock\nbow tie, bow-tie, bowtie\ndigital clock\n'
+    'kit fox\nanalog clock\nbow tie, bow-tie, bowtie\ndigital clock\n', encoding='utf-8'
   )
   order = {'278': 0, '409': 1, '457': 2, '530': 3}  # Number by synset: number in ILSVRC's order.
-  (mappings / 'pytorch_to_imagenet_2012_id.json').write_text(json.dumps(order))
+  (mappings / 'pytorch_to_imagenet_2012_id.json').write_text(json.dumps(order), encoding='utf-8')
   names = [f'{list(folders)[i % 3]}/{i}.png' for i in range(30)]
   images = write_images(tmp_path / 'images', names, border=2)
   return images, [[{409, 530}, set(), {457}][i % 3] for i in range(30)]

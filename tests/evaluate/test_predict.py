@@ -71,7 +71,7 @@ def test_classes_without_names_are_numbered(make_model, paths):
 
 def test_an_unreadable_file_has_an_error_and_the_others_are_predicted(tmp_path, make_model, paths):
   (tmp_path / 'empty.png').touch()
-  (tmp_path / 'text.jpg').write_text('hello')
+  (tmp_path / 'text.jpg').write_text('hello', encoding='utf-8')
   encoded = io.BytesIO()
   Image.new('RGB', (64, 64), 'red').save(encoded, 'JPEG')
   (tmp_path / 'cut.jpg').write_bytes(encoded.getvalue()[:300])

@@ -118,7 +118,7 @@ def test_an_invalid_probe_is_an_error_before_a_run_writes_anything(tmp_path, ent
 
 def test_probes_need_images_with_one_label(tmp_path, photos):
   (tmp_path / 'two.csv').write_text(
-    f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n'
+    f'path,label\n{photos}/val/cat/00.png,cat;dog\n{photos}/val/cat/05.png,dog\n', encoding='utf-8'
   )
   with pytest.raises(UserError, match='2 labels'):
     probes.open_pool_and_test(f'csv:{tmp_path / "two.csv"}', split='all', test_split='all')

@@ -134,7 +134,7 @@ def main():
   """Check and record the call, and print its answer."""
   words = [Path(sys.argv[0]).name, *sys.argv[1:]]
   place = Path(os.environ['STAND_IN'])
-  play = json.loads((place / 'play.json').read_text())
+  play = json.loads((place / 'play.json').read_text(encoding='utf-8'))
   plain = [word for word in words if not word.startswith('-') or word == '-']
   called = max((name for name in TAKES if ' '.join(plain).startswith(name)), key=len, default=None)
   if called is None:

@@ -32,13 +32,13 @@ class Cloud:
                 'delete', 'jobset': 'kubectl get jobset', 'pods': 'kubectl logs',
     }  # fmt: skip
     (self.place / 'play.json').write_text(
-      json.dumps({known[name]: value for name, value in answers.items()})
+      json.dumps({known[name]: value for name, value in answers.items()}), encoding='utf-8'
     )
 
   def calls(self, *words: str) -> list[list[str]]:
     """Return the calls that contain all these words."""
     lines = (
-      (self.place / 'calls.jsonl').read_text().splitlines()
+      (self.place / 'calls.jsonl').read_text(encoding='utf-8').splitlines()
       if (self.place / 'calls.jsonl').exists()
       else []
     )
@@ -51,9 +51,9 @@ def cloud(tmp_path, monkeypatch):
   (place / 'bin').mkdir(parents=True)
   for name in ('gcloud', 'xpk', 'kubectl'):
     shutil.copy(STAND_IN, place / 'bin' / name)
-    text = (place / 'bin' / name).read_text()
+    text = (place / 'bin' / name).read_text(encoding='utf-8')
     (place / 'bin' / name).write_text(
-      text.replace('/usr/bin/env python3', f'{sys.executable} -S', 1)
+      text.replace('/usr/bin/env python3', f'{sys.executable} -S', 1), encoding='utf-8'
     )
     (place / 'bin' / name).chmod(0o755)
   monkeypatch.setenv('PATH', f'{place / "bin"}:{os.environ["PATH"]}')
@@ -69,7 +69,7 @@ def checkout(tmp_path, monkeypatch):
   shutil.copytree(ROOT / 'configs', place / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
   for name in ('run_pretrain.py', 'requirements.txt'):
     shutil.copy(ROOT / name, place / name)
-  (place / '.gitignore').write_text('__pycache__\n')
+  (place / '.gitignore').write_text('__pycache__\n', encoding='utf-8')
   monkeypatch.chdir(place)
   for name in ('AUTHOR', 'COMMITTER'):
     monkeypatch.setenv(f'GIT_{name}_NAME', 'somebody')

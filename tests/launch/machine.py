@@ -95,7 +95,7 @@ class Machine:
     self.program(place / 'python', PYTHON)
     self.launch = place / 'mnt/workdir/launch/b16'
     self.launch.mkdir(parents=True)
-    (place / 'pyproject.toml').write_text('')
+    (place / 'pyproject.toml').write_text('', encoding='utf-8')
     with tarfile.open(self.launch / 'code.tar.gz', 'w:gz') as code:
       code.add(place / 'pyproject.toml', 'pyproject.toml')
     script = start_script(job)
@@ -111,14 +111,14 @@ class Machine:
 
   def boot(self, *codes) -> subprocess.Popen:
     """Run the start script. The starts of its command exit with these codes, in sequence."""
-    (self.place / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+    (self.place / 'codes').write_text(''.join(f'{code}\n' for code in codes), encoding='utf-8')
     return subprocess.Popen(
       ['bash', self.place / 'start.sh'], env=self.environment, start_new_session=True
     )
 
   def lines(self, name: str) -> list[str]:
     path = self.place / name
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding='utf-8').splitlines() if path.exists() else []
 
   def argv(self, name: str = 'argv') -> list[str]:
     """Return the last arguments of the command. For another program, `name` is PROGRAM.argv."""
@@ -131,7 +131,7 @@ class Machine:
   def exit_code(self) -> str | None:
     """Return the exit code that the script wrote for the babysitter, or None."""
     path = self.launch / 'exit/host-0'
-    return path.read_text().strip() if path.exists() else None
+    return path.read_text(encoding='utf-8').strip() if path.exists() else None
 
   def wait_for_run(self):
     """Wait until the command runs, for at most 20 s."""

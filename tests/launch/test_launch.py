@@ -53,9 +53,9 @@ def test_a_dry_run_prints_every_command_and_runs_none(checkout, cloud, run, name
   )
   text = text.replace(f'python:{python}', 'python:3.1x')
   if os.environ.get('GOLDEN') == 'write':
-    (GOLDEN / f'{name}.txt').write_text(text)
+    (GOLDEN / f'{name}.txt').write_text(text, encoding='utf-8')
   assert code == 0
-  assert text == (GOLDEN / f'{name}.txt').read_text()
+  assert text == (GOLDEN / f'{name}.txt').read_text(encoding='utf-8')
   assert not cloud.calls()
 
 
@@ -72,7 +72,7 @@ def test_a_dry_run_does_not_show_passwords_in_urls(checkout, cloud, run, where):
 def test_the_start_up_script_has_valid_bash_syntax(name):
   script = (
     (GOLDEN / f'{name}.txt')
-    .read_text()
+    .read_text(encoding='utf-8')
     .partition('# FILES/start.sh\n')[2]
     .partition('\n# launch status')[0]
   )
@@ -144,7 +144,7 @@ def test_a_wrong_option_is_a_one_line_error_before_anything_is_created(checkout,
 
 
 def test_uncommitted_changes_are_an_error_without_allow_dirty(checkout, cloud, run):
-  (checkout / 'configs' / 'mine.py').write_text('')
+  (checkout / 'configs' / 'mine.py').write_text('', encoding='utf-8')
   code, _, err = run(*POD, '--dry_run', *TRAIN)
   assert (code, '--allow_dirty' in err) == (
     2,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def script(tmp_path: Path, text: str) -> list[str]:
   (tmp_path / 'job.py').write_text(
-    f'import os, sys, time\nhost = int(os.environ["VIT_JAX_PROCESS"])\n{text}\n'
+    f'import os, sys, time\nhost = int(os.environ["VIT_JAX_PROCESS"])\n{text}\n', encoding='utf-8'
   )
   return [str(tmp_path / 'job.py')]
 

@@ -69,7 +69,7 @@ def test_a_script_that_is_run_twice_runs_the_command_once(machine):
   assert machine.exit_code() is None
   (machine.place / 'run/vit_jax/stop').touch()
   os.kill(
-    int((machine.place / 'run/vit_jax/pid').read_text()), signal.SIGTERM
+    int((machine.place / 'run/vit_jax/pid').read_text(encoding='utf-8')), signal.SIGTERM
   )  # As `launch stop` does.
   assert script.wait(20) == 75
   assert machine.exit_code() == '75'

@@ -56,7 +56,7 @@ ENDS = {
 @pytest.mark.parametrize('case', ENDS)
 def test_a_host_that_fails_ends_the_others_and_launch_exits_with_its_exit_code(tmp_path, case):
   what, code, words = ENDS[case]
-  (tmp_path / 'meet.py').write_text(MEET.format(root=str(ROOT), what=what))
+  (tmp_path / 'meet.py').write_text(MEET.format(root=str(ROOT), what=what), encoding='utf-8')
   began = time.monotonic()
   done = launch('--', str(tmp_path / 'meet.py'))
   assert done.returncode == code, done.stdout + done.stderr
@@ -68,14 +68,17 @@ def test_a_host_that_fails_ends_the_others_and_launch_exits_with_its_exit_code(t
 
 
 def test_ctrl_c_is_passed_to_every_host(tmp_path):
-  (tmp_path / 'wait.py').write_text("""
+  (tmp_path / 'wait.py').write_text(
+    """
 import time
 try:
   print('started', flush=True)
   time.sleep(300)
 except KeyboardInterrupt:
   print('interrupted', flush=True)
-""")
+""",
+    encoding='utf-8',
+  )
   command = [sys.executable, '-m', 'vit_jax', 'launch', '--', str(tmp_path / 'wait.py')]
   with subprocess.Popen(
     command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

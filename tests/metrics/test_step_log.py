@@ -49,7 +49,9 @@ def add(
 
 
 def lines(workdir) -> list[dict]:
-  return [json.loads(line) for line in (workdir / 'ids.jsonl').read_text().splitlines()]
+  return [
+    json.loads(line) for line in (workdir / 'ids.jsonl').read_text(encoding='utf-8').splitlines()
+  ]
 
 
 def test_each_step_is_a_line_with_its_examples_and_its_loss_to_the_bit(tmp_path):

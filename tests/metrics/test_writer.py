@@ -35,7 +35,9 @@ def test_resuming_removes_the_records_of_steps_that_are_taken_again(tmp_path):
 )
 def test_resuming_removes_and_counts_lines_that_are_not_records(tmp_path, line, capsys):
   path = tmp_path / 'metrics.jsonl'
-  path.write_text(f'{{"step": 1, "kind": "train"}}\n{line}\n{{"step": 3, "kind": "train"}}\n')
+  path.write_text(
+    f'{{"step": 1, "kind": "train"}}\n{line}\n{{"step": 3, "kind": "train"}}\n', encoding='utf-8'
+  )
   with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):
     read_metrics(tmp_path)
   MetricsWriter(tmp_path, step=3, steps=9).close()
@@ -54,7 +56,7 @@ def test_resuming_removes_and_counts_lines_that_are_not_records(tmp_path, line, 
   ],
 )
 def test_records_written_before_they_had_a_kind_get_one(tmp_path, record, kind):
-  (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 2} | record) + '\n')
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 2} | record) + '\n', encoding='utf-8')
   assert read_metrics(tmp_path) == [{'step': 2, 'kind': kind} | record]
   assert read_metrics(tmp_path, kind) and not read_metrics(tmp_path, 'other')
 
@@ -96,7 +98,7 @@ def test_a_loss_that_is_nan_is_written_as_valid_json(tmp_path):
   metrics = MetricsWriter(tmp_path, step=0, steps=9)
   metrics.write(1, TRAIN | {'loss': float('nan')}, kind='train')
   metrics.close()
-  assert json.loads((tmp_path / 'metrics.jsonl').read_text())['loss'] == 'nan'
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text(encoding='utf-8'))['loss'] == 'nan'
 
 
 def test_other_hosts_write_nothing(tmp_path, capsys):

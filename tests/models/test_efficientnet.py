@@ -91,7 +91,7 @@ def save_as_timm(directory: Path, theirs, config: dict):
   """Save a timm model as timm's hub does."""
   arrays = {key: value.numpy() for key, value in theirs.state_dict().items() if value.ndim}
   save_file(arrays, directory / 'model.safetensors')
-  (directory / 'config.json').write_text(json.dumps(config))
+  (directory / 'config.json').write_text(json.dumps(config), encoding='utf-8')
 
 
 def relative_to_timm(timm, directory: Path, name: str, *, side: int = 64) -> float:
@@ -236,7 +236,9 @@ def test_a_lite_models_real_weights_classify_photographs(tmp_path):
     if value.ndim
   }
   save_file(named, tmp_path / 'lite.safetensors')
-  (tmp_path / 'config.json').write_text('{"architecture": "tf_efficientnet_lite0"}')
+  (tmp_path / 'config.json').write_text(
+    '{"architecture": "tf_efficientnet_lite0"}', encoding='utf-8'
+  )
   # The Lite models expect (pixel - 127) / 128.
   model = vit_jax.load(str(tmp_path / 'lite.safetensors'), size=224, mean=127 / 255, std=128 / 255)
   assert model.config.variant == 'EfficientNet-Lite0'

@@ -81,7 +81,9 @@ def test_every_figure_is_a_picture_and_a_file_of_its_numbers(tmp_path, photos):
   assert [path.name for path in written] == names
   for path in written[::2]:
     assert np.ptp(np.asarray(Image.open(path).convert('L'))) > 100
-  rows = list(csv.DictReader((tmp_path / 'out' / 'distance.csv').read_text().splitlines()))
+  rows = list(
+    csv.DictReader((tmp_path / 'out' / 'distance.csv').read_text(encoding='utf-8').splitlines())
+  )
   assert [float(row['mean_attention_distance_px']) for row in rows] == pytest.approx(
     analysis.attention_distances.ravel(), abs=0.006
   )

@@ -16,7 +16,7 @@ FIVE = ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')  # Figure 5's an
 
 
 def test_every_file_is_listed_with_its_source_and_can_be_read():
-  listed = (PUBLISHED_TABLES_DIR / 'SOURCES.md').read_text()
+  listed = (PUBLISHED_TABLES_DIR / 'SOURCES.md').read_text(encoding='utf-8')
   for path in PUBLISHED_TABLES_DIR.iterdir():
     assert f'`{path.name}`' in listed or path.name == 'SOURCES.md'
     if path.suffix == '.csv':

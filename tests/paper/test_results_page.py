@@ -59,8 +59,8 @@ def test_the_page_has_our_numbers_the_papers_and_the_verdicts(tmp_path):
     write_records_csv(
       made_up(name, lambda row, column, seed: 0.5 + 0.001 * seed), tmp_path / f'mini_{name}.csv'
     )
-  (tmp_path / 'fewshot_flowers.md').write_text('# What it knows\n')
-  text = write_results_page(tmp_path, EFFORT).read_text()
+  (tmp_path / 'fewshot_flowers.md').write_text('# What it knows\n', encoding='utf-8')
+  text = write_results_page(tmp_path, EFFORT).read_text(encoding='utf-8')
   assert '- [What it knows](fewshot_flowers.md)' in text
   for name in MINI_EXPERIMENTS:
     assert (tmp_path / f'mini_{name}.png').stat().st_size > 10_000
@@ -77,7 +77,7 @@ def test_the_page_has_our_numbers_the_papers_and_the_verdicts(tmp_path):
 
 def test_a_page_with_some_runs_lists_what_was_not_run(tmp_path):
   write_records_csv(made_up('data_size', lambda *_: 0.5)[:2], tmp_path / 'mini_data_size.csv')
-  text = write_results_page(tmp_path, EFFORT).read_text()
+  text = write_results_page(tmp_path, EFFORT).read_text(encoding='utf-8')
   assert 'not run' in text and 'Experiment 3' not in text
 
 

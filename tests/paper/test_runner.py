@@ -143,7 +143,7 @@ def test_another_recipe_takes_part_in_the_sweep_with_its_own_rate():
 def result_of(run, root: Path) -> dict:
   import json
 
-  return json.loads((run_workdir(run, root) / 'result.json').read_text())
+  return json.loads((run_workdir(run, root) / 'result.json').read_text(encoding='utf-8'))
 
 
 def test_a_sweep_evaluates_on_a_held_out_end_of_every_split():

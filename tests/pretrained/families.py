@@ -281,7 +281,7 @@ def timm_file(
     pretrained = statistics | {'input_size': (3, *size), 'crop_pct': 0.9}
     config = {'architecture': name, 'model_args': arguments, 'pretrained_cfg': pretrained}
     config |= {'global_pool': pool} if pool else {}
-    (tmp_path / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
     ours = vit_jax.load(str(tmp_path))
     assert ours.preprocessing.crop == 'center'
     expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))

@@ -134,7 +134,9 @@ def test_an_augreg_model_name_means_its_best_imagenet21k_checkpoint(index, name)
 
 def test_the_best_augreg_checkpoint_is_the_row_of_the_catalogue_if_listed(index):
   name = 'S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0'
-  index[0].write_text(index[0].read_text() + f'S/16,i21k,0.5,{name},,,,\n')
+  index[0].write_text(
+    index[0].read_text(encoding='utf-8') + f'S/16,i21k,0.5,{name},,,,\n', encoding='utf-8'
+  )
   assert find_checkpoint('augreg/S_16') is find_checkpoint(f'augreg/{name}')
   assert find_checkpoint('augreg/S_16').size == '115 MiB'
 
@@ -169,7 +171,11 @@ def test_other_names_do_not_download_augregs_list(index):
 @pytest.mark.parametrize('column', COLUMNS)
 def test_an_augreg_list_without_a_needed_column_raises(index, column):
   index[0].write_text(
-    index[0].read_text().replace(f'{column},', 'other,', 1).replace(f',{column}\n', ',other\n', 1)
+    index[0]
+    .read_text(encoding='utf-8')
+    .replace(f'{column},', 'other,', 1)
+    .replace(f',{column}\n', ',other\n', 1),
+    encoding='utf-8',
   )
   with pytest.raises(UserError, match=column):
     find_checkpoint('augreg/B_16')

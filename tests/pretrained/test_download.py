@@ -181,7 +181,7 @@ def test_a_later_process_resumes_an_interrupted_download(bucket, tmp_path):
   path = cache_path(f'{bucket.url}/fine/file.npz', tmp_path)
   path.parent.mkdir(parents=True)
   path.with_name('file.npz.part').write_bytes(DATA[:1_000_000])
-  path.with_name('file.npz.etag').write_text('"one"')
+  path.with_name('file.npz.etag').write_text('"one"', encoding='utf-8')
   assert fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path).read_bytes() == DATA
   assert bucket.ranges == ['bytes=1000000-']
 
@@ -393,7 +393,7 @@ def test_a_full_disk_is_not_retried(bucket, tmp_path):
 
 
 def test_an_unwritable_cache_raises_one_line(bucket, tmp_path):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', encoding='utf-8')
   with pytest.raises(UserError, match='set VIT_JAX_CACHE'):
     fetch(f'{bucket.url}/fine/file.npz', directory=tmp_path / 'file')
 

@@ -22,7 +22,7 @@ def test_the_heads_of_an_architecture_are_those_of_timm(tmp_path, timm, name, he
   config = {'architecture': name, 'pretrained_cfg': {'input_size': [3, 32, 32]}}
   arrays = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
   save_file(arrays, tmp_path / 'model.safetensors')
-  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
   # Depth 1 is no named size, so that the heads are part of the config.
   ours = vit_jax.load(str(tmp_path))
   assert ours.model.shape.heads == heads
@@ -65,6 +65,8 @@ def test_a_type_with_the_arrays_of_vit_and_another_function_is_refused(tmp_path,
 
 def test_what_config_json_does_not_state_is_assumed(tmp_path, transformers):
   transformers.ViTModel(transformers.ViTConfig(**SIZES)).save_pretrained(tmp_path)
-  (tmp_path / 'config.json').write_text('{"model_type": "vit", "layer_norm_eps": 1e-12}')
+  (tmp_path / 'config.json').write_text(
+    '{"model_type": "vit", "layer_norm_eps": 1e-12}', encoding='utf-8'
+  )
   assumed = vit_jax.load(str(tmp_path), heads=3).assumed
   assert 'gelu' in assumed and 'norm_eps' not in assumed and 'heads' not in assumed

@@ -370,8 +370,8 @@ def test_an_export_replaces_only_earlier_exports(tmp_path):
   assert (
     len({path.stat().st_mode for path in tmp_path.rglob('*') if path.is_file()}) == 1
   )  # The mode of the umask.
-  (tmp_path / 'directory' / 'README.md').write_text('mine')
-  (tmp_path / 'other.json').write_text('mine')
+  (tmp_path / 'directory' / 'README.md').write_text('mine', encoding='utf-8')
+  (tmp_path / 'other.json').write_text('mine', encoding='utf-8')
   before = contents(tmp_path)
   refused = {
     'README.md': ('directory', 'timm'),

@@ -47,7 +47,7 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize(('format', 'name', 'keys'), FIELDS)
 def test_an_odd_value_is_a_short_line_or_a_model_of_sane_numbers(exported, format, name, keys):
   file = exported / format / name
-  original = file.read_text()
+  original = file.read_text(encoding='utf-8')
   try:
     for value in VALUES:
       content = json.loads(original)
@@ -56,10 +56,10 @@ def test_an_odd_value_is_a_short_line_or_a_model_of_sane_numbers(exported, forma
       for key in keys[:-1]:
         place = place[key]
       place[keys[-1]] = value
-      file.write_text(json.dumps(content))
+      file.write_text(json.dumps(content), encoding='utf-8')
       assert_error_or_sane(str(file.parent))
   finally:
-    file.write_text(original)
+    file.write_text(original, encoding='utf-8')
 
 
 def assert_error_or_sane(source: str):

@@ -102,7 +102,9 @@ def test_another_size_resamples_the_positions_with_a_note(file):
 
 
 def test_an_overridden_short_side_is_exact_and_a_stored_one_scales_with_the_size(file):
-  file.with_suffix('.json').write_text(json.dumps({'crop': 'center', 'short_side': 40}))
+  file.with_suffix('.json').write_text(
+    json.dumps({'crop': 'center', 'short_side': 40}), encoding='utf-8'
+  )
   assert vit_jax.load(str(file), size=48, short_side=50).preprocessing.resize_size == (50, 50)
   assert vit_jax.load(str(file), size=48).preprocessing.resize_size == (60, 60)
 
@@ -128,16 +130,18 @@ def test_the_class_counts_of_imagenet_imply_its_labels_with_a_note(tmp_path, cla
 
 def test_a_sidecar_adds_facts(file):
   file.with_suffix('.json').write_text(
-    json.dumps({'gelu': 'erf', 'labels': list('abcde'), 'mean': [1, 2, 3]})
+    json.dumps({'gelu': 'erf', 'labels': list('abcde'), 'mean': [1, 2, 3]}), encoding='utf-8'
   )
   found = vit_jax.load(str(file))
   assert (found.config.gelu, found.labels, found.config.mean) == ('erf', tuple('abcde'), (1, 2, 3))
 
 
 def test_a_json_file_with_other_fields_is_ignored(file):
-  file.with_suffix('.json').write_text(json.dumps({'gelu': 'erf', 'author': 'me'}))
+  file.with_suffix('.json').write_text(
+    json.dumps({'gelu': 'erf', 'author': 'me'}), encoding='utf-8'
+  )
   assert vit_jax.load(str(file)).config.gelu == 'tanh'
-  file.with_suffix('.json').write_text('[1, 2]')
+  file.with_suffix('.json').write_text('[1, 2]', encoding='utf-8')
   with pytest.raises(UserError, match='model.json'):
     vit_jax.load(str(file))
 

@@ -35,7 +35,9 @@ def exported(tmp_path):
       (tmp_path / 'hub' / name).unlink()
     for name, changes in (change or {}).items():
       path = tmp_path / 'hub' / name
-      path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+      path.write_text(
+        json.dumps(json.loads(path.read_text(encoding='utf-8')) | changes), encoding='utf-8'
+      )
     if arrays:
       path = tmp_path / 'hub' / 'model.safetensors'
       save_file(arrays(load_file(path)), path)

@@ -96,7 +96,7 @@ def test_auto_image_processor_reads_the_same_steps(tmp_path, photos, transformer
   """The class that transformers chooses itself resizes tensors, which rounds in other places."""
   path = tmp_path / 'preprocessor_config.json'
   for name in ('facebook/deit-base-patch16-224', 'facebook/dinov2-base'):
-    path.write_text(json.dumps(HUGGING_FACE[name]))
+    path.write_text(json.dumps(HUGGING_FACE[name]), encoding='utf-8')
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     facts = read_hf_preprocessing(HUGGING_FACE[name], {}, is_dinov2=False)
     steps = resolved(facts, facts['target_size'])

@@ -30,8 +30,10 @@ def hub(tmp_path):
     arrays = load_file(tmp_path / 'hub' / 'model.safetensors')
     change(arrays)
     save_file(arrays, tmp_path / 'hub' / 'model.safetensors')
-    config = json.loads((tmp_path / 'hub' / 'config.json').read_text()) | (config_changes or {})
-    (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config))
+    config = json.loads((tmp_path / 'hub' / 'config.json').read_text(encoding='utf-8')) | (
+      config_changes or {}
+    )
+    (tmp_path / 'hub' / 'config.json').write_text(json.dumps(config), encoding='utf-8')
     return vit_jax.load(str(tmp_path / 'hub'))
 
   return load
@@ -220,7 +222,9 @@ def preprocessed(tmp_path):
   def load(changes: dict, **overrides):
     export_model(model(), tmp_path / 'hub', 'huggingface')
     path = tmp_path / 'hub' / 'preprocessor_config.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+      json.dumps(json.loads(path.read_text(encoding='utf-8')) | changes), encoding='utf-8'
+    )
     return vit_jax.load(str(tmp_path / 'hub'), **overrides).preprocessing
 
   return load
@@ -347,7 +351,7 @@ def written_by_timm(tmp_path, theirs, name: str, size: tuple[int, int]):
     {key: tensor.numpy() for key, tensor in theirs.state_dict().items()},
     tmp_path / 'model.safetensors',
   )
-  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
   return vit_jax.load(str(tmp_path))
 
 

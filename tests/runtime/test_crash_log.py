@@ -21,7 +21,9 @@ def test_after_three_crashes_from_one_checkpoint_a_start_is_an_error(tmp_path):
     start(tmp_path, 20, ZeroDivisionError(f'number {i}'), hosts=2)
   with pytest.raises(CrashLoopError, match=f'step 20 .*{tmp_path / "failures"}'):
     start(tmp_path, 20)
-  files = {path.name: path.read_text() for path in (tmp_path / 'failures').iterdir()}
+  files = {
+    path.name: path.read_text(encoding='utf-8') for path in (tmp_path / 'failures').iterdir()
+  }
   assert files.keys() == {f'20-{i}-host{host}.txt' for i in (1, 2, 3) for host in (0, 1)}
   assert (
     'ZeroDivisionError: number 2' in files['20-3-host1.txt']
@@ -52,10 +54,10 @@ def test_user_errors_lost_hosts_and_preemptions_are_not_counted(tmp_path, error)
 
 def test_divergence_is_counted(tmp_path):
   start(tmp_path, 20, DivergedError('not finite'))
-  assert (tmp_path / 'failures' / '20-1-host0.txt').read_text() == 'not finite\n'
+  assert (tmp_path / 'failures' / '20-1-host0.txt').read_text(encoding='utf-8') == 'not finite\n'
 
 
 def test_the_crash_is_raised_even_if_it_cannot_be_written(tmp_path):
-  (tmp_path / 'failures').write_text('in the way')
+  (tmp_path / 'failures').write_text('in the way', encoding='utf-8')
   start(tmp_path, 0, ZeroDivisionError())
-  assert (tmp_path / 'failures').read_text() == 'in the way'
+  assert (tmp_path / 'failures').read_text(encoding='utf-8') == 'in the way'

@@ -90,7 +90,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 def test_a_failed_rewrite_leaves_the_file_and_nothing_else(tmp_path, monkeypatch):
   path = tmp_path / 'metrics.jsonl'
   lines = [f'{{"step": {step}, "kind": "train"}}\n' for step in (1, 2, 3)]
-  path.write_text(''.join(lines))
+  path.write_text(''.join(lines), encoding='utf-8')
 
   def fail(descriptor):
     raise OSError(28, 'No space left on device')
@@ -99,7 +99,7 @@ def test_a_failed_rewrite_leaves_the_file_and_nothing_else(tmp_path, monkeypatch
     patch.setattr(os, 'fsync', fail)
     with pytest.raises(StorageError, match='metrics.jsonl: No space left'):
       keep_records(path, 2)
-  assert path.read_text() == ''.join(lines)
+  assert path.read_text(encoding='utf-8') == ''.join(lines)
   assert {each.name for each in tmp_path.iterdir()} == {'metrics.jsonl'}
   keep_records(path, 2)
-  assert path.read_text() == ''.join(lines[:2])
+  assert path.read_text(encoding='utf-8') == ''.join(lines[:2])

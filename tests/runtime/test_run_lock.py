@@ -35,7 +35,8 @@ def other(tmp_path):
 
 def write_owner(workdir, **who):
   (workdir / 'trainer.json').write_text(
-    json.dumps({'host': 'far', 'pid': 7, 'boot': 'another', 'token': 'x', 'beat': 0} | who)
+    json.dumps({'host': 'far', 'pid': 7, 'boot': 'another', 'token': 'x', 'beat': 0} | who),
+    encoding='utf-8',
   )
 
 
@@ -84,14 +85,14 @@ def test_a_suspended_trainer_notices_that_another_has_taken_over(tmp_path, monke
       lock.check_held()
   lock.release()
   # The file of the other trainer stays.
-  assert json.loads((tmp_path / 'trainer.json').read_text())['pid'] == 7
+  assert json.loads((tmp_path / 'trainer.json').read_text(encoding='utf-8'))['pid'] == 7
 
 
 def test_heartbeats_are_written(tmp_path, monkeypatch):
   monkeypatch.setattr(module, 'HEARTBEAT_PERIOD', 0.02)
   lock, seen = RunLock(tmp_path), set()
   while len(seen) < 3:
-    seen.add(json.loads((tmp_path / 'trainer.json').read_text())['beat'])
+    seen.add(json.loads((tmp_path / 'trainer.json').read_text(encoding='utf-8'))['beat'])
   assert max(seen) - min(seen) >= 2
   lock.release()
 
@@ -100,6 +101,6 @@ def test_heartbeats_are_written(tmp_path, monkeypatch):
 def test_an_invalid_trainer_json_does_not_block_the_directory(tmp_path, monkeypatch, content):
   monkeypatch.setattr(module, 'HEARTBEAT_PERIOD', 0.02)
   monkeypatch.setattr(module, 'STALE_AFTER', 0.1)
-  (tmp_path / 'trainer.json').write_text(content)
+  (tmp_path / 'trainer.json').write_text(content, encoding='utf-8')
   RunLock(tmp_path).release()
   assert not (tmp_path / 'trainer.json').exists()

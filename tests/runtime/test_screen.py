@@ -36,14 +36,14 @@ def test_a_process_outlives_the_readers_of_its_output(tmp_path):
   )
   process.stdout.close()
   process.stderr.close()
-  assert process.wait() == 0 and (tmp_path / 'end').read_text() == 'complete'
+  assert process.wait() == 0 and (tmp_path / 'end').read_text(encoding='utf-8') == 'complete'
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
 def test_a_process_outlives_a_full_disk_behind_its_output(tmp_path):
   with Path('/dev/full').open('wb') as full:
     process = python(PRINT_MUCH, str(tmp_path / 'end'), stdout=full, stderr=full)
-    assert process.wait() == 0 and (tmp_path / 'end').read_text() == 'complete'
+    assert process.wait() == 0 and (tmp_path / 'end').read_text(encoding='utf-8') == 'complete'
 
 
 @pytest.mark.parametrize('closed', ['0<&-', '1>&-', '2>&-', '0<&- 1>&- 2>&-'])
@@ -56,7 +56,7 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path, closed):
   command = ['sh', '-c', f'exec "$@" {closed}', 'sh', sys.executable, '-c', code]
   env = os.environ | {'PYTHONPATH': str(ROOT)}
   subprocess.run([*command, str(tmp_path / 'end')], env=env, capture_output=True, check=True)
-  assert (tmp_path / 'end').read_text() == 'complete'
+  assert (tmp_path / 'end').read_text(encoding='utf-8') == 'complete'
 
 
 def test_an_error_of_a_result_on_stdout_is_still_an_error():

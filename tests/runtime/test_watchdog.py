@@ -45,7 +45,7 @@ def test_a_hanging_process_is_ended_and_its_stacks_are_shown(tmp_path):
     tmp_path, 'import threading; threading.Lock().acquire() and threading.Event().wait()'
   )
   assert done.returncode == 76
-  for text in (done.stderr, (tmp_path / 'stacks').read_text()):
+  for text in (done.stderr, (tmp_path / 'stacks').read_text(encoding='utf-8')):
     assert 'MainThread:' in text and 'in hang' in text
 
 

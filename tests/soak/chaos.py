@@ -187,7 +187,7 @@ def run_chaos(
     )
   before = max(saved(run / 'checkpoints'), default=0)
   finished(run, *flags)
-  taken += len(parse_logged_steps((run.with_name('run-99-host0.log')).read_text()))
+  taken += len(parse_logged_steps((run.with_name('run-99-host0.log')).read_text(encoding='utf-8')))
   assert account(run) == expected, 'the end differs'
   return {
     'rounds': number,
@@ -203,7 +203,7 @@ def assert_logged_steps_equal(run: Path, expected: dict):
   """Raise AssertionError if a logged step differs from the uninterrupted run."""
   if not (run / 'ids.jsonl').exists():
     return
-  text = (run / 'ids.jsonl').read_text()
+  text = (run / 'ids.jsonl').read_text(encoding='utf-8')
   logged = text[: text.rfind('\n') + 1].splitlines()
   assert logged == expected['ids'][: len(logged)], 'a step differs'
 

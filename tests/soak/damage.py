@@ -67,7 +67,7 @@ def replace_with_unrelated_directory(directory: Path):
   """Replace a directory with one that has an unrelated file."""
   shutil.rmtree(directory)
   directory.mkdir()
-  (directory / 'notes.txt').write_text('mine')
+  (directory / 'notes.txt').write_text('mine', encoding='utf-8')
 
 
 def replace_with_file(directory: Path):

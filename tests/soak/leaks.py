@@ -59,7 +59,8 @@ def measure_resources(workdir: Path, compiled: list) -> dict[str, float]:
     'shm': Path('/proc/self/maps').read_text(encoding='utf-8').count('/dev/shm/'),
     'shm_files': len(list(Path('/dev/shm').iterdir())),
     'children': sum(
-      len(path.read_text().split()) for path in Path('/proc/self/task').glob('*/children')
+      len(path.read_text(encoding='utf-8').split())
+      for path in Path('/proc/self/task').glob('*/children')
     ),
     'arrays': len(jax.live_arrays()),
     'compiled': len(compiled),
@@ -90,7 +91,7 @@ def main(workdir: Path, steps: int):
   jax.monitoring.register_event_duration_secs_listener(note)
   threading.Thread(target=log_resources, args=(workdir, compiled), daemon=True).start()
   train(leak_config(steps), workdir)
-  (workdir / 'compiled.json').write_text(json.dumps(compiled))
+  (workdir / 'compiled.json').write_text(json.dumps(compiled), encoding='utf-8')
 
 
 if __name__ == '__main__':

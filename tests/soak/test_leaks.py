@@ -42,7 +42,10 @@ def summarize_growth(workdir: Path) -> dict:
   the minimum over as many saves before, and over these. Counts rise and fall with every save and
   evaluation, and so does their slope. A leak raises the floor.
   """
-  lines = [json.loads(line) for line in (workdir / 'resources.jsonl').read_text().splitlines()]
+  lines = [
+    json.loads(line)
+    for line in (workdir / 'resources.jsonl').read_text(encoding='utf-8').splitlines()
+  ]
   end = max(line['saved'] for line in lines)
   before = [line for line in lines if end - 2 * SLOPE_SAVES <= line['saved'] < end - SLOPE_SAVES]
   # After the last step, the run draws curves.

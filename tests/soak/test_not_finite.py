@@ -34,5 +34,5 @@ def test_a_non_finite_gradient_on_one_host_skips_the_step_on_both(tmp_path, layo
   assert not np.isfinite(
     [float(record['loss']) for record in counted if record['not_finite']]
   ).any()
-  assert json.loads((two / 'config.json').read_text())['steps'] == CONFIG.steps
+  assert json.loads((two / 'config.json').read_text(encoding='utf-8'))['steps'] == CONFIG.steps
   assert_same(two, one)

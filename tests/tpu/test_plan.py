@@ -91,8 +91,8 @@ def run_plan(tmp_path: Path, *args: str) -> tuple[dict, str, int]:
   )
   assert done.returncode in (0, 1), done.stderr[-2000:]
   return (
-    json.loads((tmp_path / 'plan.json').read_text()),
-    (tmp_path / 'hlo.txt').read_text(),
+    json.loads((tmp_path / 'plan.json').read_text(encoding='utf-8')),
+    (tmp_path / 'hlo.txt').read_text(encoding='utf-8'),
     done.returncode,
   )
 

@@ -49,7 +49,7 @@ def evaluate(typed, workdir, *flags) -> tuple[dict, str]:
   arguments = ('--init', str(workdir), '--data', 'builtin:digits', '--json', str(path))
   code, out, err = typed('evaluate', *arguments, *flags)
   assert code == 0, err
-  return json.loads(path.read_text()), out
+  return json.loads(path.read_text(encoding='utf-8')), out
 
 
 def test_training_and_evaluate_give_the_same_number_to_the_last_digit(run, typed):

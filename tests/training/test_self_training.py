@@ -71,7 +71,9 @@ def test_a_killed_student_resumes_and_ends_with_the_same_bits(uninterrupted, tmp
     )
   deadline = time.monotonic() + PATIENCE
   while not (workdir / '1-student' / 'checkpoints' / '8').is_dir():
-    assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+    assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding='utf-8')[
+      -3000:
+    ]
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
   process.wait()
@@ -86,7 +88,7 @@ def test_a_killed_student_resumes_and_ends_with_the_same_bits(uninterrupted, tmp
 def test_another_teacher_is_refused_after_labelling_has_begun(uninterrupted, tmp_path):
   (tmp_path / '1-labels').mkdir()
   (tmp_path / '1-labels' / 'teacher.json').write_text(
-    (uninterrupted[0] / '1-labels' / 'teacher.json').read_text()
+    (uninterrupted[0] / '1-labels' / 'teacher.json').read_text(encoding='utf-8'), encoding='utf-8'
   )
   with pytest.raises(UserError, match='1-labels.*teacher.*0-teacher.*runs/b7'):
     self_train('runs/b7', [config()], tmp_path)
@@ -119,7 +121,9 @@ def test_a_student_is_the_next_teacher_and_earlier_stages_do_not_change(uninterr
   assert [*results] == [*STAGES, '2-labels', '2-student'] and {
     name: results[name] for name in STAGES
   } == first
-  assert '"teacher": "1-student"' in (workdir / '2-labels' / 'teacher.json').read_text()
+  assert '"teacher": "1-student"' in (workdir / '2-labels' / 'teacher.json').read_text(
+    encoding='utf-8'
+  )
 
 
 def test_a_student_without_unlabelled_images_is_refused(tmp_path):
