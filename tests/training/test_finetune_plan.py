@@ -61,6 +61,14 @@ def test_the_resize_before_the_crop_shrinks_with_the_image():
   assert 'data.eval_short_side' not in plan()
 
 
+def test_a_size_that_the_user_gives_is_kept_with_the_resize_before_its_crop():
+  center = pretrained(crop='center', resize_size=(256, 256))
+  settings = plan_settings(
+    center, 'cpu', source='folder:a', images=800, max_labels=1, keep_size=True
+  )
+  assert settings['data.size'] == (224, 224) and settings['data.eval_short_side'] == 256
+
+
 def test_several_labels_of_an_image_mean_the_sigmoid_loss_and_a_head_of_zeros():
   settings = plan(max_labels=3)
   assert (settings['loss'], settings['init_head']) == ('sigmoid', 'new')

@@ -17,7 +17,7 @@ from vit_jax.errors import UserError, mask_credentials
 # The flags of the model that are also settings of a run.
 _MODEL_FLAGS = (
   'size', 'positions', 'crop', 'short_side', 'interpolation', 'orient', 'jpeg_dct', 'mean', 'std',
-  'gelu', 'norm_eps', 'dtype',
+  'gelu', 'norm_eps',
 )  # fmt: skip
 
 
@@ -80,13 +80,14 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
     images=len(images),
     max_labels=images.max_labels,
     class_counts=images.class_counts(),
+    keep_size=args.size is not None,
   )
   settings['init'] = args.init
   if args.time:
     settings |= {'eval_every': '0', 'save_every': '0'}
   if _has_length(args.settings):
     settings['epochs'] = 0.0
-  for name in ('size', 'orient', 'jpeg_dct'):
+  for name in ('orient', 'jpeg_dct'):
     if (value := getattr(args, name)) is not None:
       settings[f'data.{name}'] = value
   defaults = flatten_config(load_recipe(_recipe(model)))

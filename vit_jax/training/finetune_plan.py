@@ -58,6 +58,7 @@ def plan_settings(
   images: int,
   max_labels: int,
   class_counts: np.ndarray | None = None,
+  keep_size: bool = False,
 ) -> dict[str, object]:
   """Return {'data.batch': 20, …}: the settings that differ from those of configs/finetune.py.
 
@@ -68,9 +69,10 @@ def plan_settings(
     images: the number of training images.
     max_labels: the largest number of labels of an image.
     class_counts: the number of images of each class, if it is known.
+    keep_size: use the size of the model on every device.
   """
   device = DEVICE_PLANS[platform]
-  size = plan_size(model, device.max_patches)
+  size = plan_size(model, 0 if keep_size else device.max_patches)
   batch = max(1, min(device.batch, images))
   settings: dict[str, object] = {
     'data.train': source,
