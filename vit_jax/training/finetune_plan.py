@@ -74,7 +74,7 @@ def plan_settings(
   device = DEVICE_PLANS[platform]
   size = plan_size(model, 0 if keep_size else device.max_patches)
   batch = max(1, min(device.batch, images))
-  settings: dict[str, object] = {
+  return {
     'data.train': source,
     'data.batch': batch,
     'data.eval_batch': device.eval_batch,
@@ -82,10 +82,7 @@ def plan_settings(
     'data.crop_area': (0.4, 1.0),
     'data.workers': device.workers,
     **plan_eval_steps(model, size),
-    **{f'model.{name}': value for name, value in dataclasses.asdict(model.config).items()},
-    'model.dtype': device.dtype,
-    'model.head_bias': 0.0,
-    'model.hidden_head': False,
+    **plan_model(model, device),
     'optim.name': 'adamw',
     'optim.lr': device.lr * (batch / device.batch) ** 0.5,
     'optim.momentum_dtype': 'float32',
@@ -98,7 +95,18 @@ def plan_settings(
     'eval_every': '0' if device.seconds else '1ep',
     'save_every': '0' if device.seconds else '1ep',
   }
-  if depth := getattr(model.model.shape, 'depth', 0):
+
+
+def plan_model(model: PretrainedModel, device: DevicePlan) -> dict[str, object]:
+  """Return the settings of the model, and the decay of the learning rate over its blocks."""
+  settings: dict[str, object] = {
+    **{f'model.{name}': value for name, value in dataclasses.asdict(model.config).items()},
+    'model.dtype': device.dtype,
+    'model.head_bias': 0.0,
+    'model.hidden_head': False,
+  }
+  if is_transformer(model):
+    depth = model.model.shape.depth
     settings['optim.layer_decay'] = next(decay for limit, decay in LAYER_DECAYS if depth <= limit)
     settings['model.unroll'] = device.unroll
   return settings
