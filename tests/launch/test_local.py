@@ -141,10 +141,16 @@ def test_sighup_is_sent_to_all_hosts(tmp_path):
     'import signal\nsignal.signal(signal.SIGHUP, lambda *_: sys.exit(75))\n'
     'print("ready", flush=True)\ntime.sleep(300)',
   )
-  process = launch(*job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  process = launch(
+    *job,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    # The tests themselves may have been started with nohup, whose children ignore the signal.
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+  )
   seen = b''
   while seen.count(b'ready') < 2:
     seen += process.stdout.readline()
   process.send_signal(signal.SIGHUP)
-  out, _ = process.communicate()
+  out, _ = process.communicate(timeout=50)
   assert process.returncode == 128 + signal.SIGHUP, seen + out

@@ -143,13 +143,15 @@ def test_without_handlers_no_signal_is_noticed():
 
 
 def test_a_terminal_that_hangs_up_counts_as_sigterm():
-  code = WITH_HANDLERS.format(root=str(ROOT), then=WAIT)
+  # The tests themselves may have been started with nohup, whose children ignore the signal.
+  heard = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n'
+  code = heard + WITH_HANDLERS.format(root=str(ROOT), then=WAIT)
   process = subprocess.Popen(
     [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
   )
   assert process.stdout.readline() == b'ready\n'
   process.send_signal(signal.SIGHUP)
-  _, err = process.communicate()
+  _, err = process.communicate(timeout=50)
   assert process.returncode == 75 and err == b'SIGHUP: saving and stopping\n'
 
 
@@ -160,7 +162,7 @@ def test_a_run_that_was_started_with_nohup_ignores_a_hang_up():
   assert process.stdout.readline() == b'ready\n'
   process.send_signal(signal.SIGHUP)
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate()
+  _, err = process.communicate(timeout=50)
   assert process.returncode == 75 and err == b'SIGTERM: saving and stopping\n'
 
 
