@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.config import DataConfig
+from vit_jax.config import DataConfig, ModelConfig
 from vit_jax.evaluate.evaluator import (
   Evaluator,
   Output,
@@ -135,7 +135,7 @@ FIRST_PIXEL = Output(lambda model, params, batch: {'pixel': batch['image'][:, 0,
 
 def evaluate_numbers(count: int, batch: int) -> dict[str, np.ndarray]:
   evaluator = Evaluator(
-    model=SimpleNamespace(),
+    model=SimpleNamespace(config=ModelConfig()),
     param_shapes={},
     mesh=make_mesh(1, batches={}),
     data=DataConfig(eval_batch=batch, size=(4, 4)),

@@ -58,6 +58,11 @@ class SmallModel(nn.Module):
 
   classes: int = 5
 
+  @property
+  def config(self) -> ModelConfig:
+    """The settings that every model has."""
+    return ModelConfig()
+
   @nn.compact
   def __call__(self, images, train=False):
     x = BatchNorm('float32', name='norm')(images.astype('float32') / 100, train)

@@ -185,7 +185,7 @@ CONFIG_ERRORS = {
   'another block': ('timm', {'model_args': {'num_heads': 4, 'block_fn': 'x'}}, "block_fn='x'"),
   'an architecture as a number': ('timm', {'architecture': 3}, 'architecture is 3'),
   'arguments in a list': ('timm', {'model_args': [4]}, r'model_args is \[4\]'),
-  'one mean': ('timm', {'pretrained_cfg': {'mean': [0.5]}}, 'mean'),
+  'two means': ('timm', {'pretrained_cfg': {'mean': [0.5, 0.4]}}, 'mean'),
   'a crop of nothing': (
     'timm',
     {'pretrained_cfg': {'input_size': [3, 32, 32], 'crop_pct': 0}},

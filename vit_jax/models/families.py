@@ -6,6 +6,7 @@ A model is a linen module with these properties:
 - `classes` is k.
 - `shape` has `flops(size)` of an image, `width` of the features, and `grid(size)` of the tokens or
   the last feature map.
+- `config` is its `ModelConfig`.
 - It sows 'features' [b, d], the input of its head. Families with tokens also sow 'tokens', and most
   of them 'attention'.
 """
