@@ -76,7 +76,7 @@ def format_error(error: BaseException) -> str:
 
 
 def mask_credentials(text: str) -> str:
-  """Replace user names and passwords of URLs in a text by '***'."""
+  """Replace user names and passwords of URLs in a text by three asterisks."""
   return re.sub(r'(?<=://)[^/?#\s]*@', '***@', text)
 
 
