@@ -115,8 +115,15 @@ def test_a_run_on_two_hosts_has_the_metrics_of_a_run_on_one(tmp_path):
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
 
 
+# The tests themselves may have been started with nohup, whose children ignore SIGHUP.
+WITH_SIGHUP = (
+  'import runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); '
+  'runpy.run_module("vit_jax", run_name="__main__", alter_sys=True)'
+)
+
+
 def launch(*job: str, **kwargs) -> subprocess.Popen:
-  command = ['-m', 'vit_jax', 'launch', '--backend=local', '--hosts=2', '--', *job]
+  command = ['-c', WITH_SIGHUP, 'launch', '--backend=local', '--hosts=2', '--', *job]
   env = os.environ | {'PYTHONPATH': str(ROOT)}
   return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, **kwargs)
 
@@ -141,13 +148,7 @@ def test_sighup_is_sent_to_all_hosts(tmp_path):
     'import signal\nsignal.signal(signal.SIGHUP, lambda *_: sys.exit(75))\n'
     'print("ready", flush=True)\ntime.sleep(300)',
   )
-  process = launch(
-    *job,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    # The tests themselves may have been started with nohup, whose children ignore the signal.
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-  )
+  process = launch(*job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
   seen = b''
   while seen.count(b'ready') < 2:
     seen += process.stdout.readline()
