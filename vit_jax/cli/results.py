@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import functools
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import escape_formula
@@ -73,10 +75,11 @@ def open_output(path: str | None) -> Iterator[Callable[[str], None]]:
       write = lambda data: None
     elif path == STDOUT:
       sys.stdout.flush()
-      write = _write_to_stdout
+      write = functools.partial(_write_and_flush, sys.stdout.buffer)
     else:
       with _explain_os_error(path):
-        write = files.enter_context(Path(path).open('wb', buffering=0)).write
+        file = files.enter_context(Path(path).open('wb'))
+      write = functools.partial(_write_and_flush, file)
 
     def write_text(text: str):
       with _explain_os_error(path):
@@ -86,9 +89,9 @@ def open_output(path: str | None) -> Iterator[Callable[[str], None]]:
     yield write_text
 
 
-def _write_to_stdout(data: bytes):
-  sys.stdout.buffer.write(data)
-  sys.stdout.buffer.flush()
+def _write_and_flush(file: BinaryIO, data: bytes):
+  file.write(data)
+  file.flush()
 
 
 @contextlib.contextmanager
