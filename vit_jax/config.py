@@ -115,7 +115,7 @@ class ModelConfig:
   hidden_head: bool = False
   # The initial bias of a new head: -10 for the sigmoid loss with many classes.
   head_bias: float = 0.0
-  # Adds a class token although the pool gap does not read it.
+  # Adds a class token to a model with pool=gap, whose head does not read it.
   class_token: bool = False
   # Position embeddings: learned, learned2d (one for columns, one for rows), relative (added to the
   # attention scores), sincos2d, none, rope (rotates queries and keys by the column and row of their
@@ -132,7 +132,7 @@ class ModelConfig:
   patch_norm: bool = False
   # Adds a LayerNorm before the first block, as in CLIP.
   pre_norm: bool = False
-  # Normalizes the mean of the patches instead of the tokens: the last LayerNorm follows pooling.
+  # Applies the last LayerNorm to the mean of the patches, after pooling, instead of to each token.
   fc_norm: bool = False
   # Adds a LayerNorm for the queries and one for the keys, over the channels of a head.
   qk_norm: bool = False
@@ -142,7 +142,7 @@ class ModelConfig:
   patch_bias: bool = True
   # The initial value of LayerScale, trained factors of a branch's channels. 0 means no LayerScale.
   layer_scale: float = 0.0
-  # Multiplies silu of a third linear layer with the hidden layer of the MLP, instead of the GELU.
+  # The MLP computes silu(gate) * hidden instead of GELU(hidden). The gate is a third linear layer.
   swiglu: bool = False
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'

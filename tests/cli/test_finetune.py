@@ -86,7 +86,7 @@ def test_the_number_of_steps_follows_from_the_time(photos, tmp_path):
   assert code == 0, err
   assert '30 steps of 27 images' in out and 'measuring the time of a step' in err
   assert last_evaluation(tmp_path / 'a')['step'] == 30
-  # The same command resumes the run, with the steps that it recorded, whatever it would measure.
+  # The same command resumes the run, with the steps that it recorded.
   code, out, err = run_vit_jax(*words)
   assert code == 0, err
   assert '30 steps of 27 images' in out and 'measuring the time of a step' not in err
@@ -113,11 +113,20 @@ def test_data_that_do_not_exist_are_refused_before_jax_is_loaded(command, tmp_pa
   assert code == 2 and err.startswith('error: nowhere: there is no such folder or .csv file')
 
 
+def test_a_time_beside_a_number_of_steps_is_refused(command, photos):
+  code, _, err = command('finetune', 'photos', '--init', 'a', '--time', '5m', '--config.steps=9')
+  assert code == 2 and err.startswith('error: --time chooses the steps')
+
+
 def test_flags_have_the_form_of_the_command_line():
-  settings = {'data.size': (140, 140), 'data.flip': True, 'optim.lr': 1e-4, 'loss': 'softmax'}
+  mean = (122.7709383, 116.7460125, 104.0937375)  # CLIP's: no digit may be lost.
+  settings = {
+    'data.size': (140, 140), 'data.flip': True, 'optim.lr': 1e-4, 'loss': 'softmax',
+    'model.mean': mean,
+  }  # fmt: skip
   assert format_flags(settings) == [
     '--config.data.size=140,140', '--config.data.flip=true', '--config.optim.lr=0.0001',
-    '--config.loss=softmax',
+    '--config.loss=softmax', '--config.model.mean=122.7709383,116.7460125,104.0937375',
   ]  # fmt: skip
 
 

@@ -28,6 +28,10 @@ def finetune(args: argparse.Namespace):
   from vit_jax.data.sources import open_source
 
   began = time.monotonic()
+  if args.time and _has_length(args.settings):
+    raise UserError(
+      '--time chooses the steps: give it without --config.steps and .epochs'
+    )
   source = _source_name(args.data)
   images = open_source(source, 'train')  # Raises UserError before JAX is loaded.
   workdir = Path(args.workdir or default_workdir(Path(source.partition(':')[2]).stem))
@@ -108,8 +112,6 @@ def format_flags(settings: dict[str, object]) -> list[str]:
   def text(value) -> str:
     if isinstance(value, tuple):
       return ','.join(map(text, value))
-    if isinstance(value, float):
-      return f'{value:.6g}'
     return str(value).lower() if isinstance(value, bool) else str(value)
 
   return [f'--config.{name}={text(value)}' for name, value in settings.items()]
@@ -133,6 +135,9 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
 
   Raises UserError if these are too few for fine-tuning.
   """
+  import numpy as np
+  from jax.experimental.multihost_utils import broadcast_one_to_all
+
   from vit_jax.optim.durations import total_steps
   from vit_jax.runtime.screen import print_stderr
   from vit_jax.training.finetune_plan import MIN_STEPS, fit_into_seconds
@@ -152,6 +157,7 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
     eval_images=probe * (config.init_head == 'probe') + len(test),
     batch=config.data.batch,
   )
+  steps = int(broadcast_one_to_all(np.int32(steps)))  # Each host has measured another time.
   if steps < MIN_STEPS:
     missing = (MIN_STEPS - steps) * step
     raise UserError(

@@ -6,7 +6,7 @@ host. There are two variants of the table.
 - 'noisystudent' computes what the code of google-research/noisystudent computes. Some of it was
   hardly intended: below magnitude 2.5 and from 22.5, Posterize keeps only the highest bit. From
   magnitude 10, the threshold of Solarize starts again at 0. Contrast is relative to a gray that
-  depends on the number of pixels. Cutout and translations are in pixels, whatever the size.
+  depends on the number of pixels. Cutout and translations are in pixels at any image size.
 - 'intended' differs in these operations only. Posterize keeps no bit below magnitude 2.5. It
   changes nothing from 20, nor does Solarize from 10. Contrast is relative to the mean of the image,
   and distances are fractions of the image.

@@ -2,8 +2,8 @@
 
 The channels of a head are pairs. Each pair of a patch's queries and keys is rotated by an angle
 that is proportional to the row or the column of the patch, so that scores depend on offsets.
-Coordinates run from -1 to 1 over the image, whatever its size: another size or aspect ratio needs
-no resampling.
+Coordinates run from -1 to 1 over an image of any size, so another size or aspect ratio needs no
+resampling.
 
 Shapes: b batch, h w patch grid, n tokens, c channels of a head, d width.
 `qkv` is [b, n, 3·d], as in attention.py.

@@ -84,7 +84,7 @@ def plan_settings(
     **plan_eval_steps(model, size),
     **plan_model(model, device),
     'optim.name': 'adamw',
-    'optim.lr': device.lr * (batch / device.batch) ** 0.5,
+    'optim.lr': float(f'{device.lr * (batch / device.batch) ** 0.5:.3g}'),
     'optim.momentum_dtype': 'float32',
     'optim.weight_decay': 0.05,
     'optim.warmup': '10%',
