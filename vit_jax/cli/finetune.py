@@ -29,9 +29,7 @@ def finetune(args: argparse.Namespace):
 
   began = time.monotonic()
   if args.time and _has_length(args.settings):
-    raise UserError(
-      '--time chooses the steps: give it without --config.steps and .epochs'
-    )
+    raise UserError('--time chooses the steps: give it without --config.steps and .epochs')
   source = _source_name(args.data)
   images = open_source(source, 'train')  # Raises UserError before JAX is loaded.
   workdir = Path(args.workdir or default_workdir(Path(source.partition(':')[2]).stem))
@@ -43,6 +41,11 @@ def finetune(args: argparse.Namespace):
 
     model = load_model(args)
     platform = jax.default_backend()
+    if platform not in DEVICE_PLANS:
+      raise UserError(
+        f'there is no plan for the platform {platform!r}, only for {", ".join(DEVICE_PLANS)}: '
+        'use vit-jax train'
+      )
     flags = plan_flags(model, source, images, platform, args)
     settings = [*format_flags(flags), *args.settings]
     seconds = args.time or DEVICE_PLANS[platform].seconds
@@ -51,7 +54,7 @@ def finetune(args: argparse.Namespace):
       steps = _recorded_steps(workdir) or _steps_in(seconds, config, workdir, began)
       settings = [*settings, f'--config.steps={steps}', '--config.epochs=0']
       config = validate(parse_config_flags(_with_recipe(model, settings)))
-    print_plan(model, config, workdir, _with_recipe(model, settings))
+    print_plan(model, config, workdir)
     train(config, workdir, **runtime)
   print(f'\nvit-jax predict --init {shlex.quote(str(workdir))} IMAGE …')
 
@@ -73,8 +76,6 @@ def _source_name(data: str) -> str:
 
 def plan_flags(model, source: str, images, platform: str, args) -> dict[str, object]:
   """Return the planned settings that differ from the recipe's."""
-  from vit_jax.config import flatten_config
-  from vit_jax.recipes import load_recipe
   from vit_jax.training.finetune_plan import plan_settings
 
   settings = plan_settings(
@@ -94,7 +95,15 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
   for name in ('orient', 'jpeg_dct'):
     if (value := getattr(args, name)) is not None:
       settings[f'data.{name}'] = value
-  defaults = flatten_config(load_recipe(_recipe(model)))
+  return differences_from_recipe(settings, _recipe(model))
+
+
+def differences_from_recipe(settings: dict[str, object], recipe: str) -> dict[str, object]:
+  """Return the settings whose values are not the recipe's."""
+  from vit_jax.config import flatten_config
+  from vit_jax.recipes import load_recipe
+
+  defaults = flatten_config(load_recipe(recipe))
   return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
@@ -138,23 +147,24 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
   import numpy as np
   from jax.experimental.multihost_utils import broadcast_one_to_all
 
-  from vit_jax.optim.durations import total_steps
   from vit_jax.runtime.screen import print_stderr
+  from vit_jax.runtime.watchdog import Watchdog
   from vit_jax.training.finetune_plan import MIN_STEPS, fit_into_seconds
   from vit_jax.training.initial_head import MAX_PROBE_EXAMPLES
-  from vit_jax.training.setup import open_sources
+  from vit_jax.training.setup import set_up
   from vit_jax.training.step_time import measure_step_time
 
   print_stderr('measuring the time of a step')
-  step, compilation = measure_step_time(config, workdir)
-  train, test = open_sources(config)
-  probe = min(len(train), MAX_PROBE_EXAMPLES) + min(len(test), MAX_PROBE_EXAMPLES)
+  run = set_up(config, workdir, Watchdog())
+  step, compilation = measure_step_time(run)
+  train, test = len(run.train_source.labelled), len(run.eval_source)
+  probe = min(train, MAX_PROBE_EXAMPLES) + min(test, MAX_PROBE_EXAMPLES)
   left = seconds - (time.monotonic() - began)
   steps = fit_into_seconds(
     left,
     step=step,
     overhead=compilation,
-    eval_images=probe * (config.init_head == 'probe') + len(test),
+    eval_images=probe * (config.init_head == 'probe') + test,
     batch=config.data.batch,
   )
   steps = int(broadcast_one_to_all(np.int32(steps)))  # Each host has measured another time.
@@ -164,11 +174,13 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
       f'--time: {seconds:.0f} s are too short for {MIN_STEPS} steps of {step:.2f} s, beside the '
       f'probe and the evaluation: allow {seconds + missing:.0f} s or more, or give a smaller --size'
     )
-  return min(steps, total_steps(config, len(train.labelled)))
+  return min(steps, run.steps)
 
 
-def print_plan(model, config, workdir: Path, flags: list[str]):
+def print_plan(model, config, workdir: Path):
   """Print what was chosen, and the command that does the same."""
+  from vit_jax.config import flatten_config
+
   data, optim = config.data, config.optim
   length = f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'
   first = {
@@ -176,7 +188,9 @@ def print_plan(model, config, workdir: Path, flags: list[str]):
     'new': 'a head of zeros',
     'keep': 'the head of the model',
   }[config.init_head]
-  command = shlex.join(['vit-jax', 'train', *flags, f'--workdir={workdir}'])
+  flags = format_flags(differences_from_recipe(flatten_config(config), _recipe(model)))
+  words = ['vit-jax', 'train', *_with_recipe(model, flags), f'--workdir={workdir}']
+  command = shlex.join(words)
   print(
     f'{model.source}: {config.model.variant}\n'
     f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'

@@ -12,6 +12,7 @@ Each kind is a store with the attributes `title`, `splits` and `label_names` and
   max_labels(split)          largest number of labels of an example, at least 1
   index_bytes(split)         bytes that differ if the names or labels of the examples differ
   read_example(split, i)     (data, labels, name), as `Source.__getitem__`
+  read_labels(split)         labels [n, m] of all examples; absent if only the records state them
 
 Stores open their files after unpickling, so little is sent to a worker process.
 """
