@@ -1,6 +1,7 @@
 """Standard streams without a reader, closed, on a full disk, and in a locale that is not UTF-8."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path, closed):
   env = os.environ | {'PYTHONPATH': str(ROOT)}
   subprocess.run([*command, str(tmp_path / 'end')], env=env, capture_output=True, check=True)
   assert (tmp_path / 'end').read_text(encoding='utf-8') == 'complete'
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_each_line_of_progress_is_written_at_once(unbuffered):
+  code = 'print("step 1", file=sys.stderr); os.read(0, 1); os._exit(0)'
+  pipes = dict.fromkeys(('stdin', 'stderr'), subprocess.PIPE)
+  with python(code, env={'PYTHONUNBUFFERED': unbuffered}, **pipes) as process:
+    readable = select.select([process.stderr], [], [], 60)[0]
+    process.communicate(b'x')
+  assert readable
 
 
 def test_an_error_of_a_result_on_stdout_is_still_an_error():

@@ -32,7 +32,7 @@ def prepare_screen():
       os.fstat(descriptor)
     except OSError:
       os.open(os.devnull, os.O_RDWR)  # Returns the lowest number that is free.
-  sys.stdout = sys.stdout or _open_screen(1, 'utf-8', line_buffering=False)
+  sys.stdout = sys.stdout or _open_screen(1, 'utf-8', by_line=False)
   sys.stderr = _ignore_lost_reader(sys.stderr, 2)
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')
@@ -56,7 +56,7 @@ class _Screen(io.FileIO):
 def _ignore_lost_reader(stream: TextIO | None, descriptor: int) -> TextIO:
   """Return a stream for `descriptor`, or `stream` itself if it writes to another place."""
   if stream is None:
-    return _open_screen(descriptor, 'utf-8', line_buffering=True)
+    return _open_screen(descriptor, 'utf-8', by_line=True)
   try:
     if stream.fileno() != descriptor:
       return stream
@@ -64,13 +64,16 @@ def _ignore_lost_reader(stream: TextIO | None, descriptor: int) -> TextIO:
     return stream
   with contextlib.suppress(OSError):
     stream.flush()
-  return _open_screen(descriptor, stream.encoding, line_buffering=stream.line_buffering)
+  # With PYTHONUNBUFFERED, as in many containers, `line_buffering` is false.
+  by_line = stream.line_buffering or stream.write_through
+  return _open_screen(descriptor, stream.encoding, by_line=by_line)
 
 
-def _open_screen(descriptor: int, encoding: str, *, line_buffering: bool) -> TextIO:
+def _open_screen(descriptor: int, encoding: str, *, by_line: bool) -> TextIO:
+  """Open a stream that is written out after each line, or else when its buffer is full."""
   raw = _Screen(descriptor, 'w', closefd=False)
   return io.TextIOWrapper(
-    io.BufferedWriter(raw), encoding, errors='backslashreplace', line_buffering=line_buffering
+    io.BufferedWriter(raw), encoding, errors='backslashreplace', line_buffering=by_line
   )
 
 
