@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vit_jax.checkpoint import checksum
 from vit_jax.checkpoint.checksum import compute_checksums, format_checksum
 from vit_jax.sharding.mesh import make_mesh
 
@@ -45,7 +46,14 @@ def sample() -> np.ndarray:
 @pytest.mark.parametrize('shape', [(), (0,), (7,), (3, 5), (2, 3, 4, 5)])
 def test_a_checksum_equals_its_numpy_definition(dtype, shape):
   array = np.asarray(np.random.default_rng(1).normal(size=shape) * 50).astype(dtype)
-  assert checksum_of(array) == numpy_checksum(array)
+  assert checksum_of(array) == checksum_of(jax.device_put(array)) == numpy_checksum(array)
+
+
+def test_host_arrays_of_equal_size_share_one_compiled_program():
+  before = checksum._checksum_host_array._cache_size()
+  arrays = {str(shape): np.zeros(shape, np.float16) for shape in [(3, 70), (70, 3), (210,)]}
+  compute_checksums(arrays)
+  assert checksum._checksum_host_array._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

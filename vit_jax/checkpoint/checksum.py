@@ -30,9 +30,12 @@ def compute_checksums(tree) -> dict[str, jax.Array]:
   """Return {path of a leaf: uint32 [3]}: two halves of its checksum, and its non-finite count.
 
   Returns before the devices are done. All hosts that hold a part of an array have to call it; all
-  get the result.
+  get the result. NumPy arrays are moved to a device one at a time.
   """
   arrays = leaves_by_path(tree)
+  if all(isinstance(leaf, np.ndarray) for leaf in arrays.values()):
+    # Flat, so that arrays of equal size share one compiled program.
+    return {name: _checksum_host_array(x.reshape(-1)) for name, x in arrays.items()}
   shardings = [leaf.sharding for leaf in arrays.values() if isinstance(leaf, jax.Array)]
   meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
   return _compile_checksums(replicated(meshes[0]) if meshes else None)(arrays)
@@ -66,6 +69,9 @@ def _checksum_array(x: jax.Array) -> jax.Array:
 
   # A single reduction over all three vectorizes: 9 GiB/s on one core.
   return jnp.stack(jax.lax.reduce(parts, zeros, add, range(x.ndim)))
+
+
+_checksum_host_array = jax.jit(_checksum_array)
 
 
 def _bits_as_uint32(x: jax.Array) -> jax.Array:
