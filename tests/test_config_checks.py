@@ -11,6 +11,7 @@ from vit_jax.config import UNLABELLED_DEFAULTS, Config, flatten_config, with_set
 from vit_jax.config_checks import CHOICES, RANGES, READ_ONLY_WHEN, setting_types, validate
 from vit_jax.data.randaugment import RANDAUGMENT_VARIANTS
 from vit_jax.errors import UserError
+from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS
 from vit_jax.models.masked import PATCH_TARGETS
 from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
 from vit_jax.optim.losses import LOSSES, MASK_LOSSES
@@ -63,6 +64,7 @@ def test_every_choice_is_accepted(name):
 
 def test_choices_and_implementations_are_the_same():
   tables = {
+    'model.attention': {'auto', *ATTENTION_IMPLEMENTATIONS},
     'model.gelu': GELU_FUNCTIONS,
     'model.remat': REMAT_POLICIES,
     'data.randaug_variant': RANDAUGMENT_VARIANTS,

@@ -64,7 +64,7 @@ def test_the_root_of_the_package_has_at_most_6_files():
   assert len(files) <= 6, files
 
 
-# Openings of docstrings, and words, that DESIGN.md and CONTRIBUTING.md rule out.
+# Openings of docstrings, and words, that are refused.
 OPENINGS = re.compile(r'(Of|What|Whether|Those|As|That|Which|Where|How|Likewise|Goes|So)\b')
 WORDS = re.compile(
   r'\b(told|tells of|is said|are said|was said|is asked|was asked|anew|mend(s|ed)?|likewise|thereof'

@@ -80,7 +80,7 @@ class DataConfig:
   # The inverse DCT of JPEGs. fast: TensorFlow's default. accurate: Pillow's and PyTorch's.
   # auto: accurate for files (folder:, csv:, images:), fast for TFDS.
   jpeg_dct: str = 'auto'
-  # error, or skip: leave an unreadable image out of the loss and the accuracy, and count it.
+  # error: end the run. skip: leave an unreadable image out of loss and accuracy, and count it.
   bad_images: str = 'error'
   # The fraction of examples that may be skipped, rounded up. A larger number ends the run.
   max_bad_fraction: float = 0.001
@@ -147,7 +147,8 @@ class ModelConfig:
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'
   dropout: float = 0.0
-  # Stochastic depth: the rate of the last block. Rates grow linearly from 0 in the first block.
+  # Stochastic depth: the probability that the last block is left out for an image. It grows
+  # linearly from 0 in the first block.
   drop_path: float = 0.0
   # tanh (the approximation that the original code uses), erf (exact),
   # quick (x * sigmoid(1.702 x), CLIP's).

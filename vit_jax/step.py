@@ -80,7 +80,7 @@ def train_step(
   that of `tx`, for the metrics. Over the devices of `mesh`, if any, gradients are summed in
   `grad_dtype`. If `skip_reasons` finds a reason, only the step counter changes.
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
   images, targets = batch['image'], labels_to_targets(batch['label'], model.classes)
   if mixup_alpha:
     images, targets = mixup(
@@ -138,7 +138,8 @@ def weighted_loss(
 ) -> jax.Array:
   """Return the sum of `weights * loss`.
 
-  Running statistics add a gradient, but nothing to the value.
+  The model sows 'drift', whose gradient moves the running statistics of batch norm. It adds this
+  gradient, but nothing to the value.
   """
   logits, sown = model.apply(
     {'params': params}, images, train=True, rngs={'dropout': key}, mutable=['drift']

@@ -81,7 +81,7 @@ def train(
 
 
 def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
-  """Report that the step or batch that computes `result` is on its way.
+  """Tell the watchdog that the step or batch that computes `result` was started.
 
   Return whether the run has to stop.
   """

@@ -14,7 +14,7 @@ this host's contiguous slice of the global batch:
   'id'      int64 [b], the index of the example in the source
 
 A row has no example after the end of the evaluation data (its id is -1) or if image i cannot be
-read (its id is ~i). Its image is zero and its labels are -1, or zero in a mixture.
+read (its id is -1 - i). Its image is zero and its labels are -1, or zero in a mixture.
 """
 
 import collections
@@ -133,7 +133,7 @@ def eval_batches(
     skip_bad_images=config.bad_images == 'skip',
     threads=_count_threads(config),
   )
-  return _iterate_batches(make_batch, range(-(-len(source) // size)), config.workers)
+  return _iterate_batches(make_batch, range(math.ceil(len(source) / size)), config.workers)
 
 
 def diagnose_bad_example(source, index: int, max_pixels: int) -> tuple[str, str]:

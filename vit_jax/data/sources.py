@@ -6,7 +6,8 @@
   vtab:TASK                                a task of VTAB-1k with its own labels (vtab.py)
   images:PATH                              all images below a folder, unlabelled (folder.py)
 
-Each kind is a store with the attributes `title`, `splits` and `label_names` and these methods:
+Each kind is a store with the attributes `title` (KIND:NAME, as the user writes it), `splits` (their
+names) and `label_names` (those of the classes), and these methods:
 
   shard_lengths(split)       number of examples in each of the files of a split
   max_labels(split)          largest number of labels of an example, at least 1
@@ -14,7 +15,8 @@ Each kind is a store with the attributes `title`, `splits` and `label_names` and
   read_example(split, i)     (data, labels, name), as `Source.__getitem__`
   read_labels(split)         labels [n, m] of all examples; absent if only the records state them
 
-Stores open their files after unpickling, so little is sent to a worker process.
+Several threads call `read_example` at the same time. Stores open their files after unpickling, so
+little is sent to a worker process.
 """
 
 import bisect

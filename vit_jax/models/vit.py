@@ -38,7 +38,8 @@ GELU_FUNCTIONS = {
   'erf': functools.partial(nn.gelu, approximate=False),
   'quick': lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-# What the backward pass of a block may read from memory instead of recomputing it.
+# What the backward pass of a block may read from memory instead of recomputing it. 'none' keeps all
+# but gathered parameters.
 REMAT_POLICIES = {
   'none': lambda primitive, *_, **__: primitive.name not in REGATHERED_PRIMITIVES,
   'vit': jax.checkpoint_policies.save_only_these_names('qkv', 'attended', 'projected', 'hidden'),
@@ -122,7 +123,7 @@ class EncoderBlock(nn.Module):
     mlp = MlpBlock(s.mlp, c.gelu, c.dropout, dtype, c.swiglu, name='MlpBlock_3')
     drop = Dropout(c.dropout, deterministic=not train)
 
-    def path(branch: jax.Array, scale_name: str) -> jax.Array:
+    def scale_and_drop(branch: jax.Array, scale_name: str) -> jax.Array:
       if c.layer_scale:
         init = nn.initializers.constant(c.layer_scale)
         branch = branch * self.param(scale_name, init, branch.shape[-1:]).astype(dtype)
@@ -132,8 +133,8 @@ class EncoderBlock(nn.Module):
 
     x = x if shared is None else x + shared
     x = x + self.make_positions()(x) if self.make_positions else x
-    x = x + path(drop(attention(norm(name='LayerNorm_0')(x))), 'attention_scale')
-    x = x + path(mlp(norm(name='LayerNorm_2')(x), train), 'mlp_scale')
+    x = x + scale_and_drop(drop(attention(norm(name='LayerNorm_0')(x))), 'attention_scale')
+    x = x + scale_and_drop(mlp(norm(name='LayerNorm_2')(x), train), 'mlp_scale')
     return x, None
 
 

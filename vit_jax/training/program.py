@@ -30,10 +30,10 @@ class Program:
   task: Task
   steps: int  # Steps of the run.
   epoch: float  # Steps of an epoch.
-  label_slots: int  # Labels of the example that has the most; m in the shapes below.
+  label_slots: int  # The largest number of labels of an example; m in step.py.
   model: nn.Module
   lr: optax.Schedule
-  tx: optax.GradientTransformation
+  tx: optax.GradientTransformation  # The optimizer.
   mesh: Mesh
 
   @functools.cached_property
@@ -133,7 +133,9 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
   state = abstract_state(program)
   with jax.set_mesh(mesh):  # Kernels ask the mesh for their target and for how a batch is split.
     jitted = jax.jit(
-      step, out_shardings=(state_shardings(state, mesh), replicated(mesh)), donate_argnums=0
+      step,
+      out_shardings=(state_shardings(state, mesh), replicated(mesh)),
+      donate_argnums=0,  # The new state may overwrite the memory of the old one.
     )
     lowered = jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed))
     return lowered.compile(compiler_options(mesh))

@@ -124,7 +124,8 @@ def weight_task(task: Task, source: Source | MixtureSource, config: Config) -> T
   if counts is None:
     raise UserError(
       f"config.class_weights='balanced' needs the number of examples of each class, and "
-      f'{config.data.train} states labels only in its records: use folder:, csv: or builtin:'
+      f'{config.data.train} states labels only in its records: use a source that '
+      'lists them, such as folder:'
     )
   weights = balanced_class_weights(counts)
   return dataclasses.replace(task, loss=weight_classes(task.loss, weights))
