@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from vit_jax.kernels import attention as kernel
 from vit_jax.models.attention import split_qkv
+from vit_jax.models.rope import RotaryPositions, rotation_angles, rotation_factors
 
 SOME_LENGTHS = [1, 7, 16, 49, 65, 128, 197, 257]
 TOKENS = 2048  # In all images of a comparison.
@@ -26,21 +27,33 @@ def draw(n: int, heads: int, c: int, b: int = 1) -> list[np.ndarray]:
   return [np.asarray(jnp.asarray(rng.normal(size=shape), jnp.bfloat16)) for shape in shapes]
 
 
-def exact(x, bias, do, heads):
-  """Return (output, gradient of x, gradient of the bias) from the formulas, in float64."""
+def exact(x, bias, do, heads, angles=None):
+  """Return (output, gradient of x, gradient of the bias) from the formulas, in float64.
+
+  `angles` [n, c/2] are those of rotary positions.
+  """
   x, bias, do = (v.astype(np.float64) for v in (x, bias, do))
   b, n, d = do.shape
   split_heads = lambda v: v.reshape(b, n, heads, -1).transpose(0, 2, 1, 3)
   q, k, v = (split_heads(part) for part in np.split(x + bias, 3, axis=-1))
+  turn = lambda v, sign: v if angles is None else turn_pairs(v, sign * angles)
+  q, k = turn(q, 1), turn(k, 1)
   scale, do = q.shape[-1] ** -0.5, split_heads(do)
   p = np.exp(scale * (s := q @ k.swapaxes(2, 3)) - scale * s.max(axis=-1, keepdims=True))
   p /= p.sum(axis=-1, keepdims=True)
   dp = do @ v.swapaxes(2, 3)
   ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * scale
   merge_heads = lambda v: v.transpose(0, 2, 1, 3).reshape(b, n, d)
-  gradients = (ds @ k, ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ do)
+  gradients = turn(ds @ k, -1), turn(ds.swapaxes(2, 3) @ q, -1), p.swapaxes(2, 3) @ do
   dx = np.concatenate([merge_heads(g) for g in gradients], axis=-1)
   return merge_heads(p @ v), dx, dx.sum(axis=(0, 1))
+
+
+def turn_pairs(v, angles):
+  """Rotate the channels i and i + c/2 of [b, heads, n, c], as the parts of complex numbers."""
+  real, imaginary = np.split(v, 2, axis=-1)
+  turned = (real + 1j * imaginary) * np.exp(1j * angles)
+  return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -124,6 +137,21 @@ def test_query_blocks_and_head_groups_do_not_change_the_error(name, value, monke
   jax.clear_caches()
   np.testing.assert_allclose(errors(ours, arrays, 4), expected, rtol=0.05)
   jax.clear_caches()
+
+
+@pytest.mark.parametrize('query_block', [640, 16])
+@pytest.mark.parametrize(('heads', 'c'), [(1, 64), (3, 64), (4, 32), (4, 96), (2, 128)])
+def test_queries_keys_and_their_gradients_are_rotated(heads, c, query_block, monkeypatch):
+  monkeypatch.setattr(kernel, 'QUERY_BLOCK', query_block)
+  arrays = [np.asarray(x, np.float32) for x in draw(37, heads, c, b=2)]
+  rope = RotaryPositions((5, 7), 1, 100.0)
+  angles = np.pad(rotation_angles(rope.grid, c, rope.theta), ((1, 1), (0, 0)))
+  rotation = rotation_factors(rope, 37, c).astype(np.float32)
+  run = lambda x, bias, heads: kernel.fused_attention(x, bias, heads, True, rotation)
+  for pair in zip(
+    out_and_gradients(run, *arrays, heads), exact(*arrays, heads, angles), strict=True
+  ):
+    np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4)
 
 
 def test_a_kernel_per_device_equals_one_kernel():

@@ -15,6 +15,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.kernels import attention as attention_kernel
 from vit_jax.models import attention
 from vit_jax.models.attention import attend, is_kernel_accurate
+from vit_jax.models.rope import RotaryPositions
 from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.sharding.mesh import batch_sharding, make_mesh, replicated
@@ -83,8 +84,20 @@ def test_gradients_equal_the_finite_differences_of_the_equation():
     )
 
 
-def test_an_accurate_kernel_causes_no_warning():
-  assert is_kernel_accurate(5, 16, 2)
+@pytest.mark.parametrize('rope', [None, RotaryPositions((2, 2), 1, 100.0)])
+def test_an_accurate_kernel_causes_no_warning(rope):
+  assert is_kernel_accurate(5, 16, 2, rope)
+
+
+def test_the_kernel_and_xla_agree_with_rotary_positions():
+  images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
+  logits = []
+  for implementation in ('xla', 'pallas'):
+    config = ModelConfig(variant='mu/4', position='rope', attention=implementation)
+    model = build_vit(config, 0)
+    params = model.init(jax.random.key(0), images)
+    logits.append(model.apply(params, images))
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('fault', [1.1, np.nan], ids=['10 % off', 'NaN'])
@@ -114,7 +127,7 @@ def test_auto_chooses_a_kernel_that_supports_the_shape(
   monkeypatch, target, dtype, c, accurate, expected
 ):
   monkeypatch.setattr(attention, 'compilation_target', lambda: target)
-  monkeypatch.setattr(attention, 'is_kernel_accurate', lambda n, d, heads: accurate)
+  monkeypatch.setattr(attention, 'is_kernel_accurate', lambda n, d, heads, rope: accurate)
   monkeypatch.setattr(jax, 'default_backend', lambda: target[0])
   x = jax.ShapeDtypeStruct((2, 17, 3 * 2 * c), dtype)
   assert attention.choose_implementation(x, 2) == expected

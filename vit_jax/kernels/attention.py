@@ -10,6 +10,9 @@ kernel holds anyway. XLA's own sum over b and n costs up to a sixth of the block
 A score matrix is held as [keys, queries]. The softmax then reduces over sublanes, which needs no
 shuffling, and of the five products of the backward pass only dq needs a transpose.
 
+With rotary positions, the kernel rotates the queries and keys that it reads, and rotates their
+gradients back: outside, this would read and write qkv once more in each direction.
+
 Shapes: b images, n tokens, h heads, c channels of a head, d = h·c.
 `qkv` is [b, n, 3·d]: the queries of all heads, then the keys, then the values.
 """
@@ -39,16 +42,23 @@ CONTRACT_X_Y = (((1,), (0,)), ((), ()))  # x y
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def fused_attention(
-  x: jax.Array, bias: jax.Array, heads: int, interpret: bool = False
+  x: jax.Array,
+  bias: jax.Array,
+  heads: int,
+  interpret: bool = False,
+  rotation: jax.Array | None = None,
 ) -> jax.Array:
   """Return the self-attention [b, n, d] of qkv = x [b, n, 3·d] + bias [3·d].
 
-  The softmax is in float32. With `interpret`, the kernel runs without a TPU, slowly.
+  The softmax is in float32. With `interpret`, the kernel runs without a TPU, slowly. `rotation`
+  [3, n, c] rotates queries and keys (`rotation_factors` in models/rope.py); it is a constant.
   """
-  return _attention_fwd(x, bias, heads, interpret)[0]
+  return _attention_fwd(x, bias, heads, interpret, rotation)[0]
 
 
-def is_supported(n: int, d: int, heads: int, chip: str, itemsize: int = 2) -> bool:
+def is_supported(
+  n: int, d: int, heads: int, chip: str, itemsize: int = 2, *, rope: bool = False
+) -> bool:
   """Return whether `fused_attention` fits into the chip's vector memory and compiles quickly.
 
   The memory is two copies of the kernel's blocks, and some score matrices. Their number is what
@@ -60,28 +70,33 @@ def is_supported(n: int, d: int, heads: int, chip: str, itemsize: int = 2) -> bo
     heads: Number of heads.
     chip: Device kind as JAX names it, such as 'TPU v4'.
     itemsize: Bytes per element.
+    rope: Whether the kernel rotates queries and keys.
   """
   rows, columns = -(-n // 8) * 8, -(-min(n, QUERY_BLOCK) // LANES) * LANES
   heads_per_group = min(heads, math.lcm(d // heads, LANES) // (d // heads))
   scores = (1 + 0.8 * heads_per_group) * (1 if n <= QUERY_BLOCK else 2.2)
   memory = 2 * rows * 7 * d * itemsize + scores * rows * columns * 4
+  memory += 2 * rows * 3 * heads_per_group * (d // heads) * 4 if rope else 0
   limit = VMEM_LIMIT_BY_CHIP.get(chip, VMEM_LIMIT)
   return memory <= limit and heads_per_group * n * n <= MAX_SHARED_LANE_SCORES
 
 
-def _attention_fwd(x, bias, heads, interpret):
+def _attention_fwd(x, bias, heads, interpret, rotation):
   qkv = x + bias
   n, d = x.shape[1], x.shape[2] // 3
   outs = [((n, d), x.dtype)]
-  (out,) = _call_kernel(_forward, 'attention_forward', [qkv], outs, heads, interpret)
-  return out, (qkv, bias)
+  call = functools.partial(_call_kernel, heads=heads, interpret=interpret, rotation=rotation)
+  (out,) = call(_forward, 'attention_forward', [qkv], outs)
+  return out, (qkv, bias, rotation)
 
 
 def _attention_bwd(heads, interpret, saved, do):
-  (qkv, bias), (n, d) = saved, do.shape[1:]
+  (qkv, bias, rotation), (n, d) = saved, do.shape[1:]
   outs = [((n, 3 * d), qkv.dtype), ((1, 3 * d), jnp.float32)]
-  dqkv, sums = _call_kernel(_backward, 'attention_backward', [qkv, do], outs, heads, interpret)
-  return dqkv, sums.sum(axis=(0, 1)).astype(bias.dtype)
+  call = functools.partial(_call_kernel, heads=heads, interpret=interpret, rotation=rotation)
+  dqkv, sums = call(_backward, 'attention_backward', [qkv, do], outs)
+  no_gradient = None if rotation is None else jnp.zeros_like(rotation)
+  return dqkv, sums.sum(axis=(0, 1)).astype(bias.dtype), no_gradient
 
 
 fused_attention.defvjp(_attention_fwd, _attention_bwd)
@@ -92,8 +107,10 @@ def _call_kernel(
   name: str,
   arrays: list[jax.Array],
   outs: list[tuple[tuple[int, int], jnp.dtype]],
+  *,
   heads: int,
   interpret: bool,
+  rotation: jax.Array | None,
 ):
   """Run `kernel` on every image and group of heads.
 
@@ -106,17 +123,24 @@ def _call_kernel(
     outs: (rows, columns) and dtype of each output.
     heads: Number of heads.
     interpret: Whether to run without a TPU.
+    rotation: As in `fused_attention`.
 
   Returns:
     The outputs, each [b, rows, columns].
   """
   b, n, d = *arrays[0].shape[:2], arrays[0].shape[2] // 3
-  step = _columns_per_step(n, d, d // heads)
+  c = d // heads
+  step = _columns_per_step(n, d, c)
   block = lambda shape: pl.BlockSpec((1, *shape), lambda image, group: (image, 0, 0))
+  in_specs = [block(x.shape[1:]) for x in arrays]
+  if rotation is not None:
+    rotation = jnp.tile(rotation, min(math.lcm(c, LANES), d) // c).astype(jnp.float32)
+    arrays = [*arrays, rotation]
+    in_specs.append(pl.BlockSpec(rotation.shape, lambda image, group: (0, 0, 0)))
   return pl.pallas_call(
-    functools.partial(kernel, c=d // heads, step=step),
+    functools.partial(kernel, c=c, step=step),
     grid=(b, d // step),
-    in_specs=[block(x.shape[1:]) for x in arrays],
+    in_specs=in_specs,
     out_specs=[block(shape) for shape, _ in outs],
     out_shape=[jax.ShapeDtypeStruct((b, *shape), dtype) for shape, dtype in outs],
     compiler_params=pltpu.CompilerParams(
@@ -137,28 +161,36 @@ def _columns_per_step(n: int, d: int, c: int) -> int:
   return d if d % width or (d // c) * n * n <= MAX_UNROLLED_SCORES else width
 
 
-def _forward(qkv_ref, o_ref, *, c: int, step: int):
-  """Compute some heads of one image: qkv [1, n, 3·d] -> their columns of the output [1, n, d]."""
+def _forward(qkv_ref, *refs, c: int, step: int):
+  """Compute some heads of one image: qkv [1, n, 3·d] -> their columns of the output [1, n, d].
+
+  The factors of a rotation [3, n, columns of a group] may be between the two.
+  """
+  *rotation, o_ref = refs
   n, d = o_ref.shape[1:]
   for columns in _column_groups(d, c, step):
     for rows in _query_blocks(n):
-      q, k, v = (_load_heads(qkv_ref, part * d, columns, c) for part in range(3))
+      q, k = (_load_heads(qkv_ref, part * d, columns, c, *rotation) for part in range(2))
+      v = _load_heads(qkv_ref, 2 * d, columns, c)
       out = []
       for head in range(len(q)):
         p = _softmax(q[head][rows], k[head])
         out.append(dot_float32(p.astype(o_ref.dtype), v[head], CONTRACT_XT_Y))
-      _store_heads(o_ref, rows, 0, columns, out)
+      _store_columns(o_ref, rows, 0, columns, jnp.concatenate(out, axis=1))
 
 
-def _backward(qkv_ref, do_ref, dqkv_ref, sums_ref, *, c: int, step: int):
+def _backward(qkv_ref, do_ref, *refs, c: int, step: int):
   """Compute the gradients of some heads of one image.
 
-  Reads qkv [1, n, 3·d] and the gradient of the output [1, n, d]. Writes the columns of these heads
-  in the gradient of qkv [1, n, 3·d] and in its sum over tokens [1, 1, 3·d].
+  Reads qkv [1, n, 3·d], the gradient of the output [1, n, d], and the factors of a rotation, if
+  any. Writes the columns of these heads in the gradient of qkv [1, n, 3·d] and in its sum over
+  tokens [1, 1, 3·d].
   """
+  *rotation, dqkv_ref, sums_ref = refs
   n, d = do_ref.shape[1:]
   for columns in _column_groups(d, c, step):
-    q, k, v = (_load_heads(qkv_ref, part * d, columns, c) for part in range(3))
+    q, k = (_load_heads(qkv_ref, part * d, columns, c, *rotation) for part in range(2))
+    v = _load_heads(qkv_ref, 2 * d, columns, c)
     do = _load_heads(do_ref, 0, columns, c)
     dk, dv, sums = [0.0] * len(q), [0.0] * len(q), 0.0
     for rows in _query_blocks(n):
@@ -170,11 +202,14 @@ def _backward(qkv_ref, do_ref, dqkv_ref, sums_ref, *, c: int, step: int):
         dq.append(dot_float32(ds, k[head], CONTRACT_XT_Y))
         dk[head] += dot_float32(ds, q[head][rows], CONTRACT_X_Y)
         dv[head] += dot_float32(p.astype(do_ref.dtype), do[head][rows], CONTRACT_X_Y)
-      sums += _store_heads(dqkv_ref, rows, 0, columns, dq, c**-0.5)
-    _store_heads(sums_ref, slice(0, 1), 0, columns, [sums])
-    for part, grads, scale in ((1, dk, c**-0.5), (2, dv, 1.0)):
-      sums = _store_heads(dqkv_ref, slice(0, n), part * d, columns, grads, scale)
-      _store_heads(sums_ref, slice(0, 1), part * d, columns, [sums])
+      dq = _rotate_back(jnp.concatenate(dq, axis=1) * c**-0.5, rows, c, *rotation)
+      sums += _store_columns(dqkv_ref, rows, 0, columns, dq)
+    _store_columns(sums_ref, slice(0, 1), 0, columns, sums)
+    rows = slice(0, n)
+    dk = _rotate_back(jnp.concatenate(dk, axis=1) * c**-0.5, rows, c, *rotation)
+    for part, grads in ((1, dk), (2, jnp.concatenate(dv, axis=1))):
+      sums = _store_columns(dqkv_ref, rows, part * d, columns, grads)
+      _store_columns(sums_ref, slice(0, 1), part * d, columns, sums)
 
 
 def _softmax(q, k):
@@ -201,25 +236,43 @@ def _query_blocks(n: int) -> list[slice]:
   return [slice(first, min(first + QUERY_BLOCK, n)) for first in range(0, n, QUERY_BLOCK)]
 
 
-def _load_heads(ref, begin: int, columns: tuple[int | jax.Array, int], c: int) -> list[jax.Array]:
-  """Return the heads [n, c] in a group of columns, counted from column `begin`."""
+def _load_heads(
+  ref, begin: int, columns: tuple[int | jax.Array, int], c: int, rotation_ref=None
+) -> list[jax.Array]:
+  """Return the heads [n, c] in a group of columns, from column `begin`, rotated if asked."""
   x = ref[0, :, pl.ds(begin + columns[0], columns[1])]
+  if rotation_ref is not None:
+    x = _rotate(x.astype(jnp.float32), slice(0, x.shape[0]), c, rotation_ref).astype(x.dtype)
   return [x[:, first : first + c] for first in range(0, columns[1], c)]
 
 
-def _store_heads(
-  ref,
-  rows: slice,
-  begin: int,
-  columns: tuple[int | jax.Array, int],
-  heads: list[jax.Array],
-  scale: float = 1.0,
-) -> jax.Array:
-  """Store the heads [rows, c], times `scale`, in a group of columns counted from column `begin`.
+def _rotate(x: jax.Array, rows: slice, c: int, rotation_ref, sign: int = 1) -> jax.Array:
+  """Rotate the pairs of channels in the heads of float32 x [rows, columns].
 
-  Returns their sum over the rows in float32, [1, columns].
+  Values that a roll moves from one head to another meet factors of zero.
   """
-  x = jnp.concatenate(heads, axis=1)
-  x = x * scale if scale != 1 else x
+  cos, from_right, from_left = (rotation_ref[i, rows, : x.shape[1]] for i in range(3))
+  moved = _roll(x, -c // 2) * from_right + _roll(x, c // 2) * from_left
+  return x * cos + sign * moved
+
+
+def _rotate_back(x: jax.Array, rows: slice, c: int, *rotation_ref) -> jax.Array:
+  """Apply the inverse, which is also the transpose, of `_rotate`, if there is a rotation."""
+  return _rotate(x, rows, c, *rotation_ref, sign=-1) if rotation_ref else x
+
+
+def _roll(x: jax.Array, shift: int) -> jax.Array:
+  """Move the columns of x by `shift` to the right."""
+  columns = x.shape[1]
+  return pltpu.roll(x, shift % columns, 1) if columns % LANES == 0 else jnp.roll(x, shift, axis=1)
+
+
+def _store_columns(
+  ref, rows: slice, begin: int, columns: tuple[int | jax.Array, int], x: jax.Array
+) -> jax.Array:
+  """Store x [rows, columns] in a group of columns counted from column `begin`.
+
+  Returns its sum over the rows in float32, [1, columns].
+  """
   ref[0, rows, pl.ds(begin + columns[0], columns[1])] = x.astype(ref.dtype)
   return x.sum(axis=0, keepdims=True)

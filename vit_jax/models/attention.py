@@ -13,13 +13,14 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vit_jax.errors import UserError
 from vit_jax.kernels import attention as attention_kernel
 from vit_jax.models.layers import RelativePositionBias
-from vit_jax.models.rope import RotaryPositions
+from vit_jax.models.rope import RotaryPositions, rotation_factors
 from vit_jax.sharding.mesh import compilation_target
 
 xavier_init = functools.partial(nn.initializers.variance_scaling, 1.0, 'fan_avg', 'uniform')
@@ -57,17 +58,17 @@ class Attention(nn.Module):
       qkv_kernel, qkv_bias = fuse_qkv(query, key, value)
       rows = x.reshape(-1, *x.shape[-2:])
       qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d] from one matrix product.
-      if self.qk_norm_eps is not None or self.rope:
-        qkv = self.norm_and_rotate(qkv + qkv_bias)
+      if self.qk_norm_eps is not None:
+        qkv = self.norm_queries_and_keys(qkv + qkv_bias)
         qkv_bias = jnp.zeros_like(qkv_bias)  # The kernels add a bias.
-      q, k, v = split_qkv(qkv + qkv_bias, self.heads)
+      q, k, v = split_qkv(rotate(qkv + qkv_bias, self.heads, self.rope), self.heads)
       score_bias = RelativePositionBias(name='relative')(q) if self.relative_bias else None
       if x.ndim == 3:
         self.sow_attention(q, k, score_bias)
       if self.relative_bias:
         out = attend(q, k, v, score_bias)
       else:
-        out = self_attention(qkv, qkv_bias, self.heads, self.implementation)
+        out = self_attention(qkv, qkv_bias, self.heads, self.implementation, self.rope)
     else:
       linear = lambda x, kernel, bias: (x @ kernel.T + bias).reshape(*x.shape[:-1], -1, heads[1])
       q = linear(x, *fuse_qkv(query))
@@ -77,14 +78,12 @@ class Attention(nn.Module):
     out = checkpoint_name(out.reshape(x.shape), 'attended')
     return checkpoint_name(out @ out_kernel.reshape(d, d) + out_bias, 'projected')
 
-  def norm_and_rotate(self, qkv: jax.Array) -> jax.Array:
-    """Normalize the queries and keys of [b, n, 3·d], and rotate them by their positions."""
-    if self.qk_norm_eps is not None:
-      norm = functools.partial(nn.LayerNorm, epsilon=self.qk_norm_eps, dtype=self.dtype)
-      q, k, v = split_qkv(qkv, self.heads)
-      q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
-      qkv = jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
-    return self.rope(qkv, self.heads) if self.rope else qkv
+  def norm_queries_and_keys(self, qkv: jax.Array) -> jax.Array:
+    """Normalize the queries and keys of [b, n, 3·d]."""
+    norm = functools.partial(nn.LayerNorm, epsilon=self.qk_norm_eps, dtype=self.dtype)
+    q, k, v = split_qkv(qkv, self.heads)
+    q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
+    return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
 
   def sow_attention(self, q: jax.Array, k: jax.Array, bias: jax.Array | None = None):
     """Sow the attention weights [b, h, n, m] if the collection 'attention' is mutable."""
@@ -133,6 +132,11 @@ def split_qkv(qkv: jax.Array, heads: int) -> list[jax.Array]:
   return [x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1)]
 
 
+def rotate(qkv: jax.Array, heads: int, rope: RotaryPositions | None) -> jax.Array:
+  """Rotate the queries and keys of the fused projection [b, n, 3·d] if positions are rotary."""
+  return rope(qkv, heads) if rope else qkv
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
   """Compute softmax(q kᵀ / √c + bias) v, with the softmax in float32.
 
@@ -171,7 +175,13 @@ def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None = None)
   return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
 
 
-def self_attention(x: jax.Array, bias: jax.Array, heads: int, implementation: str) -> jax.Array:
+def self_attention(
+  x: jax.Array,
+  bias: jax.Array,
+  heads: int,
+  implementation: str,
+  rope: RotaryPositions | None = None,
+) -> jax.Array:
   """Return the self-attention [b, n, d] of qkv = x [b, n, 3·d] + bias [3·d].
 
   Args:
@@ -179,13 +189,14 @@ def self_attention(x: jax.Array, bias: jax.Array, heads: int, implementation: st
     bias: The bias of the fused projection.
     heads: Number of heads.
     implementation: 'xla', 'pallas' (TPU), 'cudnn' (GPU) or 'auto', which suits the devices.
+    rope: The rotation of queries and keys, if any.
   """
   if implementation == 'auto':
-    implementation = choose_implementation(x, heads)
-  return ATTENTION_IMPLEMENTATIONS[implementation](x, bias, heads)
+    implementation = choose_implementation(x, heads, rope)
+  return ATTENTION_IMPLEMENTATIONS[implementation](x, bias, heads, rope)
 
 
-def choose_implementation(x: jax.Array, heads: int) -> str:
+def choose_implementation(x: jax.Array, heads: int, rope: RotaryPositions | None = None) -> str:
   """Return the implementation that 'auto' stands for, given the fused projection [b, n, 3·d].
 
   In bfloat16 this is the devices' fused kernel, if it supports the shape. On a TPU the kernel must
@@ -198,20 +209,24 @@ def choose_implementation(x: jax.Array, heads: int) -> str:
   platform, chip = compilation_target()
   if platform in ('gpu', 'cuda'):
     return 'cudnn' if c % 8 == 0 and c <= 128 else 'xla'
-  if platform != 'tpu' or not attention_kernel.is_supported(n, d, heads, chip):
+  if platform != 'tpu' or not attention_kernel.is_supported(
+    n, d, heads, chip, rope=rope is not None
+  ):
     return 'xla'
   # Compiling for a TPU from another machine, there is no hardware to compare on.
   can_run = jax.default_backend() == 'tpu'
-  return 'pallas' if not can_run or is_kernel_accurate(n, d, heads) else 'xla'
+  return 'pallas' if not can_run or is_kernel_accurate(n, d, heads, rope) else 'xla'
 
 
-def xla_attention(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+def xla_attention(
+  x: jax.Array, bias: jax.Array, heads: int, rope: RotaryPositions | None = None
+) -> jax.Array:
   """Compute self-attention without a hand-written kernel.
 
   A TPU gets the plain equation, because XLA chooses its own layouts there. Other devices get
   `attend`.
   """
-  q, k, v = split_qkv(x + bias, heads)
+  q, k, v = split_qkv(rotate(x + bias, heads, rope), heads)
   if compilation_target()[0] == 'tpu':
     out = jax.nn.dot_product_attention(q, k, v, implementation='xla')
   else:
@@ -219,13 +234,18 @@ def xla_attention(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
   return out.reshape(*x.shape[:-1], -1)
 
 
-def cudnn_attention(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+def cudnn_attention(
+  x: jax.Array, bias: jax.Array, heads: int, rope: RotaryPositions | None = None
+) -> jax.Array:
   """Compute self-attention with NVIDIA's fused kernel."""
-  out = jax.nn.dot_product_attention(*split_qkv(x + bias, heads), implementation='cudnn')
+  q, k, v = split_qkv(rotate(x + bias, heads, rope), heads)
+  out = jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
   return out.reshape(*x.shape[:-1], -1)
 
 
-def pallas_attention(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
+def pallas_attention(
+  x: jax.Array, bias: jax.Array, heads: int, rope: RotaryPositions | None = None
+) -> jax.Array:
   """Compute self-attention with the TPU kernel of this project; other devices interpret it.
 
   Each device runs the kernel on its own images. A train step already runs inside shard_map;
@@ -235,13 +255,17 @@ def pallas_attention(x: jax.Array, bias: jax.Array, heads: int) -> jax.Array:
   """
   n, d = x.shape[-2], x.shape[-1] // 3
   platform, chip = compilation_target()
-  if not attention_kernel.is_supported(n, d, heads, chip, x.dtype.itemsize):
+  if not attention_kernel.is_supported(n, d, heads, chip, x.dtype.itemsize, rope=rope is not None):
     raise UserError(
       f"config.model.attention='pallas': {n} tokens in {heads} heads of {d // heads} do not fit "
       f"into the memory of {chip}; use 'xla'"
     )
+  rotation = None if rope is None else rotation_factors(rope, n, d // heads).astype(np.float32)
   run = functools.partial(
-    attention_kernel.fused_attention, heads=heads, interpret=platform != 'tpu'
+    attention_kernel.fused_attention,
+    heads=heads,
+    interpret=platform != 'tpu',
+    rotation=rotation,
   )
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
@@ -260,14 +284,14 @@ ATTENTION_IMPLEMENTATIONS = {
 
 
 @functools.cache
-def is_kernel_accurate(n: int, d: int, heads: int) -> bool:
+def is_kernel_accurate(n: int, d: int, heads: int, rope: RotaryPositions | None = None) -> bool:
   """Return whether the TPU kernel agrees with XLA on this hardware; warn if it does not.
 
   Compares outputs and gradients on random data. The comparison runs in a separate thread, because
   the caller may be inside a trace or a mesh context.
   """
   with ThreadPoolExecutor(1) as thread:
-    error = thread.submit(kernel_relative_error, n, d, heads).result()
+    error = thread.submit(kernel_relative_error, n, d, heads, rope).result()
   accurate = error <= MAX_KERNEL_ERROR  # False for NaN.
   if not accurate:
     shape = f'{n} tokens in {heads} heads of {d // heads}'
@@ -275,7 +299,7 @@ def is_kernel_accurate(n: int, d: int, heads: int) -> bool:
   return accurate
 
 
-def kernel_relative_error(n: int, d: int, heads: int) -> float:
+def kernel_relative_error(n: int, d: int, heads: int, rope: RotaryPositions | None = None) -> float:
   """Return the largest relative error of the kernel in bfloat16 against XLA in float32.
 
   The maximum is over the output and both gradients, each in the Euclidean norm. It is NaN if the
@@ -289,7 +313,7 @@ def kernel_relative_error(n: int, d: int, heads: int) -> float:
 
   @functools.partial(jax.jit, static_argnums=(0, 1))
   def output_and_gradients(attention, dtype, x, bias, do):
-    attention = functools.partial(attention, heads=heads)
+    attention = functools.partial(attention, heads=heads, rope=rope)
     out, vjp = jax.vjp(attention, x.astype(dtype), bias.astype(dtype))
     return out, *vjp(do.astype(dtype))
 

@@ -35,18 +35,25 @@ class RotaryPositions:
     """Rotate the queries and keys of the fused projection [b, n, 3·d]."""
     n, d = qkv.shape[1], qkv.shape[2] // 3
     c = d // heads
-    cos, sin = (np.tile(table[:, 0], 2 * heads) for table in rotation_tables(self, n, c))
-    # The values stay.
-    cos, sin = np.pad(cos, ((0, 0), (0, d)), constant_values=1), np.pad(sin, ((0, 0), (0, d)))
-    # Channel i becomes cos x_i - sin x_(i + c/2), and channel i + c/2 becomes its cosine part plus
-    # sin x_i. Moving whole rows costs a TPU less than splitting the heads into halves.
-    is_first = np.arange(3 * d) % c < c // 2
+    # The factors of the values are 1, 0 and 0: they stay.
     cos, from_right, from_left = (
-      jnp.asarray(table, qkv.dtype)
-      for table in (cos, np.where(is_first, -sin, 0), np.where(is_first, 0, sin))
+      jnp.asarray(np.pad(np.tile(x, 2 * heads), ((0, 0), (0, d)), constant_values=stay), qkv.dtype)
+      for x, stay in zip(rotation_factors(self, n, c), (1, 0, 0), strict=True)
     )
+    # Moving whole rows costs a TPU less than splitting the heads into halves.
     right, left = jnp.roll(qkv, -(c // 2), axis=-1), jnp.roll(qkv, c // 2, axis=-1)
     return qkv * cos + right * from_right + left * from_left
+
+
+def rotation_factors(rope: RotaryPositions, n: int, channels: int) -> np.ndarray:
+  """Return the factors [3, n, c] of x_i, x_(i + c/2) and x_(i - c/2) in a rotated head.
+
+  Channel i of the first half becomes cos x_i - sin x_(i + c/2), and channel i + c/2 becomes its
+  cosine part plus sin x_i.
+  """
+  cos, sin = (table[:, 0] for table in rotation_tables(rope, n, channels))
+  is_first = np.arange(channels) < channels // 2
+  return np.stack([cos, np.where(is_first, -sin, 0), np.where(is_first, 0, sin)])
 
 
 def rotation_tables(rope: RotaryPositions, n: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,15 @@ GRID_STEPS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 
 
 def kernel_cycles(
-  topology: str, *, b: int, n: int, d: int, heads: int, dtype: str
+  topology: str, *, b: int, n: int, d: int, heads: int, dtype: str, rope: bool = False
 ) -> dict[str, int]:
   """Return {'attention_forward': cycles, 'attention_backward': cycles}.
 
-  They are for b images of n tokens of width d, on one chip of the slice.
+  They are for b images of n tokens of width d, on one chip of the slice, with rotary positions or
+  without.
   """
   wanted = {'topology': topology, 'b': b, 'n': n, 'd': d, 'heads': heads, 'dtype': dtype}
+  wanted['rope'] = rope
   with tempfile.TemporaryDirectory() as dump:
     flags = (
       f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true '
@@ -66,6 +68,7 @@ def read_schedules(dump: Path) -> dict[str, int]:
 def compile_kernels(wanted: dict):
   """Compile the attention of one layer, forward and backward, for the first device of the slice."""
   import jax
+  import numpy as np
   from jax.sharding import SingleDeviceSharding
 
   from vit_jax.kernels.attention import fused_attention
@@ -75,8 +78,12 @@ def compile_kernels(wanted: dict):
   shaped = lambda *shape: jax.ShapeDtypeStruct(shape, wanted['dtype'], sharding=sharding)
   b, n, d = (wanted[name] for name in 'bnd')
 
+  heads = wanted['heads']
+  rotation = np.zeros((3, n, d // heads), np.float32) if wanted['rope'] else None
+
   def both(x, bias, do):
-    out, back = jax.vjp(lambda x, bias: fused_attention(x, bias, wanted['heads']), x, bias)
+    attention = lambda x, bias: fused_attention(x, bias, heads, rotation=rotation)
+    out, back = jax.vjp(attention, x, bias)
     return out, back(do)
 
   jax.jit(both).lower(shaped(b, n, 3 * d), shaped(3 * d), shaped(b, n, d)).compile()

@@ -128,7 +128,8 @@ def attention_kernel_cycles(
   c, s = config.model, model.shape
   n = math.prod(s.grid(config.data.size)) + c.has_class_token + c.registers
   b = config.data.batch // config.optim.grad_accum_steps // topology.devices
-  return kernel_cycles(topology.name, b=b, n=n, d=s.width, heads=s.heads, dtype=c.dtype)
+  shape = {'b': b, 'n': n, 'd': s.width, 'heads': s.heads, 'dtype': c.dtype}
+  return kernel_cycles(topology.name, **shape, rope=c.position == 'rope')
 
 
 def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
