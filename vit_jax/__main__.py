@@ -15,6 +15,7 @@ from vit_jax.cli import (
   plan,
   predict,
   selftrain,
+  sweep,
   tables,
   train,
   verify,
@@ -23,7 +24,7 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  finetune, train, data, models, predict, evaluate, figures, export, selftrain, plan, launch,
+  finetune, train, sweep, data, models, predict, evaluate, figures, export, selftrain, plan, launch,
   doctor, tables, verify,
 )  # fmt: skip
 
