@@ -120,6 +120,7 @@ def _source_name(data: str) -> str:
 
 def plan_flags(model, source: str, images, platform: str, args) -> dict[str, object]:
   """Return the planned settings that differ from the recipe's."""
+  from vit_jax.sharding.mesh import count_devices
   from vit_jax.training.finetune_plan import plan_settings
 
   settings = plan_settings(
@@ -130,6 +131,7 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
     max_labels=images.max_labels,
     class_counts=images.class_counts(),
     keep_size=args.size is not None,
+    devices=count_devices(),
   )
   settings['init'] = args.init
   if args.time:
