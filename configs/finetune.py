@@ -77,3 +77,9 @@ def get_config(argument: str = 'B/16,cifar10') -> Config:
     eval_every='10%',
     save_every='10%',
   )
+
+
+def sweep_rates(argument: str = 'B/16,cifar10') -> tuple[float, ...]:
+  """Return the learning rates of Table 4 for 'VARIANT,DATA'. VTAB-1k has none to choose from."""
+  data = argument.partition(',')[2]
+  return RECIPES[data][-1] if data in RECIPES else ()

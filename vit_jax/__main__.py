@@ -14,7 +14,9 @@ from vit_jax.cli import (
   models,
   plan,
   predict,
+  push,
   selftrain,
+  sweep,
   tables,
   train,
   verify,
@@ -23,8 +25,8 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  finetune, train, data, models, predict, evaluate, figures, export, selftrain, plan, launch,
-  doctor, tables, verify,
+  finetune, train, sweep, data, models, predict, evaluate, figures, export, push, selftrain, plan,
+  launch, doctor, tables, verify,
 )  # fmt: skip
 
 

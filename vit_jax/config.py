@@ -21,7 +21,8 @@ class DataConfig:
 
   # A source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME or vtab:TASK.
   train: str = 'builtin:fashion_mnist'
-  # The split in TFDS's syntax, for every kind of source: 'train[:98%]', 'train+validation'.
+  # The split in TFDS's syntax, for every kind of source: 'train[:98%]', 'train+validation'. Any
+  # split has the parts 'train/held_out:10%', with examples of every class, and 'train/rest:10%'.
   split: str = 'train'
   # The source to evaluate on. '' means the training source.
   eval: str = ''

@@ -84,6 +84,13 @@ def load_recipe(name: str) -> Config:
   return get_config(argument) if colon else get_config()
 
 
+def load_sweep_rates(name: str) -> tuple[float, ...]:
+  """Return the learning rates that a recipe NAME:ARGUMENT lists to choose from, or ()."""
+  _, colon, argument = name.partition(':')
+  sweep_rates = vars(import_recipe(name)).get('sweep_rates', lambda argument='': ())
+  return sweep_rates(argument) if colon else sweep_rates()
+
+
 def check_data_set(data: str, known: Iterable[str], *, recipe: str, argument: str):
   """Raise UserError unless `data`, the second part of a recipe's argument, is one of `known`."""
   known = list(known)

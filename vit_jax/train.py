@@ -34,11 +34,13 @@ def train(
   *,
   preemption: Preemption | None = None,
   watchdog: Watchdog | None = None,
+  probe_head: bool = True,
 ) -> dict[str, float]:
   """Train to the last step, from the newest checkpoint in `workdir`. Return the last evaluation.
 
   Raises UserError, before anything is written, if config, data and `workdir` do not go together. On
-  preemption the run saves, and exits with the exit code of `preemption`.
+  preemption the run saves, and exits with the exit code of `preemption`. Without `probe_head`, a
+  head that starts as a linear probe is not evaluated.
   """
   preemption, watchdog = preemption or Preemption(), watchdog or Watchdog()
   should_stop = functools.partial(end_step, preemption, watchdog)
@@ -48,10 +50,9 @@ def train(
     record_crashes(workdir, watchdog) as crash_log,
     contextlib.ExitStack() as files,
   ):
-    head = InitialHead(run, watchdog)
+    head = InitialHead(run, watchdog, evaluate=probe_head)
     state, counters, notes = restore_or_init_state(run.program, checkpoints, head)
-    step = int(state.step)
-    crash_log.register_start(step)
+    crash_log.register_start(step := int(state.step))
     log = start_run(run, state, checkpoints, counters, notes)
     files.callback(log.writer.close)
     head.write_metrics(log.writer)
@@ -66,8 +67,7 @@ def train(
       state, metrics = train_step(state, batch, seed=np.int32(config.seed))
       step += 1
       log.append(step, metrics, ids)
-      stop = should_stop(metrics)
-      if stop or run.is_due('log_every', step):
+      if (stop := should_stop(metrics)) or run.is_due('log_every', step):
         log.write_summary(step)
       stop = stop or not evaluations.run_due(state, step)
       if run.is_due('save_every', step) and not stop:

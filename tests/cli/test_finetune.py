@@ -5,35 +5,28 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.pretrained.released_layout import google_file
 from tests.runs import ENVIRONMENT, ROOT
 from vit_jax.cli.arguments import Parser, duration
 from vit_jax.cli.finetune import format_flags
-from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.launch.local import free_port, host_environment
 
-COLORS = {'red': (200, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 200)}
 
-
-@pytest.fixture
-def photos(tmp_path):
-  """Return a folder of noisy images of three colors, ten of each."""
-  rng = np.random.default_rng(0)
-  for name, color in COLORS.items():
-    (tmp_path / 'photos' / name).mkdir(parents=True)
-    for i in range(10):
-      noise = rng.integers(-30, 31, (40, 32, 3))
-      pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
-      Image.fromarray(pixels).save(tmp_path / 'photos' / name / f'{i}.png')
-  google_file(
-    tmp_path / 'model.npz', ModelConfig(variant='mu/8', depth=2), classes=0, size=(32, 32)
+def start_vit_jax(folder, *words: str, environment: dict[str, str]) -> subprocess.Popen:
+  paths = f'{ROOT}{os.pathsep}{ENVIRONMENT["PYTHONPATH"]}'
+  return subprocess.Popen(
+    [sys.executable, '-m', 'vit_jax', *words],
+    cwd=folder,
+    env=os.environ | ENVIRONMENT | {'PYTHONPATH': paths} | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    encoding='utf-8',
   )
-  return tmp_path / 'photos'
 
 
 def run_vit_jax(folder, *words: str) -> tuple[int, str, str]:
@@ -41,16 +34,10 @@ def run_vit_jax(folder, *words: str) -> tuple[int, str, str]:
 
   Return (exit code, stdout, stderr).
   """
-  paths = f'{ROOT}{os.pathsep}{ENVIRONMENT["PYTHONPATH"]}'
-  done = subprocess.run(
-    [sys.executable, '-m', 'vit_jax', *words],
-    cwd=folder,
-    env=os.environ | ENVIRONMENT | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': paths},
-    capture_output=True,
-    text=True,
-    encoding='utf-8',
-  )
-  return done.returncode, done.stdout, done.stderr
+  one_device = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  process = start_vit_jax(folder, *words, environment=one_device)
+  out, err = process.communicate()
+  return process.returncode, out, err
 
 
 def last_evaluation(workdir) -> dict:
@@ -90,6 +77,25 @@ def test_the_number_of_steps_follows_from_the_time(photos, tmp_path):
   code, out, err = run_vit_jax(*words)
   assert code == 0, err
   assert '30 steps of 27 images' in out and 'measuring the time of a step' not in err
+
+
+def test_only_host_0_prints_the_plan_and_the_batch_is_a_multiple_of_the_devices(photos, tmp_path):
+  words = (
+    'finetune', 'photos', '--init', 'model.npz', '--workdir', 'a', '--config.steps=2',
+  )  # fmt: skip
+  coordinator = f'localhost:{free_port()}'
+  hosts = [
+    start_vit_jax(tmp_path, *words, environment=host_environment(coordinator, 2, i, devices=3))
+    for i in range(2)
+  ]
+  with ThreadPoolExecutor() as pool:  # Both at once: a full pipe would stop a host.
+    (out, err), (other_out, other_err) = pool.map(lambda host: host.communicate(), hosts)
+  assert [host.returncode for host in hosts] == [0, 0], err + other_err
+  # 20 images, and 25 for evaluation, are no multiples of six devices.
+  assert '2 steps of 18 images' in out and '--config.data.eval_batch=24' in out
+  assert 'vit-jax predict' in out and 'fitting a linear probe' in err
+  assert all(line.startswith('[Gloo]') for line in other_out.splitlines())  # JAX's own.
+  assert 'model.npz' not in other_err and 'probe' not in other_err
 
 
 def test_a_time_that_is_too_short_says_how_much_is_needed(photos, tmp_path):

@@ -247,6 +247,15 @@ def gradients(config: ModelConfig):
   return jit(jax.value_and_grad(loss))(params)
 
 
+def assert_same_arrays(tree, expected):
+  """Assert that two trees are equal to 1e-5 of the largest value in all of them."""
+  assert jax.tree.structure(tree) == jax.tree.structure(expected)
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), tree, expected
+  )
+
+
 @pytest.fixture(scope='module')
 def plain_gradients():
   return gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2))
@@ -260,14 +269,8 @@ def plain_gradients():
 def test_remat_and_unroll_do_not_change_loss_and_gradients(fields, plain_gradients):
   expected, expected_grads = plain_gradients
   value, grads = gradients(ModelConfig(**SMALL, dropout=0.1, drop_path=0.2, **fields))
-  assert jax.tree.structure(grads) == jax.tree.structure(expected_grads)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
-  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest),
-    grads,
-    expected_grads,
-  )
+  assert_same_arrays(grads, expected_grads)
 
 
 def test_remat_policies_trade_memory_for_flops():

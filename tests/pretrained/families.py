@@ -235,7 +235,10 @@ def use_plain_convolutions(model):
 
 
 def redrawn(model, seed: int = 0):
-  """Replace every tensor of a PyTorch model by random values at the scale of trained ones."""
+  """Replace every tensor of a PyTorch model by random values at the scale of trained ones.
+
+  The statistics of batch norms are among them.
+  """
   import torch
 
   generator = torch.Generator().manual_seed(seed)
@@ -245,6 +248,7 @@ def redrawn(model, seed: int = 0):
       is_scale = name.endswith(
         ('norm.weight', 'norm1.weight', 'norm2.weight', 'norm3.weight', 'gamma', 'lambda1')
       )
+      is_scale |= name.endswith(('bn1.weight', 'bn2.weight', 'bn3.weight'))
       is_scale |= 'layernorm' in name and name.endswith('weight')
       is_scale |= 'layrnorm' in name and name.endswith('weight')
       is_scale |= name.endswith(('gamma_1', 'gamma_2'))
@@ -254,6 +258,11 @@ def redrawn(model, seed: int = 0):
         tensor.copy_(noise / tensor[0].numel() ** 0.5)
       else:
         tensor.copy_(0.1 * noise)
+    for name, tensor in model.named_buffers():
+      if name.endswith('running_var'):
+        tensor.copy_(torch.exp(0.1 * torch.randn(tensor.shape, generator=generator)))
+      elif name.endswith('running_mean'):
+        tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
   return model.eval()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import vit_jax
-from tests.pretrained.families import normalised, run
+from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.released_layout import draw
 from tests.pretrained.test_export import model
 from tests.tiny import get_config
@@ -38,27 +38,6 @@ TIMM_MODELS = {
 }
 
 
-def drawn(theirs, seed: int = 0):
-  """Draw every tensor of a PyTorch model at the scale of trained ones, statistics included."""
-  import torch
-
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for name, tensor in theirs.state_dict().items():
-      noise = torch.randn(tensor.shape, generator=generator)
-      if name.endswith('num_batches_tracked'):
-        continue
-      if name.endswith('running_var'):
-        tensor.copy_(torch.exp(0.1 * noise))
-      elif name.endswith(('gamma', 'weight')) and tensor.ndim == 1:
-        tensor.copy_(1 + 0.1 * noise)
-      elif tensor.ndim > 1 and name.endswith('weight'):
-        tensor.copy_(noise / tensor[0].numel() ** 0.5)
-      else:
-        tensor.copy_(0.1 * noise)
-  return theirs.eval()
-
-
 def saved(theirs, folder, name: str, arguments: dict, **pretrained):
   """Write the arrays and the config.json of a timm model, as timm does."""
   folder.mkdir(exist_ok=True)
@@ -72,7 +51,7 @@ def saved(theirs, folder, name: str, arguments: dict, **pretrained):
 @pytest.mark.parametrize('name', TIMM_MODELS)
 def test_a_grey_model_of_timm_has_timms_outputs(tmp_path, timm, name):
   arguments = {'in_chans': 1, 'num_classes': 10} | TIMM_MODELS[name]
-  theirs = drawn(timm.create_model(name, **arguments))
+  theirs = redrawn(timm.create_model(name, **arguments))
   side = arguments.get('img_size', 64)
   pretrained = {'mean': [0.3], 'std': [0.2], 'input_size': [1, side, side], 'crop_pct': 0.9}
   ours = vit_jax.load(saved(theirs, tmp_path / 'timm', name, arguments, **pretrained))
@@ -91,7 +70,7 @@ def test_a_grey_model_of_transformers_has_its_logits(tmp_path, transformers):
     hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96,
     image_size=64, patch_size=16, num_channels=1, num_labels=10,
   )  # fmt: skip
-  theirs = drawn(transformers.ViTForImageClassification(config))
+  theirs = redrawn(transformers.ViTForImageClassification(config))
   theirs.save_pretrained(tmp_path)
   transformers.ViTImageProcessor(
     size={'height': 64, 'width': 64}, image_mean=[0.3], image_std=[0.2]
@@ -152,7 +131,7 @@ def test_other_numbers_of_channels_are_refused_by_their_number(tmp_path, channel
 
 def test_statistics_of_three_channels_become_one_only_if_that_is_sure(tmp_path, timm):
   name, arguments = 'vit_base_patch16_224', {'in_chans': 1, 'img_size': 32, **SIZES}
-  theirs = drawn(timm.create_model(name, **arguments))
+  theirs = redrawn(timm.create_model(name, **arguments))
   imagenet = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
   equal = saved(theirs, tmp_path / 'a', name, arguments, mean=[0.5] * 3, std=[0.25] * 3)
   assert vit_jax.load(equal).config.mean == (127.5,)

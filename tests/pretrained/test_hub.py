@@ -1,9 +1,5 @@
 """Models of the Hugging Face hub, from a local server that speaks the hub's protocol."""
 
-import hashlib
-import http.server
-import json
-import threading
 from pathlib import Path
 
 import flax.traverse_util
@@ -12,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 import vit_jax
+from tests.pretrained.hub_server import COMMIT, OLD_COMMIT
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.data.preprocessing import Preprocessing
@@ -20,77 +17,6 @@ from vit_jax.pretrained.export import export_model
 from vit_jax.pretrained.hub import fetch_from_hub, parse_hub_name
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.pretrained.weight_files import choose_weights
-
-COMMIT, OLD_COMMIT = 40 * 'a', 40 * 'b'
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-  """Serve `server.repos`: {name: {file: bytes}}, with the weights behind a redirect."""
-
-  def do_HEAD(self):
-    self.do_GET()
-
-  def do_GET(self):
-    server, path = self.server, self.path.strip('/').split('?')[0]
-    server.requests.append((self.command, path))
-    if server.status:
-      return self.answer(server.status)
-    if path.startswith('cdn/'):
-      _, org, name, file = path.split('/')
-      return self.answer(200, server.repos[f'{org}/{name}'][file])
-    if path.startswith('api/models/'):
-      org, name, *rest = path.removeprefix('api/models/').split('/')
-      return self.model_info(f'{org}/{name}', rest[1] if rest else 'main')
-    org, name, _, revision, file = path.split('/')
-    return self.resolve(f'{org}/{name}', revision, file)
-
-  def model_info(self, name: str, revision: str):
-    if not self.is_accessible(name, revision):
-      return None
-    files = [{'rfilename': file} for file in self.server.repos[name]]
-    info = {'id': name, 'modelId': name, 'sha': self.commit(revision), 'siblings': files}
-    return self.answer(200, json.dumps(info).encode(), {'Content-Type': 'application/json'})
-
-  def resolve(self, name: str, revision: str, file: str):
-    if not self.is_accessible(name, revision):
-      return None
-    data = self.server.repos[name].get(file)
-    if data is None:
-      return self.answer(404, headers={'X-Error-Code': 'EntryNotFound'})
-    headers = {'X-Repo-Commit': self.commit(revision), 'ETag': f'"{hashlib.md5(data).hexdigest()}"'}
-    if not file.endswith('.safetensors'):
-      return self.answer(200, data, headers)
-    headers |= {
-      'X-Linked-Size': str(len(data)),
-      'X-Linked-ETag': f'"{hashlib.sha256(data).hexdigest()}"',
-      'Location': f'http://127.0.0.1:{self.server.server_port}/cdn/{name}/{file}',
-    }
-    return self.answer(302, b'', headers)
-
-  def is_accessible(self, name: str, revision: str) -> bool:
-    if name == 'org/gated' and self.headers.get('Authorization') != 'Bearer hf_token':
-      self.answer(403, headers={'X-Error-Code': 'GatedRepo'})
-    elif name not in self.server.repos:
-      self.answer(401, headers={'X-Error-Code': 'RepoNotFound'})
-    elif revision not in ('main', 'v1', COMMIT, OLD_COMMIT):
-      self.answer(404, headers={'X-Error-Code': 'RevisionNotFound'})
-    else:
-      return True
-    return False
-
-  def commit(self, revision: str) -> str:
-    return OLD_COMMIT if revision in ('v1', OLD_COMMIT) else COMMIT
-
-  def answer(self, status: int, data: bytes = b'', headers: dict[str, str] | None = None):
-    self.send_response(status)
-    for name, value in ((headers or {}) | {'Content-Length': str(len(data))}).items():
-      self.send_header(name, value)
-    self.end_headers()
-    if self.command == 'GET':
-      self.wfile.write(data)
-
-  def log_message(self, *args):
-    pass
 
 
 @pytest.fixture(scope='module')
@@ -111,21 +37,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path, folder):
-  """Return a simulated hub, and set up an empty cache."""
-  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+def hub(empty_hub, folder):
+  """Return a simulated hub with two models."""
   extra = {'README.md': b'# A model', 'model.fp16.safetensors': b'x', 'onnx/model.onnx': b'x'}
   files = {path.name: path.read_bytes() for path in folder.iterdir()}
-  server.repos = dict.fromkeys(('org/vit', 'org/gated'), files | extra)
-  server.requests, server.status = [], 0
-  thread = threading.Thread(target=server.serve_forever, daemon=True)
-  thread.start()
-  monkeypatch.setenv('HF_ENDPOINT', f'http://localhost:{server.server_port}')
-  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
-  yield server
-  server.shutdown()
-  server.server_close()
-  thread.join()
+  empty_hub.repos |= dict.fromkeys(('org/vit', 'org/gated'), files | extra)
+  return empty_hub
 
 
 def test_a_model_is_loaded_by_its_name_and_only_its_files_are_downloaded(hub, folder):

@@ -100,6 +100,20 @@ def test_a_batch_is_not_larger_than_the_data_and_the_learning_rate_follows_its_r
 
 
 @pytest.mark.parametrize(
+  ('platform', 'devices', 'images', 'batches'),
+  [
+    ('cpu', 1, 800, (20, 25)), ('cpu', 8, 800, (16, 24)), ('gpu', 6, 800, (126, 252)),
+    ('tpu', 8, 100, (96, 256)), ('tpu', 512, 10**6, (512, 512)), ('gpu', 8, 5, (8, 256)),
+  ],
+)  # fmt: skip
+def test_batches_are_the_largest_multiples_of_the_devices(platform, devices, images, batches):
+  settings = plan_settings(
+    pretrained(), platform, source='folder:a', images=images, max_labels=1, devices=devices
+  )
+  assert (settings['data.batch'], settings['data.eval_batch']) == batches
+
+
+@pytest.mark.parametrize(
   ('images', 'epochs'), [(10, 30), (999, 30), (1000, 20), (50_000, 10), (500_000, 5), (10**7, 2)]
 )
 def test_more_images_get_fewer_epochs(images, epochs):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from vit_jax.config_checks import CHOICES
 from vit_jax.errors import UserError
-from vit_jax.runtime.screen import print_stderr
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
 
@@ -157,11 +156,16 @@ PREPROCESSING_FLAGS = (
 )  # fmt: skip
 
 
-def add_model_flags(command: argparse.ArgumentParser, names: Iterable[str] = tuple(MODEL_FLAGS)):
+def add_model_flags(
+  command: argparse.ArgumentParser,
+  names: Iterable[str] = tuple(MODEL_FLAGS),
+  *,
+  required: bool = True,
+):
   """Add --init and a flag for each of the overrides of the model that `names` lists."""
   command.add_argument(
     '--init',
-    required=True,
+    required=required,
     metavar='SOURCE',
     help='a catalogue name, a file (.npz, .safetensors, .pth), a Hugging Face directory, '
     'a run directory, a URL, or hf:ORG/NAME',
@@ -293,6 +297,8 @@ def load_model(args: argparse.Namespace):
 
 
 def print_notes(model):
-  """Print to stderr what was assumed or left out when a model was loaded."""
+  """Print to stderr, on host 0, what was assumed or left out when a model was loaded."""
+  from vit_jax.runtime.cluster import print_on_first_host
+
   for note in model.notes:
-    print_stderr(f'{model.source}: {note}')
+    print_on_first_host(f'{model.source}: {note}')

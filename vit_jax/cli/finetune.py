@@ -14,8 +14,12 @@ from vit_jax.cli.arguments import (
 )
 from vit_jax.errors import UserError, mask_credentials
 
+DATA_HELP = (
+  'a folder of photos with a folder for each class, a .csv file of lines path,label;label, or a '
+  'source such as tfds:cifar10'
+)
 # The flags of the model that are also settings of a run.
-_MODEL_FLAGS = (
+FINETUNE_MODEL_FLAGS = (
   'size', 'positions', 'crop', 'short_side', 'interpolation', 'orient', 'jpeg_dct', 'mean', 'std',
   'gelu', 'norm_eps',
 )  # fmt: skip
@@ -25,38 +29,78 @@ def finetune(args: argparse.Namespace):
   """Fine-tune a model on a folder of photos, with settings that are chosen and printed."""
   from vit_jax.cli.jobs import default_workdir, parse_config_flags, training_runtime
   from vit_jax.config_checks import validate
-  from vit_jax.data.sources import open_source
 
   began = time.monotonic()
-  if args.time and _has_length(args.settings):
-    raise UserError('--time chooses the steps: give it without --config.steps and .epochs')
-  source = _source_name(args.data)
-  images = open_source(source, 'train')  # Raises UserError before JAX is loaded.
+  check_length_flags(args.time, args.settings)
+  source, images = open_photos(args.data)
   workdir = Path(args.workdir or default_workdir(Path(source.partition(':')[2]).stem))
   with training_runtime(args.workdir, **parse_host_flags(args)) as runtime:
     import jax
 
     from vit_jax.train import train
-    from vit_jax.training.finetune_plan import DEVICE_PLANS
 
-    model = load_model(args)
-    platform = jax.default_backend()
-    if platform not in DEVICE_PLANS:
-      raise UserError(
-        f'there is no plan for the platform {platform!r}, only for {", ".join(DEVICE_PLANS)}: '
-        'use vit-jax train'
-      )
-    flags = plan_flags(model, source, images, platform, args)
-    settings = [*format_flags(flags), *args.settings]
-    seconds = args.time or DEVICE_PLANS[platform].seconds
-    config = validate(parse_config_flags(_with_recipe(model, settings)))
-    if seconds and not _has_length(args.settings):
-      steps = _recorded_steps(workdir) or _steps_in(seconds, config, workdir, began)
-      settings = [*settings, f'--config.steps={steps}', '--config.epochs=0']
-      config = validate(parse_config_flags(_with_recipe(model, settings)))
-    print_plan(model, config, workdir)
+    model, settings = plan(args, source, images)
+    if seconds := planned_seconds(args.time, args.settings):
+      steps = _recorded_steps(workdir) or steps_in(seconds, settings, workdir, began)
+      settings = with_steps(settings, steps)
+    config = validate(parse_config_flags(settings))
+    is_first = jax.process_index() == 0
+    if is_first:
+      print_plan(model, config, workdir)
     train(config, workdir, **runtime)
-  print(f'\nvit-jax predict --init {shlex.quote(str(workdir))} IMAGE …')
+  if is_first:
+    print(f'\nvit-jax predict --init {shlex.quote(str(workdir))} IMAGE …')
+
+
+def check_length_flags(seconds: float | None, settings: list[str]):
+  """Raise UserError if the user gives both a time and a number of steps or epochs."""
+  if seconds and _has_length(settings):
+    raise UserError('--time chooses the steps: give it without --config.steps and .epochs')
+
+
+def open_photos(data: str):
+  """Return (name, source) of the training images of `data`, before JAX is loaded.
+
+  Raises UserError if there are none.
+  """
+  from vit_jax.data.sources import open_source
+
+  name = _source_name(data)
+  return name, open_source(name, 'train')
+
+
+def plan(args, source: str, images) -> tuple[object, list[str]]:
+  """Return the model and the flags of `train` for it, with a number of epochs.
+
+  Raises UserError if the devices have no plan.
+  """
+  import jax
+
+  from vit_jax.training.finetune_plan import DEVICE_PLANS
+
+  model = load_model(args)
+  platform = jax.default_backend()
+  if platform not in DEVICE_PLANS:
+    raise UserError(
+      f'there is no plan for the platform {platform!r}, only for {", ".join(DEVICE_PLANS)}: '
+      'use vit-jax train'
+    )
+  flags = plan_flags(model, source, images, platform, args)
+  return model, [f'--config={recipe_of(model)}', *format_flags(flags), *args.settings]
+
+
+def planned_seconds(seconds: float | None, settings: list[str]) -> float:
+  """Return the time that a run may take; 0 if the number of steps or epochs is given."""
+  import jax
+
+  from vit_jax.training.finetune_plan import DEVICE_PLANS
+
+  return 0 if _has_length(settings) else seconds or DEVICE_PLANS[jax.default_backend()].seconds
+
+
+def with_steps(settings: list[str], steps: int) -> list[str]:
+  """Return the flags with a number of steps instead of epochs."""
+  return [*settings, f'--config.steps={steps}', '--config.epochs=0']
 
 
 def _source_name(data: str) -> str:
@@ -76,6 +120,7 @@ def _source_name(data: str) -> str:
 
 def plan_flags(model, source: str, images, platform: str, args) -> dict[str, object]:
   """Return the planned settings that differ from the recipe's."""
+  from vit_jax.sharding.mesh import count_devices
   from vit_jax.training.finetune_plan import plan_settings
 
   settings = plan_settings(
@@ -86,6 +131,7 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
     max_labels=images.max_labels,
     class_counts=images.class_counts(),
     keep_size=args.size is not None,
+    devices=count_devices(),
   )
   settings['init'] = args.init
   if args.time:
@@ -95,7 +141,7 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
   for name in ('orient', 'jpeg_dct'):
     if (value := getattr(args, name)) is not None:
       settings[f'data.{name}'] = value
-  return differences_from_recipe(settings, _recipe(model))
+  return differences_from_recipe(settings, recipe_of(model))
 
 
 def differences_from_recipe(settings: dict[str, object], recipe: str) -> dict[str, object]:
@@ -107,12 +153,9 @@ def differences_from_recipe(settings: dict[str, object], recipe: str) -> dict[st
   return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
-def _recipe(model) -> str:
+def recipe_of(model) -> str:
+  """Return the recipe that a plan is based on."""
   return f'finetune:{model.config.variant},folder'
-
-
-def _with_recipe(model, settings: list[str]) -> list[str]:
-  return [f'--config={_recipe(model)}', *settings]
 
 
 def format_flags(settings: dict[str, object]) -> list[str]:
@@ -139,7 +182,7 @@ def _recorded_steps(workdir: Path) -> int:
   return read_run_config(workdir).steps if (workdir / 'config.json').is_file() else 0
 
 
-def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
+def steps_in(seconds: float, settings: list[str], workdir: Path, began: float) -> int:
   """Return the number of steps that fit into `seconds` since `began`, by measuring three.
 
   Raises UserError if these are too few for fine-tuning.
@@ -147,14 +190,17 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
   import numpy as np
   from jax.experimental.multihost_utils import broadcast_one_to_all
 
-  from vit_jax.runtime.screen import print_stderr
+  from vit_jax.cli.jobs import parse_config_flags
+  from vit_jax.config_checks import validate
+  from vit_jax.runtime.cluster import print_on_first_host
   from vit_jax.runtime.watchdog import Watchdog
   from vit_jax.training.finetune_plan import MIN_STEPS, fit_into_seconds
   from vit_jax.training.initial_head import MAX_PROBE_EXAMPLES
   from vit_jax.training.setup import set_up
   from vit_jax.training.step_time import measure_step_time
 
-  print_stderr('measuring the time of a step')
+  config = validate(parse_config_flags(settings))
+  print_on_first_host('measuring the time of a step')
   run = set_up(config, workdir, Watchdog())
   step, compilation = measure_step_time(run)
   train, test = len(run.train_source.labelled), len(run.eval_source)
@@ -179,8 +225,6 @@ def _steps_in(seconds: float, config, workdir: Path, began: float) -> int:
 
 def print_plan(model, config, workdir: Path):
   """Print what was chosen, and the command that does the same."""
-  from vit_jax.config import flatten_config
-
   data, optim = config.data, config.optim
   length = f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'
   first = {
@@ -188,9 +232,7 @@ def print_plan(model, config, workdir: Path):
     'new': 'a head of zeros',
     'keep': 'the head of the model',
   }[config.init_head]
-  flags = format_flags(differences_from_recipe(flatten_config(config), _recipe(model)))
-  words = ['vit-jax', 'train', *_with_recipe(model, flags), f'--workdir={workdir}']
-  command = shlex.join(words)
+  command = format_train_command(config, recipe_of(model), workdir)
   print(
     f'{model.source}: {config.model.variant}\n'
     f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'
@@ -201,6 +243,14 @@ def print_plan(model, config, workdir: Path):
   )
 
 
+def format_train_command(config, recipe: str, workdir: Path) -> str:
+  """Return the command that trains with a config, as a shell reads it."""
+  from vit_jax.config import flatten_config
+
+  flags = format_flags(differences_from_recipe(flatten_config(config), recipe))
+  return shlex.join(['vit-jax', 'train', f'--config={recipe}', *flags, f'--workdir={workdir}'])
+
+
 def add(commands):
   """Add the command and its arguments."""
   command = commands.add_parser('finetune', help=finetune.__doc__, description=finetune.__doc__)
@@ -209,12 +259,7 @@ def add(commands):
     '--config.FIELD=VALUE changes a setting of the plan. The tables of the plan are in '
     'vit_jax/training/finetune_plan.py.'
   )
-  command.add_argument(
-    'data',
-    metavar='DATA',
-    help='a folder of photos with a folder for each class, a .csv file of lines path,label;label, '
-    'or a source such as tfds:cifar10',
-  )
+  command.add_argument('data', metavar='DATA', help=DATA_HELP)
   command.add_argument(
     '--time',
     type=duration,
@@ -225,5 +270,5 @@ def add(commands):
   command.add_argument(
     '--workdir', metavar='DIR', help='run directory; by default runs/FOLDER-TIME'
   )
-  add_model_flags(command, _MODEL_FLAGS)
+  add_model_flags(command, FINETUNE_MODEL_FLAGS)
   add_host_flags(command)

@@ -150,9 +150,13 @@ def run_and_report_errors(function: Callable[[], object]):
 
 def default_workdir(recipe: str) -> str:
   """Return runs/RECIPE-TIME, such as 'runs/finetune-S_16_folder-20250131-120000'."""
+  return f'runs/{name_run(recipe)}-{time.strftime("%Y%m%d-%H%M%S")}'
+
+
+def name_run(recipe: str) -> str:
+  """Return the name of a recipe's runs, such as 'finetune-S_16_folder'."""
   file, _, argument = recipe.partition(':')
-  name = '-'.join([Path(file).stem, *([re.sub(r'[^\w.]+', '_', argument)] if argument else [])])
-  return f'runs/{name}-{time.strftime("%Y%m%d-%H%M%S")}'
+  return '-'.join([Path(file).stem, *([re.sub(r'[^\w.]+', '_', argument)] if argument else [])])
 
 
 def enable_compilation_cache():

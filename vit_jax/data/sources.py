@@ -31,6 +31,7 @@ import numpy as np
 
 from vit_jax.data.class_names import check_class_names
 from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
+from vit_jax.data.held_out import parse_part, take_part
 from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
 from vit_jax.errors import UserError, did_you_mean
@@ -206,7 +207,8 @@ def open_source(
 
   Args:
     name: KIND:NAME, such as 'tfds:cifar10'.
-    split: A split in TFDS's syntax; '' selects the default evaluation split.
+    split: A split in TFDS's syntax, or a part of one as in held_out.py; '' selects the default
+      evaluation split.
     dir: The directory of TFDS datasets; '' selects TFDS's default.
     stores: {KIND: store}.
 
@@ -251,20 +253,34 @@ def _default_eval_split(store) -> str:
 
 
 def _parse_split(spec: str, store) -> list[tuple[str, int, int]]:
-  """Parse 'train[:98%]+test' into [(split, start, stop), …]."""
-  names = [part.partition('[')[0].strip() for part in spec.split('+')]
-  for name in names:
-    if name not in (*store.splits, 'all'):
-      near = did_you_mean(name, store.splits, list_known=False)
+  """Parse 'train[:98%]+test' or 'train/held_out:10%' into [(split, start, stop), …]."""
+  name = spec
+  spec, part, fraction = parse_part(spec)
+  names = [term.partition('[')[0].strip() for term in spec.split('+')]
+  for split in names:
+    if split not in (*store.splits, 'all'):
+      near = did_you_mean(split, store.splits, list_known=False)
       has = ', '.join(store.splits)
-      raise UserError(f'{store.title} has no split {name!r}: it has {has}.{near}')
+      raise UserError(f'{store.title} has no split {split!r}: it has {has}.{near}')
   names = store.splits if 'all' in names else names
   lengths = {name: store.shard_lengths(name) for name in names}
   spans = _resolve_split(spec, lengths, store.title)
-  spans = [(name, start, stop) for name, start, stop in spans if stop > start]
+  spans = [(split, start, stop) for split, start, stop in spans if stop > start]
+  if part:
+    spans = take_part(spans, part, fraction, getattr(store, 'read_labels', None))
   if not spans:
-    raise UserError(f'{store.title} has no examples in the split {spec!r}')
+    hint = _explain_no_examples(store, 'held_out' if part else spec)
+    raise UserError(f'{store.title} has no examples in the split {name!r}{hint}')
   return spans
+
+
+def _explain_no_examples(store, split: str) -> str:
+  """Return what to do if a folder or CSV file has too few images to hold some out, or ''."""
+  if store.title.partition(':')[0] not in USER_FILE_KINDS or split not in ('test', 'held_out'):
+    return ''
+  advice = ': each class needs two images or more, of which one is held out'
+  other = '. To evaluate on another folder, give --config.data.eval=folder:PATH'
+  return advice + (other if split == 'test' else '')
 
 
 def _resolve_split(

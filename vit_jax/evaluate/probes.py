@@ -129,11 +129,16 @@ def check_one_label(name: str, *sources: Source):
 
 
 def extract_probe_features(
-  evaluator: Evaluator, params: dict, pool: Source, test: Source
+  evaluator: Evaluator, params: dict, pool: Source, test: Source | None
 ) -> ProbeFeatures:
-  """Compute the features of all examples that can be read and have a label."""
+  """Compute the features of all examples that can be read and have a label.
+
+  Without `test` there are no test features.
+  """
   train_features, train_labels = _extract_labelled(evaluator, params, pool)
-  test_features, test_labels = _extract_labelled(evaluator, params, test)
+  test_features, test_labels = train_features[:0], train_labels[:0]
+  if test is not None:
+    test_features, test_labels = _extract_labelled(evaluator, params, test)
   return ProbeFeatures(
     train_features=train_features,
     train_labels=train_labels,

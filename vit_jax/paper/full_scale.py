@@ -11,7 +11,7 @@ from vit_jax.data.vtab import VTAB_TASKS
 from vit_jax.models.families import family_name
 from vit_jax.paper.published import read_published_table
 from vit_jax.paper.runs import ExperimentRun, init_chain, repeat_over_seeds
-from vit_jax.recipes import import_recipe
+from vit_jax.recipes import load_sweep_rates
 
 JFT, IMAGENET_21K, IMAGENET_1K = 'JFT-300M', 'ImageNet-21k', 'ImageNet'
 _PRETRAIN_CONFIG = 'configs/pretrain.py'
@@ -76,7 +76,7 @@ def _finetune_runs(
     settings=real | settings,
     init=start,
     measures=('accuracy', 'real/imagenet2012_top1') if real else ('accuracy',),
-    learning_rates=import_recipe(FINETUNE_CONFIG).RECIPES[data][-1],
+    learning_rates=load_sweep_rates(f'{FINETUNE_CONFIG}:{model},{data}'),
     held_out_from=held_out,
     alternative_config=f'{_HYPERRULE_CONFIG}:{model},{data}'
     if family_name(model) == 'BiT ResNet'

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import jax
+from jax.experimental.multihost_utils import sync_global_devices
 
 from vit_jax.errors import UserError
 from vit_jax.metrics.records import read_metrics
@@ -22,7 +23,7 @@ from vit_jax.paper.runs import (
   run_workdir,
   sweep_candidates,
 )
-from vit_jax.runtime.files import escape_formula
+from vit_jax.runtime.files import escape_formula, write_atomically
 from vit_jax.runtime.screen import print_stderr
 from vit_jax.sharding.mesh import describe_mesh, make_mesh
 from vit_jax.train import train
@@ -42,22 +43,25 @@ def execute_runs(runs: list[ExperimentRun], root: Path) -> list[dict]:
   records = []
   for i, run in enumerate(runs):
     for start in [*init_chain(run)][:-1]:
-      _load_or_train(start, root)
+      load_or_train(start, root)
     chosen = select_best_candidate(run, root) if run.is_swept else run
-    records += _result_to_records(run, _load_or_train(chosen, root))
+    records += _result_to_records(run, load_or_train(chosen, root))
     print_stderr(f'[{i + 1}/{len(runs)}] {run.row}, {run.column}: {_format_last_record(records)}')
   return records
 
 
 def select_best_candidate(run: ExperimentRun, root: Path) -> ExperimentRun:
   """Return the candidate with the highest accuracy on the held-out examples."""
-  results = [_load_or_train(candidate, root) for candidate in sweep_candidates(run)]
+  results = [load_or_train(candidate, root) for candidate in sweep_candidates(run)]
   accuracies = [final_value(result, 'accuracy') for result in results]
   return run_candidates(run)[accuracies.index(max(accuracies))]
 
 
-def _load_or_train(run: ExperimentRun, root: Path) -> dict:
-  """Return the result.json of the run's directory. The run is trained first if there is none."""
+def load_or_train(run: ExperimentRun, root: Path, **options) -> dict:
+  """Return the result.json of the run's directory. The run is trained first if there is none.
+
+  `options` are those of `train`.
+  """
   workdir = run_workdir(run, root)
   path = workdir / 'result.json'
   if not path.is_file():
@@ -65,7 +69,7 @@ def _load_or_train(run: ExperimentRun, root: Path) -> dict:
     config = run.build_config(
       str(run_workdir(init, root)) if isinstance(init, ExperimentRun) else init
     )
-    train(config, workdir)
+    train(config, workdir, **options)
     jax.clear_caches()  # The next run has other programs.
     settings = ' '.join(
       f'{name}={format_flag_value(value)}' for name, value in run.settings.items() if name != 'seed'
@@ -78,9 +82,9 @@ def _load_or_train(run: ExperimentRun, root: Path) -> dict:
       'device': describe_mesh(make_mesh(1, batches={})),
       **_read_run_measurements(workdir),
     }
-    temporary = workdir / '.result.json'
-    temporary.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-    temporary.replace(path)  # Atomic, so that the file is complete if it exists.
+    if jax.process_index() == 0:
+      write_atomically(path, json.dumps(result, indent=1) + '\n')
+    sync_global_devices(f'{path} written')
   return json.loads(path.read_text(encoding='utf-8'))
 
 

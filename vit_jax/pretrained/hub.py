@@ -13,7 +13,7 @@ from vit_jax.errors import UserError, one_line
 from vit_jax.pretrained.weight_files import SAFETENSORS_FILES, TORCH_FILE, choose_weights
 
 HUB_PREFIX = 'hf:'
-# Read from the repository where it has them.
+# Read from the repository where it has them, beside the NAME.json of a NAME.npz.
 SETTINGS_FILES = ('config.json', 'preprocessor_config.json')
 WEIGHT_SUFFIXES = ('.safetensors', '.npz', '.bin')
 _NAME_PATTERN = re.compile(r'[\w.-]+/[\w.-]+', re.ASCII)
@@ -53,10 +53,11 @@ def fetch_from_hub(source: str) -> Path:
   files = _list_files(source, name, revision)
   weights = choose_weights(files, source)
   paths = []
-  for file in [*weights, *(file for file in SETTINGS_FILES if file in files)]:
+  sidecars = [f'{file[:-4]}.json' for file in weights if file.endswith('.npz')]
+  for file in [*weights, *(file for file in (*SETTINGS_FILES, *sidecars) if file in files)]:
     try:
       # By revision, not by commit, so that the cache knows the commit when there is no network.
-      path = hf_hub_download(name, file, revision=revision, endpoint=_endpoint())
+      path = hf_hub_download(name, file, revision=revision, endpoint=hub_endpoint())
     except Exception as error:
       raise _explain(source, name, error) from None
     paths.append(Path(path))
@@ -70,9 +71,9 @@ def _list_files(source: str, name: str, revision: str | None) -> list[str]:
   from huggingface_hub import HfApi
 
   try:
-    info = HfApi(endpoint=_endpoint()).model_info(name, revision=revision, timeout=30)
+    info = HfApi(endpoint=hub_endpoint()).model_info(name, revision=revision, timeout=30)
   except Exception as error:
-    files = _list_cached_files(name, revision) if _is_unreachable(error) else []
+    files = _list_cached_files(name, revision) if is_unreachable(error) else []
     if not any(file.endswith(WEIGHT_SUFFIXES) for file in files):
       raise _explain(source, name, error) from None
     return files
@@ -90,12 +91,12 @@ def _list_cached_files(name: str, revision: str | None) -> list[str]:
   return []
 
 
-def _endpoint() -> str | None:
+def hub_endpoint() -> str | None:
   """Return the URL of another hub, read now and not when the library was imported."""
   return os.environ.get('HF_ENDPOINT') or None
 
 
-def _is_unreachable(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
   """Return whether an error means that the hub did not answer, or must not be asked."""
   from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -108,7 +109,7 @@ def _explain(source: str, name: str, error: Exception) -> UserError:
   """Return the one-line error with what to do."""
   from huggingface_hub import errors
 
-  hub = _endpoint() or 'https://huggingface.co'
+  hub = hub_endpoint() or 'https://huggingface.co'
   if isinstance(error, errors.GatedRepoError):
     remedy = f'accept its conditions at {hub}/{name}, then log in with `hf auth login`'
     return UserError(f'{source} is only for users who accepted its conditions; {remedy}')

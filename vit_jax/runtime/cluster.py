@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 
 from vit_jax.errors import EXIT_CRASH, EXIT_RESTART, UserError, format_error
 from vit_jax.runtime.rendezvous import meet
+from vit_jax.runtime.screen import print_stderr
 
 _COORDINATOR_PORT = 8476
 _GCE_METADATA_URL = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
@@ -198,3 +199,11 @@ def broadcast_first(text: str) -> str:
   line = np.frombuffer(text.encode()[:1024].ljust(1024, b'\0'), np.uint8)
   texts = [bytes(row).rstrip(b'\0').decode(errors='ignore') for row in process_allgather(line)]
   return next(filter(None, texts), '')
+
+
+def print_on_first_host(text: str):
+  """Print a line to stderr on host 0 alone. Call it when this process has joined the others."""
+  import jax
+
+  if jax.process_index() == 0:
+    print_stderr(text)

@@ -59,6 +59,7 @@ def plan_settings(
   max_labels: int,
   class_counts: np.ndarray | None = None,
   keep_size: bool = False,
+  devices: int = 1,
 ) -> dict[str, object]:
   """Return {'data.batch': 20, …}: the settings that differ from those of configs/finetune.py.
 
@@ -70,14 +71,15 @@ def plan_settings(
     max_labels: the largest number of labels of an image.
     class_counts: the number of images of each class, if it is known.
     keep_size: use the size of the model on every device.
+    devices: the number of devices of all hosts, which divides the batches.
   """
   device = DEVICE_PLANS[platform]
   size = plan_size(model, 0 if keep_size else device.max_patches)
-  batch = max(1, min(device.batch, images))
+  batch = divisible(min(device.batch, images), devices)
   return {
     'data.train': source,
     'data.batch': batch,
-    'data.eval_batch': device.eval_batch,
+    'data.eval_batch': divisible(device.eval_batch, devices),
     'data.size': size,
     'data.crop_area': (0.4, 1.0),
     'data.workers': device.workers,
@@ -95,6 +97,11 @@ def plan_settings(
     'eval_every': '0' if device.seconds else '1ep',
     'save_every': '0' if device.seconds else '1ep',
   }
+
+
+def divisible(batch: int, devices: int) -> int:
+  """Return the largest multiple of `devices` up to `batch`, and at least one image each."""
+  return max(1, batch // devices) * devices
 
 
 def plan_model(model: PretrainedModel, device: DevicePlan) -> dict[str, object]:

@@ -19,7 +19,7 @@ from vit_jax.evaluate.linear_probe import fit_linear_probe
 from vit_jax.evaluate.probes import ProbeFeatures, check_one_label, extract_probe_features
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.pretrained.model import PretrainedModel
-from vit_jax.runtime.screen import print_stderr
+from vit_jax.runtime.cluster import print_on_first_host
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.mesh import shard_from_host
 from vit_jax.training.setup import Run
@@ -32,8 +32,9 @@ INVERSE_L2S = (1e-3, 1e-2, 1e-1, 1.0)  # A coarse grid: training refines the hea
 class InitialHead:
   """The head of a run: checks its classes, or fits it to the features of the first parameters."""
 
-  def __init__(self, run: Run, watchdog: Watchdog):
-    self._run, self._watchdog = run, watchdog
+  def __init__(self, run: Run, watchdog: Watchdog, *, evaluate: bool = True):
+    """`evaluate` measures the accuracy of a fitted head on the evaluation split."""
+    self._run, self._watchdog, self._evaluate = run, watchdog, evaluate
     self._metrics: dict[str, float] = {}
 
   def check_classes(self, pretrained: PretrainedModel):
@@ -56,9 +57,9 @@ class InitialHead:
     """
     run, began = self._run, time.monotonic()
     pool = run.train_source.labelled.subsample(MAX_PROBE_EXAMPLES)
-    test = run.eval_source.subsample(MAX_PROBE_EXAMPLES)
-    check_one_label(run.config.data.train, pool, test)
-    print_stderr(f'fitting a linear probe to the features of {len(pool):,} images')
+    test = run.eval_source.subsample(MAX_PROBE_EXAMPLES) if self._evaluate else None
+    check_one_label(run.config.data.train, *filter(None, (pool, test)))
+    print_on_first_host(f'fitting a linear probe to the features of {len(pool):,} images')
     features = extract_probe_features(self._make_evaluator(), params, pool, test)
     if len(np.unique(features.train_labels)) < 2:
       raise UserError(

@@ -27,9 +27,9 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate.pseudo_labelling import write_pseudo_labels
 from vit_jax.metrics.records import format_metrics
 from vit_jax.pretrained.loading import load
+from vit_jax.runtime.cluster import print_on_first_host
 from vit_jax.runtime.files import read_json_object, write_atomically
 from vit_jax.runtime.preemption import Preemption
-from vit_jax.runtime.screen import print_stderr
 from vit_jax.runtime.watchdog import Watchdog
 
 STAGE_RESULT_FILE = 'done.json'  # Written into a stage's directory when the stage is complete.
@@ -132,8 +132,7 @@ def self_train(
       sync_global_devices(f'{name} done')
       jax.clear_caches()  # The next stage has other programs.
     results[name] = read_json_object(done)
-    if jax.process_index() == 0:
-      print_stderr(f'{name}: {format_metrics(results[name])}')
+    print_on_first_host(f'{name}: {format_metrics(results[name])}')
   return results
 
 
