@@ -14,6 +14,7 @@ from vit_jax.cli import (
   models,
   plan,
   predict,
+  report,
   selftrain,
   tables,
   train,
@@ -23,8 +24,8 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  finetune, train, data, models, predict, evaluate, figures, export, selftrain, plan, launch,
-  doctor, tables, verify,
+  finetune, train, data, models, predict, evaluate, report, figures, export, selftrain, plan,
+  launch, doctor, tables, verify,
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from tests.pretrained.released_layout import google_file
 from tests.runs import ENVIRONMENT, ROOT
 from vit_jax.cli.arguments import Parser, duration
-from vit_jax.cli.finetune import format_flags
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.recipes import format_flags
 
 COLORS = {'red': (200, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 200)}
 
