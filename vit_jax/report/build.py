@@ -23,9 +23,10 @@ from vit_jax.report.attention import MAX_IMAGES, analyze_attention
 from vit_jax.report.charts import draw_attention_distance, draw_calibration, draw_curves
 from vit_jax.report.classes import SHOWN_EXAMPLES, summarize_predictions
 from vit_jax.report.page import Report
-from vit_jax.report.run_facts import RunFacts, equivalent_command, read_run
+from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts, equivalent_command, read_run
 from vit_jax.report.summary import (
   describe_evaluation,
+  describe_result,
   describe_run,
   differing_settings,
   evaluation_numbers,
@@ -56,17 +57,18 @@ def report_run(workdir: Path, *, with_model: bool = True) -> Report:
   if not run.config.mask.target:
     result = _read_predictions(run) or _evaluate(run, model, source, notes)
   predictions = result and summarize_predictions(result, run.labels, run.config.loss)
+  split, baselines = source.split if source else '', _baselines(run, result)
   report = Report(
     title=run.name,
-    sentences=describe_run(run, model),
-    numbers=run_numbers(run, predictions, _majority(run, result)),
+    sentences=describe_run(run, model) + describe_result(predictions, split, baselines),
+    numbers=run_numbers(run, predictions, baselines),
     command=equivalent_command(run.config),
     versions=run.versions,
     warnings=run.warnings,
     notes=notes,
     curves=draw_curves({run.name: run.records}),
     predictions=predictions,
-    split=source.split if source else '',
+    split=split,
     calibration=result and _draw_calibration(result),
   )
   steps = read_run_preprocessing(workdir)
@@ -157,18 +159,18 @@ def _evaluate(run: RunFacts, model, source, notes: list[str]) -> ClassificationR
   return dataclasses.replace(result, places=indices[result.places])
 
 
-def _majority(run: RunFacts, result: ClassificationResult | None) -> float | None:
-  """Return the accuracy of always predicting the most frequent training class, if it is known."""
-  if result is None or not result.examples:
-    return None
-  data = run.config.data
+def _baselines(run: RunFacts, result: ClassificationResult | None) -> dict[str, float]:
+  """Return the recorded baselines, and the accuracy of the most frequent training class."""
+  name, data = BASELINE_NAMES['majority'], run.config.data
+  if name in run.baselines or result is None or not result.examples:
+    return run.baselines
   try:
     counts = open_source(data.train, data.split, dir=data.dir).class_counts()
   except UserError:
-    return None
+    return run.baselines
   if counts is None:
-    return None
-  return float((result.labels == counts.argmax()).any(axis=1).mean())
+    return run.baselines
+  return run.baselines | {name: float((result.labels == counts.argmax()).any(axis=1).mean())}
 
 
 def _draw_calibration(result: ClassificationResult):
@@ -193,8 +195,12 @@ def _add_images(report: Report, source, data: DataConfig, steps: Preprocessing) 
 
 
 def _example_names(source, places: list[int]) -> dict[int, str]:
-  """Return the name of each example."""
-  return {place: str(source[place][2]) for place in places}
+  """Return the name of each example: of a file of the user, the file and its folder."""
+  names = {place: str(source[place][2]) for place in places}
+  return {
+    place: '/'.join(Path(name).parts[-2:]) if source.is_user_file(place) else name
+    for place, name in names.items()
+  }
 
 
 def _read_batch(run: RunFacts) -> list[tuple[str, str]]:

@@ -66,6 +66,8 @@ def _draw_panel(title: str, names: list[str], runs: dict[str, list[dict]]) -> Ch
     color, dash = (_COLORS[m % 8], 'solid') if len(runs) == 1 else (_COLORS[r % 8], _DASHES[m % 4])
     label = metric if len(runs) == 1 else (run if len(names) == 1 else f'{run}: {metric}')
     _add_line(figure, points, label=label, metric=metric, run=run, color=color, dash=dash)
+  if title.startswith('Skipped'):
+    figure.y_range.update(start=0, min_interval=1)
   _style_legend(figure, len(runs) * len(names) > 1)
   return Chart(title, figure, f'{title} over the steps. {" ".join(spoken)}')
 
@@ -123,6 +125,7 @@ def draw_attention_distance(pixels: np.ndarray) -> Chart:
     tooltips=[('layer', '@layer'), ('head', '@head'), ('distance', '@pixels{0.0} pixels')],
   )
   figure.y_range.start = 0
+  figure.xaxis.ticker = _whole_numbers()
   data = _column_source(layer=layers, head=heads, pixels=pixels.ravel())
   figure.scatter('layer', 'pixels', size=8, source=data, color=_COLORS[0], fill_alpha=0.6)
   means = ', '.join(f'{value:.1f}' for value in pixels.mean(axis=1))
@@ -194,6 +197,12 @@ def _column_source(**columns):
   from bokeh.models import ColumnDataSource
 
   return ColumnDataSource({name: list(np.asarray(v).tolist()) for name, v in columns.items()})
+
+
+def _whole_numbers():
+  from bokeh.models import BasicTicker
+
+  return BasicTicker(min_interval=1)
 
 
 def _formatter(text: str):

@@ -76,8 +76,8 @@ def write_page(report: Report, path: Path):
 
 
 def _format_percent(value: float) -> str:
-  """Return '12.3 %', or a dash for NaN."""
-  return '-' if math.isnan(value) else f'{value:.1%}'.replace('%', ' %')
+  """Return '12.3%', or a dash for NaN."""
+  return '-' if math.isnan(value) else f'{value:.1%}'
 
 
 def _format_ratio(value: float | int) -> str:

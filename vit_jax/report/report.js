@@ -74,7 +74,8 @@ function startExplorer({ grid: [rows, columns], layers, heads, token, images }) 
   const patches = rows * columns, queries = patches + (token ? 1 : 0);
   const view = byId('attention-view'), overview = byId('attention-heads'), tile = document.createElement('canvas');
   const picture = new Image(), side = 320;
-  const scale = Math.max(1, Math.floor(40 / columns));  // Pixels of a patch in the overview.
+  // Pixels of a patch in the overview.
+  const scale = Math.max(1, Math.floor(Math.min(64, 480 / heads) / columns));
   let weights = null, query = token ? -1 : 0;  // -1 is the class token.
   tile.width = columns;
   tile.height = rows;
@@ -92,6 +93,11 @@ function startExplorer({ grid: [rows, columns], layers, heads, token, images }) 
     const mean = new Float32Array(patches);
     for (let h = 0; h < heads; h++) map(layer, h).forEach((value, i) => { mean[i] += value / heads; });
     return mean;
+  }
+
+  function lookers() {
+    const layer = Number(byId('attention-layer').value) + 1, head = Number(byId('attention-head').value) + 1;
+    return head ? `head ${head} of layer ${layer} looks` : `the heads of layer ${layer} look on average`;
   }
 
   function drawTile(context, values, color, x, y, width, height) {
@@ -124,7 +130,7 @@ function startExplorer({ grid: [rows, columns], layers, heads, token, images }) 
     const best = values.indexOf(Math.max(...values));
     const place = (i) => `row ${Math.floor(i / columns) + 1}, column ${(i % columns) + 1}`;
     byId('attention-text').textContent =
-      `From ${query < 0 ? 'the class token' : place(query)}, layer ${Number(byId('attention-layer').value) + 1} looks most at ${place(best)}.`;
+      `From ${query < 0 ? 'the class token' : place(query)}, ${lookers()} most at ${place(best)}.`;
   }
 
   function moveTo(next) {

@@ -3,6 +3,7 @@
 import jax
 
 from vit_jax.config import flatten_config
+from vit_jax.models.families import family_name, with_article
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
 
@@ -11,7 +12,6 @@ _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
   'mean_average_precision': 'mAP',
   'expected_calibration_error': 'ECE',
 }
-_MAJORITY = BASELINE_NAMES['majority']
 
 
 def describe_run(run: RunFacts, model=None) -> list[str]:
@@ -22,10 +22,11 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
   if model is not None:
     count = f' with {sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters'
   origin = f'fine-tuned from {config.init}' if config.init else 'trained from random parameters'
+  family = with_article(family_name(config.model.variant))
   classes = f'{len(run.labels):,} classes' if run.labels else 'no classes'
   return [
-    f'{config.model.variant}{count}, {origin} on {data.train} {data.split} ({classes}) at {size} '
-    'pixels.',
+    f'{config.model.variant}, {family}{count}, {origin} on {data.train} {data.split} ({classes}) '
+    f'at {size} pixels.',
     f'{run.last_step:,} steps of {data.batch:,} images with {optim.name}, learning rate '
     f'{optim.lr:g}, loss {config.loss}'
     + (f' and mixup {config.mixup:g}' if config.mixup else '')
@@ -35,22 +36,33 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
   ]
 
 
+def describe_result(
+  predictions: Predictions | None, split: str, baselines: dict[str, float]
+) -> list[str]:
+  """Return a sentence about the accuracy beside the baselines, or none without predictions."""
+  if predictions is None or not predictions.examples:
+    return []
+  words = [
+    f'Of {predictions.examples:,} images of the split {split or "of the evaluation"}, '
+    f'{predictions.accuracy:.2%} are classified correctly'
+  ]
+  words += [f'{name}: {value:.2%}' for name, value in baselines.items()]
+  return ['; '.join(words) + '.']
+
+
 def _speed(run: RunFacts) -> str:
   speeds = [r['images_per_second'] for r in run.records if 'images_per_second' in r]
   return f', at last {speeds[-1]:,.0f} images per second' if speeds else ''
 
 
 def run_numbers(
-  run: RunFacts, predictions: Predictions | None, majority: float | None
+  run: RunFacts, predictions: Predictions | None, baselines: dict[str, float]
 ) -> list[tuple[str, str]]:
   """Return (name, value) of the last evaluation and of what it is compared with."""
   evaluation = {n: v for n, v in run.last_evaluation.items() if n not in ('step', 'kind')}
   numbers = [
     (name.replace('_', ' '), format_number(name, value)) for name, value in evaluation.items()
   ]
-  baselines = dict(run.baselines)
-  if majority is not None:
-    baselines.setdefault(_MAJORITY, majority)
   places = [(name, format_number('accuracy', value)) for name, value in baselines.items()]
   statistics = predictions.statistics if predictions else {}
   more = [
