@@ -143,7 +143,7 @@ def test_several_runs_show_the_settings_that_differ(hostile_run, tmp_path):
 
 def test_the_command_gives_the_config_of_the_run(hostile_run):
   config = read_run(hostile_run).config
-  words = shlex.split(equivalent_command(config))
+  words = shlex.split(' '.join(equivalent_command(config)))
   assert words[:2] == ['vit-jax', 'train']
   assert config_to_dict(parse_config_flags(words[2:])) == config_to_dict(config)
 

@@ -68,6 +68,7 @@ def _draw_panel(title: str, names: list[str], runs: dict[str, list[dict]]) -> Ch
     _add_line(figure, points, label=label, metric=metric, run=run, color=color, dash=dash)
   if title.startswith('Skipped'):
     figure.y_range.update(start=0, min_interval=1)
+  _hover_tool(figure).renderers = list(figure.select(name='dots'))  # Not of the lines, too.
   _style_legend(figure, len(runs) * len(names) > 1)
   return Chart(title, figure, f'{title} over the steps. {" ".join(spoken)}')
 
@@ -83,7 +84,7 @@ def _add_line(figure, points: list[tuple[int, float]], *, label, metric, run, co
   )
   style = {'source': data, 'color': color, 'legend_label': label}
   figure.line('step', 'value', line_width=2, line_dash=dash, **style)
-  figure.scatter('step', 'value', size=6 if len(steps) < 60 else 3, **style)
+  figure.scatter('step', 'value', size=6 if len(steps) < 60 else 3, name='dots', **style)
 
 
 def draw_calibration(confidence: np.ndarray, correct: np.ndarray) -> Chart:
@@ -175,7 +176,11 @@ def _new_figure(x: str, y: str, *, tooltips: list[tuple[str, str]] | None = None
     outline_line_color=None,
     **options,
   )
-  chart.add_tools(HoverTool(tooltips=tooltips))
+  # Bokeh escapes the values. The colors of its own table have too little contrast.
+  lines = ''.join(f'<div>{name}: <b>{value}</b></div>' for name, value in tooltips)
+  chart.add_tools(
+    HoverTool(tooltips=f'<div style="color: #1a1c20; background: #ffffff">{lines}</div>')
+  )
   chart.grid.grid_line_alpha = 0.25
   chart.grid.grid_line_color = '#808080'
   return chart
@@ -197,6 +202,12 @@ def _column_source(**columns):
   from bokeh.models import ColumnDataSource
 
   return ColumnDataSource({name: list(np.asarray(v).tolist()) for name, v in columns.items()})
+
+
+def _hover_tool(figure):
+  from bokeh.models import HoverTool
+
+  return figure.select_one(HoverTool)
 
 
 def _whole_numbers():

@@ -24,7 +24,7 @@ class Report:
   title: str
   sentences: list[str]
   numbers: list[tuple[str, str]] = ()  # (name, value), the most important first.
-  command: str = ''
+  command: list[str] = ()  # Its words, quoted for a shell.
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
   warnings: list[str] = ()
   notes: list[str] = ()  # Which sections are missing and why.

@@ -75,7 +75,7 @@ function startExplorer({ grid: [rows, columns], layers, heads, token, images }) 
   const view = byId('attention-view'), overview = byId('attention-heads'), tile = document.createElement('canvas');
   const picture = new Image(), side = 320;
   // Pixels of a patch in the overview.
-  const scale = Math.max(1, Math.floor(Math.min(64, 480 / heads) / columns));
+  const scale = Math.max(1, Math.floor(Math.min(64, 480 / heads, 560 / layers) / columns));
   let weights = null, query = token ? -1 : 0;  // -1 is the class token.
   tile.width = columns;
   tile.height = rows;
@@ -127,6 +127,11 @@ function startExplorer({ grid: [rows, columns], layers, heads, token, images }) 
           head * (columns * scale + 3), layer * (rows * scale + 3), columns * scale, rows * scale);
       }
     }
+    const [layer, head] = [Number(byId('attention-layer').value), Number(byId('attention-head').value)];
+    const [w, h] = [columns * scale + 3, rows * scale + 3];
+    all.lineWidth = 2;
+    all.strokeStyle = '#ffd400';
+    all.strokeRect(head < 0 ? 1 : head * w + 1, layer * h + 1, (head < 0 ? heads * w : w) - 5, h - 5);
     const best = values.indexOf(Math.max(...values));
     const place = (i) => `row ${Math.floor(i / columns) + 1}, column ${(i % columns) + 1}`;
     byId('attention-text').textContent =

@@ -105,8 +105,8 @@ def list_warnings(workdir: Path, records: list[dict], bad_lines: list[int]) -> l
   return out
 
 
-def equivalent_command(config: Config) -> str:
-  """Return the shortest `vit-jax train` command of this config, from the recipes of the package."""
+def equivalent_command(config: Config) -> list[str]:
+  """Return the words, quoted, of the shortest `vit-jax train` command of this config."""
   values, best = flatten_config(config), None
   for recipe in (
     'quickstart',
@@ -120,4 +120,4 @@ def equivalent_command(config: Config) -> str:
       continue
     if best is None or len(flags) < len(best) - 1:
       best = [f'--config={recipe}', *flags]
-  return shlex.join(['vit-jax', 'train', *best])
+  return [shlex.quote(word) for word in ('vit-jax', 'train', *best)]
