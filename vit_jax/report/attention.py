@@ -45,7 +45,7 @@ class AttentionImage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSection:
-  """What the page shows about attention. `None` means that it does not apply."""
+  """The section about attention. `None` means that a part does not apply."""
 
   grid: tuple[int, int]  # Of the weights of the explorer.
   block: int  # Side of a block of patches whose weights are averaged.

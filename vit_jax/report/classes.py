@@ -34,7 +34,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-  """What the page shows about the predictions for a split. `None` means that it does not apply."""
+  """The sections about the predictions for a split. `None` means that a part does not apply."""
 
   examples: int
   skipped: int
