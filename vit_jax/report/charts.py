@@ -176,7 +176,7 @@ def _new_figure(x: str, y: str, *, tooltips: list[tuple[str, str]] | None = None
     outline_line_color=None,
     **options,
   )
-  # Bokeh escapes the values. The colors of its own table have too little contrast.
+  # Bokeh escapes the values. Its default table has colors of too little contrast.
   lines = ''.join(f'<div>{name}: <b>{value}</b></div>' for name, value in tooltips)
   chart.add_tools(
     HoverTool(tooltips=f'<div style="color: #1a1c20; background: #ffffff">{lines}</div>')
