@@ -41,6 +41,7 @@ class Run:
       '-u',
       'run_pretrain.py',
       '--config=tests/tiny.py',
+      '--no-report',
       f'--workdir={workdir}',
       *flags,
     ]

@@ -15,6 +15,7 @@ from vit_jax.cli import (
   plan,
   predict,
   push,
+  report,
   selftrain,
   sweep,
   tables,
@@ -25,8 +26,8 @@ from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
-  finetune, train, sweep, data, models, predict, evaluate, figures, export, push, selftrain, plan,
-  launch, doctor, tables, verify,
+  finetune, train, sweep, data, models, predict, evaluate, report, figures, export, push, selftrain,
+  plan, launch, doctor, tables, verify,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterable
 from pathlib import Path
 
-from vit_jax.config import Config
+from vit_jax.config import Config, flatten_config
 from vit_jax.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).parent
@@ -103,3 +103,20 @@ def check_data_set(data: str, known: Iterable[str], *, recipe: str, argument: st
   if data not in known:
     near = did_you_mean(data, known)
     raise UserError(f'--config={recipe}:{argument}: unknown data set {data!r}.{near}')
+
+
+def differences_from_recipe(settings: dict[str, object], recipe: str) -> dict[str, object]:
+  """Return the settings whose values are not the recipe's."""
+  defaults = flatten_config(load_recipe(recipe))
+  return {name: value for name, value in settings.items() if value != defaults[name]}
+
+
+def format_flags(settings: dict[str, object]) -> list[str]:
+  """Return settings as flags, such as --config.data.size=140,140."""
+
+  def text(value) -> str:
+    if isinstance(value, tuple):
+      return ','.join(map(text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+  return [f'--config.{name}={text(value)}' for name, value in settings.items()]

@@ -11,6 +11,8 @@ import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config
+from vit_jax.errors import StorageError
+from vit_jax.evaluate.predictions import save_predictions
 from vit_jax.metrics.curves import plot_curves
 from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
@@ -77,7 +79,7 @@ def train(
   if stop:
     raise SystemExit(preemption.exit_code)
   preemption.stop_saving()
-  return finish_run(run, log, evaluations.last)
+  return finish_run(run, log, evaluations)
 
 
 def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
@@ -148,13 +150,21 @@ def close_run(run: Run, log: StepLog, step: int, *, stopped: bool):
   log.close()
 
 
-def finish_run(run: Run, log: StepLog, result: dict[str, float]) -> dict[str, float]:
-  """Draw the curves of a complete run, print its last evaluation and return it."""
+def finish_run(run: Run, log: StepLog, evaluations: Evaluations) -> dict[str, float]:
+  """Draw the curves of a complete run, print its last evaluation and return it.
+
+  Its predictions are saved if it took place in this process.
+  """
+  result = evaluations.last
   if jax.process_index() == 0:
     seconds = time.monotonic() - run.began
     try:
       curves = f'see {plot_curves(run.workdir)}'
     except OSError as error:
       curves = f'curves.png could not be written: {summarize_error(error)}'
+    try:
+      save_predictions(run.workdir, evaluations.last_rows, run.steps)
+    except (OSError, StorageError) as error:
+      log.writer.print_line(f'predictions.npz could not be written: {summarize_error(error)}')
     log.writer.print_line(f'done in {seconds:.0f} s: {format_metrics(result)}; {curves}')
   return result

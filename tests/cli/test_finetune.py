@@ -11,9 +11,9 @@ import pytest
 
 from tests.runs import ENVIRONMENT, ROOT
 from vit_jax.cli.arguments import Parser, duration
-from vit_jax.cli.finetune import format_flags
 from vit_jax.errors import UserError
 from vit_jax.launch.local import free_port, host_environment
+from vit_jax.recipes import format_flags
 
 
 def start_vit_jax(folder, *words: str, environment: dict[str, str]) -> subprocess.Popen:

@@ -1,7 +1,7 @@
 """The files that make a run directory self-contained.
 
     config.json  preprocessing.json  labels.txt  data.json  versions.json
-    metrics.jsonl  tensorboard/  checkpoints/STEP/
+    metrics.jsonl  tensorboard/  checkpoints/STEP/  curves.png  predictions.npz  report.html
 
 This module writes and reads the first line; manager.py handles the checkpoints.
 """

@@ -21,6 +21,7 @@ from vit_jax.cli.protocols import (
   explain_bad_images,
   image_progress_bar,
 )
+from vit_jax.cli.report import evaluation_report_path, write_evaluation_report
 from vit_jax.cli.results import (
   STDOUT,
   check_output_paths,
@@ -42,6 +43,8 @@ _STATISTICS = {  # Names in JSON -> names on the screen.
 def evaluate(args):
   """Evaluate a model on every example of a split, or with the protocols of --protocol."""
   check_output_paths(per_class=args.per_class, confusion=args.confusion, json=args.json)
+  if args.report:
+    check_output_paths(report=str(evaluation_report_path(args.report)))
   check_protocol_flags(args)
   functions = {'classify': _evaluate_classifier, 'vtab': evaluate_vtab}
   functions.get(args.protocol[0], evaluate_protocols)(args)
@@ -77,6 +80,8 @@ def _evaluate_classifier(args):
   write_output(json.dumps(facts, indent=1) + '\n', args.json)
   title = f'{model.source} on {args.data} {source.split}: accuracy {result.accuracy:.2%}'
   _write_class_reports(args, source, result, title=title)
+  if args.report:
+    write_evaluation_report(args.report, model, source, result, facts)
 
 
 def _is_published_split(source) -> bool:
@@ -277,6 +282,11 @@ def add(commands):
   command.add_argument('--confusion', metavar='PNG', help='write the confusion matrix as a picture')
   command.add_argument(
     '--json', metavar='FILE', help='write the result as a JSON object; - prints it instead of text'
+  )
+  command.add_argument(
+    '--report',
+    metavar='FILE',
+    help='write a page about classes, mistakes and attention to a file or into a directory',
   )
   add_protocol_flags(command)
   add_vtab_flags(command)

@@ -12,7 +12,9 @@ from vit_jax.cli.arguments import (
   load_model,
   parse_host_flags,
 )
+from vit_jax.cli.report import add_report_flag, write_run_report
 from vit_jax.errors import UserError, mask_credentials
+from vit_jax.recipes import differences_from_recipe, format_flags
 
 DATA_HELP = (
   'a folder of photos with a folder for each class, a .csv file of lines path,label;label, or a '
@@ -48,6 +50,8 @@ def finetune(args: argparse.Namespace):
     if is_first:
       print_plan(model, config, workdir)
     train(config, workdir, **runtime)
+    if args.report:
+      write_run_report(workdir, runtime['watchdog'])
   if is_first:
     print(f'\nvit-jax predict --init {shlex.quote(str(workdir))} IMAGE …')
 
@@ -144,29 +148,9 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
   return differences_from_recipe(settings, recipe_of(model))
 
 
-def differences_from_recipe(settings: dict[str, object], recipe: str) -> dict[str, object]:
-  """Return the settings whose values are not the recipe's."""
-  from vit_jax.config import flatten_config
-  from vit_jax.recipes import load_recipe
-
-  defaults = flatten_config(load_recipe(recipe))
-  return {name: value for name, value in settings.items() if value != defaults[name]}
-
-
 def recipe_of(model) -> str:
   """Return the recipe that a plan is based on."""
   return f'finetune:{model.config.variant},folder'
-
-
-def format_flags(settings: dict[str, object]) -> list[str]:
-  """Return settings as flags, such as --config.data.size=140,140."""
-
-  def text(value) -> str:
-    if isinstance(value, tuple):
-      return ','.join(map(text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-  return [f'--config.{name}={text(value)}' for name, value in settings.items()]
 
 
 def _has_length(settings: list[str]) -> bool:
@@ -270,5 +254,6 @@ def add(commands):
   command.add_argument(
     '--workdir', metavar='DIR', help='run directory; by default runs/FOLDER-TIME'
   )
+  add_report_flag(command)
   add_model_flags(command, FINETUNE_MODEL_FLAGS)
   add_host_flags(command)

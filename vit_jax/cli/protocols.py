@@ -61,7 +61,7 @@ def check_protocol_flags(args):
       raise UserError(f'--{flag} needs --protocol {protocol}')
   if not args.data and set(args.protocol) & {*PROBES, 'classify'}:
     raise UserError('--data is missing: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
-  for flag in ('per_class', 'confusion'):
+  for flag in ('per_class', 'confusion', 'report'):
     if getattr(args, flag) and args.protocol != ['classify']:
       raise UserError(f'--{flag} needs --protocol classify')
   if args.train_split and not set(args.protocol) & set(PROBES):

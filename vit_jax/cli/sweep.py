@@ -19,7 +19,6 @@ from vit_jax.cli.finetune import (
   DATA_HELP,
   FINETUNE_MODEL_FLAGS,
   check_length_flags,
-  differences_from_recipe,
   format_train_command,
   open_photos,
   plan,
@@ -29,6 +28,7 @@ from vit_jax.cli.finetune import (
 )
 from vit_jax.cli.results import format_csv, format_table
 from vit_jax.errors import UserError
+from vit_jax.recipes import differences_from_recipe
 
 # Multiples of the learning rate, for recipes without rates to choose from and for plans.
 LEARNING_RATE_FACTORS = (0.3, 1.0, 3.0)

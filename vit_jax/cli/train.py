@@ -11,11 +11,13 @@ from vit_jax.cli.jobs import (
   run_and_report_errors,
   training_runtime,
 )
+from vit_jax.cli.report import add_report_flag, write_run_report
 from vit_jax.config_checks import validate
 from vit_jax.runtime.cluster import HEARTBEAT_TIMEOUT
 
 _OPTIONS = (
-  'config', 'workdir', 'coordinator', 'processes', 'process', 'hosts_timeout', 'hosts_heartbeat'
+  'config', 'workdir', 'coordinator', 'processes', 'process', 'hosts_timeout', 'hosts_heartbeat',
+  'report',
 )  # fmt: skip
 
 
@@ -29,6 +31,8 @@ def train(args: argparse.Namespace):
     from vit_jax.train import train
 
     train(config, workdir, **runtime)
+    if args.report:
+      write_run_report(workdir, runtime['watchdog'])
 
 
 def run_train_job(default_recipe: str):
@@ -62,6 +66,7 @@ def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
     metavar='DIR',
     help='run directory; an existing run is resumed; by default runs/RECIPE-TIME',
   )
+  add_report_flag(command)
   add_host_flags(command)
   command.add_argument(
     '--hosts_heartbeat',

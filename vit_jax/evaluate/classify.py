@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from vit_jax.evaluate.confusion import count_per_class
-from vit_jax.evaluate.evaluator import Evaluator
+from vit_jax.evaluate.evaluator import Evaluator, Rows
 from vit_jax.evaluate.label_sets import LabelSetByClass, RelabelledSource
 from vit_jax.evaluate.outputs import classification, mean_classification_metrics
 from vit_jax.evaluate.statistics import (
@@ -36,6 +36,9 @@ class ClassificationResult:
   labels: np.ndarray  # int32 [n, m], classes of the data set.
   predictions: np.ndarray  # int32 [n], classes of the data set; -1 if it does not have the class.
   confidence: np.ndarray  # float32 [n], the probabilities of the predictions.
+  top5: np.ndarray  # int32 [n, 5], the best classes of each example, like `predictions`.
+  top5_probabilities: np.ndarray  # float32 [n, 5]
+  places: np.ndarray  # int64 [n], the index of each example in the split.
   # float32 [n, k] if examples have several labels, unless these are too many numbers.
   probabilities: np.ndarray | None
 
@@ -61,16 +64,29 @@ def evaluate_split(
   start = time.monotonic()
   rows = evaluator.rows(params, relabelled, output)
   seconds = time.monotonic() - start
-  metrics = mean_classification_metrics(rows)
-  to_class = _logit_to_class_index(logit_indices)
+  return summarize_rows(rows, logit_indices, seconds=seconds)
+
+
+def summarize_rows(
+  rows: Rows, logit_indices: np.ndarray, *, seconds: float
+) -> ClassificationResult:
+  """Return the result of rows of `classification`, which took `seconds` for a complete split.
+
+  Labels are logits, as are the predictions; `logit_indices` is the logit of each class.
+  """
+  mask, metrics = rows['mask'], mean_classification_metrics(rows)
+  top5 = _logit_to_class_index(logit_indices)(rows['top5'][mask])
   return ClassificationResult(
     **metrics,
-    skipped=len(source) - metrics['examples'],
+    skipped=len(mask) - metrics['examples'],
     images_per_second=metrics['examples'] / seconds,
-    labels=to_class(rows['label'][rows['mask']]),
-    predictions=to_class(rows['top5'][rows['mask'], 0]),
-    confidence=rows['confidence'][rows['mask']],
-    probabilities=rows['probabilities'][rows['mask']] if keep_probabilities else None,
+    labels=_logit_to_class_index(logit_indices)(rows['label'][mask]),
+    predictions=top5[:, 0],
+    confidence=rows['top5_probabilities'][mask, 0],
+    top5=top5,
+    top5_probabilities=rows['top5_probabilities'][mask],
+    places=np.flatnonzero(mask),
+    probabilities=rows['probabilities'][mask] if 'probabilities' in rows else None,
   )
 
 

@@ -25,10 +25,10 @@ def apply_model(model: nn.Module, params: dict, batch: dict[str, jax.Array]):
 
 @functools.cache
 def classification(loss: str, logit_indices: tuple[int, ...] = ()) -> Output:
-  """Return the output {'loss': [b], 'top5': int32 [b, 5], 'confidence': [b]}.
+  """Return the output {'loss': [b], 'top5': int32 [b, 5], 'top5_probabilities': [b, 5]}.
 
-  'top5' has the best class first, and 'confidence' is its probability. With `logit_indices`, the
-  output also has 'probabilities' [b, len(logit_indices)].
+  'top5' has the best class first. With `logit_indices`, the output also has 'probabilities'
+  [b, len(logit_indices)].
 
   Args:
     loss: 'softmax' or 'sigmoid', a key of `LOSSES`.
@@ -39,10 +39,11 @@ def classification(loss: str, logit_indices: tuple[int, ...] = ()) -> Output:
     logits = apply_model(model, params, batch)
     targets = multi_hot(batch['label'], logits.shape[-1])
     probabilities = LOGITS_TO_PROBABILITIES[loss](logits)
+    best = top_k(logits)
     rows = {
       'loss': LOSSES[loss](logits, targets),
-      'top5': top_k(logits),
-      'confidence': probabilities.max(axis=-1),
+      'top5': best,
+      'top5_probabilities': jnp.take_along_axis(probabilities, best, axis=-1),
     }
     if logit_indices:
       rows['probabilities'] = probabilities[:, np.array(logit_indices)]

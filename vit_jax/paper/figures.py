@@ -49,7 +49,7 @@ def analyze_model(model, source=None) -> ModelAnalysis:
 
   Raises UserError if the model is not a Transformer.
   """
-  grid, first = _transformer_grid(model), int(model.config.has_class_token)
+  grid, first = transformer_grid(model), int(model.config.has_class_token)
   kernel = model.params.get('embedding', {}).get('kernel')
   is_rgb = kernel is not None and kernel.ndim == 4 and kernel.shape[2] == 3
   components, variance = (
@@ -63,7 +63,7 @@ def analyze_model(model, source=None) -> ModelAnalysis:
     grid=grid,
     filter_components=components,
     explained_variance=variance,
-    position_cosines=_position_cosines(model.params, grid, first),
+    position_cosines=position_cosines(model.params, grid, first),
     attention_distances=distances,
     uniform_distance=float(attention_distance.patch_distances(grid, stride).mean()),
     images=images,
@@ -71,7 +71,7 @@ def analyze_model(model, source=None) -> ModelAnalysis:
   )
 
 
-def _transformer_grid(model) -> tuple[int, int]:
+def transformer_grid(model) -> tuple[int, int]:
   """Return the grid of patches (height, width).
 
   Raises UserError if the model is not a Transformer.
@@ -83,7 +83,7 @@ def _transformer_grid(model) -> tuple[int, int]:
   return model.grid
 
 
-def _position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
+def position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
   """Return the cosines [n, n] of the learned position embeddings, or None if there are none."""
   table = params['Transformer'].get('posembed_input', {}).get('pos_embedding')
   if table is None or table.shape[1] not in (first + grid[0] * grid[1], grid[0] * grid[1]):

@@ -88,8 +88,10 @@ class Watchdog:
         armed, waited = self._armed, 0.0
       before = now
       limit = armed[0]
-      if limit and not single_process:
-        faulthandler.dump_traceback_later(limit + _DUMP_TIMEOUT, exit=True)
+      if not single_process:
+        faulthandler.cancel_dump_traceback_later()
+        if limit:
+          faulthandler.dump_traceback_later(limit + _DUMP_TIMEOUT, exit=True)
       if limit and waited > limit:
         self._dump_and_exit(limit)
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from vit_jax.data.loader import max_bad_examples
 from vit_jax.errors import UserError
-from vit_jax.evaluate.evaluator import Evaluator, PreemptedError
+from vit_jax.evaluate.evaluator import Evaluator, PreemptedError, Rows
 from vit_jax.evaluate.protocols import make_protocol_evaluator
 from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
@@ -37,8 +37,9 @@ class Evaluations:
     `should_stop` is called with the result of every batch.
     """
     self._run, self._log, self._watchdog = run, log, watchdog
+    self.last_rows: Rows = {}  # Of the last evaluation of this process.
     self._evaluate = {
-      'eval_every': make_split_evaluation(run, should_stop),
+      'eval_every': make_split_evaluation(run, should_stop, self.last_rows.update),
       'probe_every': make_probe_evaluation(run, should_stop, watchdog),
     }
     self._done_at: dict[str, int] = dict(counters.get('evaluated_at', {}))
@@ -84,11 +85,12 @@ class Evaluations:
 
 
 def make_split_evaluation(
-  run: Run, should_stop: Callable[[object], bool]
+  run: Run, should_stop: Callable[[object], bool], keep_rows: Callable[[Rows], None]
 ) -> Callable[[dict], dict[str, float] | None]:
   """Return a function params -> {'test_accuracy': ..., ...} over the evaluation split.
 
   The names begin with the name of the split. The function returns None if `should_stop` does.
+  `keep_rows` is called with the rows of all examples.
   """
   program, source, data = run.program, run.eval_source, run.config.data
   evaluator = make_evaluator(run, program.model, should_stop)
@@ -98,6 +100,7 @@ def make_split_evaluation(
       rows = evaluator.rows(params, source, program.task.eval_output)
     except PreemptedError:
       return None
+    keep_rows(rows)
     result = program.task.aggregate_metrics(rows)
     if data.bad_images == 'skip':
       result['skipped'] = len(source) - result['examples']
