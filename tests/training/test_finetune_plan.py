@@ -95,8 +95,8 @@ def test_classes_are_weighted_if_the_largest_has_three_times_the_images_of_the_s
 def test_a_batch_is_not_larger_than_the_data_and_the_learning_rate_follows_its_root():
   settings = plan(images=5)
   assert settings['data.batch'] == 5
-  assert settings['optim.lr'] == pytest.approx(1e-4 / 2)  # sqrt(5 / 20).
-  assert plan()['optim.lr'] == pytest.approx(1e-4)
+  assert settings['optim.lr'] == pytest.approx(2e-4 / 2)  # sqrt(5 / 20).
+  assert plan()['optim.lr'] == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,15 @@ class DevicePlan:
 # Platform of JAX -> plan. A CPU has no fast bfloat16, and its time is what limits a run.
 DEVICE_PLANS = {
   'cpu': DevicePlan(
-    batch=20, eval_batch=25, lr=1e-4, dtype='float32', unroll=0, workers=0, max_patches=100,
+    batch=20, eval_batch=25, lr=2e-4, dtype='float32', unroll=0, workers=0, max_patches=100,
     seconds=300,
   ),
   'gpu': DevicePlan(
-    batch=128, eval_batch=256, lr=3e-4, dtype='bfloat16', unroll=1, workers=8, max_patches=0,
+    batch=128, eval_batch=256, lr=5e-4, dtype='bfloat16', unroll=1, workers=8, max_patches=0,
     seconds=0,
   ),
   'tpu': DevicePlan(
-    batch=256, eval_batch=256, lr=4e-4, dtype='bfloat16', unroll=1, workers=16, max_patches=0,
+    batch=256, eval_batch=256, lr=7e-4, dtype='bfloat16', unroll=1, workers=16, max_patches=0,
     seconds=0,
   ),
 }  # fmt: skip
@@ -46,6 +46,7 @@ DEVICE_PLANS = {
 EPOCHS = ((1_000, 30), (10_000, 20), (100_000, 10), (1_000_000, 5), (float('inf'), 2))
 # (blocks up to this number, factor between the learning rates of neighbouring blocks)
 LAYER_DECAYS = ((12, 0.8), (24, 0.85), (float('inf'), 0.9))
+LABEL_SMOOTHING = 0.1
 UNBALANCED = 3  # Times as many images of the largest class as of the smallest.
 MIN_STEPS = 20  # Fewer do not pay for the warm-up.
 
@@ -124,7 +125,12 @@ def plan_loss(max_labels: int, class_counts: np.ndarray | None) -> dict[str, obj
   if max_labels > 1:
     return {'init_head': 'new', 'loss': 'sigmoid'}
   weights = 'balanced' if is_unbalanced(class_counts) else 'none'
-  return {'init_head': 'probe', 'loss': 'softmax', 'class_weights': weights}
+  return {
+    'init_head': 'probe',
+    'loss': 'softmax',
+    'label_smoothing': LABEL_SMOOTHING,
+    'class_weights': weights,
+  }
 
 
 def is_unbalanced(class_counts: np.ndarray | None) -> bool:
