@@ -103,7 +103,6 @@ def train_step(
   )
   norm = optax.tree.norm(trainable_leaves(grads))
   reasons = skip_reasons(state, value, norm, skip_spikes)
-
   skip = reasons['not_finite'] | reasons['spikes']
   update = functools.partial(
     apply_gradients, loss=value, norm=norm, tx=tx, ema=ema, is_trained=is_trained

@@ -11,6 +11,7 @@ from vit_jax.cli.arguments import (
   duration,
   load_model,
   parse_host_flags,
+  positive_int,
 )
 from vit_jax.errors import UserError, mask_credentials
 
@@ -19,6 +20,8 @@ _MODEL_FLAGS = (
   'size', 'positions', 'crop', 'short_side', 'interpolation', 'orient', 'jpeg_dct', 'mean', 'std',
   'gelu', 'norm_eps',
 )  # fmt: skip
+
+LORA_RANK = 16  # Of --lora without a number.
 
 
 def finetune(args: argparse.Namespace):
@@ -76,7 +79,7 @@ def _source_name(data: str) -> str:
 
 def plan_flags(model, source: str, images, platform: str, args) -> dict[str, object]:
   """Return the planned settings that differ from the recipe's."""
-  from vit_jax.training.finetune_plan import plan_settings
+  from vit_jax.training.finetune_plan import plan_lora, plan_settings
 
   settings = plan_settings(
     model,
@@ -88,6 +91,7 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
     keep_size=args.size is not None,
   )
   settings['init'] = args.init
+  settings = plan_lora(settings, args.lora) if args.lora else settings
   if args.time:
     settings |= {'eval_every': '0', 'save_every': '0'}
   if _has_length(args.settings):
@@ -188,13 +192,15 @@ def print_plan(model, config, workdir: Path):
     'new': 'a head of zeros',
     'keep': 'the head of the model',
   }[config.init_head]
+  rank = config.lora.rank
+  trained = f'it and adapters of rank {rank}' if rank else 'all parameters'
   flags = format_flags(differences_from_recipe(flatten_config(config), _recipe(model)))
   words = ['vit-jax', 'train', *_with_recipe(model, flags), f'--workdir={workdir}']
   command = shlex.join(words)
   print(
     f'{model.source}: {config.model.variant}\n'
     f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'
-    f'{first}, then all parameters: {length} of {data.batch} images, {optim.name}, '
+    f'{first}, then {trained}: {length} of {data.batch} images, {optim.name}, '
     f'lr {optim.lr:.2g}, layer decay {optim.layer_decay:g}, class weights {config.class_weights}\n'
     f'the same by hand:\n  {mask_credentials(command)}',
     flush=True,
@@ -221,6 +227,14 @@ def add(commands):
     metavar='TIME',
     help='time that the run may take, such as 90s, 5m or 2h (default: 5m on a CPU; elsewhere the '
     'number of images decides)',
+  )
+  command.add_argument(
+    '--lora',
+    type=positive_int,
+    nargs='?',
+    const=LORA_RANK,
+    metavar='RANK',
+    help=f'train the head and adapters of this rank (LoRA) in place of all parameters ({LORA_RANK})',
   )
   command.add_argument(
     '--workdir', metavar='DIR', help='run directory; by default runs/FOLDER-TIME'
