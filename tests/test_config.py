@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from vit_jax.checkpoint.renamed_settings import RENAMED_SETTINGS, rename_settings
 from vit_jax.config import (
-  RENAMED_SETTINGS,
   Config,
   DataConfig,
   ModelConfig,
@@ -14,7 +14,6 @@ from vit_jax.config import (
   config_from_dict,
   config_to_dict,
   flatten_config,
-  rename_settings,
 )
 from vit_jax.errors import UserError, did_you_mean
 

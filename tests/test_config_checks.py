@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from vit_jax.config import UNLABELLED_DEFAULTS, Config, flatten_config, with_settings
-from vit_jax.config_checks import CHOICES, RANGES, READ_ONLY_WHEN, setting_types, validate
+from vit_jax.config import UNLABELLED_DEFAULTS, Config, flatten_config, setting_types, with_settings
+from vit_jax.config_checks import CHOICES, RANGES, READ_ONLY_WHEN, validate
 from vit_jax.data.randaugment import RANDAUGMENT_VARIANTS
 from vit_jax.errors import UserError
 from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS

@@ -94,6 +94,7 @@ DECAY = {'optim.weight_decay': 0.1}
 STAIRCASE = {'optim.schedule': 'staircase', 'optim.lr_boundaries': '50%'}
 MASK = {'mask.target': 'colour'}
 INIT = {'init': '{pretrained}'}
+LORA = INIT | {'lora.rank': 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,10 @@ CASES = {
   'optim.spike_window': Case(optimizer, 16, {'optim.skip_spikes': 5.0}),
   'mask.target': Case(forward, 'colour'),
   'mask.rate': Case(forward, 0.25, MASK),
+  'lora.rank': Case(forward, 2, INIT),
+  'lora.alpha': Case(forward, 3.0, LORA),
+  'lora.targets': Case(forward, '.*/MlpBlock_3/.*', LORA),
+  'lora.train': Case(program, '.*/bias|head/.*', LORA),
   'mesh.fsdp': Case(shardings, 2, {'model.width': 256}),
   'steps': Case(length, 9, without_value={'epochs': 1.0}),
   'epochs': Case(length, 3.0, without_value={'steps': 9}),
@@ -294,6 +299,11 @@ REFUSED = {
   'optim.weight_decay_mask': [{}],
   'optim.spike_window': [{}],
   'mask.rate': [{}],
+  'optim.freeze': [LORA],
+  'lora.rank': [{}, INIT | MASK],
+  'lora.alpha': [{}],
+  'lora.targets': [{}],
+  'lora.train': [{}],
   'loss': [MASK],
   'class_weights': [MASK, {'loss': 'sigmoid'}],
   'label_smoothing': [MASK],

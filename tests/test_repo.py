@@ -125,7 +125,9 @@ def test_file_names_say_what_is_in_the_file():
 
 
 def test_the_type_of_every_setting_is_a_class_or_a_tuple():
-  for cls in (type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh', 'mask')):
+  for cls in (
+    type(getattr(Config(), name)) for name in ('data', 'model', 'optim', 'mesh', 'mask', 'lora')
+  ):
     for field in dataclasses.fields(cls):
       assert isinstance(field.type, type) or str(field.type).startswith('tuple['), (cls, field.name)
 

@@ -1,4 +1,4 @@
-"""Resuming a run directory that has the old names of settings (`config.RENAMED_SETTINGS`).
+"""Resuming a run directory that has the old names of settings (`checkpoint/renamed_settings.py`).
 
 golden_run/ was written by the commit before the renaming, on one CPU device, up to step 20. It has
 the checkpoint of step 10, and in ids.jsonl the examples and the loss of all 20 steps.

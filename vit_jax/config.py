@@ -249,6 +249,24 @@ class MaskConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class LoraConfig:
+  """Low-rank adapters (LoRA, arXiv 2106.09685) of the model of `init`.
+
+  An adapted kernel is W + alpha / rank · A B. A and B are trained, and W is not.
+  """
+
+  # The number of columns of A and of rows of B. 0 means no adapters: all parameters are trained.
+  rank: int = 0
+  # The factor of the products A B is alpha / rank.
+  alpha: float = 16.0
+  # The kernels with adapters: a regular expression that matches the full path.
+  targets: str = 'Transformer/encoderblock/.*(query|value)/kernel'
+  # The parameters that are trained themselves, and have no adapters: a regular expression that
+  # matches the full path. '' means none.
+  train: str = '(head|pre_logits)/.*'
+
+
+@dataclass(slots=True, kw_only=True)
 class MeshConfig:
   """The mesh of devices. Its axis `data` has the number of devices divided by `fsdp`."""
 
@@ -265,6 +283,7 @@ class Config:
   optim: OptimConfig = field(default_factory=OptimConfig)
   mesh: MeshConfig = field(default_factory=MeshConfig)
   mask: MaskConfig = field(default_factory=MaskConfig)
+  lora: LoraConfig = field(default_factory=LoraConfig)
   # The length of the run. Exactly one of steps and epochs is not 0.
   steps: int = 0
   epochs: float = 0.0
@@ -307,29 +326,6 @@ class Config:
   step_timeout: float = 600.0
 
 
-# Old name -> new name. Older run directories have the old names.
-RENAMED_SETTINGS = {
-  'keep': 'max_to_keep',
-  'evals': 'probes',
-  'evals_every': 'probe_every',
-  'optim.clip': 'optim.grad_clip_norm',
-  'optim.accumulate': 'optim.grad_accum_steps',
-  'optim.drop_at': 'optim.lr_boundaries',
-  'optim.drop_every': 'optim.lr_boundary_every',
-  'optim.drop': 'optim.lr_boundary_factor',
-  'optim.frozen': 'optim.freeze',
-  'optim.couple_decay': 'optim.coupled_weight_decay',
-  'optim.decay': 'optim.weight_decay_mask',
-  'optim.head_decay': 'optim.head_weight_decay_factor',
-  'data.per_class': 'data.unlabelled_per_class',
-  'data.confidence': 'data.confidence_threshold',
-  'data.bad_budget': 'data.max_bad_fraction',
-  'data.operations': 'data.randaug_ops',
-  'data.magnitude': 'data.randaug_magnitude',
-  'data.crop_from': 'data.resize_before_crop',
-}
-
-
 def config_to_dict(config) -> dict:
   """Return the config as plain nested dicts, the content of config.json."""
   return dataclasses.asdict(config)
@@ -342,6 +338,17 @@ def flatten_config(config, prefix: str = '') -> dict[str, object]:
     name, value = prefix + f.name, getattr(config, f.name)
     is_group = dataclasses.is_dataclass(value)
     out |= flatten_config(value, f'{name}.') if is_group else {name: value}
+  return out
+
+
+def setting_types(cls, prefix: str = '') -> dict:
+  """Return {'data.batch': int, …}: the type of every setting, named as by `flatten_config`."""
+  out: dict = {}
+  for f in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(f.type):
+      out |= setting_types(f.type, f'{prefix}{f.name}.')
+    else:
+      out[prefix + f.name] = f.type
   return out
 
 
@@ -371,17 +378,6 @@ def config_from_dict(values: dict, cls=Config):
     return tuple(value) if isinstance(value, list) else value
 
   return cls(**{name: restore(fields[name].type, value) for name, value in values.items()})
-
-
-def rename_settings(values: dict) -> dict:
-  """Return a copy of a config as nested dicts, with new names for `RENAMED_SETTINGS`."""
-  values = {name: dict(v) if isinstance(v, dict) else v for name, v in values.items()}
-  for old, new in RENAMED_SETTINGS.items():
-    group, _, name = old.rpartition('.')
-    table = values.get(group) if group else values
-    if isinstance(table, dict) and name in table:
-      table[new.rpartition('.')[2]] = table.pop(name)
-  return values
 
 
 # The settings of unlabelled images in a run without such images.

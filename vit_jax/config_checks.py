@@ -10,7 +10,7 @@ import re
 import typing
 from typing import NamedTuple
 
-from vit_jax.config import Config, ModelConfig, flatten_config
+from vit_jax.config import Config, ModelConfig, flatten_config, setting_types
 from vit_jax.errors import UserError, did_you_mean
 
 CHANNELS = (1, 3)  # Of an image: grey or RGB.
@@ -91,6 +91,8 @@ RANGES = {
   'optim.max_bad_steps': (1, math.inf),
   'mesh.fsdp': (1, math.inf),
   'mask.rate': (0.001, 1),
+  'lora.rank': (0, math.inf),
+  'lora.alpha': (1e-6, math.inf),
   'steps': (0, math.inf),
   'epochs': (0, math.inf),
   'seed': (0, 2**31 - 1),
@@ -163,6 +165,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'optim.lr_boundary_factor': ({'optim.schedule': ('staircase',)},),
   'optim.b2': ({'optim.name': ('adamw', 'adafactor', 'rmsprop')},),
   'optim.weight_decay_mask': ({'optim.weight_decay': ENABLED},),
+  'optim.freeze': ({'lora.rank': (0,)},),
   'optim.coupled_weight_decay': ({'optim.weight_decay': ENABLED},),
   'optim.head_weight_decay_factor': (
     {'optim.weight_decay': ENABLED},
@@ -170,6 +173,10 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   ),
   'optim.spike_window': ({'optim.skip_spikes': ENABLED},),
   'mask.rate': ({'mask.target': ENABLED},),
+  'lora.rank': ({'init': ENABLED}, NO_MASK),
+  'lora.alpha': ({'lora.rank': ENABLED},),
+  'lora.targets': ({'lora.rank': ENABLED},),
+  'lora.train': ({'lora.rank': ENABLED},),
   'loss': (NO_MASK,),
   'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
   'label_smoothing': (NO_MASK,),
@@ -212,6 +219,7 @@ def validate_values(config: Config) -> Config:
   _check_values(values)
   _check_data(config)
   _check_optim(config)
+  _check_patterns(values)
   _check_probed_head(config)
   if bool(config.steps) == bool(config.epochs):
     got = f'steps={config.steps} and epochs={config.epochs:g}'
@@ -345,13 +353,16 @@ def _check_optim(config: Config):
       "config.optim.schedule='staircase' needs config.optim.lr_boundaries or "
       'config.optim.lr_boundary_every'
     )
-  for name in ('weight_decay_mask', 'freeze'):
-    pattern = getattr(optim, name)
+
+
+def _check_patterns(values: dict[str, object]):
+  """Raise UserError for a setting that is not the regular expression that it should be."""
+  for name in ('optim.weight_decay_mask', 'optim.freeze', 'lora.targets', 'lora.train'):
     try:
-      re.compile(pattern)
+      re.compile(values[name])
     except re.error as error:
       raise UserError(
-        f'config.optim.{name}={pattern!r} is not a regular expression: {error}'
+        f'config.{name}={values[name]!r} is not a regular expression: {error}'
       ) from None
 
 
@@ -363,17 +374,6 @@ def _check_probed_head(config: Config):
         f"config.init_head='probe' fits a linear layer with the softmax loss, but config.{name} is "
         f'{value!r}; --config.init_head=new starts a head of zeros'
       )
-
-
-def setting_types(cls, prefix: str = '') -> dict[str, type]:
-  """Return {'data.batch': int, …}: the type of every setting, named as by `flatten_config`."""
-  out = {}
-  for f in dataclasses.fields(cls):
-    if dataclasses.is_dataclass(f.type):
-      out |= setting_types(f.type, f'{prefix}{f.name}.')
-    else:
-      out[prefix + f.name] = f.type
-  return out
 
 
 def has_type(kind: type, value) -> bool:

@@ -16,7 +16,12 @@ from vit_jax.data.mixup import mixup
 from vit_jax.models.layers import trainable_leaves
 from vit_jax.optim.losses import labels_to_targets
 from vit_jax.optim.spike_guard import is_spike
-from vit_jax.sharding.fsdp import compute_fsdp_gradient, compute_gradient
+from vit_jax.sharding.fsdp import (
+  compute_fsdp_gradient,
+  compute_gradient,
+  join_params,
+  split_params,
+)
 from vit_jax.sharding.mesh import Mesh
 
 
@@ -69,6 +74,7 @@ def train_step(
   grad_accum_steps: int = 1,
   ema: float = 0.0,
   skip_spikes: float = 0.0,
+  is_trained: dict | None = None,
   mesh: Mesh | None = None,
   grad_dtype: str = 'float32',
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -77,35 +83,45 @@ def train_step(
   `batch` is {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
   `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose
   mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
-  that of `tx`, for the metrics. Over the devices of `mesh`, if any, gradients are summed in
-  `grad_dtype`. If `skip_reasons` finds a reason, only the step counter changes.
+  that of `tx`, for the metrics. Parameters that are False in the tree `is_trained` have no
+  gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. If
+  `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
-  images, targets = batch['image'], labels_to_targets(batch['label'], model.classes)
-  if mixup_alpha:
-    images, targets = mixup(
-      jax.random.fold_in(key, 0), images, targets, mask=batch['mask'], alpha=mixup_alpha
-    )
+  images, targets = images_and_targets(batch, key, classes=model.classes, mixup_alpha=mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
+  trained, frozen = split_params(state.params, is_trained)
 
   gradient = compute_gradient
   if mesh is not None:
     gradient = functools.partial(compute_fsdp_gradient, mesh=mesh, grad_dtype=grad_dtype)
   value, grads = gradient(
     functools.partial(weighted_loss, loss=loss),
-    *(state.params, (images, targets, weights), key),
+    *(trained, frozen, (images, targets, weights), key),
     model=model,
     grad_accum_steps=grad_accum_steps,
   )
   norm = optax.tree.norm(trainable_leaves(grads))
   reasons = skip_reasons(state, value, norm, skip_spikes)
-
   skip = reasons['not_finite'] | reasons['spikes']
-  update = functools.partial(apply_gradients, loss=value, norm=norm, tx=tx, ema=ema)
+  update = functools.partial(
+    apply_gradients, loss=value, norm=norm, tx=tx, ema=ema, is_trained=is_trained
+  )
   new = jax.lax.cond(skip, lambda state, grads: state, update, state, grads)
   rate, skipped = jnp.asarray(lr(state.step), jnp.float32), jnp.sum(~batch['mask'])
   metrics = {'loss': value, 'lr': rate, 'grad_norm': norm, 'skipped': skipped}
   return new.replace(step=state.step + 1), metrics | reasons
+
+
+def images_and_targets(
+  batch: dict[str, jax.Array], key: jax.Array, *, classes: int, mixup_alpha: float
+) -> tuple[jax.Array, jax.Array]:
+  """Return the images [b, h, w, 3] and targets [b, k] of a batch, with mixup."""
+  images, targets = batch['image'], labels_to_targets(batch['label'], classes)
+  if not mixup_alpha:
+    return images, targets
+  mixup_key = jax.random.fold_in(key, 0)
+  return mixup(mixup_key, images, targets, mask=batch['mask'], alpha=mixup_alpha)
 
 
 def apply_gradients(
@@ -116,13 +132,22 @@ def apply_gradients(
   norm: jax.Array,
   tx: optax.GradientTransformation,
   ema: float,
+  is_trained: dict | None,
 ) -> TrainState:
-  """Return the state after an update of parameters, optimizer state and average. `step` stays."""
+  """Return the state after an update of parameters, optimizer state and average. `step` stays.
+
+  `grads` are those of the trained parameters. The others, and their averages, stay bit for bit.
+  """
+  trained, frozen = split_params(state.params, is_trained)
+  grads = join_params(grads, jax.tree.map(jnp.zeros_like, frozen))
   updates, opt_state = optax.with_extra_args_support(tx).update(
     grads, state.opt_state, state.params, step=state.step, loss=loss, grad_norm=norm
   )
-  params = optax.apply_updates(state.params, updates)
-  average = optax.incremental_update(params, state.ema, 1 - ema) if ema else None
+  trained = optax.apply_updates(trained, split_params(updates, is_trained)[0])
+  params, average = join_params(trained, frozen), None
+  if state.ema is not None:
+    average, frozen = split_params(state.ema, is_trained)
+    average = join_params(optax.incremental_update(trained, average, 1 - ema), frozen)
   return TrainState(step=state.step, params=params, opt_state=opt_state, ema=average)
 
 

@@ -10,13 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests.tpu.tpu_cycles import independent_cycles
-from vit_jax.config import Config, DataConfig, OptimConfig, with_settings
+from vit_jax.config import (
+  Config,
+  DataConfig,
+  LoraConfig,
+  ModelConfig,
+  OptimConfig,
+  with_settings,
+)
 from vit_jax.config_checks import validate
-from vit_jax.tpu.plan import Plan, compare_plans, format_plan, memory_remedies, parse_out_of_memory
+from vit_jax.tpu.plan import (
+  Plan,
+  compare_lora,
+  compare_plans,
+  format_plan,
+  memory_remedies,
+  parse_out_of_memory,
+)
 from vit_jax.tpu.topologies import GIB, parse_topology
+from vit_jax.training.program import make_program
+from vit_jax.training.task import make_task
 
 ROOT = Path(__file__).parents[2]
 LIBTPU = importlib.util.find_spec('libtpu') is not None
@@ -26,7 +43,7 @@ needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="no libtpu: pip install '.[
 def made(**changes) -> Plan:
   """Return a plan of round numbers: 1.5 M cycles are 1 ms on v5e."""
   known = {
-    'topology': parse_topology('v5e:2x2'), 'fits': True, 'hbm': 8 * GIB, 'memory': {'parameters': 1 * GIB}, 'parameters': 10,
+    'topology': parse_topology('v5e:2x2'), 'fits': True, 'hbm': 8 * GIB, 'memory': {'parameters': 1 * GIB}, 'parameters': 10, 'trained': 10, 'lora': {},
     'flops': 0.5 * 4 * 197e12 * 1e-3, 'steps': 3600, 'batch': 100, 'cycles': 1_500_000, 'missing': (),
     'collectives': {'all-reduce': 4e6}, 'compile_seconds': 1.0,
   }  # fmt: skip
@@ -46,6 +63,36 @@ def test_the_text_of_a_plan_marks_estimates():
   # 3.6 s on four chips at 50 % of 197 TFLOP/s; a TPUv3 core has 61.5 TFLOP/s.
   assert '0.0 hours, 0 chip-hours, 0 TPUv3-core-days' in text
   assert 'all-reduce of 4.0 MB a step over ICI' in text
+
+
+def test_the_text_of_a_plan_states_what_lora_saves():
+  saved = {'parameters': (21 * 2**20, 20 * 2**20), 'optimizer': (2**20, 40 * 2**20)}
+  text = '\n'.join(format_plan(validate(Config(steps=1)), made(trained=1, lora=saved)))
+  assert 'parameters  10, 1 (10 %) trained' in text
+  assert 'LoRA        optimizer 1.0 MiB of a device, 40.0 without' in text
+
+
+def test_lora_saves_gradients_and_moments_of_frozen_parameters():
+  """One device, AdamW: two moments and a gradient of 4 bytes for each trained parameter."""
+  config = Config(
+    data=DataConfig(train='builtin:digits', batch=8, size=(8, 8)),
+    model=ModelConfig(variant='mu/4', depth=2, width=32, mlp=64, heads=4),
+    lora=LoraConfig(rank=2),
+    init='base',
+    steps=1,
+  )
+  config = validate(config)
+  program = make_program(
+    config, make_task(config), examples=64, classes=10, label_slots=1, devices=jax.devices()[:1]
+  )
+  adapters = 2 * 2 * (32 * 2 + 2 * 32)  # Two blocks, query and value.
+  head = 32 * 10 + 10
+  block = 4 * (32 * 32 + 32) + 32 * 64 + 64 + 64 * 32 + 32 + 4 * 32
+  base = 2 * block + 4 * 4 * 3 * 32 + 32 + 32 + 5 * 32 + 2 * 32 + head
+  compared = compare_lora(program, 64)
+  assert compared['parameters'] == (4 * (base + adapters), 4 * base)
+  assert compared['gradients'] == (4 * (adapters + head), 4 * base)
+  assert compared['optimizer'] == (8 * (adapters + head) + 4, 8 * base + 4)  # And a count.
 
 
 def test_plans_are_compared_side_by_side_with_a_dash_for_unknown_numbers():

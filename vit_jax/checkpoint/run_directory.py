@@ -13,12 +13,12 @@ from pathlib import Path
 
 import jax
 
+from vit_jax.checkpoint.renamed_settings import rename_settings
 from vit_jax.config import (
   Config,
   config_from_dict,
   config_to_dict,
   flatten_config,
-  rename_settings,
   with_settings,
 )
 from vit_jax.config_checks import settings_without_effect, validate_values

@@ -149,6 +149,10 @@ MODEL_FLAGS = {
   'norm_eps': {'type': float, 'help': 'epsilon that LayerNorm adds to the variance'},
   'heads': {'type': positive_int, 'help': 'attention heads, if no file states them'},
   'dtype': {'choices': ('float32', 'bfloat16'), 'help': 'dtype of the computation'},
+  'base': {
+    'metavar': 'SOURCE',
+    'help': 'the model that a file of adapters belongs to, if it is not where training found it',
+  },
   'labels': {'help': 'class names: imagenet1k, imagenet21k, or a file with a name per line'},
 }
 PREPROCESSING_FLAGS = (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vit_jax.cli.arguments import add_model_flags, load_model
+from vit_jax.cli.arguments import add_model_flags, load_model, model_overrides
 from vit_jax.errors import UserError
 
 FORMATS = ('npz', 'timm', 'huggingface', 'onnx', 'stablehlo')
@@ -13,6 +13,9 @@ SUFFIXES = {'.npz': 'npz', '.onnx': 'onnx', '.stablehlo': 'stablehlo'}
 
 def export(args):
   """Write a model in another format, read it back, and compare its outputs."""
+  if args.adapters:
+    export_adapters(args)
+    return
   export_format = resolve_format(Path(args.to), args.format)
   options = {name: value for name in ONNX_OPTIONS if (value := getattr(args, name))}
   if options and export_format != 'onnx':
@@ -22,6 +25,23 @@ def export(args):
 
   for line in export_model(model, Path(args.to), export_format, **options):
     print(line)
+
+
+def export_adapters(args):
+  """Write the adapters of a run alone.
+
+  Raises UserError for a flag that has no effect on them.
+  """
+  overrides = model_overrides(args)
+  others = [name for name in ('format', *ONNX_OPTIONS, *overrides) if getattr(args, name)]
+  if others:
+    raise UserError(f'--{others[0]} has no effect on --adapters')
+  if Path(args.to).suffix != '.safetensors':
+    raise UserError(f'--to {args.to}: adapters are a file whose name ends in .safetensors')
+  from vit_jax.pretrained.adapters import write_adapters
+  from vit_jax.pretrained.loading import resolve_source
+
+  print(write_adapters(resolve_source(args.init)[0], Path(args.to)))
 
 
 def resolve_format(path: Path, flag: str | None) -> str:
@@ -63,5 +83,11 @@ def add(commands):
     action='store_true',
     help='write an ONNX file of half the size: weights and products in float16, norms and softmax '
     'in float32; the types of input and output do not change',
+  )
+  command.add_argument(
+    '--adapters',
+    action='store_true',
+    help='write only the adapters and the head of a run with config.lora.rank: a small '
+    '.safetensors file, which --init takes where the model that the run started from exists',
   )
   add_model_flags(command)

@@ -11,6 +11,7 @@ from vit_jax.cli.arguments import (
   duration,
   load_model,
   parse_host_flags,
+  positive_int,
 )
 from vit_jax.cli.report import add_report_flag, write_run_report
 from vit_jax.errors import UserError, mask_credentials
@@ -25,6 +26,8 @@ FINETUNE_MODEL_FLAGS = (
   'size', 'positions', 'crop', 'short_side', 'interpolation', 'orient', 'jpeg_dct', 'mean', 'std',
   'gelu', 'norm_eps',
 )  # fmt: skip
+
+LORA_RANK = 16  # Of --lora without a number.
 
 
 def finetune(args: argparse.Namespace):
@@ -125,7 +128,7 @@ def _source_name(data: str) -> str:
 def plan_flags(model, source: str, images, platform: str, args) -> dict[str, object]:
   """Return the planned settings that differ from the recipe's."""
   from vit_jax.sharding.mesh import count_devices
-  from vit_jax.training.finetune_plan import plan_settings
+  from vit_jax.training.finetune_plan import plan_lora, plan_settings
 
   settings = plan_settings(
     model,
@@ -138,6 +141,7 @@ def plan_flags(model, source: str, images, platform: str, args) -> dict[str, obj
     devices=count_devices(),
   )
   settings['init'] = args.init
+  settings = plan_lora(settings, args.lora) if args.lora else settings
   if args.time:
     settings |= {'eval_every': '0', 'save_every': '0'}
   if _has_length(args.settings):
@@ -216,11 +220,13 @@ def print_plan(model, config, workdir: Path):
     'new': 'a head of zeros',
     'keep': 'the head of the model',
   }[config.init_head]
+  rank = config.lora.rank
+  trained = f'it and adapters of rank {rank}' if rank else 'all parameters'
   command = format_train_command(config, recipe_of(model), workdir)
   print(
     f'{model.source}: {config.model.variant}\n'
     f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'
-    f'{first}, then all parameters: {length} of {data.batch} images, {optim.name}, '
+    f'{first}, then {trained}: {length} of {data.batch} images, {optim.name}, '
     f'lr {optim.lr:.2g}, layer decay {optim.layer_decay:g}, class weights {config.class_weights}\n'
     f'the same by hand:\n  {mask_credentials(command)}',
     flush=True,
@@ -250,6 +256,14 @@ def add(commands):
     metavar='TIME',
     help='time that the run may take, such as 90s, 5m or 2h (default: 5m on a CPU; elsewhere the '
     'number of images decides)',
+  )
+  command.add_argument(
+    '--lora',
+    type=positive_int,
+    nargs='?',
+    const=LORA_RANK,
+    metavar='RANK',
+    help=f'train the head and adapters of this rank, LoRA, not all parameters ({LORA_RANK})',
   )
   command.add_argument(
     '--workdir', metavar='DIR', help='run directory; by default runs/FOLDER-TIME'

@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from vit_jax.config import RENAMED_SETTINGS, Config, flatten_config
+from vit_jax.checkpoint.renamed_settings import RENAMED_SETTINGS
+from vit_jax.config import Config, flatten_config
 from vit_jax.errors import UserError, did_you_mean, format_error
 from vit_jax.recipes import load_recipe
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster

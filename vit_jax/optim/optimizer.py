@@ -262,6 +262,13 @@ def label_params_by_kind(config: OptimConfig, params):
   return jax.tree.map_with_path(label, is_frozen)
 
 
+def find_trained(config: OptimConfig, params) -> dict | None:
+  """Return a tree with False for each frozen parameter and True for the others; None if all are."""
+  if not config.freeze:
+    return None
+  return jax.tree.map(lambda kind: kind != 'frozen', label_params_by_kind(config, params))
+
+
 def add_weight_decay(config: OptimConfig, params) -> optax.GradientTransformation:
   """Add the weight decay of the parameters that `weight_decay_mask` matches."""
   mask = match_params(params, config.weight_decay_mask, 'weight_decay_mask')

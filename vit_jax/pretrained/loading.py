@@ -22,7 +22,9 @@ from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.data.preprocessing import STEP_CHECKS, Preprocessing, check_step
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.models.families import build_model
+from vit_jax.models.lora import merge_adapters
 from vit_jax.pretrained.adapt import MASKING_PREFIXES
+from vit_jax.pretrained.adapters import is_adapter_file, read_adapters
 from vit_jax.pretrained.architecture import (
   check_array_shapes,
   count_channels,
@@ -62,7 +64,7 @@ from vit_jax.runtime.files import read_json_object, split_pattern
 MODEL_OVERRIDES = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.
 LOAD_OVERRIDES = (
   *MODEL_OVERRIDES, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side',
-  'interpolation', 'orient', 'jpeg_dct', 'labels',
+  'interpolation', 'orient', 'jpeg_dct', 'labels', 'base',
 )  # fmt: skip
 # Fields of the .json file that `export` writes beside an .npz file. Older ones have a short side.
 SIDECAR_FIELDS = (
@@ -80,6 +82,7 @@ def load(source: str, **overrides) -> PretrainedModel:
 
   - a catalogue name, such as 'augreg/B_16' or 'imagenet21k+imagenet2012/ViT-B_16-224'
   - an .npz or .safetensors file, or a Hugging Face or timm directory
+  - a file of adapters, as `vit-jax export --adapters` writes it
   - a run directory of this package, or a pattern such as ``runs/quickstart-*``, whose
     newest match is loaded
   - a model of the Hugging Face hub, such as 'hf:facebook/dinov2-small' or 'hf:ORG/NAME@REVISION'
@@ -103,6 +106,7 @@ def load(source: str, **overrides) -> PretrainedModel:
     resampled
   - positions: resampling method, 'corner', 'half_pixel' or 'bicubic'
   - patch: patch size in pixels, to which patch kernels are resized as in FlexiViT
+  - base: the source of the model that a file of adapters belongs to
 
   Raises UserError if the source does not exist, is not readable, or is not a complete, known model.
   """
@@ -112,12 +116,9 @@ def load(source: str, **overrides) -> PretrainedModel:
       raise UserError(f'load({source!r}): unknown setting {name!r}.{hint}')
   given = {name: value for name, value in overrides.items() if value is not None}
   path, checkpoint = resolve_source(source)
-  if (path / 'config.json').is_file() and (path / 'preprocessing.json').is_file():
-    flat, file_facts = read_run_directory(path)
-  else:
-    arrays = open_arrays(path)
-    flat, file_facts = read_model_file(arrays, path, heads=given.get('heads', 0))
-    file_facts |= {'notes': (*arrays.notes, *file_facts.get('notes', ()))}
+  base, heads = given.pop('base', None), given.get('heads', 0)
+  flat, file_facts = read_source(path, base=base, heads=heads)
+  if 'model' not in file_facts:
     checkpoint = checkpoint or find_checkpoint_of_file(path)
   known_facts = read_sidecar(path) | catalogue_facts(checkpoint) | parse_overrides(given)
   facts = merge_facts(file_facts, known_facts)
@@ -153,6 +154,22 @@ def newest_match(source: str) -> Path | None:
   return max(directory.glob(pattern), key=lambda match: match.stat().st_mtime, default=None)
 
 
+def read_source(path: Path, *, base: str | None, heads: int) -> tuple[dict[str, np.ndarray], dict]:
+  """Return the flat tree and the facts of a run directory, a file of adapters or a model file.
+
+  Raises UserError if `base` is given for anything but adapters.
+  """
+  if is_adapter_file(path):
+    return read_adapters(path, base, load)
+  if base:
+    raise UserError(f'base={base!r} is only for a file of adapters, which {path} is not')
+  if (path / 'config.json').is_file() and (path / 'preprocessing.json').is_file():
+    return read_run_directory(path)
+  arrays = open_arrays(path)
+  flat, facts = read_model_file(arrays, path, heads=heads)
+  return flat, facts | {'notes': (*arrays.notes, *facts.get('notes', ()))}
+
+
 def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   """Return the flat tree of the newest checkpoint of a run directory, and the facts of the run."""
   config = read_run_config(path)
@@ -162,6 +179,7 @@ def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     'model': config.model, 'labels': read_run_labels(path), 'loss': config.loss, 'step': step,
   }  # fmt: skip
   flat = flax.traverse_util.flatten_dict(params, sep='/')
+  flat = merge_adapters(flat, config.lora) if config.lora.rank else flat
   if config.mask.target:
     flat = {name: array for name, array in flat.items() if not name.startswith(MASKING_PREFIXES)}
     facts |= {'labels': (), 'notes': ('trained on masked patches without labels: it has no head',)}

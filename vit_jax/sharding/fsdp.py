@@ -59,26 +59,49 @@ def unsharded_params(shapes, mesh: Mesh) -> list[str]:
   ]
 
 
+def split_params(params: dict, is_trained: dict | None) -> tuple[dict, dict]:
+  """Return the trained and the frozen parameters, each a tree like `params` with None elsewhere.
+
+  All are trained if `is_trained`, a tree of bools, is None.
+  """
+  if is_trained is None:
+    is_trained = jax.tree.map(lambda _: True, params)
+  trained = jax.tree.map(lambda x, keep: x if keep else None, params, is_trained)
+  frozen = jax.tree.map(lambda x, keep: None if keep else x, params, is_trained)
+  return trained, frozen
+
+
+def join_params(trained: dict, frozen: dict) -> dict:
+  """Return the inverse of `split_params`."""
+  is_none = lambda x: x is None
+  return jax.tree.map(lambda x, y: y if x is None else x, trained, frozen, is_leaf=is_none)
+
+
 def compute_gradient(
   loss_fn: Callable,
-  params: dict,
+  trained: dict,
+  frozen: dict,
   arrays: tuple[jax.Array, ...],
   key: jax.Array,
   *,
   model: nn.Module,
   grad_accum_steps: int,
 ) -> tuple[jax.Array, dict]:
-  """Return (loss, gradient) of a batch, without collectives.
+  """Return (loss, gradient for the trained parameters) of a batch, without collectives.
 
   `loss_fn(params, *arrays, key, model=model)` is a sum over the rows of `arrays`, each [b, ...].
   """
-  value_and_grad = jax.value_and_grad(functools.partial(loss_fn, model=model))
-  return sum_over_microbatches(value_and_grad, grad_accum_steps, params, arrays, key)
+
+  def loss(trained, *arrays_and_key):
+    return loss_fn(join_params(trained, frozen), *arrays_and_key, model=model)
+
+  return sum_over_microbatches(jax.value_and_grad(loss), grad_accum_steps, trained, arrays, key)
 
 
 def compute_fsdp_gradient(
   loss_fn: Callable,
-  params: dict,
+  trained: dict,
+  frozen: dict,
   arrays: tuple[jax.Array, ...],
   key: jax.Array,
   *,
@@ -93,13 +116,13 @@ def compute_fsdp_gradient(
   its rows; the gradients are summed once, in `grad_dtype`. Random draws for the rows of a device
   equal those rows of the draws that one device would make for all rows.
   """
-  specs = state_specs(params, mesh)
-  model, gather = with_block_gather(model, specs, grad_dtype)
+  specs, frozen_specs = (state_specs(params, mesh) for params in (trained, frozen))
+  model, gather = with_block_gather(model, join_params(specs, frozen_specs), grad_dtype)
 
-  def sharded_loss(shards, *arrays_and_key):
-    return loss_fn(gather(shards), *arrays_and_key, model=model)
+  def local_gradient(shards, frozen_shards, arrays, key_data):
+    def sharded_loss(shards, *arrays_and_key):
+      return loss_fn(gather(join_params(shards, frozen_shards)), *arrays_and_key, model=model)
 
-  def local_gradient(shards, arrays, key_data):
     key = fold_in_device(key_data, jax.lax.axis_index(_AXES))
     value_and_grad = jax.value_and_grad(sharded_loss)
     value, grads = sum_over_microbatches(value_and_grad, grad_accum_steps, shards, arrays, key)
@@ -108,10 +131,10 @@ def compute_fsdp_gradient(
   return jax.shard_map(
     local_gradient,
     mesh=mesh,
-    in_specs=(specs, batch_sharding(mesh).spec, PartitionSpec()),
+    in_specs=(specs, frozen_specs, batch_sharding(mesh).spec, PartitionSpec()),
     out_specs=(PartitionSpec(), specs),
     check_vma=False,
-  )(params, arrays, jax.random.key_data(key))
+  )(trained, frozen, arrays, jax.random.key_data(key))
 
 
 def sum_over_microbatches(

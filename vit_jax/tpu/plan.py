@@ -12,19 +12,21 @@ import time
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Config
+from vit_jax.config import Config, LoraConfig
 from vit_jax.config_checks import validate
 from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models.families import FAMILIES, family_name
+from vit_jax.sharding.fsdp import split_params
 from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.hlo_cost import program_cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
-from vit_jax.training.program import abstract_state, compile_train_step, make_program
+from vit_jax.training.program import Program, abstract_state, compile_train_step, make_program
+from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
 
 # The compiler reports either the total of all live buffers, or, if it gives up earlier, the need of
@@ -47,6 +49,8 @@ class Plan:
   hbm: float  # Peak bytes.
   memory: dict[str, float]  # Use of the bytes by name.
   parameters: int
+  trained: int  # Parameters that are trained.
+  lora: dict[str, tuple[float, float]]  # Use of the bytes by name: with adapters, and without.
   flops: float  # FLOPs of a step, analytic: three forward passes.
   steps: int
   batch: int
@@ -92,7 +96,9 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
   began = time.monotonic()
   known = {
     'topology': topology,
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    'parameters': count_elements(state.params),
+    'trained': count_elements(split_params(state.params, program.is_trained)[0]),
+    'lora': compare_lora(program, examples),
     'flops': 3 * model.shape.flops(config.data.size, config.model.channels) * config.data.batch,
     'steps': program.steps,
     'batch': config.data.batch,
@@ -117,6 +123,42 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     compile_seconds=seconds,
   )
   return made, hlo
+
+
+def compare_lora(program: Program, examples: int) -> dict[str, tuple[float, float]]:
+  """Return {'gradients': (bytes of a device with adapters, without them), …}; {} without adapters.
+
+  Nothing is compiled. The gradients are those that a step sums over the devices.
+  """
+  config = program.config
+  if not config.lora.rank:
+    return {}
+  full = make_program(
+    dataclasses.replace(config, lora=LoraConfig()),
+    make_task(dataclasses.replace(config, lora=LoraConfig())),
+    examples=examples,
+    classes=program.model.classes,
+    label_slots=program.label_slots,
+    devices=list(program.mesh.devices.flat),
+  )
+  with_lora, without = training_bytes(program), training_bytes(full)
+  return {name: (size, without[name]) for name, size in with_lora.items()}
+
+
+def training_bytes(program: Program) -> dict[str, float]:
+  """Return the bytes of a device for the parameters, their gradients and the optimizer."""
+  state = abstract_state(program)
+  return {
+    'parameters': held_bytes(state.params),
+    'gradients': held_bytes(split_params(state.params, program.is_trained)[0]),
+    'optimizer': held_bytes(state.opt_state),
+  }
+
+
+def held_bytes(tree) -> float:
+  """Return the bytes that a device holds of a tree of arrays or their shapes, with shardings."""
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def attention_kernel_cycles(
@@ -190,13 +232,10 @@ def memory_breakdown(compiled, state: TrainState) -> tuple[float, dict[str, floa
   peak = (
     getattr(found, 'peak_memory_in_bytes', 0) or arguments + out - kept + found.temp_size_in_bytes
   )
-  held = lambda tree: sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
   parts = {
-    'parameters': held(state.params),
-    'optimizer': held(state.opt_state),
-    'average': held(state.ema),
+    'parameters': held_bytes(state.params),
+    'optimizer': held_bytes(state.opt_state),
+    'average': held_bytes(state.ema),
   }
   parts['batch'] = max(0, arguments - sum(parts.values()))
   parts['gradients and activations'] = max(0, peak - sum(parts.values()))
@@ -235,9 +274,13 @@ def format_plan(config: Config, plan: Plan) -> list[str]:
     f'memory      {gib(plan.hbm)} of {g.hbm / g.devices:g} GiB: it '
     f'{"fits" if plan.fits else "does NOT fit"}'
     + ''.join(f'; {name} {gib(value)}' for name, value in plan.memory.items()),
-    f'parameters  {plan.parameters:,}',
+    f'parameters  {plan.parameters:,}' + format_trained(plan),
     f'model FLOPs {plan.flops / 1e12:.1f} T a step; {plan.flops * plan.steps / 1e18:,.0f} '
     f'exaFLOPs in {plan.steps:,} steps',
+  ]
+  lines += [
+    f'LoRA        {name} {with_lora / 2**20:,.1f} MiB of a device, {full / 2**20:,.1f} without'
+    for name, (with_lora, full) in plan.lora.items()
   ]
   if not plan.seconds_per_step:
     return lines
@@ -260,6 +303,13 @@ def format_plan(config: Config, plan: Plan) -> list[str]:
     for name, value in plan.collectives.items()
   ]
   return lines + [f'not counted {what}' for what in plan.missing]
+
+
+def format_trained(plan: Plan) -> str:
+  """Return the number of trained parameters and their share, or '' if all are trained."""
+  if plan.trained == plan.parameters:
+    return ''
+  return f', {plan.trained:,} ({100 * plan.trained / plan.parameters:.2g} %) trained'
 
 
 def format_hosts(count: int) -> str:

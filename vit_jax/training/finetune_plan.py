@@ -47,6 +47,7 @@ EPOCHS = ((1_000, 30), (10_000, 20), (100_000, 10), (1_000_000, 5), (float('inf'
 # (blocks up to this number, factor between the learning rates of neighbouring blocks)
 LAYER_DECAYS = ((12, 0.8), (24, 0.85), (float('inf'), 0.9))
 LABEL_SMOOTHING = 0.1
+LORA_LR_FACTOR = 5  # Adapters have a higher learning rate than full fine-tuning, without decay.
 UNBALANCED = 3  # Times as many images of the largest class as of the smallest.
 MIN_STEPS = 20  # Fewer do not pay for the warm-up.
 
@@ -118,6 +119,12 @@ def plan_model(model: PretrainedModel, device: DevicePlan) -> dict[str, object]:
     settings['optim.layer_decay'] = next(decay for limit, decay in LAYER_DECAYS if depth <= limit)
     settings['model.unroll'] = device.unroll
   return settings
+
+
+def plan_lora(settings: dict[str, object], rank: int) -> dict[str, object]:
+  """Return the plan for full fine-tuning, changed for adapters of a rank."""
+  lr = float(f'{LORA_LR_FACTOR * settings["optim.lr"]:.3g}')
+  return settings | {'lora.rank': rank, 'optim.lr': lr, 'optim.layer_decay': 1.0}
 
 
 def plan_loss(max_labels: int, class_counts: np.ndarray | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ import jax
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.lora import join_adapters, split_adapters
 from vit_jax.pretrained.adapt import adapt_params, format_changes
 from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
@@ -37,15 +38,16 @@ def restore_or_init_state(
     return state, {}, []
   pretrained = load(config.init)
   assumptions = check_init_model(config, pretrained)
+  base, adapters = split_adapters(state.params)
   params, changes = adapt_params(
     pretrained.params,
-    state.params,
+    base,
     grid=program.model.shape.grid(config.data.size),
     old_grid=pretrained.grid,
     method=config.init_positions,
     keep_head=config.init_head == 'keep',
   )
-  params, head_lines = shard_from_host(params, shardings.params), []
+  params, head_lines = shard_from_host(join_adapters(params, adapters), shardings.params), []
   if head and config.init_head == 'keep':
     head.check_classes(pretrained)
   if head and config.init_head == 'probe':

@@ -6,6 +6,7 @@ compiles there.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 import optax
 
-from vit_jax.config import Config
+from vit_jax.config import Config, OptimConfig
+from vit_jax.models.lora import check_new_head, frozen_paths
 from vit_jax.optim.durations import labelled_batch_size, total_steps
-from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
+from vit_jax.optim.optimizer import find_trained, make_lr_schedule, make_optimizer
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated
 from vit_jax.step import TrainState, abstract_params, init_state, train_step
@@ -34,6 +36,7 @@ class Program:
   model: nn.Module
   lr: optax.Schedule
   tx: optax.GradientTransformation  # The optimizer.
+  is_trained: dict | None  # A tree of bools like the parameters, or None if all are trained.
   mesh: Mesh
 
   @functools.cached_property
@@ -60,6 +63,8 @@ def make_program(
   epoch = examples / labelled_batch_size(config.data)
   model = task.build_model(classes)
   lr = make_lr_schedule(config.optim, steps=steps, epoch=epoch)
+  params = abstract_params(model, config.data.size)
+  optim = freeze_base(config, params)
   return Program(
     config=config,
     task=task,
@@ -68,9 +73,22 @@ def make_program(
     label_slots=label_slots,
     model=model,
     lr=lr,
-    tx=make_optimizer(config.optim, lr, abstract_params(model, config.data.size)),
+    tx=make_optimizer(optim, lr, params),
+    is_trained=find_trained(optim, params),
     mesh=make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config), devices=devices),
   )
+
+
+def freeze_base(config: Config, params: dict) -> OptimConfig:
+  """Return the settings of the optimizer, in which adapters freeze all that they do not replace.
+
+  Raises UserError if a new head would never be trained.
+  """
+  if not config.lora.rank:
+    return config.optim
+  frozen = frozen_paths(params, config.lora)
+  check_new_head(frozen, config)
+  return dataclasses.replace(config.optim, freeze='|'.join(map(re.escape, frozen)))
 
 
 def sharded_batch_sizes(config: Config) -> dict[str, int]:
@@ -126,6 +144,7 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
     grad_accum_steps=config.optim.grad_accum_steps,
     ema=config.optim.ema,
     skip_spikes=config.optim.skip_spikes,
+    is_trained=program.is_trained,
     mesh=mesh,
     grad_dtype=config.optim.grad_dtype,
   )

@@ -31,7 +31,7 @@ from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.optim.losses import balanced_class_weights, weight_classes
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.sharding.fsdp import unsharded_params
+from vit_jax.sharding.fsdp import split_params, unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops
 from vit_jax.step import TrainState
 from vit_jax.training.program import Program, make_program
@@ -169,7 +169,7 @@ def start_run(
   first, mesh = int(state.step), run.program.mesh
   writer = MetricsWriter(run.workdir, step=first, steps=run.steps, write=jax.process_index() == 0)
   writer.print_line(
-    f'{run.workdir}: {summarize_run(run.config, state)}, {describe_mesh(mesh)}, steps {first} to '
+    f'{run.workdir}: {summarize_run(run.program, state)}, {describe_mesh(mesh)}, steps {first} to '
     f'{run.steps}'
   )
   for note in [*notes, *unsharded_params(state.params, mesh)]:
@@ -185,14 +185,21 @@ def start_run(
   )
 
 
-def summarize_run(config: Config, state: TrainState) -> str:
+def summarize_run(program: Program, state: TrainState) -> str:
   """Return model, data and batch of a run in one line."""
-  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  config, count = program.config, count_elements(state.params)
   size = 'x'.join(map(str, config.data.size))
+  trained = count_elements(split_params(state.params, program.is_trained)[0])
+  share = f' ({trained:,} trained, {100 * trained / count:.2g} %)' if trained < count else ''
   return (
-    f'{config.model.variant} with {count:,} parameters, {config.data.train} at {size}, batch '
-    f'{config.data.batch}'
+    f'{config.model.variant} with {count:,} parameters{share}, {config.data.train} at {size}, '
+    f'batch {config.data.batch}'
   )
+
+
+def count_elements(params: dict) -> int:
+  """Return the number of elements of all arrays."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:

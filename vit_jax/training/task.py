@@ -4,7 +4,6 @@ A task is where model, loss and evaluation differ. The training loop is the same
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ from vit_jax.evaluate.outputs import (
 from vit_jax.evaluate.probes import PROBES
 from vit_jax.evaluate.protocols import parse_protocol
 from vit_jax.models.families import build_model
+from vit_jax.models.lora import with_adapters
 from vit_jax.models.masked import build_masked_vit
 from vit_jax.optim.losses import MASK_LOSSES, make_training_loss
 
@@ -50,7 +50,10 @@ def make_task(config: Config) -> Task:
 
 def classification_task(config: Config) -> Task:
   """Return the task of predicting the labels of images."""
-  build = functools.partial(build_model, config.model)
+
+  def build(classes: int):
+    return with_adapters(build_model(config.model, classes), config.lora)
+
   return Task(
     build_model=build,
     build_probed_model=build,
