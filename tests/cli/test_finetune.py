@@ -3,13 +3,17 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import numpy as np
 import pytest
 
 from tests.runs import ENVIRONMENT, ROOT
+from vit_jax.checkpoint.manager import load_newest_params
 from vit_jax.cli.arguments import Parser, duration
 from vit_jax.errors import UserError
 from vit_jax.launch.local import free_port, host_environment
@@ -61,6 +65,24 @@ def test_the_printed_command_trains_the_same_model(photos, tmp_path):
   assert first['test_loss'] == second['test_loss'] and first['step'] == second['step'] == 4
   assert first['test_accuracy'] > 0.5  # Colors, of which a third are guessed.
   assert 'vit-jax predict --init a' in out
+
+
+def test_adapters_train_and_an_interrupted_run_ends_with_the_same_bits(photos, tmp_path):
+  words = (
+    'finetune', 'photos', '--init', 'model.npz', '--lora=2', '--config.steps=4',
+    '--config.save_every=2', '--workdir',
+  )  # fmt: skip
+  code, out, err = run_vit_jax(tmp_path, *words, 'a')
+  assert code == 0, err
+  assert 'it and adapters of rank 2' in out and '--config.lora.rank=2' in out
+  shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+  shutil.rmtree(tmp_path / 'b/checkpoints/4')
+  code, _, err = run_vit_jax(tmp_path, *words, 'b')
+  assert code == 0, err
+  (first, _), (second, _) = (load_newest_params(tmp_path / name) for name in 'ab')
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  kernel = first['Transformer']['encoderblock']['MultiHeadDotProductAttention_1']['query']
+  assert np.abs(kernel['lora_b']).max() > 0
 
 
 def test_the_number_of_steps_follows_from_the_time(photos, tmp_path):

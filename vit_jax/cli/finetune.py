@@ -254,7 +254,7 @@ def add(commands):
     '--time',
     type=duration,
     metavar='TIME',
-    help='time that the run may take, such as 90s, 5m or 2h (default: 5m on a CPU; elsewhere the '
+    help='time that the run may take, such as 90s, 5m or 2h (default: 330s on a CPU; elsewhere the '
     'number of images decides)',
   )
   command.add_argument(

@@ -31,7 +31,7 @@ class DevicePlan:
 DEVICE_PLANS = {
   'cpu': DevicePlan(
     batch=20, eval_batch=25, lr=2e-4, dtype='float32', unroll=0, workers=0, max_patches=100,
-    seconds=300,
+    seconds=330,
   ),
   'gpu': DevicePlan(
     batch=128, eval_batch=256, lr=5e-4, dtype='bfloat16', unroll=1, workers=8, max_patches=0,
