@@ -96,6 +96,7 @@ def plan_settings(
     **plan_loss(max_labels, class_counts),
     'steps': 0,
     'epochs': float(next(epochs for limit, epochs in EPOCHS if images < limit)),
+    'log_every': '5%',
     'eval_every': '0' if device.seconds else '1ep',
     'save_every': '0' if device.seconds else '1ep',
   }
