@@ -241,6 +241,18 @@ def format_train_command(config, recipe: str, workdir: Path) -> str:
   return shlex.join(['vit-jax', 'train', f'--config={recipe}', *flags, f'--workdir={workdir}'])
 
 
+def add_lora_flag(command: argparse.ArgumentParser):
+  """Add --lora to a command that plans a run."""
+  command.add_argument(
+    '--lora',
+    type=positive_int,
+    nargs='?',
+    const=LORA_RANK,
+    metavar='RANK',
+    help=f'train the head and adapters of this rank, LoRA, not all parameters ({LORA_RANK})',
+  )
+
+
 def add(commands):
   """Add the command and its arguments."""
   command = commands.add_parser('finetune', help=finetune.__doc__, description=finetune.__doc__)
@@ -257,14 +269,7 @@ def add(commands):
     help='time that the run may take, such as 90s, 5m or 2h (default: 330s on a CPU; elsewhere the '
     'number of images decides)',
   )
-  command.add_argument(
-    '--lora',
-    type=positive_int,
-    nargs='?',
-    const=LORA_RANK,
-    metavar='RANK',
-    help=f'train the head and adapters of this rank, LoRA, not all parameters ({LORA_RANK})',
-  )
+  add_lora_flag(command)
   command.add_argument(
     '--workdir', metavar='DIR', help='run directory; by default runs/FOLDER-TIME'
   )

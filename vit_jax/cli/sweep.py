@@ -18,6 +18,7 @@ from vit_jax.cli.arguments import (
 from vit_jax.cli.finetune import (
   DATA_HELP,
   FINETUNE_MODEL_FLAGS,
+  add_lora_flag,
   check_length_flags,
   format_train_command,
   open_photos,
@@ -99,7 +100,9 @@ def check_sweep_flags(args):
   """Raise UserError unless there is either DATA with --init, or --config."""
   from vit_jax.cli.jobs import recipe_of_flags
 
-  given = [name for name in ('init', 'time', *MODEL_FLAGS) if getattr(args, name, None) is not None]
+  given = [
+    name for name in ('init', 'time', 'lora', *MODEL_FLAGS) if getattr(args, name, None) is not None
+  ]
   recipe = recipe_of_flags(args.settings)
   if args.data and recipe:
     raise UserError(f'{args.data} and --config={recipe}: give either DATA or --config')
@@ -280,5 +283,6 @@ def add(commands):
     metavar='DIR',
     help='directory of the runs; existing ones are resumed (default: runs/sweep-NAME)',
   )
+  add_lora_flag(command)
   add_model_flags(command, FINETUNE_MODEL_FLAGS, required=False)
   add_host_flags(command)
