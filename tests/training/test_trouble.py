@@ -46,7 +46,10 @@ def test_a_run_directory_that_is_gone_ends_the_run_and_is_not_created_again(
   workdir, elsewhere = tmp_path / 'run', tmp_path / 'elsewhere'
 
   def change_directory():
-    shutil.rmtree(workdir) if change == 'removed' else workdir.rename(elsewhere)
+    while change == 'removed' and workdir.exists():  # A save may still write into it.
+      shutil.rmtree(workdir, ignore_errors=True)
+    if change != 'removed':
+      workdir.rename(elsewhere)
     if change == 'replaced':
       workdir.mkdir()
 
