@@ -54,7 +54,8 @@ def test_wheel_trains_fine_tunes_and_lists_tables_outside_a_checkout(site, tmp_p
   pretrain = ('--workdir=runs/quickstart-1', '--config.steps=20', '--config.data.split=train[:320]')
   done = run('-m', 'vit_jax', 'train', *pretrain, *SMALL, '--config.optim.grad_accum_steps=1')
   assert 'step 20/20' in done.stderr
-  assert (tmp_path / 'runs' / 'quickstart-1' / 'report.html').is_file()  # Its template is there.
+  # The wheel has the template of the page.
+  assert (tmp_path / 'runs' / 'quickstart-1' / 'report.html').is_file()
   finetune = ('--config=quickstart_finetune', '--workdir=tuned', '--config.steps=5')
   done = run('-m', 'vit_jax', 'train', *finetune, *SMALL)
   assert 'runs/quickstart-1' in done.stderr and 'step 5/5' in done.stderr

@@ -5,7 +5,19 @@ import hashlib
 import http.server
 import json
 
+from huggingface_hub import constants
+
 COMMIT, OLD_COMMIT = 40 * 'a', 40 * 'b'
+
+
+def stop_answering(hub, monkeypatch, problem: str | int):
+  """Let the hub be out of reach ('no network', 'offline mode') or answer with a status alone."""
+  if problem == 'no network':
+    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
+  elif problem == 'offline mode':
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  else:
+    hub.status = problem
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

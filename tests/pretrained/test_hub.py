@@ -5,10 +5,9 @@ from pathlib import Path
 import flax.traverse_util
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
 import vit_jax
-from tests.pretrained.hub_server import COMMIT, OLD_COMMIT
+from tests.pretrained.hub_server import COMMIT, OLD_COMMIT, stop_answering
 from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.data.preprocessing import Preprocessing
@@ -65,12 +64,7 @@ def test_a_second_load_downloads_nothing(hub):
 @pytest.mark.parametrize('problem', [500, 503, 'no network', 'offline mode'])
 def test_without_the_hub_the_cache_is_used(hub, monkeypatch, problem):
   path = fetch_from_hub('hf:org/vit')
-  if problem == 'no network':
-    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
-  elif problem == 'offline mode':
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-  else:
-    hub.status = problem
+  stop_answering(hub, monkeypatch, problem)
   assert fetch_from_hub('hf:org/vit') == path
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 
 import vit_jax
 from tests.pretrained.families import normalised
+from tests.pretrained.hub_server import stop_answering
 from tests.pretrained.test_export import IMAGES, STATISTICS, model
 from vit_jax.config import Config, with_settings
 from vit_jax.errors import UserError
@@ -205,7 +206,7 @@ def test_a_token_that_may_not_write_is_a_one_line_error(
 ):
   if token:
     monkeypatch.setenv('HF_TOKEN', token)
-  check_refused(tmp_path, message)
+  assert_upload_is_refused(tmp_path, message)
   assert not empty_hub.repos
 
 
@@ -221,16 +222,11 @@ def test_a_token_that_may_not_write_is_a_one_line_error(
 def test_a_hub_that_does_not_answer_is_a_one_line_error(
   empty_hub, token, tmp_path, monkeypatch, problem, message
 ):
-  if problem == 'no network':
-    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:1')
-  elif problem == 'offline mode':
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-  else:
-    empty_hub.status = problem
-  check_refused(tmp_path, message)
+  stop_answering(empty_hub, monkeypatch, problem)
+  assert_upload_is_refused(tmp_path, message)
 
 
-def check_refused(tmp_path, message: str):
+def assert_upload_is_refused(tmp_path, message: str):
   (tmp_path / 'a').mkdir()
   (tmp_path / 'a' / 'README.md').write_text('# x', encoding='utf-8')
   with pytest.raises(UserError, match=message) as error:

@@ -36,9 +36,6 @@ def at_step(monkeypatch, step, action):
   monkeypatch.setattr(StepLog, 'append', append_and_act)
 
 
-# Known fault: TensorStore's threads may report a write that failed to an event loop that Orbax has
-# closed. This prints tracebacks, and has no other effect.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('change', ['removed', 'renamed', 'replaced'])
 def test_a_run_directory_that_is_gone_ends_the_run_and_is_not_created_again(
   tmp_path, monkeypatch, change

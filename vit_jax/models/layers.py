@@ -13,6 +13,8 @@ from vit_jax.config import ModelConfig
 
 BATCH_NORM_EPSILON = 1e-3  # EfficientNet's in TensorFlow.
 RUNNING_STATISTICS = ('running_mean', 'running_var')  # No other parameter has these names.
+BLOCKS = ('Transformer', 'encoderblock')  # The path of the stacked encoder blocks.
+BLOCK_PATH_PREFIX = '/'.join(BLOCKS) + '/'
 LEARNED_POSITIONS = ('learned', 'learned2d')  # Kinds that are a table added to the tokens.
 
 

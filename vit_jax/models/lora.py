@@ -20,9 +20,8 @@ import numpy as np
 
 from vit_jax.config import Config, LoraConfig, ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.layers import BLOCK_PATH_PREFIX, BLOCKS
 
-BLOCKS = ('Transformer', 'encoderblock')  # The path of the stacked blocks.
-BLOCK_PATH_PREFIX = '/'.join(BLOCKS) + '/'
 # Kernels [d, h, c] with two axes of outputs: heads and channels. All others have one.
 HEADS_KERNEL = re.compile(r'.*/(query|key|value)/kernel')
 ADAPTER_ARRAYS = ('lora_a', 'lora_b')

@@ -1,7 +1,7 @@
 """Rotary positions of two axes, as in DINOv3 (arXiv 2508.10104; RoPE is arXiv 2104.09864).
 
-The channels of a head are pairs. Each pair of a patch's queries and keys is rotated by an angle
-that is proportional to the row or the column of the patch, so that scores depend on offsets.
+The channels of a head are pairs. In queries and keys, each pair is rotated by an angle that is
+proportional to the row or the column of the patch. Scores then depend on offsets.
 Coordinates run from -1 to 1 over an image of any size, so another size or aspect ratio needs no
 resampling.
 

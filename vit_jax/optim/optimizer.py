@@ -16,11 +16,10 @@ import optax
 
 from vit_jax.config import OptimConfig
 from vit_jax.errors import UserError
-from vit_jax.models.layers import RUNNING_STATISTICS
+from vit_jax.models.layers import BLOCK_PATH_PREFIX, RUNNING_STATISTICS
 from vit_jax.optim.durations import parse_duration
 from vit_jax.optim.spike_guard import guard_spikes
 
-BLOCK_PATH_PREFIX = 'Transformer/encoderblock/'
 AFTER_BLOCKS = 'Transformer/encoder_norm/|fc_norm/|MAPHead_0/|pre_logits/|head/|patch_head/'
 HEAD_KERNEL_PATH = 'head/kernel'
 RAMP_SETTINGS = ('warmup', 'cooldown')
@@ -145,7 +144,7 @@ def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def map_over_blocks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Apply a factored rule to each block of stacked parameters [depth, …] by itself."""
+  """Apply a factored rule to each block of stacked parameters [depth, …] separately."""
   axes = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
   update = jax.vmap(rule.update, in_axes=(0, axes, 0), out_axes=(0, axes))
   return optax.GradientTransformation(jax.vmap(rule.init, out_axes=axes), update)

@@ -45,7 +45,7 @@ def fetch_from_hub(source: str) -> Path:
   network the cache is used alone.
 
   Raises UserError if the model does not exist, is not accessible, or has no weights that `load`
-  reads, and if the hub cannot be reached and the cache lacks a file.
+  reads. Raises it too if the hub cannot be reached and the cache lacks a file.
   """
   from huggingface_hub import hf_hub_download  # Slow to import.
 

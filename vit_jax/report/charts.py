@@ -16,7 +16,7 @@ _BASELINES = ('_linear_probe', '_majority')
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chart:
-  """A figure with its heading and its description in words."""
+  """A figure with its heading and a description for readers who cannot see it."""
 
   title: str
   figure: object

@@ -1,4 +1,4 @@
-"""The facts of a run that the page states in words, read from its directory."""
+"""The facts of a run that the page states, read from its directory."""
 
 import dataclasses
 import math

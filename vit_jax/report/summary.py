@@ -1,4 +1,4 @@
-"""The run in words and in numbers: sentences, final numbers beside baselines, and comparisons."""
+"""The summary of a run: sentences, final numbers beside baselines, and comparisons."""
 
 import jax
 

@@ -1,8 +1,8 @@
 """The plan of `vit-jax finetune`: the settings that suit a model, its images and the devices.
 
-The tables below are the whole of it. Each number is a common choice of the literature on
-fine-tuning Vision Transformers, not a result of a search; Table 4 of the paper, for accelerators
-and days, is configs/finetune.py.
+The tables below are the whole of it. The learning rate on a CPU and the label smoothing were chosen
+among four runs on photos of flowers (ViT-S/14). Each other number is a common choice of the
+literature, not a result of a search. Table 4 of the paper is configs/finetune.py.
 """
 
 import dataclasses
