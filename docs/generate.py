@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # The pages describe this ch
 
 import vit_jax.config
 from vit_jax.config import Config
-from vit_jax.config_checks import CHOICES, RANGES
+from vit_jax.settings.limits import CHOICES, RANGES
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

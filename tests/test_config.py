@@ -6,16 +6,9 @@ import json
 import pytest
 
 from vit_jax.checkpoint.renamed_settings import RENAMED_SETTINGS, rename_settings
-from vit_jax.config import (
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-  config_from_dict,
-  config_to_dict,
-  flatten_config,
-)
+from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.settings.fields import config_from_dict, config_to_dict, flatten_config
 
 
 def test_a_config_survives_json():

@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from vit_jax.config import UNLABELLED_DEFAULTS, Config, flatten_config, setting_types, with_settings
-from vit_jax.config_checks import CHOICES, RANGES, READ_ONLY_WHEN, validate
+from vit_jax.config import UNLABELLED_DEFAULTS, Config
+from vit_jax.config_checks import validate
 from vit_jax.data.randaugment import RANDAUGMENT_VARIANTS
 from vit_jax.errors import UserError
 from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS
@@ -16,6 +16,9 @@ from vit_jax.models.masked import PATCH_TARGETS
 from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
 from vit_jax.optim.losses import LOSSES, MASK_LOSSES
 from vit_jax.optim.optimizer import LR_DECAYS, UPDATE_RULES
+from vit_jax.settings.conditions import READ_ONLY_WHEN
+from vit_jax.settings.fields import flatten_config, setting_types, with_settings
+from vit_jax.settings.limits import CHOICES, RANGES
 
 DEFAULTS = flatten_config(Config())
 NAN = float('nan')

@@ -30,12 +30,8 @@ from tests.config_observations import (
   schedule,
   shardings,
 )
-from vit_jax.config import (
-  Config,
-  flatten_config,
-  with_settings,
-)
-from vit_jax.config_checks import READ_ONLY_WHEN, validate
+from vit_jax.config import Config
+from vit_jax.config_checks import validate
 from vit_jax.data.pseudo_labels import (
   describe_pseudo_labels,
   start_pseudo_labels,
@@ -44,6 +40,8 @@ from vit_jax.data.pseudo_labels import (
 )
 from vit_jax.data.sources import open_unlabelled
 from vit_jax.errors import UserError
+from vit_jax.settings.conditions import READ_ONLY_WHEN
+from vit_jax.settings.fields import flatten_config, with_settings
 from vit_jax.train import train
 
 DEFAULTS = flatten_config(Config())

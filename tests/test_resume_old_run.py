@@ -14,7 +14,7 @@ import pytest
 
 from vit_jax.checkpoint.io import read_checkpoint_as_numpy
 from vit_jax.checkpoint.run_directory import read_run_config
-from vit_jax.config import config_to_dict
+from vit_jax.settings.fields import config_to_dict
 from vit_jax.train import train
 
 GOLDEN_RUN = Path(__file__).parent / 'golden_run'

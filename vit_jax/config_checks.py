@@ -1,191 +1,19 @@
 """Validation of a config, before any device is touched.
 
-Each setting has a type, and some have a list of choices or a range. `READ_ONLY_WHEN` lists the
-settings that only some configs read. The other checks compare several settings.
+Each setting has a type, and some have a list of choices or a range (settings/limits.py). Some are
+read only together with others (settings/conditions.py). The checks here compare several settings.
 """
 
 import dataclasses
 import math
 import re
 import typing
-from typing import NamedTuple
 
-from vit_jax.config import Config, ModelConfig, flatten_config, setting_types
+from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError, did_you_mean
-
-CHANNELS = (1, 3)  # Of an image: grey or RGB.
-CHOICES = {
-  'data.crop': ('inception', 'resize', 'random'),
-  'data.randaug_variant': ('intended', 'noisystudent'),
-  'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
-  'data.interpolation': (
-    'tf_bilinear', 'tf_area', 'pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_lanczos',
-    'pil_box', 'pil_hamming',
-  ),
-  'data.orient': ('auto', 'exif', 'ignore'),
-  'data.jpeg_dct': ('auto', 'fast', 'accurate'),
-  'data.bad_images': ('error', 'skip'),
-  'model.pool': ('token', 'gap', 'map'),
-  'model.position': ('learned', 'learned2d', 'relative', 'sincos2d', 'none', 'rope'),
-  'model.position_at': ('stem', 'every', 'shared'),
-  'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
-  'model.qkv_bias': ('qkv', 'qv', 'none'),
-  'model.gelu': ('tanh', 'erf', 'quick'),
-  'model.dtype': ('float32', 'bfloat16'),
-  'model.remat': ('none', 'vit', 'dots', 'full'),
-  'mask.target': ('', 'colour', 'grid', 'pixels'),
-  'optim.name': ('adamw', 'sgd', 'adafactor', 'rmsprop'),
-  'optim.schedule': ('cosine', 'linear', 'rsqrt', 'constant', 'staircase'),
-  'optim.momentum_dtype': ('float32', 'bfloat16'),
-  'optim.grad_dtype': ('float32', 'bfloat16'),
-  'loss': ('softmax', 'sigmoid'),
-  'init_positions': ('corner', 'half_pixel', 'bicubic'),
-  'init_head': ('new', 'keep', 'probe'),
-  'class_weights': ('none', 'balanced'),
-}  # fmt: skip
-
-# Closed ranges. Any finite number is valid for a setting that is not listed.
-RANGES = {
-  'data.unlabelled_ratio': (1, 1000),
-  'data.confidence_threshold': (0, 1),
-  'data.unlabelled_per_class': (1, math.inf),
-  'data.batch': (1, math.inf),
-  'data.eval_batch': (0, math.inf),
-  'data.randaug_ops': (0, 7),
-  'data.randaug_magnitude': (0, 30),
-  'data.resize_before_crop': (0, math.inf),
-  'data.eval_short_side': (1, 32768),
-  'data.max_bad_fraction': (0, 1),
-  'data.max_pixels': (1, math.inf),
-  'data.workers': (0, 1024),
-  'data.threads': (0, 1024),
-  'data.prefetch': (1, 64),
-  'model.channels': (1, 3),
-  'model.width': (0, math.inf),
-  'model.depth': (0, math.inf),
-  'model.mlp': (0, math.inf),
-  'model.heads': (0, math.inf),
-  'model.stem_width': (32, math.inf),
-  'model.rope_theta': (1, math.inf),
-  'model.registers': (0, math.inf),
-  'model.layer_scale': (0, 1),
-  'model.dropout': (0, 0.99),
-  'model.drop_path': (0, 0.99),
-  'model.norm_eps': (0, 1),
-  'model.unroll': (0, math.inf),
-  'optim.lr': (0, math.inf),
-  'optim.lr_end': (0, math.inf),
-  'optim.rsqrt_timescale': (1, math.inf),
-  'optim.lr_boundary_factor': (0, 1),
-  'optim.norm_momentum': (0, 0.99999),
-  'optim.b1': (0, 0.99999),
-  'optim.b2': (0, 0.99999),
-  'optim.weight_decay': (0, math.inf),
-  'optim.head_weight_decay_factor': (0, math.inf),
-  'optim.grad_clip_norm': (0, math.inf),
-  'optim.layer_decay': (0.01, 1),
-  'optim.ema': (0, 0.999999),
-  'optim.grad_accum_steps': (1, math.inf),
-  'optim.skip_spikes': (0, math.inf),
-  'optim.spike_window': (2, math.inf),
-  'optim.max_bad_steps': (1, math.inf),
-  'mesh.fsdp': (1, math.inf),
-  'mask.rate': (0.001, 1),
-  'lora.rank': (0, math.inf),
-  'lora.alpha': (1e-6, math.inf),
-  'steps': (0, math.inf),
-  'epochs': (0, math.inf),
-  'seed': (0, 2**31 - 1),
-  'label_smoothing': (0, 0.99),
-  'mixup': (0, math.inf),
-  'fewshot_l2': (1e-9, math.inf),
-  'max_to_keep': (1, math.inf),
-  'first_step_timeout': (0, 604800),
-  'step_timeout': (0, 604800),
-}
-
-
-class Pattern(NamedTuple):
-  """Matches text in which the regular expression occurs, or a tuple with such text in it."""
-
-  regex: str
-  example: str
-
-
-class NotDefault(NamedTuple):
-  """Matches every value but the default."""
-
-
-Requirement = dict[str, tuple | Pattern | NotDefault]
-
-ENABLED = NotDefault()
-TFDS = Pattern('^(tfds|vtab):', 'tfds:NAME')
-# Sources of image files. Those that are built in have arrays.
-ENCODED = Pattern('^(folder|csv|images|tfds|vtab):', 'folder:PATH')
-ENCODED_PROBE = Pattern('^[^:]*$|:(folder|csv|images|tfds|vtab):', 'fewshot:folder:PATH')
-ENCODED_SOURCES = {
-  'data.train': ENCODED, 'data.eval': ENCODED, 'data.unlabelled': ENCODED, 'probes': ENCODED_PROBE,
-}  # fmt: skip
-TFDS_PROBE = Pattern('^[^:]*$|:(tfds|vtab):', 'fewshot:tfds:NAME')  # Without a source: its default.
-FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
-NO_MASK = {'mask.target': ('',)}
-
-# Setting -> the requirements under which it is read. All of them must hold. A requirement holds if
-# one of its settings matches. A setting that is not read must have its default.
-# `models/families.py` does the same for the settings of each family of models.
-READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
-  'data.dir': (
-    {'data.train': TFDS, 'data.eval': TFDS, 'data.unlabelled': TFDS, 'probes': TFDS_PROBE},
-  ),
-  'data.crop_area': ({'data.crop': ('inception',)},),
-  'data.crop_aspect': ({'data.crop': ('inception',)},),
-  'data.resize_before_crop': ({'data.crop': ('random',)},),
-  'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
-  'data.randaug_variant': ({'data.randaug_ops': ENABLED},),
-  'data.eval_short_side': ({'data.eval_crop': ('center', 'squash', 'border')},),
-  'data.orient': (ENCODED_SOURCES,),
-  'data.jpeg_dct': (ENCODED_SOURCES,),
-  'data.max_bad_fraction': ({'data.bad_images': ('skip',)},),
-  'data.unlabelled': (NO_MASK,),
-  'data.unlabelled_split': ({'data.unlabelled': ENABLED},),
-  'data.unlabelled_ratio': ({'data.unlabelled': ENABLED},),
-  'data.pseudo_labels': ({'data.unlabelled': ENABLED},),
-  'data.confidence_threshold': ({'data.unlabelled': ENABLED},),
-  'data.unlabelled_per_class': ({'data.unlabelled': ENABLED},),
-  'model.class_token': ({'model.pool': ('gap',)},),
-  'model.fc_norm': ({'model.pool': ('gap',)}, NO_MASK),
-  'model.rope_theta': ({'model.position': ('rope',)},),
-  'model.gelu': ({'model.swiglu': (False,), 'model.pool': ('map',)},),
-  'model.hidden_head': (NO_MASK,),
-  'model.head_bias': (NO_MASK,),
-  'optim.lr_end': ({'optim.schedule': ('cosine', 'linear'), 'optim.cooldown': ENABLED},),
-  'optim.rsqrt_timescale': ({'optim.schedule': ('rsqrt',)},),
-  'optim.lr_boundaries': ({'optim.schedule': ('staircase',)},),
-  'optim.lr_boundary_every': ({'optim.schedule': ('staircase',)},),
-  'optim.lr_boundary_factor': ({'optim.schedule': ('staircase',)},),
-  'optim.b2': ({'optim.name': ('adamw', 'adafactor', 'rmsprop')},),
-  'optim.weight_decay_mask': ({'optim.weight_decay': ENABLED},),
-  'optim.freeze': ({'lora.rank': (0,)},),
-  'optim.coupled_weight_decay': ({'optim.weight_decay': ENABLED},),
-  'optim.head_weight_decay_factor': (
-    {'optim.weight_decay': ENABLED},
-    {'optim.coupled_weight_decay': (False,)},
-  ),
-  'optim.spike_window': ({'optim.skip_spikes': ENABLED},),
-  'mask.rate': ({'mask.target': ENABLED},),
-  'lora.rank': ({'init': ENABLED}, NO_MASK),
-  'lora.alpha': ({'lora.rank': ENABLED},),
-  'lora.targets': ({'lora.rank': ENABLED},),
-  'lora.train': ({'lora.rank': ENABLED},),
-  'loss': (NO_MASK,),
-  'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
-  'label_smoothing': (NO_MASK,),
-  'mixup': (NO_MASK,),
-  'init_positions': ({'init': ENABLED},),
-  'init_head': ({'init': ENABLED}, NO_MASK),
-  'probe_every': ({'probes': ENABLED},),
-  'fewshot_l2': ({'probes': FEWSHOT_PROBE},),
-}
+from vit_jax.settings.conditions import settings_without_effect
+from vit_jax.settings.fields import flatten_config, setting_types
+from vit_jax.settings.limits import CHANNELS, CHOICES, RANGES
 
 
 def validate(config: Config) -> Config:
@@ -275,38 +103,6 @@ def _check_values(values: dict[str, object]):
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
       raise UserError(f'config.{name}={value}: expected finite numbers')
-
-
-def settings_without_effect(config: Config) -> dict[str, tuple[object, object, str]]:
-  """Return {setting: (value, default, what it would need)} of settings that are not read.
-
-  Settings at their default are left out.
-  """
-  values, defaults, found = flatten_config(config), flatten_config(Config()), {}
-  for name, requirements in READ_ONLY_WHEN.items():
-    for needs in requirements if values[name] != defaults[name] else ():
-      if any(_matches(values[other], need, defaults[other]) for other, need in needs.items()):
-        continue
-      known = [_format_need(other, need, defaults[other]) for other, need in needs.items()]
-      found[name] = values[name], defaults[name], ' or '.join(known)
-  return found
-
-
-def _matches(value, need: tuple | Pattern | NotDefault, default) -> bool:
-  if isinstance(need, NotDefault):
-    return value != default
-  if isinstance(need, Pattern):
-    texts = value if isinstance(value, tuple) else (value,)
-    return any(re.search(need.regex, text) for text in texts)
-  return value in need
-
-
-def _format_need(name: str, need: tuple | Pattern | NotDefault, default) -> str:
-  if isinstance(need, NotDefault):
-    return f'config.{name} other than {default!r}'
-  if isinstance(need, Pattern):
-    return f'config.{name} such as {need.example!r}'
-  return ' or '.join(f'config.{name}={value!r}' for value in need)
 
 
 def _check_data(config: Config):

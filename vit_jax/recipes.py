@@ -8,8 +8,9 @@ import types
 from collections.abc import Iterable
 from pathlib import Path
 
-from vit_jax.config import Config, flatten_config
+from vit_jax.config import Config
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.settings.fields import flatten_config
 
 _PACKAGE = Path(__file__).parent
 # An installed wheel holds the recipes as vit_jax/configs, a checkout beside vit_jax.

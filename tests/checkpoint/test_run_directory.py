@@ -14,8 +14,9 @@ from vit_jax.checkpoint.run_directory import (
   read_run_preprocessing,
   write_run_description,
 )
-from vit_jax.config import Config, DataConfig, config_to_dict
+from vit_jax.config import Config, DataConfig
 from vit_jax.errors import UserError
+from vit_jax.settings.fields import config_to_dict
 
 
 def test_config_labels_preprocessing_and_versions_are_written(tmp_path):

@@ -10,9 +10,10 @@ from tests.pretrained.released_layout import google_file
 from tests.tiny import get_config
 from vit_jax import __main__ as command_line
 from vit_jax.cli.report import write_run_report
-from vit_jax.config import ModelConfig, with_settings
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.settings.fields import with_settings
 from vit_jax.train import train
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.config_checks import CHOICES
 from vit_jax.data import resize
 from vit_jax.data.resize import resize_image, write_resized_region
+from vit_jax.settings.limits import CHOICES
 
 INTERPOLATIONS = CHOICES['data.interpolation']
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from vit_jax.config import Config, DataConfig, with_settings
+from vit_jax.config import Config, DataConfig
 from vit_jax.errors import UserError
 from vit_jax.optim.durations import due, parse_duration, total_steps
+from vit_jax.settings.fields import with_settings
 
 TEN_STEPS = Config(steps=10, data=DataConfig(batch=50))
 MIXTURE = {'data.unlabelled': 'images:a', 'data.unlabelled_ratio': 3}

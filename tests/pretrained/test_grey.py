@@ -14,13 +14,14 @@ from tests.pretrained.families import normalised, redrawn, run
 from tests.pretrained.released_layout import draw
 from tests.pretrained.test_export import model
 from tests.tiny import get_config
-from vit_jax.config import ModelConfig, with_settings
+from vit_jax.config import ModelConfig
 from vit_jax.config_checks import validate
 from vit_jax.data.images import convert_to_grey, write_train_image
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.export import export_model
 from vit_jax.pretrained.npz import to_google
+from vit_jax.settings.fields import with_settings
 from vit_jax.training.initial_state import check_init_model
 from vit_jax.training.task import make_task
 

@@ -13,11 +13,12 @@ import vit_jax
 from tests.pretrained.families import normalised
 from tests.pretrained.hub_server import stop_answering
 from tests.pretrained.test_export import IMAGES, STATISTICS, model
-from vit_jax.config import Config, with_settings
+from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.pretrained.hub_upload import parse_push_name, upload_folder
 from vit_jax.pretrained.model_card import RunFacts, read_run_facts
 from vit_jax.pretrained.push import write_repository
+from vit_jax.settings.fields import with_settings
 
 # huggingface_hub uploads large files without Xet through a parameter that httpx calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

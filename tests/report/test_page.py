@@ -12,13 +12,13 @@ import pytest
 from tests.report.conftest import HOSTILE_NAMES
 from vit_jax.cli.jobs import parse_config_flags
 from vit_jax.cli.report import write_run_report
-from vit_jax.config import config_to_dict
 from vit_jax.report import build
 from vit_jax.report.build import report_comparison, report_run
 from vit_jax.report.charts import MAX_POINTS, choose_panels, draw_curves
 from vit_jax.report.page import render_page, write_page
 from vit_jax.report.run_facts import equivalent_command, list_warnings, read_run
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.settings.fields import config_to_dict
 
 MAX_PAGE_BYTES = 8 * 2**20
 

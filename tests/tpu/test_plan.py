@@ -14,15 +14,9 @@ import jax
 import pytest
 
 from tests.tpu.tpu_cycles import independent_cycles
-from vit_jax.config import (
-  Config,
-  DataConfig,
-  LoraConfig,
-  ModelConfig,
-  OptimConfig,
-  with_settings,
-)
+from vit_jax.config import Config, DataConfig, LoraConfig, ModelConfig, OptimConfig
 from vit_jax.config_checks import validate
+from vit_jax.settings.fields import with_settings
 from vit_jax.tpu.plan import (
   Plan,
   compare_lora,

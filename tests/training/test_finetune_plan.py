@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vit_jax.config import Config, ModelConfig, flatten_config
-from vit_jax.config_checks import CHOICES
+from vit_jax.config import Config, ModelConfig
 from vit_jax.data.preprocessing import Preprocessing
 from vit_jax.pretrained.model import PretrainedModel
+from vit_jax.settings.fields import flatten_config
+from vit_jax.settings.limits import CHOICES
 from vit_jax.training.finetune_plan import (
   DEVICE_PLANS,
   fit_into_seconds,

@@ -12,10 +12,11 @@ from sklearn.metrics import accuracy_score
 import vit_jax
 from tests.tiny import get_config
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.config import Config, with_settings
+from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.evaluate.outputs import FEATURES
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.settings.fields import with_settings
 from vit_jax.train import train
 from vit_jax.training.evaluation import make_evaluator
 from vit_jax.training.initial_head import InitialHead

@@ -11,8 +11,8 @@ import pytest
 
 from tests.runs import ENVIRONMENT, PATIENCE, ROOT, account
 from tests.tiny import get_config
-from vit_jax.config import with_settings
 from vit_jax.errors import UserError
+from vit_jax.settings.fields import with_settings
 from vit_jax.train import train
 from vit_jax.training import self_training
 

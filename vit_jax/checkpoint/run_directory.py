@@ -14,14 +14,8 @@ from pathlib import Path
 import jax
 
 from vit_jax.checkpoint.renamed_settings import rename_settings
-from vit_jax.config import (
-  Config,
-  config_from_dict,
-  config_to_dict,
-  flatten_config,
-  with_settings,
-)
-from vit_jax.config_checks import settings_without_effect, validate_values
+from vit_jax.config import Config
+from vit_jax.config_checks import validate_values
 from vit_jax.data.fingerprint import describe_differences
 from vit_jax.data.preprocessing import Preprocessing, eval_preprocessing, preprocessing_from_dict
 from vit_jax.errors import UserError, mask_credentials
@@ -31,6 +25,8 @@ from vit_jax.runtime.files import (
   read_text_file,
   write_atomically,
 )
+from vit_jax.settings.conditions import settings_without_effect
+from vit_jax.settings.fields import config_from_dict, config_to_dict, flatten_config, with_settings
 
 # Settings that may differ when a run is resumed. They change no result: only what is shown or
 # retained, the speed, or where data are.

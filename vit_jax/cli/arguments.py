@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from vit_jax.config_checks import CHOICES
 from vit_jax.errors import UserError
+from vit_jax.settings.limits import CHOICES
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
 

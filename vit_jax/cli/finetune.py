@@ -235,7 +235,7 @@ def print_plan(model, config, workdir: Path):
 
 def format_train_command(config, recipe: str, workdir: Path) -> str:
   """Return the command that trains with a config, as a shell reads it."""
-  from vit_jax.config import flatten_config
+  from vit_jax.settings.fields import flatten_config
 
   flags = format_flags(differences_from_recipe(flatten_config(config), recipe))
   return shlex.join(['vit-jax', 'train', f'--config={recipe}', *flags, f'--workdir={workdir}'])

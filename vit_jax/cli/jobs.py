@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from vit_jax.checkpoint.renamed_settings import RENAMED_SETTINGS
-from vit_jax.config import Config, flatten_config
+from vit_jax.config import Config
 from vit_jax.errors import UserError, did_you_mean, format_error
 from vit_jax.recipes import load_recipe
 from vit_jax.runtime.cluster import exit_on_error, initialize_cluster
@@ -23,6 +23,7 @@ from vit_jax.runtime.files import user_cache_dir
 from vit_jax.runtime.preemption import Preemption
 from vit_jax.runtime.screen import ignore_lost_stdout, prepare_screen, print_stderr, use_utf8
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.settings.fields import flatten_config
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def plan(args):
   """
   check_output_paths(json=args.json, hlo=args.hlo)
   os.environ |= QUIET_TPU_ENVIRONMENT  # Before jax is imported.
-  from vit_jax.config import with_settings
+  from vit_jax.settings.fields import with_settings
   from vit_jax.tpu.plan import compare_plans, format_plan
   from vit_jax.tpu.topologies import parse_topology
 
@@ -71,7 +71,7 @@ def compile_plan(config, where):
 
 def find_remedy(config, where):
   """Return (settings, plan) of the first remedy with which the run fits, or None."""
-  from vit_jax.config import with_settings
+  from vit_jax.settings.fields import with_settings
   from vit_jax.tpu.plan import memory_remedies
 
   for settings in memory_remedies(config, where):

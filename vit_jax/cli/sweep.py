@@ -156,9 +156,9 @@ def default_grid(settings: list[str]) -> dict[str, list[str]]:
 def make_runs(settings: list[str], grid: dict[str, list[str]]) -> list:
   """Return a run for each point of the grid, in order. Raises UserError if one is not valid."""
   from vit_jax.cli.jobs import parse_config_flags, recipe_of_flags
-  from vit_jax.config import flatten_config
   from vit_jax.config_checks import validate
   from vit_jax.paper.runs import ExperimentRun
+  from vit_jax.settings.fields import flatten_config
 
   recipe, runs = recipe_of_flags(settings), []
   for values in itertools.product(*grid.values()):

@@ -149,7 +149,7 @@ def run_from_released(args, name: str):
 def read_changed_settings(flags: list[str], recipe: str) -> dict[str, object]:
   """Return the settings that --config.FIELD=VALUE flags change in a recipe."""
   from vit_jax.cli.jobs import parse_config_flags
-  from vit_jax.config import flatten_config
+  from vit_jax.settings.fields import flatten_config
 
   default = flatten_config(parse_config_flags([], default=recipe))
   changed = flatten_config(parse_config_flags(flags, default=recipe))

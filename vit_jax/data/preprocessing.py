@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vit_jax.config import DataConfig, ModelConfig
-from vit_jax.config_checks import CHANNELS, CHOICES
 from vit_jax.data.resize import Region, write_resized_region
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.settings.limits import CHANNELS, CHOICES
 
 CROPS_AFTER_RESIZE = ('center', 'squash', 'border')  # Those that have a `resize_size`.
 ROUNDINGS = ('tf', 'timm', 'transformers')

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.config_checks import CHOICES
+from vit_jax.settings.limits import CHOICES
 
 INTERPOLATIONS = CHOICES['data.interpolation']
 # If an image or its resized copy has more pixels, only the pixels that the region needs are

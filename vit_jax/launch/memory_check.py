@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vit_jax.config import Config, config_to_dict
+from vit_jax.config import Config
 from vit_jax.errors import UserError, check_installed
 from vit_jax.launch.doctor import installed_versions
 from vit_jax.launch.job import DATA
 from vit_jax.runtime.files import user_cache_dir
+from vit_jax.settings.fields import config_to_dict
 from vit_jax.tpu.accelerators import Accelerator
 
 PACKAGE_ROOT = Path(__file__).parents[1]

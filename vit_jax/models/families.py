@@ -18,12 +18,13 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from vit_jax.config import ModelConfig
-from vit_jax.config_checks import CHOICES, check_channels
+from vit_jax.config_checks import check_channels
 from vit_jax.errors import UserError
 from vit_jax.models.axial import build_axial_resnet, build_axial_vit
 from vit_jax.models.efficientnet import EFFICIENTNET_REMAT, build_efficientnet
 from vit_jax.models.resnet import RESNET_REMAT, build_resnet
 from vit_jax.models.vit import build_vit
+from vit_jax.settings.limits import CHOICES
 
 COMMON_SETTINGS = ('variant', 'head_bias', 'channels', 'mean', 'scale', 'dtype', 'remat')
 TRANSFORMER_SETTINGS = (

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_jax.checkpoint.run_directory import MUTABLE_ON_RESUME
-from vit_jax.config import Config, flatten_config, with_settings
+from vit_jax.config import Config
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
 from vit_jax.recipes import load_recipe
+from vit_jax.settings.fields import flatten_config, with_settings
 
 _RUN_SEEDS = (0, 1, 2)
 

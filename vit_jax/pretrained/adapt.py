@@ -9,11 +9,11 @@ import dataclasses
 import flax.traverse_util
 import numpy as np
 
-from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
 from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, summarize_list
 from vit_jax.pretrained.equivalents import match_optional_arrays
 from vit_jax.pretrained.resample import pi_resize, resample_positions
+from vit_jax.settings.limits import CHANNELS
 
 HEAD_PREFIXES = ('head/', 'pre_logits/')
 MASKING_PREFIXES = ('mask', 'patch_head/')  # Only masked patch prediction has these arrays.

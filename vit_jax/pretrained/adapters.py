@@ -23,7 +23,7 @@ from vit_jax.checkpoint.run_directory import (
   read_run_labels,
   read_run_preprocessing,
 )
-from vit_jax.config import LoraConfig, ModelConfig, config_from_dict
+from vit_jax.config import LoraConfig, ModelConfig
 from vit_jax.data.preprocessing import preprocessing_from_dict
 from vit_jax.errors import UserError, mask_credentials
 from vit_jax.models.families import build_model
@@ -31,6 +31,7 @@ from vit_jax.models.lora import LoraModel, frozen_paths, merge_adapters
 from vit_jax.pretrained.adapt import HEAD_PREFIXES, adapt_params
 from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, head_classes, open_arrays
 from vit_jax.pretrained.model import PretrainedModel
+from vit_jax.settings.fields import config_from_dict
 from vit_jax.step import abstract_params
 
 FORMAT = 'vit_jax adapters 1'

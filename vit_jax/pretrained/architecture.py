@@ -7,7 +7,6 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.config import ModelConfig
-from vit_jax.config_checks import CHANNELS
 from vit_jax.errors import UserError
 from vit_jax.models.attention import BIASED_PROJECTIONS
 from vit_jax.models.efficientnet_variants import (
@@ -28,6 +27,7 @@ from vit_jax.pretrained.arrays import (
   head_classes,
   summarize_list,
 )
+from vit_jax.settings.limits import CHANNELS
 from vit_jax.step import abstract_params
 
 QUERY_KERNEL = f'{BLOCK_PREFIX}{ATTENTION_MODULE}/query/kernel'

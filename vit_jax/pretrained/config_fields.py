@@ -5,9 +5,9 @@ JSON has NaN, infinity and integers of any size, none of which describes a model
 
 import math
 
-from vit_jax.config_checks import CHANNELS
 from vit_jax.data.preprocessing import MAX_SIDE
 from vit_jax.errors import UserError
+from vit_jax.settings.limits import CHANNELS
 
 NUMBER_TYPES = (int, float)
 TYPE_DESCRIPTIONS = {

@@ -17,7 +17,7 @@ from vit_jax.checkpoint.run_directory import (
   read_run_preprocessing,
 )
 from vit_jax.config import Config
-from vit_jax.config_checks import CHANNELS, validate
+from vit_jax.config_checks import validate
 from vit_jax.data.imagenet import imagenet_class_names
 from vit_jax.data.preprocessing import STEP_CHECKS, Preprocessing, check_step
 from vit_jax.errors import UserError, did_you_mean
@@ -59,6 +59,7 @@ from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
 from vit_jax.runtime.files import read_json_object, split_pattern
+from vit_jax.settings.limits import CHANNELS
 
 # Overrides of `load`, which are also flags of the commands.
 MODEL_OVERRIDES = ('gelu', 'norm_eps', 'dtype', 'position')  # Fields of ModelConfig.

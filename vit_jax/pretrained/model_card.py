@@ -9,13 +9,14 @@ import json
 from pathlib import Path, PurePosixPath
 
 from vit_jax.checkpoint.run_directory import read_run_config
-from vit_jax.config import Config, with_settings
+from vit_jax.config import Config
 from vit_jax.evaluate.statistics import wilson_interval
 from vit_jax.metrics.records import read_metrics
 from vit_jax.models.families import family_name
 from vit_jax.pretrained.hub import HUB_PREFIX
 from vit_jax.pretrained.model import PretrainedModel
 from vit_jax.runtime.files import read_json_object
+from vit_jax.settings.fields import with_settings
 
 # Format of `export_model` -> the library that reads it, as the hub names it.
 LIBRARIES = {'huggingface': 'transformers', 'timm': 'timm', 'npz': 'vit_jax'}

@@ -6,11 +6,12 @@ import shlex
 from pathlib import Path
 
 from vit_jax.checkpoint.run_directory import read_run_config, read_run_labels
-from vit_jax.config import Config, flatten_config
+from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.metrics.records import split_records
 from vit_jax.recipes import differences_from_recipe, format_flags
 from vit_jax.runtime.files import read_json_object
+from vit_jax.settings.fields import flatten_config
 
 BASELINE_NAMES = {
   'linear_probe': 'linear probe of the first features',

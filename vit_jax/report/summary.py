@@ -2,10 +2,10 @@
 
 import jax
 
-from vit_jax.config import flatten_config
 from vit_jax.models.families import family_name, with_article
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
+from vit_jax.settings.fields import flatten_config
 
 _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
   'macro_f1': 'macro F1',

@@ -1,0 +1,1 @@
+"""Facts about the settings: their choices, ranges and conditions, and their names."""
