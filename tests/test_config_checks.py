@@ -15,7 +15,8 @@ from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS
 from vit_jax.models.masked import PATCH_TARGETS
 from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
 from vit_jax.optim.losses import LOSSES, MASK_LOSSES
-from vit_jax.optim.optimizer import LR_DECAYS, UPDATE_RULES
+from vit_jax.optim.optimizer import LR_DECAYS
+from vit_jax.optim.update_rules import UPDATE_RULES
 from vit_jax.settings.conditions import READ_ONLY_WHEN
 from vit_jax.settings.fields import flatten_config, setting_types, with_settings
 from vit_jax.settings.limits import CHOICES, RANGES

@@ -8,7 +8,7 @@ from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimCon
 from vit_jax.config_checks import validate
 from vit_jax.errors import UserError
 from vit_jax.models.layers import BLOCK_PATH_PREFIX
-from vit_jax.optim.optimizer import param_path
+from vit_jax.optim.param_paths import param_path
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.topologies import topology_devices
 from vit_jax.training.program import abstract_state, compile_train_step, make_program

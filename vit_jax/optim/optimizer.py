@@ -1,24 +1,19 @@
-"""Optimizers and learning-rate schedules of the papers, built from optax.
-
-The path of a parameter is its names joined by '/', such as
-`Transformer/encoderblock/MlpBlock_3/Dense_0/kernel`. Settings that select parameters are regular
-expressions that match a full path.
-"""
+"""Optimizers and learning-rate schedules of the papers, built from optax."""
 
 import functools
 import re
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vit_jax.config import OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.models.layers import BLOCK_PATH_PREFIX, RUNNING_STATISTICS
 from vit_jax.optim.durations import parse_duration
+from vit_jax.optim.param_paths import match_params, param_path
 from vit_jax.optim.spike_guard import guard_spikes
+from vit_jax.optim.update_rules import UPDATE_RULES
 
 AFTER_BLOCKS = 'Transformer/encoder_norm/|fc_norm/|MAPHead_0/|pre_logits/|head/|patch_head/'
 HEAD_KERNEL_PATH = 'head/kernel'
@@ -109,77 +104,6 @@ def make_optimizer(
   ]
   tx = partition_by_kind(config, optax.chain(*(part for part in chain if part)), params)
   return guard_spikes(tx, config.spike_window) if config.skip_spikes else tx
-
-
-def scale_by_adafactor(config: OptimConfig) -> optax.GradientTransformation:
-  """Adafactor as in "Scaling Vision Transformers" (arXiv 2106.04560), without the learning rate.
-
-  Second moments are factored if two sides of a parameter are at least 32. Their decay rate is
-  1 - t^-0.8, at most `b2`. A moving average of the updates follows. There is no scaling by
-  parameter size and no update clipping.
-  """
-  decay = lambda step, rate: jnp.minimum(config.b2, 1 - (step + 1.0) ** -rate)
-  scale_by_rms = functools.partial(
-    optax.scale_by_factored_rms, decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay
-  )
-
-  def label(keys, leaf) -> str:
-    stacked = param_path(keys).startswith(BLOCK_PATH_PREFIX)
-    sides = leaf.shape[1:] if stacked else leaf.shape  # The depth is not a side of a matrix.
-    if sum(side >= 32 for side in sides) < 2:
-      return 'whole'
-    # Optax factors the two largest sides, which must not include the depth.
-    return 'per_block' if stacked and 0 in np.argsort(leaf.shape)[-2:] else 'factored'
-
-  # The labels are part of checkpoint paths.
-  rules = {
-    'factored': scale_by_rms(),
-    'whole': scale_by_rms(factored=False),
-    'per_block': map_over_blocks(scale_by_rms()),
-  }
-  return optax.chain(
-    partition_by_used_labels(rules, functools.partial(jax.tree.map_with_path, label)),
-    optax.ema(config.b1, debias=False, accumulator_dtype=config.momentum_dtype),
-  )
-
-
-def map_over_blocks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Apply a factored rule to each block of stacked parameters [depth, …] separately."""
-  axes = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
-  update = jax.vmap(rule.update, in_axes=(0, axes, 0), out_axes=(0, axes))
-  return optax.GradientTransformation(jax.vmap(rule.init, out_axes=axes), update)
-
-
-def partition_by_used_labels(
-  rules: dict[str, optax.GradientTransformation], label_tree: Callable
-) -> optax.GradientTransformation:
-  """Partition as `optax.partition` does, without state for 'per_block' if no leaf has this label.
-
-  Checkpoints of models without such leaves then have the same arrays as before the label existed.
-  """
-
-  def partition(tree) -> optax.GradientTransformation:
-    labels = label_tree(tree)
-    used = {'factored', 'whole', *jax.tree.leaves(labels)}
-    return optax.partition({name: rules[name] for name in rules if name in used}, labels)
-
-  return optax.GradientTransformation(
-    lambda params: partition(params).init(params),
-    lambda updates, state, params=None: partition(updates).update(updates, state, params),
-  )
-
-
-UPDATE_RULES = {
-  'adamw': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
-  'sgd': lambda c: optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
-  'adafactor': scale_by_adafactor,
-  # TensorFlow's RMSProp, which trains EfficientNets: the mean square starts at 1, and epsilon is
-  # under the root.
-  'rmsprop': lambda c: optax.chain(
-    optax.scale_by_rms(decay=c.b2, eps=1e-3, initial_scale=1.0, eps_in_sqrt=True),
-    optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
-  ),
-}
 
 
 def clip_by_grad_norm(config: OptimConfig) -> optax.GradientTransformation:
@@ -318,25 +242,3 @@ def scale_by_layer_decay(decay: float, params) -> optax.GradientTransformation:
     return update if after else update * decay ** (depth + 1)
 
   return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))
-
-
-def param_path(keys) -> str:
-  """Return the path of a parameter from the dict keys that jax.tree_util gives."""
-  return '/'.join(str(key.key) for key in keys)
-
-
-def match_params(params, pattern: str, name: str):
-  """Return a tree of bools that tells which parameters have a full path matching `pattern`.
-
-  Raises UserError, which names the setting config.optim.`name`, if no path matches.
-  """
-  matches = jax.tree.map_with_path(
-    lambda keys, _: bool(re.fullmatch(pattern, param_path(keys))), params
-  )
-  if not any(jax.tree.leaves(matches)):
-    example = param_path(jax.tree.leaves_with_path(params)[0][0])
-    raise UserError(
-      f'config.optim.{name}={pattern!r} matches no parameter; the pattern must match a full path, '
-      f'such as {example!r}'
-    )
-  return matches
