@@ -14,7 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS
 from vit_jax.models.masked import PATCH_TARGETS
 from vit_jax.models.vit import GELU_FUNCTIONS, REMAT_POLICIES
-from vit_jax.optim.losses import LOSSES, MASK_LOSSES
+from vit_jax.optim.losses import LOSSES, MASK_LOSSES, REDUCTIONS
 from vit_jax.optim.optimizer import LR_DECAYS
 from vit_jax.optim.update_rules import UPDATE_RULES
 from vit_jax.settings.conditions import READ_ONLY_WHEN
@@ -35,7 +35,7 @@ def test_tables_list_only_settings_that_exist():
   assert set(RANGES) | set(CHOICES) | set(READ_ONLY_WHEN) | needed <= DEFAULTS.keys()
   unlabelled = {
     name for name, row in READ_ONLY_WHEN.items() if any('data.unlabelled' in needs for needs in row)
-  } - {'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights'}
+  } - {'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights', 'target_threshold'}
   assert unlabelled | {'data.unlabelled'} == {f'data.{name}' for name in UNLABELLED_DEFAULTS}
 
 
@@ -50,6 +50,7 @@ def test_the_defaults_are_valid_and_every_number_that_can_be_wrong_has_a_range()
 COMPANIONS = {
   'random': {'data.resize_before_crop': 256},
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
+  'mean': {'loss': 'sigmoid'},
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
   'keep': {'init': 'runs/a'},
@@ -75,6 +76,7 @@ def test_choices_and_implementations_are_the_same():
     'optim.name': UPDATE_RULES,
     'optim.schedule': LR_DECAYS,
     'loss': LOSSES,
+    'sigmoid_reduction': REDUCTIONS,
     'mask.target': {'', *PATCH_TARGETS},
   }
   assert MASK_LOSSES.keys() == PATCH_TARGETS.keys()
@@ -132,6 +134,10 @@ WRONG = [
   (
     {'optim.weight_decay': 0.1, 'optim.weight_decay_mask': '(kernel'},
     ["config.optim.weight_decay_mask='(kernel'"],
+  ),
+  (
+    {'optim.sam_rho': 0.1, 'optim.sam_rho_min': 0.2},
+    ['config.optim.sam_rho_min=0.2', 'config.optim.sam_rho=0.1'],
   ),
   ({'optim.freeze': '*'}, ["config.optim.freeze='*'"]),
   ({'optim.lr': math.inf}, ['config.optim.lr=inf']),

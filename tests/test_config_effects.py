@@ -89,6 +89,7 @@ MIXTURE = {
   'data.pseudo_labels': '{labels}',
 }
 DECAY = {'optim.weight_decay': 0.1}
+SAM = {'optim.sam_rho': 0.1}
 STAIRCASE = {'optim.schedule': 'staircase', 'optim.lr_boundaries': '50%'}
 MASK = {'mask.target': 'colour'}
 INIT = {'init': '{pretrained}'}
@@ -191,6 +192,7 @@ CASES = {
   'optim.lr_boundary_factor': Case(schedule, 0.5, STAIRCASE),
   'optim.b1': Case(optimizer, 0.5),
   'optim.b2': Case(optimizer, 0.5, {'optim.name': 'adamw'}),
+  'optim.muon_momentum': Case(optimizer, 0.9, {'optim.name': 'muon'}),
   'optim.momentum_dtype': Case(optimizer, 'bfloat16'),
   'optim.weight_decay': Case(optimizer, 0.1),
   'optim.coupled_weight_decay': Case(optimizer, True, DECAY),
@@ -205,6 +207,9 @@ CASES = {
   'optim.grad_accum_steps': Case(program, 2),
   'optim.skip_spikes': Case(program, 5.0),
   'optim.spike_window': Case(optimizer, 16, {'optim.skip_spikes': 5.0}),
+  'optim.sam_rho': Case(program, 0.1),
+  'optim.sam_rho_min': Case(program, 0.05, SAM),
+  'optim.gsam_alpha': Case(program, 0.5, SAM),
   'mask.target': Case(forward, 'colour'),
   'mask.rate': Case(forward, 0.25, MASK),
   'lora.rank': Case(forward, 2, INIT),
@@ -216,6 +221,8 @@ CASES = {
   'epochs': Case(length, 3.0, without_value={'steps': 9}),
   'seed': Case(batches, 1),
   'loss': Case(program, 'sigmoid'),
+  'sigmoid_reduction': Case(program, 'mean', {'loss': 'sigmoid'}),
+  'target_threshold': Case(program, 0.2, {'loss': 'sigmoid'}),
   'class_weights': Case(program, 'balanced'),
   'label_smoothing': Case(program, 0.1),
   'mixup': Case(program, 0.2),
@@ -292,10 +299,13 @@ REFUSED = {
   'optim.lr_boundary_every': [{}],
   'optim.lr_boundary_factor': [{}],
   'optim.b2': [{'optim.name': 'sgd'}],
+  'optim.muon_momentum': [{}],
   'optim.coupled_weight_decay': [{}],
   'optim.head_weight_decay_factor': [{}, DECAY | {'optim.coupled_weight_decay': True}],
   'optim.weight_decay_mask': [{}],
   'optim.spike_window': [{}],
+  'optim.sam_rho_min': [{}, SAM | {'optim.schedule': 'constant'}],
+  'optim.gsam_alpha': [{}],
   'mask.rate': [{}],
   'optim.freeze': [LORA],
   'lora.rank': [{}, INIT | MASK],
@@ -304,7 +314,9 @@ REFUSED = {
   'lora.train': [{}],
   'loss': [MASK],
   'class_weights': [MASK, {'loss': 'sigmoid'}],
-  'label_smoothing': [MASK],
+  'sigmoid_reduction': [{}],
+  'target_threshold': [{}, {'loss': 'sigmoid', 'data.unlabelled': 'builtin:digits'}],
+  'label_smoothing': [MASK, {'loss': 'sigmoid', 'target_threshold': 0.2}],
   'mixup': [MASK],
   'init_positions': [{}],
   'init_head': [{}, INIT | MASK],

@@ -177,7 +177,7 @@ class ModelConfig:
 class OptimConfig:
   """The optimizer and its schedule. optim/optimizer.py builds them from optax."""
 
-  # adamw, sgd, adafactor, rmsprop.
+  # adamw, sgd, adafactor, rmsprop, lamb, lion, muon (AdamW for all but hidden matrices).
   name: str = 'adamw'
   # The peak learning rate.
   lr: float = 1e-3
@@ -197,10 +197,12 @@ class OptimConfig:
   lr_boundary_every: str = '0'
   # The factor of the learning rate at each boundary.
   lr_boundary_factor: float = 0.1
-  # Adam's beta1, and the momentum of SGD, RMSProp and Adafactor.
+  # Adam's, LAMB's and Lion's beta1, and the momentum of SGD, RMSProp and Adafactor.
   b1: float = 0.9
-  # Adam's beta2, RMSProp's decay, and the limit of Adafactor's decay.
+  # Adam's, LAMB's and Lion's beta2, RMSProp's decay, and the limit of Adafactor's decay.
   b2: float = 0.999
+  # The momentum of the matrices that Muon orthogonalizes.
+  muon_momentum: float = 0.95
   # The type of the first moment: float32, bfloat16.
   momentum_dtype: str = 'float32'
   # Decoupled weight decay. It is multiplied by the learning rate, as in optax.adamw and the paper.
@@ -209,7 +211,8 @@ class OptimConfig:
   coupled_weight_decay: bool = False
   # The factor of the weight decay of the head's kernel (arXiv 2106.04560: 100).
   head_weight_decay_factor: float = 1.0
-  # The parameters with weight decay: a regular expression that matches the full path.
+  # The parameters with weight decay, and with LAMB's trust ratio: a regular expression that matches
+  # the full path.
   weight_decay_mask: str = '.*'
   # Clips gradients to this global norm. 0 means no clipping.
   grad_clip_norm: float = 0.0
@@ -231,6 +234,14 @@ class OptimConfig:
   skip_spikes: float = 0.0
   # The number of steps over which the mean and the deviation are computed.
   spike_window: int = 128
+  # SAM: the update uses the gradient at parameters this far away, uphill. 0 means off. A step takes
+  # twice the time.
+  sam_rho: float = 0.0
+  # SAM's distance when the learning rate is `lr_end`; it falls with the learning rate. 0 means that
+  # the distance is constant.
+  sam_rho_min: float = 0.0
+  # GSAM: how much of the gradient orthogonal to SAM's is subtracted. 0 means SAM.
+  gsam_alpha: float = 0.0
   # The number of consecutive skipped steps (spikes, or not finite) that end the run.
   max_bad_steps: int = 10
 
@@ -286,8 +297,13 @@ class Config:
   steps: int = 0
   epochs: float = 0.0
   seed: int = 0
-  # softmax, sigmoid (summed over the classes).
+  # softmax, sigmoid (independent classes).
   loss: str = 'softmax'
+  # The sigmoid loss of an example. sum: over the classes. mean: over the classes, as in PyTorch and
+  # DeiT III.
+  sigmoid_reduction: str = 'sum'
+  # Targets of the sigmoid loss above this number become 1, and all others 0. 0 means no threshold.
+  target_threshold: float = 0.0
   label_smoothing: float = 0.0
   # The weight of an example in the loss. none: 1. balanced: the number of examples divided by
   # (number of classes x number of examples of its class).

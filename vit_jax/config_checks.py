@@ -149,6 +149,11 @@ def _check_optim(config: Config):
       "config.optim.schedule='staircase' needs config.optim.lr_boundaries or "
       'config.optim.lr_boundary_every'
     )
+  if optim.sam_rho_min > optim.sam_rho:
+    raise UserError(
+      f'config.optim.sam_rho_min={optim.sam_rho_min:g} is above '
+      f'config.optim.sam_rho={optim.sam_rho:g}'
+    )
 
 
 def _check_patterns(values: dict[str, object]):

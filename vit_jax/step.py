@@ -77,6 +77,7 @@ def train_step(
   is_trained: dict | None = None,
   mesh: Mesh | None = None,
   grad_dtype: str = 'float32',
+  sharpness: Callable | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Return (new state, metrics) after one update.
 
@@ -84,23 +85,21 @@ def train_step(
   `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose
   mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
   that of `tx`, for the metrics. Parameters that are False in the tree `is_trained` have no
-  gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. If
-  `skip_reasons` finds a reason, only the step counter changes.
+  gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. `sharpness`,
+  from optim/sharpness.py, replaces the gradient, but not the loss. If `skip_reasons` finds a
+  reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
   images, targets = images_and_targets(batch, key, classes=model.classes, mixup_alpha=mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
   trained, frozen = split_params(state.params, is_trained)
-
-  gradient = compute_gradient
-  if mesh is not None:
-    gradient = functools.partial(compute_fsdp_gradient, mesh=mesh, grad_dtype=grad_dtype)
-  value, grads = gradient(
-    functools.partial(weighted_loss, loss=loss),
-    *(trained, frozen, (images, targets, weights), key),
-    model=model,
-    grad_accum_steps=grad_accum_steps,
-  )
+  options = {'grad_accum_steps': grad_accum_steps, 'mesh': mesh, 'grad_dtype': grad_dtype}
+  gradient = gradient_function(model, loss, **options)
+  arrays = images, targets, weights
+  gradient_at = lambda trained: gradient(trained, frozen, arrays, key)
+  value, grads = gradient_at(trained)
+  if sharpness is not None:
+    grads = sharpness(lambda moved: gradient_at(moved)[1], trained, grads, state.step)
   norm = optax.tree.norm(trainable_leaves(grads))
   reasons = skip_reasons(state, value, norm, skip_spikes)
   skip = reasons['not_finite'] | reasons['spikes']
@@ -111,6 +110,21 @@ def train_step(
   rate, skipped = jnp.asarray(lr(state.step), jnp.float32), jnp.sum(~batch['mask'])
   metrics = {'loss': value, 'lr': rate, 'grad_norm': norm, 'skipped': skipped}
   return new.replace(step=state.step + 1), metrics | reasons
+
+
+def gradient_function(
+  model: nn.Module, loss: Callable, *, grad_accum_steps: int, mesh: Mesh | None, grad_dtype: str
+) -> Callable:
+  """Return the function (trained, frozen, arrays, key) -> (loss, gradient) of a batch.
+
+  `arrays` are those of `weighted_loss`.
+  """
+  loss_fn = functools.partial(weighted_loss, loss=loss)
+  options = {'model': model, 'grad_accum_steps': grad_accum_steps}
+  if mesh is None:
+    return functools.partial(compute_gradient, loss_fn, **options)
+  options |= {'mesh': mesh, 'grad_dtype': grad_dtype}
+  return functools.partial(compute_fsdp_gradient, loss_fn, **options)
 
 
 def images_and_targets(

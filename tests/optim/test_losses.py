@@ -146,3 +146,27 @@ def test_a_mixed_image_has_the_mean_weight_of_its_classes():
   targets = np.array([[0.75, 0.25], [1, 1], [0, 0]], np.float32)  # Mixed, two labels, none.
   losses = weight_classes(lambda logits, targets: jnp.ones(3), weights)(targets, targets)
   np.testing.assert_allclose(losses, [0.75 * 1 + 0.25 * 3, 2, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('threshold', [None, 0.2])
+def test_the_mean_over_classes_with_a_threshold_is_timms_binary_cross_entropy(timm, threshold):
+  import torch
+  from timm.loss import BinaryCrossEntropy
+
+  del timm  # Lets torchvision be imported, which timm does.
+  mixed = (0.7 * TARGETS + 0.3 * TARGETS[::-1]).astype(np.float32)
+  theirs = BinaryCrossEntropy(0.0, target_threshold=threshold)
+  expected = theirs(torch.tensor(LOGITS), torch.tensor(mixed)).item()
+  settings = {'sigmoid_reduction': 'mean', 'target_threshold': threshold or 0.0}
+  loss = make_training_loss(Config(loss='sigmoid', **settings))
+  assert float(loss(LOGITS, mixed).mean()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_smallest_threshold_makes_every_mixed_label_a_full_one():
+  """DeiT III's BCE: targets are mixed > 0."""
+  mixed = np.float32([[0.999, 0.001, 0.0]])
+  logits = np.float32([[1.0, -2.0, 3.0]])
+  loss = sigmoid_loss(logits, mixed, reduction='mean', threshold=1e-6)
+  np.testing.assert_allclose(
+    loss, binary_cross_entropy(logits, np.array([[1.0, 1.0, 0.0]])) / 3, rtol=1e-5
+  )

@@ -195,7 +195,7 @@ def test_adafactor_treats_stacked_blocks_as_separate_parameters(name, shape):
   np.testing.assert_allclose(actual, blocks, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor'])
+@pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor', 'lamb'])
 def test_momentum_dtype_applies_to_the_first_moment_only(name):
   params = {'head': {'kernel': np.zeros((32, 64), np.float32)}}
   ends = {}
@@ -208,14 +208,14 @@ def test_momentum_dtype_applies_to_the_first_moment_only(name):
     assert half == ([(32, 64)] if dtype == 'bfloat16' else [])
     # Adam's second moment has this shape too; Adafactor's is a row and a column.
     count = [leaf.shape for leaf in arrays].count((32, 64))
-    assert count == {'adamw': 2, 'sgd': 1, 'adafactor': 1}[name]
+    assert count == {'adamw': 2, 'sgd': 1, 'adafactor': 1, 'lamb': 2}[name]
     ends[dtype] = np.asarray(history[-1]['head']['kernel'])
     assert ends[dtype].dtype == np.float32
   # The moment is rounded to 8 bits between steps.
   assert 0 < np.abs(ends['bfloat16'] - ends['float32']).max() < 0.01 * np.abs(ends['float32']).max()
 
 
-@pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor'])
+@pytest.mark.parametrize('name', ['adamw', 'sgd', 'adafactor', 'lamb', 'lion'])
 def test_frozen_parameters_do_not_change_and_have_no_optimizer_state(name):
   lr = optax.constant_schedule(0.1)
   fields = {

@@ -34,13 +34,22 @@ def softmax_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) 
   return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
-def sigmoid_loss(logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-  """Return the cross-entropy [b] of independent classes, summed over the classes.
+def sigmoid_loss(
+  logits: jax.Array,
+  targets: jax.Array,
+  smoothing: float = 0.0,
+  *,
+  reduction: str = 'sum',
+  threshold: float = 0.0,
+) -> jax.Array:
+  """Return the cross-entropy [b] of independent classes, a sum or a mean over the classes.
 
-  Smoothed targets are 1 - s and s, as in the runs of the paper.
+  Smoothed targets are 1 - s and s, as in the runs of the paper. With a threshold, targets are 1
+  above it and 0 elsewhere: mixed images then have all their labels in full.
   """
+  targets = (targets > threshold).astype(targets.dtype) if threshold else targets
   targets = smoothing + (1 - 2 * smoothing) * targets
-  return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+  return REDUCTIONS[reduction](optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
 def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -51,6 +60,9 @@ def make_training_loss(config: Config) -> Callable[[jax.Array, jax.Array], jax.A
   times the mean over the others, which is the sum in google-research/noisystudent.
   """
   loss = LOSSES[config.loss]
+  if config.loss == 'sigmoid':
+    options = {'reduction': config.sigmoid_reduction, 'threshold': config.target_threshold}
+    loss = functools.partial(loss, **options)
   if not config.data.unlabelled:
     return functools.partial(loss, smoothing=config.label_smoothing)
   return lambda logits, targets: (1 + config.data.unlabelled_ratio) * loss(logits, targets)
@@ -101,5 +113,6 @@ def pixel_loss(predictions: tuple[jax.Array, jax.Array], targets: jax.Array) -> 
   return optax.squared_error(*predictions).mean(axis=(1, 2))
 
 
+REDUCTIONS = {'sum': jnp.sum, 'mean': jnp.mean}
 LOSSES: dict[str, Callable] = {'softmax': softmax_loss, 'sigmoid': sigmoid_loss}
 MASK_LOSSES: dict[str, Callable] = {'colour': color_loss, 'grid': color_loss, 'pixels': pixel_loss}

@@ -11,6 +11,7 @@ from vit_jax.config import OptimConfig
 from vit_jax.errors import UserError
 from vit_jax.models.layers import BLOCK_PATH_PREFIX, RUNNING_STATISTICS
 from vit_jax.optim.durations import parse_duration
+from vit_jax.optim.muon import label_by_rule
 from vit_jax.optim.param_paths import match_params, param_path
 from vit_jax.optim.spike_guard import guard_spikes
 from vit_jax.optim.update_rules import UPDATE_RULES
@@ -99,9 +100,12 @@ def make_optimizer(
     UPDATE_RULES[config.name](config),
     None if config.coupled_weight_decay else decay,
     add_head_weight_decay(config, params) if decay_head else None,
+    scale_by_trust_ratio(config, params) if config.name == 'lamb' else None,
     scale_by_layer_decay(config.layer_decay, params) if config.layer_decay != 1 else None,
     scale_by_step_lr(lr),
   ]
+  if config.name == 'muon':
+    check_hidden_matrices(config, params)
   tx = partition_by_kind(config, optax.chain(*(part for part in chain if part)), params)
   return guard_spikes(tx, config.spike_window) if config.skip_spikes else tx
 
@@ -210,6 +214,39 @@ def add_head_weight_decay(config: OptimConfig, params) -> optax.GradientTransfor
   )
   excess = config.weight_decay * (config.head_weight_decay_factor - 1)
   return optax.add_decayed_weights(excess, mask)
+
+
+def scale_by_trust_ratio(config: OptimConfig, params) -> optax.GradientTransformation:
+  """Scale each update to the norm of its parameter (LAMB, arXiv 1904.00962).
+
+  The ratio is that of a parameter of one block. Parameters that `weight_decay_mask` does not match
+  have none, as in the authors' code and in timm. The ratio is 1 if one of the norms is 0. Queries,
+  keys and values have a ratio each, where timm's fused kernel has one.
+  """
+  mask = match_params(params, config.weight_decay_mask, 'weight_decay_mask')
+
+  def scale(keys, update, param):
+    stacked = param_path(keys).startswith(BLOCK_PATH_PREFIX)
+    axes = tuple(range(stacked, update.ndim))
+    ours, theirs = (
+      jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (param, update)
+    )
+    is_zero = (ours == 0) | (theirs == 0)
+    return update * jnp.where(is_zero, 1, ours / jnp.where(is_zero, 1, theirs))
+
+  rule = optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates, params))
+  return optax.masked(rule, mask)
+
+
+def check_hidden_matrices(config: OptimConfig, params):
+  """Raise UserError unless Muon has a matrix to orthogonalize among the trained parameters."""
+  kinds, rules = label_params_by_kind(config, params), label_by_rule(params)
+  pairs = zip(jax.tree.leaves(kinds), jax.tree.leaves(rules), strict=True)
+  if ('trained', 'muon') not in pairs:
+    raise UserError(
+      "config.optim.name='muon': no trained parameter is a matrix between embedding and head, so "
+      "that all would have AdamW; use config.optim.name='adamw'"
+    )
 
 
 def scale_by_layer_decay(decay: float, params) -> optax.GradientTransformation:

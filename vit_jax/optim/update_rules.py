@@ -10,6 +10,7 @@ import optax
 
 from vit_jax.config import OptimConfig
 from vit_jax.models.layers import BLOCK_PATH_PREFIX
+from vit_jax.optim.muon import scale_by_muon
 from vit_jax.optim.param_paths import param_path
 
 
@@ -75,6 +76,10 @@ UPDATE_RULES = {
   'adamw': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
   'sgd': lambda c: optax.trace(decay=c.b1, accumulator_dtype=c.momentum_dtype),
   'adafactor': scale_by_adafactor,
+  # The chain scales these updates by LAMB's trust ratio, after the weight decay.
+  'lamb': lambda c: optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=1e-6, mu_dtype=c.momentum_dtype),
+  'lion': lambda c: optax.scale_by_lion(b1=c.b1, b2=c.b2, mu_dtype=c.momentum_dtype),
+  'muon': scale_by_muon,
   # TensorFlow's RMSProp, which trains EfficientNets: the mean square starts at 1, and epsilon is
   # under the root.
   'rmsprop': lambda c: optax.chain(

@@ -5,6 +5,7 @@ moving averages over 'fsdp'.
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable
 
@@ -136,6 +137,19 @@ def peak_flops(mesh: Mesh) -> float | None:
   """Return the bfloat16 FLOP/s of all devices together; None if `PEAK_FLOPS` lacks the chip."""
   peak = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)
   return peak * mesh.size if peak else None
+
+
+def split_leading_axis(x: jax.Array) -> jax.Array:
+  """Lay `x` out so that devices share its leading axis, where their number divides it.
+
+  Uses both axes of the current mesh, or one of them. Otherwise, and without a mesh, `x` stays.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  for axes in (('data', 'fsdp'), ('fsdp',), ('data',)):
+    count = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    if count > 1 and x.shape[0] % count == 0:
+      return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+  return x
 
 
 def shard_from_host(arrays, shardings):

@@ -18,6 +18,7 @@ from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.models.families import FAMILIES, family_name
+from vit_jax.optim.sharpness import forward_passes
 from vit_jax.sharding.fsdp import split_params
 from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
@@ -51,7 +52,7 @@ class Plan:
   parameters: int
   trained: int  # Parameters that are trained.
   lora: dict[str, tuple[float, float]]  # Use of the bytes by name: with adapters, and without.
-  flops: float  # FLOPs of a step, analytic: three forward passes.
+  flops: float  # FLOPs of a step, analytic: three forward passes, with SAM six.
   steps: int
   batch: int
   cycles: int | None
@@ -99,7 +100,9 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     'parameters': count_elements(state.params),
     'trained': count_elements(split_params(state.params, program.is_trained)[0]),
     'lora': compare_lora(program, examples),
-    'flops': 3 * model.shape.flops(config.data.size, config.model.channels) * config.data.batch,
+    'flops': forward_passes(config.optim)
+    * model.shape.flops(config.data.size, config.model.channels)
+    * config.data.batch,
     'steps': program.steps,
     'batch': config.data.batch,
   }

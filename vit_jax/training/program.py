@@ -18,6 +18,7 @@ from vit_jax.config import Config, OptimConfig
 from vit_jax.models.lora import check_new_head, frozen_paths
 from vit_jax.optim.durations import labelled_batch_size, total_steps
 from vit_jax.optim.optimizer import find_trained, make_lr_schedule, make_optimizer
+from vit_jax.optim.sharpness import make_sharpness
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated
 from vit_jax.step import TrainState, abstract_params, init_state, train_step
@@ -147,6 +148,7 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
     is_trained=program.is_trained,
     mesh=mesh,
     grad_dtype=config.optim.grad_dtype,
+    sharpness=make_sharpness(config.optim, program.lr),
   )
   functools.update_wrapper(step, train_step)  # Profiles and compilation events show its name.
   state = abstract_state(program)

@@ -30,6 +30,7 @@ from vit_jax.metrics.step_log import StepLog, open_step_log
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.optim.losses import balanced_class_weights, weight_classes
+from vit_jax.optim.sharpness import forward_passes
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.fsdp import split_params, unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops
@@ -205,12 +206,12 @@ def count_elements(params: dict) -> int:
 def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:
   """Return images per second and, if the chips' peak is known, the model FLOPs utilization (MFU).
 
-  A step counts as three forward passes of the model.
+  A step counts as three forward passes of the model, with SAM as six.
   """
   images_per_second = program.config.data.batch / seconds_per_step
   values = {'images_per_second': images_per_second, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(program.mesh):
     config = program.config
-    flops_per_image = 3 * program.model.shape.flops(config.data.size, config.model.channels)
-    values['mfu'] = flops_per_image * images_per_second / peak
+    flops = program.model.shape.flops(config.data.size, config.model.channels)
+    values['mfu'] = forward_passes(config.optim) * flops * images_per_second / peak
   return values
