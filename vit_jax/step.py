@@ -93,7 +93,7 @@ def train_step(
   images, targets = images_and_targets(batch, key, classes=model.classes, mixup_alpha=mixup_alpha)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
   trained, frozen = split_params(state.params, is_trained)
-  options = {'grad_accum_steps': grad_accum_steps, 'mesh': mesh, 'grad_dtype': grad_dtype}
+  options: dict = {'grad_accum_steps': grad_accum_steps, 'mesh': mesh, 'grad_dtype': grad_dtype}
   gradient = gradient_function(model, loss, **options)
   arrays = images, targets, weights
   gradient_at = lambda trained: gradient(trained, frozen, arrays, key)
@@ -119,12 +119,11 @@ def gradient_function(
 
   `arrays` are those of `weighted_loss`.
   """
+  gradient: Callable = compute_gradient
+  if mesh is not None:
+    gradient = functools.partial(compute_fsdp_gradient, mesh=mesh, grad_dtype=grad_dtype)
   loss_fn = functools.partial(weighted_loss, loss=loss)
-  options = {'model': model, 'grad_accum_steps': grad_accum_steps}
-  if mesh is None:
-    return functools.partial(compute_gradient, loss_fn, **options)
-  options |= {'mesh': mesh, 'grad_dtype': grad_dtype}
-  return functools.partial(compute_fsdp_gradient, loss_fn, **options)
+  return functools.partial(gradient, loss_fn, model=model, grad_accum_steps=grad_accum_steps)
 
 
 def images_and_targets(

@@ -87,7 +87,7 @@ def test_a_matrix_gets_singular_values_near_one_times_the_rms_of_adam():
 
 
 def test_a_fused_kernel_is_three_matrices():
-  """Those of axial ResNets have q, k and v of widths 1, 1 and 2 for each of 8 heads."""
+  """Axial ResNets have q, k and v of widths 1, 1 and 2 for each of 8 heads."""
   kernel = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
   heads = kernel.reshape(32, 8, 8)
   expected = np.zeros_like(heads)

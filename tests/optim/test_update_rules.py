@@ -1,4 +1,4 @@
-"""LAMB and Lion against timm's, in which each block has tensors of its own."""
+"""LAMB and Lion against timm's, which has a tensor for each block."""
 
 import importlib
 
@@ -95,7 +95,7 @@ def test_each_block_has_the_update_of_timms_optimizer(name, mask, timm):
 
 
 def test_without_weight_decay_lamb_still_adapts_what_the_mask_matches(timm):
-  """As with timm's always_adapt=True: without it, timm's LAMB would be Adam here."""
+  """The reference is timm's always_adapt=True, without which its LAMB would be Adam here."""
   optim = importlib.import_module('timm.optim')
   flat, gradients = draw(0), [draw(seed) for seed in (1, 2)]
   config = OptimConfig(name='lamb', b2=0.99, grad_clip_norm=1.0)
