@@ -18,7 +18,7 @@ from vit_jax.config import OptimConfig
 from vit_jax.models.lora import block_shape, input_axes
 from vit_jax.models.variants import AXIAL_RESNET_HEADS
 from vit_jax.optim.param_paths import param_path
-from vit_jax.sharding.mesh import split_leading_axis
+from vit_jax.sharding.mesh import split_matrices
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Coefficients of x, x³ and x⁵, by Keller Jordan.
 NEWTON_SCHULZ_STEPS = 5
@@ -85,12 +85,13 @@ def orthogonalize_kernel(path: str, kernel: jax.Array) -> jax.Array:
 def orthogonalize(x: jax.Array) -> jax.Array:
   """Return 0.2 √max(m, n) · U Vᵀ, approximately, for each x = U S Vᵀ of […, m, n].
 
-  The devices share the blocks where their number divides the depth. Otherwise each of them computes
-  all, or the partitioner decides.
+  Without the layout of `split_matrices`, each iteration on parameters that are split over 'fsdp'
+  has several collectives.
   """
+  if x.ndim == 2:
+    return orthogonalize(x[None])[0]
   m, n = x.shape[-2:]
-  x = split_leading_axis(x) if x.ndim == 3 else x
-  x = x.mT if m > n else x
+  x = split_matrices(x.mT if m > n else x)
   a, b, c = NEWTON_SCHULZ
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=(-2, -1), keepdims=True), MIN_NORM)
   for _ in range(NEWTON_SCHULZ_STEPS):

@@ -139,16 +139,18 @@ def peak_flops(mesh: Mesh) -> float | None:
   return peak * mesh.size if peak else None
 
 
-def split_leading_axis(x: jax.Array) -> jax.Array:
-  """Lay `x` out so that devices share its leading axis, where their number divides it.
+def split_matrices(x: jax.Array) -> jax.Array:
+  """Lay matrices [depth, m, n] out so that the devices of the current mesh share the work on them.
 
-  Uses both axes of the current mesh, or one of them. Otherwise, and without a mesh, `x` stays.
+  Each device has some of the matrices if the number of devices, or of those of an axis of the mesh,
+  divides the depth. Products of them then need no communication. Otherwise the devices of 'fsdp'
+  share the columns, if their number divides them. Without a mesh, `x` stays.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  for axes in (('data', 'fsdp'), ('fsdp',), ('data',)):
+  for dimension, axes in ((0, ('data', 'fsdp')), (0, ('fsdp',)), (0, ('data',)), (2, ('fsdp',))):
     count = math.prod(mesh.shape.get(axis, 1) for axis in axes)
-    if count > 1 and x.shape[0] % count == 0:
-      return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    if count > 1 and x.shape[dimension] % count == 0:
+      return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * dimension, axes))
   return x
 
 
