@@ -294,6 +294,10 @@ class Config:
   class_weights: str = 'none'
   # The parameter of mixup's Beta distribution. 0 means no mixup.
   mixup: float = 0.0
+  # The parameter of CutMix's Beta distribution. 0 means no CutMix.
+  cutmix: float = 0.0
+  # The probability that a batch has CutMix instead of mixup, if both are on.
+  cutmix_probability: float = 0.5
   # The initial parameters: any argument of `vit_jax.load`. '' means random.
   init: str = ''
   # How position embeddings are resampled to another grid: corner (the paper), half_pixel, bicubic.

@@ -83,6 +83,8 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
   'label_smoothing': (NO_MASK,),
   'mixup': (NO_MASK,),
+  'cutmix': (NO_MASK,),
+  'cutmix_probability': ({'cutmix': ENABLED}, {'mixup': ENABLED}),
   'init_positions': ({'init': ENABLED},),
   'init_head': ({'init': ENABLED}, NO_MASK),
   'probe_every': ({'probes': ENABLED},),

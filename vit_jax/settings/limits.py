@@ -87,6 +87,8 @@ RANGES = {
   'seed': (0, 2**31 - 1),
   'label_smoothing': (0, 0.99),
   'mixup': (0, math.inf),
+  'cutmix': (0, math.inf),
+  'cutmix_probability': (0.001, 0.999),
   'fewshot_l2': (1e-9, math.inf),
   'max_to_keep': (1, math.inf),
   'first_step_timeout': (0, 604800),
