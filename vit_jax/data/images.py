@@ -54,9 +54,8 @@ def write_train_image(
     out: The array to write.
     name: Identifies the image in error messages.
     key: (seed, epoch, example), the source of all randomness.
-    crop: 'inception' and 'random_resized' resize a random box, 'resize' the full image. 'random'
-      resizes the full image to `side` x `side` pixels and crops at random. 'simple' is
-      `simple_random_crop`.
+    crop: 'resize' is no crop. 'random' crops at random after resizing to `side` x `side` pixels.
+      Others are `sample_crop_box`, `sample_resized_crop_box` and `simple_random_crop`.
     area: Smallest and largest area of a random box, as a fraction of the image.
     aspect: Smallest and largest width / height of a random box.
     side: Pixels, used by 'random'.
@@ -71,8 +70,7 @@ def write_train_image(
   if crop in SAMPLE_BOX:
     box = functools.partial(SAMPLE_BOX[crop], key=key, area=area, aspect=aspect)
   image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
-  if interpolation == 'pil_random':
-    interpolation = RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
+  interpolation = draw_interpolation(interpolation, key)
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
   elif crop == 'simple':
@@ -84,6 +82,13 @@ def write_train_image(
       resize_image(image, size, interpolation, rgb)
     if augment:
       rgb[...] = augment(rgb, key)
+
+
+def draw_interpolation(interpolation: str, key: RandomKey) -> str:
+  """Return the interpolation, or one of two at random for 'pil_random'."""
+  if interpolation != 'pil_random':
+    return interpolation
+  return RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
 
 
 def write_eval_image(
