@@ -11,6 +11,7 @@ import pytest
 
 from vit_jax.config import Config
 from vit_jax.config_checks import validate
+from vit_jax.data.mixup import make_mix
 from vit_jax.models.families import build_model
 from vit_jax.optim.durations import parse_duration
 from vit_jax.optim.optimizer import make_lr_schedule, make_optimizer
@@ -106,7 +107,11 @@ def assert_a_step_traces(config: Config, *, classes: int, steps: int):
     loss=task.loss,
     lr=lr,
     seed=0,
-    mixup_alpha=config.mixup,
+    mix=make_mix(
+      mixup_alpha=config.mixup,
+      cutmix_alpha=config.cutmix,
+      cutmix_probability=config.cutmix_probability,
+    ),
     grad_accum_steps=config.optim.grad_accum_steps,
     ema=config.optim.ema,
   )

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.data.mixup import mixup
 from vit_jax.models.layers import trainable_leaves
 from vit_jax.optim.losses import labels_to_targets
 from vit_jax.optim.spike_guard import is_spike
@@ -70,7 +69,7 @@ def train_step(
   loss: Callable[[jax.Array, jax.Array], jax.Array],
   lr: optax.Schedule,
   seed: int | jax.Array,
-  mixup_alpha: float = 0.0,
+  mix: Callable | None = None,
   grad_accum_steps: int = 1,
   ema: float = 0.0,
   skip_spikes: float = 0.0,
@@ -82,15 +81,15 @@ def train_step(
   """Return (new state, metrics) after one update.
 
   `batch` is {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
-  `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose
-  mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
-  that of `tx`, for the metrics. Parameters that are False in the tree `is_trained` have no
-  gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. `sharpness`,
-  from optim/sharpness.py, replaces the gradient, but not the loss. If `skip_reasons` finds a
-  reason, only the step counter changes.
+  `mix` is from `data.mixup.make_mix`. `loss` maps logits and targets, both [b, k], to losses [b];
+  their mean over the examples whose mask is True is minimized. Every random number is a function of
+  `seed` and the step. `lr` is that of `tx`, for the metrics. Parameters that are False in the tree
+  `is_trained` have no gradient. Over the devices of `mesh`, if any, gradients are summed in
+  `grad_dtype`. `sharpness`, from optim/sharpness.py, replaces the gradient, but not the loss. If
+  `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
-  images, targets = images_and_targets(batch, key, classes=model.classes, mixup_alpha=mixup_alpha)
+  images, targets = images_and_targets(batch, key, classes=model.classes, mix=mix)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
   trained, frozen = split_params(state.params, is_trained)
   options: dict = {'grad_accum_steps': grad_accum_steps, 'mesh': mesh, 'grad_dtype': grad_dtype}
@@ -127,14 +126,13 @@ def gradient_function(
 
 
 def images_and_targets(
-  batch: dict[str, jax.Array], key: jax.Array, *, classes: int, mixup_alpha: float
+  batch: dict[str, jax.Array], key: jax.Array, *, classes: int, mix: Callable | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the images [b, h, w, 3] and targets [b, k] of a batch, with mixup."""
+  """Return the images [b, h, w, 3] and targets [b, k] of a batch, mixed by `mix` if it is given."""
   images, targets = batch['image'], labels_to_targets(batch['label'], classes)
-  if not mixup_alpha:
+  if mix is None:
     return images, targets
-  mixup_key = jax.random.fold_in(key, 0)
-  return mixup(mixup_key, images, targets, mask=batch['mask'], alpha=mixup_alpha)
+  return mix(jax.random.fold_in(key, 0), images, targets, mask=batch['mask'])
 
 
 def apply_gradients(

@@ -7,24 +7,29 @@ A grey image has three equal channels until it is written: every step treats the
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.augment import INTERPOLATION_BLOCK, uniform
 from vit_jax.data.decode import CropBox, ImageData, decode_image
-from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing
-from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing, resized_size
 from vit_jax.data.resize import resize_image
 from vit_jax.data.sampler import RandomKey, random_bits
+from vit_jax.data.timm_randaugment import RANDOM_INTERPOLATIONS
 
 # Increase this when a training image changes for the same bytes and key. Runs that recorded
 # another version do not resume.
 AUGMENTATION_VERSION = 1
+# As in torchvision's RandomResizedCrop.
+MAX_RESIZED_CROP_ATTEMPTS = 10
 # As in TensorFlow's sample_distorted_bounding_box. After these, the box is the full image.
 MAX_CROP_ATTEMPTS = 100
+REFLECTED_PIXELS = 4  # Around the image, before the 'simple' crop.
 
 
 def write_train_image(
@@ -37,7 +42,7 @@ def write_train_image(
   area: tuple[float, float],
   aspect: tuple[float, float],
   side: int,
-  randaugment: dict[str, object] | None = None,
+  augment: Callable[[np.ndarray, RandomKey], np.ndarray] | None = None,
   flip: bool,
   interpolation: str = 'tf_bilinear',
   decoding: dict[str, int],
@@ -49,32 +54,41 @@ def write_train_image(
     out: The array to write.
     name: Identifies the image in error messages.
     key: (seed, epoch, example), the source of all randomness.
-    crop: 'inception' resizes a random box, 'resize' the full image. 'random' resizes the full
-      image to `side` x `side` pixels and crops at random.
-    area: Smallest and largest area of the 'inception' box, as a fraction of the image.
-    aspect: Smallest and largest width / height of the 'inception' box.
+    crop: 'resize' is no crop. 'random' crops at random after resizing to `side` x `side` pixels.
+      Others are `sample_crop_box`, `sample_resized_crop_box` and `simple_random_crop`.
+    area: Smallest and largest area of a random box, as a fraction of the image.
+    aspect: Smallest and largest width / height of a random box.
     side: Pixels, used by 'random'.
-    randaugment: Keywords of `rand_augment`, or None.
+    augment: Maps the cropped image and the key to the augmented image, as in augment.py.
     flip: Flip half of the images left-right.
-    interpolation: As in resize.py. For 'tf_area', big_vision trains with 'tf_bilinear'.
+    interpolation: As in resize.py, or 'pil_random': bilinear or bicubic, each for half the images.
     decoding: `max_pixels`, and `fast_dct` and `orient` if they are not the default.
 
   Raises BadImageError if the image cannot be decoded.
   """
-  sample_box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  box, size = sample_box if crop == 'inception' else None, out.shape[:2]
+  box, size = None, out.shape[:2]
+  if crop in SAMPLE_BOX:
+    box = functools.partial(SAMPLE_BOX[crop], key=key, area=area, aspect=aspect)
   image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
-  interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
+  interpolation = draw_interpolation(interpolation, key)
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
+  elif crop == 'simple':
+    image = simple_random_crop(image, size, interpolation, key=key)
   with three_channels(out) as rgb:
     if flip and random_bits(key, 0)[-1] >> 63:
       cv2.flip(resize_image(image, size, interpolation), 1, dst=rgb)
     else:
       resize_image(image, size, interpolation, rgb)
-    if randaugment:
-      bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
-      rgb[...] = rand_augment(rgb, bits, **randaugment)
+    if augment:
+      rgb[...] = augment(rgb, key)
+
+
+def draw_interpolation(interpolation: str, key: RandomKey) -> str:
+  """Return the interpolation, or one of two at random for 'pil_random'."""
+  if interpolation != 'pil_random':
+    return interpolation
+  return RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
 
 
 def write_eval_image(
@@ -150,11 +164,47 @@ def sample_crop_box(
   return 0, 0, height, width
 
 
+def sample_resized_crop_box(
+  height: int, width: int, *, key: RandomKey, area: tuple[float, float], aspect: tuple[float, float]
+) -> CropBox:
+  """Sample a crop box as torchvision's RandomResizedCrop does. Arguments as `sample_crop_box`.
+
+  The area and the logarithm of the aspect ratio are uniform. If no box fits, it is the largest in
+  the center with an aspect ratio in range.
+  """
+  for attempt in range(MAX_RESIZED_CROP_ATTEMPTS):
+    area_bits, aspect_bits, y_bits, x_bits = random_bits(key, attempt)[:4]
+    pixels = uniform(area_bits, *area) * height * width
+    ratio = math.exp(uniform(aspect_bits, *map(math.log, aspect)))
+    h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+    if 0 < h <= height and 0 < w <= width:
+      return _scale_bits(y_bits, height - h + 1), _scale_bits(x_bits, width - w + 1), h, w
+  h = min(height, round(width / aspect[0]))
+  w = min(width, round(height * aspect[1]))
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+SAMPLE_BOX = {'inception': sample_crop_box, 'random_resized': sample_resized_crop_box}
+
+
 def random_crop(image: np.ndarray, size: tuple[int, int], *, key: RandomKey) -> np.ndarray:
   """Crop (height, width) = `size` at a uniformly random position."""
   bits = random_bits(key, 0)
   y, x = (_scale_bits(bits[i], image.shape[i] - size[i] + 1) for i in range(2))
   return image[y : y + size[0], x : x + size[1]]
+
+
+def simple_random_crop(
+  image: np.ndarray, size: tuple[int, int], interpolation: str, *, key: RandomKey
+) -> np.ndarray:
+  """Crop at random after the image has been scaled to cover `size` and padded by reflection.
+
+  This is the simple random crop of DeiT III (arXiv 2204.07118).
+  """
+  covering = Preprocessing(size=size, crop='center', resize_size=size, rounding='timm')
+  image = resize_image(image, resized_size(image.shape[:2], covering), interpolation)
+  pad = [REFLECTED_PIXELS] * 4
+  return random_crop(cv2.copyMakeBorder(image, *pad, cv2.BORDER_REFLECT_101), size, key=key)
 
 
 def _sample_box_size(

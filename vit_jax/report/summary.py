@@ -30,6 +30,7 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     f'{run.last_step:,} steps of {data.batch:,} images with {optim.name}, learning rate '
     f'{optim.lr:g}, loss {config.loss}'
     + (f' and mixup {config.mixup:g}' if config.mixup else '')
+    + (f' and CutMix {config.cutmix:g}' if config.cutmix else '')
     + f'. The steps took {format_seconds(run.seconds)}, without evaluation and saving'
     + _speed(run)
     + '.',

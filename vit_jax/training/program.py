@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from vit_jax.config import Config, OptimConfig
+from vit_jax.data.mixup import make_mix
 from vit_jax.models.lora import check_new_head, frozen_paths
 from vit_jax.optim.durations import labelled_batch_size, total_steps
 from vit_jax.optim.optimizer import find_trained, make_lr_schedule, make_optimizer
@@ -141,7 +142,11 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
     tx=program.tx,
     lr=program.lr,
     loss=program.task.loss,
-    mixup_alpha=config.mixup,
+    mix=make_mix(
+      mixup_alpha=config.mixup,
+      cutmix_alpha=config.cutmix,
+      cutmix_probability=config.cutmix_probability,
+    ),
     grad_accum_steps=config.optim.grad_accum_steps,
     ema=config.optim.ema,
     skip_spikes=config.optim.skip_spikes,
