@@ -16,6 +16,7 @@ from vit_jax.cli import (
   predict,
   push,
   report,
+  reproduce,
   selftrain,
   sweep,
   tables,
@@ -27,7 +28,8 @@ from vit_jax.cli.jobs import run_and_report_errors
 
 _COMMANDS = (
   finetune, train, sweep, data, models, predict, evaluate, report, figures, export, push, selftrain,
-  plan, launch, doctor, tables, verify,
+  plan, launch, doctor, tables, reproduce,
+  verify,
 )  # fmt: skip
 
 

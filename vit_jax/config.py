@@ -17,7 +17,7 @@ class DataConfig:
   Batch `k` is a pure function of this config, the seed and `k`.
   """
 
-  # A source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME or vtab:TASK.
+  # A source: builtin:NAME, folder:PATH, csv:PATH, idx:PATH, tfds:NAME or vtab:TASK.
   train: str = 'builtin:fashion_mnist'
   # The split in TFDS's syntax, for every kind of source: 'train[:98%]', 'train+validation'. Any
   # split has the parts 'train/held_out:10%', with examples of every class, and 'train/rest:10%'.

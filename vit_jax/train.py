@@ -59,7 +59,7 @@ def train(
     files.callback(log.writer.close)
     head.write_metrics(log.writer)
     evaluations = Evaluations(run, log, counters, should_stop=should_stop, watchdog=watchdog)
-    train_step, batches = compile_train_step(run.program), run.batches(start=step)
+    train_step, batches = compile_train_step(run.program), log.time_batches(run.batches(step))
     log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')
     preemption.start_saving(make_any_host(run.program.mesh))
     stop = not evaluations.run_missed(state)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vit_jax.data.array_store import BUILTIN_LABEL_NAMES
 from vit_jax.data.decode import decode_image
-from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
 BUILTIN_FOLDER = Path(__file__).parents[2] / 'vit_jax' / 'data' / 'builtin'

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from vit_jax.data.array_store import BUILTIN_LABEL_NAMES
 from vit_jax.data.decode import BadImageError
-from vit_jax.data.sources import BUILTIN_LABEL_NAMES, open_source
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -22,6 +22,7 @@ def open_log(
     max_bad_steps=3,
     max_bad_images=lambda step: 2 * -(-step // 10),  # Two in each ten steps.
     describe_bad_example=lambda i: f'{i}.jpg: cut short',
+    describe_wait=lambda share: f'waited {share:.0%}',
     step=step,
     counters=counters or {},
   )
@@ -90,6 +91,7 @@ def test_a_bad_step_is_recorded_with_its_examples_and_left_out_of_the_means(tmp_
   (summary,) = read_metrics(tmp_path, 'train')
   assert summary.pop('seconds_per_step') > 0
   expected = {'loss': 1.5, 'grad_norm': 3.0, 'lr': 4.0, 'skipped': 2, 'not_finite': 1, 'spikes': 1}
+  expected |= {'data_wait': 0.0}
   assert summary == {'step': 4, 'kind': 'train', 'images_per_second': 1.0} | expected
   bad_steps = read_metrics(tmp_path, 'bad_step')
   notes = [(record['step'], record['left_out'], record['ids']) for record in bad_steps]

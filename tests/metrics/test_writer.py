@@ -13,7 +13,9 @@ from vit_jax.metrics.curves import plot_curves
 from vit_jax.metrics.records import read_metrics
 from vit_jax.metrics.writer import MetricsWriter, Stopwatch
 
-TRAIN = {'loss': 1.0, 'lr': 0.1, 'images_per_second': 1234.5, 'seconds_per_step': 0.5}
+TRAIN = {
+  'loss': 1.0, 'lr': 0.1, 'images_per_second': 1234.5, 'seconds_per_step': 0.5, 'data_wait': 0.03,
+}  # fmt: skip
 
 
 def test_resuming_removes_the_records_of_steps_that_are_taken_again(tmp_path):
@@ -90,7 +92,7 @@ def test_progress_without_a_terminal_is_a_complete_line(tmp_path, capsys):
   metrics.close()
   assert (
     capsys.readouterr().err
-    == 'step 5/9  loss 1.0000  lr 1.00e-01  img/s 1,234  mfu 42.0%  left 00:02\n'
+    == 'step 5/9  loss 1.0000  lr 1.00e-01  img/s 1,234  data wait 3%  mfu 42.0%  left 00:02\n'
   )
 
 

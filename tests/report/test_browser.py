@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from vit_jax.report.build import report_comparison, report_run
+from vit_jax.report.experiment import report_experiment
 from vit_jax.report.page import write_page
 
+MINIATURE = Path(__file__).parents[2] / 'results' / 'mini_pooling.csv'
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 ARGUMENTS = [
   '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
@@ -32,13 +34,14 @@ def browser():
 
 @pytest.fixture(scope='module')
 def files(hostile_run, tmp_path_factory) -> dict[str, Path]:
-  """Return the page of a run and of two runs."""
+  """Return the pages of a run, of two runs and of a miniature."""
   folder = tmp_path_factory.mktemp('pages')
   other = folder / 'other'
   shutil.copytree(hostile_run, other)
   write_page(report_run(hostile_run), folder / 'run.html')
   write_page(report_comparison([hostile_run, other]), folder / 'runs.html')
-  return {name: folder / f'{name}.html' for name in ('run', 'runs')}
+  write_page(report_experiment(MINIATURE), folder / 'experiment.html')
+  return {name: folder / f'{name}.html' for name in ('run', 'runs', 'experiment')}
 
 
 class Visit:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from vit_jax.report import classes
 from vit_jax.report.classes import MAX_MATRIX_CLASSES, SHOWN_EXAMPLES, summarize_predictions
 
 
@@ -79,3 +80,15 @@ def test_a_prediction_outside_the_classes_of_the_data_has_a_column(make_result):
   summary = summarize_predictions(result, tuple('abcdef'), 'softmax')
   assert len(summary.predicted_names) == 7
   assert sum(cells[-1].count for _, cells in summary.matrix) == 7
+
+
+def test_of_many_classes_the_page_lists_those_with_the_lowest_f1(make_result, monkeypatch):
+  labels, probabilities = draw(6)
+  monkeypatch.setattr(classes, 'MAX_LISTED_CLASSES', 3)
+  summary = summarize_predictions(make_result(labels, probabilities), tuple('abcdef'), 'softmax')
+  f1 = precision_recall_fscore_support(
+    labels, probabilities.argmax(axis=1), labels=range(6), zero_division=np.nan
+  )[2]
+  worst = sorted(np.argsort(f1)[:3])
+  assert summary.classes == 6
+  assert [row[0] for row in summary.rows] == ['abcdef'[i] for i in worst]

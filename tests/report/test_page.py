@@ -134,8 +134,9 @@ def test_several_runs_show_the_settings_that_differ(hostile_run, tmp_path):
   config['optim']['lr'] = 0.25
   (other / 'config.json').write_text(json.dumps(config), encoding='utf-8')
   found = report_comparison([hostile_run, other])
-  assert dict(found.comparison)['Settings that differ'] == [('optim.lr', ['0.001', '0.25'])]
-  numbers = dict(dict(found.comparison)['Last numbers'])
+  tables = {table.caption: table.rows for table in found.comparison}
+  assert tables['Settings that differ'] == [('optim.lr', ['0.001', '0.25'])]
+  numbers = dict(tables['Last numbers'])
   assert numbers['steps'] == ['4', '4']
   text = render_page(found)
   assert Elements(text).scripts and '<script>alert(5)' not in text

@@ -107,7 +107,7 @@ class CheckpointWriter:
   """Write checkpoints in the background, one at a time."""
 
   def __init__(self):
-    self._array_handler, self._alias = _ArrayHandler(), contextlib.ExitStack()
+    self._array_handler, self._resources = _ArrayHandler(), contextlib.ExitStack()
     # If creating directories in the background fails, their users wait for them for five minutes.
     options = ocp.AsyncOptions(timeout_secs=_NO_TIMEOUT, create_directories_asynchronously=False)
     composite = ocp.CompositeOptions(async_options=options)
@@ -124,8 +124,9 @@ class CheckpointWriter:
     state = state_to_dict(state)
     leaves, checksums = _leaf_shapes_and_dtypes(state), compute_checksums(state)
     manifest = _SaveChecksumsArgs(step, leaves, checksums, counters)
-    self._alias.close()
-    directory = self._alias.enter_context(plain_alias(path.parent))
+    self._resources.close()
+    self._resources.enter_context(draining_event_loops())
+    directory = self._resources.enter_context(plain_alias(path.parent))
     self._checkpointer.save(
       directory / path.name, ocp.args.Composite(state=_SaveArraysArgs(state), digest=manifest)
     )
@@ -141,7 +142,7 @@ class CheckpointWriter:
       for future in self._array_handler.pending_futures or ():
         with contextlib.suppress(Exception):
           future.result()
-      self._alias.close()
+      self._resources.close()
 
   def close(self):
     """End the threads."""

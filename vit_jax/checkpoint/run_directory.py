@@ -27,6 +27,7 @@ from vit_jax.runtime.files import (
 )
 from vit_jax.settings.conditions import settings_without_effect
 from vit_jax.settings.fields import config_from_dict, config_to_dict, flatten_config, with_settings
+from vit_jax.sharding.mesh import describe_devices
 
 # Settings that may differ when a run is resumed. They change no result: only what is shown or
 # retained, the speed, or where data are.
@@ -59,10 +60,11 @@ def write_run_description(
     return
   preprocessing = eval_preprocessing(config.data, config.model).to_dict()
   versions = {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES}
+  versions |= {'python': platform.python_version(), 'devices': describe_devices()}
   texts = {
     'preprocessing.json': json.dumps(preprocessing, indent=2),
     'labels.txt': '\n'.join(labels),
-    'versions.json': json.dumps(versions | {'python': platform.python_version()}, indent=2),
+    'versions.json': json.dumps(versions, indent=2),
     **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
     # Last, so that a directory with a config has all the files.
     'config.json': json.dumps(config_to_dict(_without_credentials(config)), indent=2),

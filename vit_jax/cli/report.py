@@ -13,9 +13,12 @@ FILE_NAME = 'report.html'
 
 
 def report(args: argparse.Namespace):
-  """Write report.html about a run, or about several runs side by side."""
+  """Write report.html about a run, about several runs side by side, or about an experiment."""
   check_output_paths(to=args.to)
   workdirs = [Path(run) for run in args.runs]
+  if len(workdirs) == 1 and workdirs[0].suffix == '.csv':
+    print(write_experiment_report(workdirs[0], args.to))
+    return
   from vit_jax.report.build import report_comparison, report_run
 
   if len(workdirs) == 1:
@@ -73,6 +76,15 @@ def evaluation_report_path(path: str) -> Path:
   return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
 
 
+def write_experiment_report(csv: Path, path: str = '') -> Path:
+  """Write the page of the CSV of an experiment, by default beside it, and return its path."""
+  from vit_jax.report.experiment import report_experiment
+
+  to = Path(path or csv.with_suffix('.html'))
+  _write(report_experiment(csv), to)
+  return to
+
+
 def _write(page, path: Path):
   from vit_jax.report.page import write_page
 
@@ -84,9 +96,11 @@ def add(commands):
   """Add the command and its arguments."""
   command = commands.add_parser('report', help=report.__doc__, description=report.__doc__)
   command.set_defaults(function=report)
-  command.add_argument('runs', nargs='+', metavar='RUN', help='run directories')
+  runs = 'run directories, or one CSV of `tables`'
+  command.add_argument('runs', nargs='+', metavar='RUN', help=runs)
   command.add_argument(
     '--to',
     metavar='FILE',
-    help='the page to write; by default RUN/report.html, or report.html for several runs',
+    help='the page to write; by default RUN/report.html, report.html for several runs, and beside '
+    'a CSV',
   )

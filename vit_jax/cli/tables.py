@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from vit_jax.cli.arguments import non_negative_int, positive_int
+from vit_jax.cli.report import write_experiment_report
 from vit_jax.errors import UserError
 from vit_jax.runtime.screen import print_stderr
 
@@ -83,8 +84,10 @@ def run_full_scale(args, name: str):
   enable_compilation_cache()
   runs = [replace_jft(run) if args.standin else run for run in item.make_runs()]
   records = execute_runs(runs, Path(args.root))
-  write_records_csv(records, Path(args.out) / f'{name}.csv')
+  path = Path(args.out) / f'{name}.csv'
+  write_records_csv(records, path)
   print(format_paper_comparison(records, reproduction_paper_cells(name)))
+  print_stderr(f'report: {write_experiment_report(path)}')
 
 
 def run_miniatures(args, only: str = ''):
@@ -106,7 +109,9 @@ def run_miniatures(args, only: str = ''):
   for name in experiments:
     print_stderr(f'{name}: {PAGE_SECTIONS[name].title}')
     records = execute_runs(select_mini_runs(name, effort), Path(args.root))
-    write_records_csv(records, Path(args.out) / f'mini_{name}.csv')
+    path = Path(args.out) / f'mini_{name}.csv'
+    write_records_csv(records, path)
+    print_stderr(f'report: {write_experiment_report(path)}')
     print_stderr(f'see {write_results_page(Path(args.out), effort)}')
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from vit_jax.data.sources import BUILTIN_LABEL_NAMES, STORES, open_source
+from vit_jax.data.array_store import BUILTIN_LABEL_NAMES
+from vit_jax.data.sources import STORES, open_source
 from vit_jax.data.tfds_source import (
   find_prepared_builder,
   has_array_record,

@@ -1,6 +1,7 @@
 """Open a source by name, for random access to its examples: `source[i]` is (image, labels, name).
 
-  builtin:fashion_mnist, builtin:digits    datasets inside the package
+  builtin:fashion_mnist, builtin:digits    datasets inside the package (array_store.py)
+  idx:PATH                                 a directory of IDX files, as MNIST has (array_store.py)
   folder:PATH, csv:PATH                    image files (folder.py)
   tfds:NAME                                a TFDS dataset prepared as ArrayRecord (tfds_source.py)
   vtab:TASK                                a task of VTAB-1k with its own labels (vtab.py)
@@ -22,13 +23,13 @@ little is sent to a worker process.
 import bisect
 import hashlib
 import itertools
-import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.array_store import BUILTIN_LABEL_NAMES, open_builtin, open_idx
 from vit_jax.data.class_names import check_class_names
 from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
 from vit_jax.data.held_out import parse_part, take_part
@@ -38,14 +39,6 @@ from vit_jax.errors import UserError, did_you_mean
 
 USER_FILE_KINDS = ('folder', 'csv', 'images')  # Their images are files of the user.
 EVAL_SPLITS = ('test', 'validation', 'val')  # The first one that exists is the default.
-
-BUILTIN_LABEL_NAMES = {
-  'digits': ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
-  'fashion_mnist': (
-    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
-    'Ankle boot',
-  ),
-}  # fmt: skip
 
 
 class Source:
@@ -140,59 +133,9 @@ class Source:
     return f'Source({self._store.title} {self.split}, {len(self)} examples, {self.classes} classes)'
 
 
-# One decoding thread loads the images, and the others wait. NumPy parses array headers with `ast`,
-# whose recursion counter all threads of CPython 3.11 share, so two at a time may fail.
-_LOAD_LOCK = threading.Lock()
-
-
-class BuiltinStore:
-  """A dataset inside the package, written by builtin/pack.py."""
-
-  def __init__(self, name: str, *, dir: str = ''):
-    if name not in BUILTIN_LABEL_NAMES:
-      near = did_you_mean(name, BUILTIN_LABEL_NAMES)
-      raise UserError(f'no built-in dataset is named {name!r}.{near}')
-    self.title, self.label_names = f'builtin:{name}', BUILTIN_LABEL_NAMES[name]
-    self._path = Path(__file__).parent / 'builtin' / f'{name}.npz'
-    self.splits = ('train', 'test')
-    self._images = {}
-    with np.load(self._path) as arrays:
-      self._labels = {split: arrays[f'{split}_labels'] for split in self.splits}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {'_images': {}}
-
-  def shard_lengths(self, split: str) -> list[int]:
-    """Return the number of examples of each shard of a split."""
-    return [len(self._labels[split])]
-
-  def max_labels(self, split: str) -> int:
-    """Return the largest number of labels of an example."""
-    return 1
-
-  def read_labels(self, split: str) -> np.ndarray:
-    """Return the labels [n, 1] of all examples of a split."""
-    return self._labels[split].astype(np.int32)[:, None]
-
-  def index_bytes(self, split: str) -> bytes:
-    """Return bytes that change when the list of examples of a split changes."""
-    return self._labels[split].tobytes()
-
-  def read_example(self, split: str, i: int) -> tuple[np.ndarray, tuple[int, ...], str]:
-    """Return (image, labels, name) of example `i` of a split."""
-    if split not in self._images:
-      with _LOAD_LOCK:
-        self._load_images(split)
-    return self._images[split][i], (int(self._labels[split][i]),), f'{self.title} {split} #{i}'
-
-  def _load_images(self, split: str):
-    if split not in self._images:  # Another thread may have loaded them during the wait.
-      with np.load(self._path) as arrays:
-        self._images[split] = arrays[f'{split}_images']  # [n, h, w]
-
-
 STORES = {
-  'builtin': BuiltinStore,
+  'builtin': open_builtin,
+  'idx': open_idx,
   'folder': FolderStore,
   'csv': CsvStore,
   'tfds': TfdsStore,

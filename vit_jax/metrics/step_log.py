@@ -10,9 +10,11 @@ row end the run. Images that could not be read are recorded as well, and their n
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -23,9 +25,12 @@ from vit_jax.data.loader import diagnose_bad_example, max_bad_examples
 from vit_jax.data.mixture import MixtureSource
 from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, StorageError, UserError
+from vit_jax.metrics.data_wait import HIGH_SHARE, DataWait, describe_wait
 from vit_jax.metrics.writer import MetricsWriter, Stopwatch, keep_records
 from vit_jax.runtime.cluster import broadcast_first
 from vit_jax.runtime.files import append_text, explain_write_errors, retry_io, summarize_error
+
+T = TypeVar('T')
 
 MAX_PRINTED_IDS = 8  # Examples named in one line on the screen; metrics.jsonl has all.
 SKIP_REASON_TEXTS = {
@@ -64,6 +69,9 @@ def open_step_log(
     max_bad_steps=config.optim.max_bad_steps,
     max_bad_images=max_bad_images,
     describe_bad_example=describe,
+    describe_wait=functools.partial(
+      describe_wait, workers=config.data.workers, threads=config.data.threads
+    ),
     step=step,
     counters=counters,
   )
@@ -81,17 +89,21 @@ class StepLog:
     max_bad_steps: int,
     max_bad_images: Callable[[int], int],
     describe_bad_example: Callable[[int], str],
+    describe_wait: Callable[[float], str],
     step: int,
     counters: dict,
   ):
     """Open the log of a run that continues after `step`, with the counters of its checkpoint.
 
     `max_bad_images` maps a step to the number of unreadable images that a run may have met by then.
-    `describe_bad_example` maps an example to its name and what is wrong with it.
+    `describe_bad_example` maps an example to its name and what is wrong with it. `describe_wait`
+    maps the share of the time in which the devices waited for data to a line about it.
     """
     # Why the run has to save and end, once it has to; the same on all hosts.
     self.abort_error: UserError | None = None
     self.writer, self.stopwatch = writer, Stopwatch()
+    self._data_wait, self._describe_wait = DataWait(), describe_wait
+    self._summaries, self._reported_wait = 0, False
     self._throughput, self._max_bad_steps = throughput, max_bad_steps
     self._max_bad_images, self._describe_bad_example = max_bad_images, describe_bad_example
     self._ids_path = ids_path if jax.process_index() == 0 else None
@@ -120,6 +132,11 @@ class StepLog:
     that could not be read.
     """
     self._pending.append((step, metrics, ids))
+    self._data_wait.step_dispatched(metrics)
+
+  def time_batches(self, batches: Iterator[T]) -> Iterator[T]:
+    """Yield the batches. The summaries then tell how long the devices waited for them."""
+    return self._data_wait.time_batches(batches)
 
   def flush(self):
     """Wait for the added steps, and report bad steps and unreadable images.
@@ -153,15 +170,19 @@ class StepLog:
     """
     self.flush()
     steps, self._flushed = self._flushed, []
-    speed = self._throughput(self.stopwatch.lap() / len(steps))
+    seconds = self.stopwatch.lap()
+    speed = self._throughput(seconds / len(steps))
+    waited = min(1.0, self._data_wait.lap() / seconds)
     good = [each for each in steps if not any(each[name] for name in SKIP_REASON_TEXTS)] or steps
     means = {name: float(np.mean([each[name] for each in good])) for name in ('loss', 'grad_norm')}
     counts = {
       name: sum(each[name].item() for each in steps) for name in ('skipped', *SKIP_REASON_TEXTS)
     }
     values = means | {'lr': steps[-1]['lr'].item()} | counts | speed
+    values['data_wait'] = waited
     self.writer.write(step, values, kind='train')
     self.writer.show_progress(step, values)
+    self._report_wait(waited)
 
   def close(self):
     """Close the files.
@@ -199,6 +220,16 @@ class StepLog:
     """Append the lines that are not written yet, with retries."""
     retry_io(f'writing {path}', lambda: append_text(path, self._unwritten_ids))
     self._unwritten_ids = ''
+
+  def _report_wait(self, share: float):
+    """Print a line, once, if the devices wait for data too long.
+
+    The first summary does not count: the loader has just started.
+    """
+    self._summaries += 1
+    if share > HIGH_SHARE and self._summaries > 1 and not self._reported_wait:
+      self._reported_wait = True
+      self.writer.print_line(self._describe_wait(share))
 
   def _report_bad_step(self, step: int, reason: str, ids: list[int]):
     self.writer.write_jsonl(step, {'left_out': reason, 'ids': ids}, kind='bad_step')

@@ -68,11 +68,12 @@ class MetricsWriter:
       self._lines.flush()
 
   def show_progress(self, step: int, values: dict[str, float]):
-    """Show loss, learning rate, images per second, MFU where it is known, and the time left."""
+    """Show the last loss and learning rate, the speed, and the time left."""
     shown = {
       'loss': f'{values["loss"]:.4f}',
       'lr': f'{values["lr"]:.2e}',
       'img/s': f'{values["images_per_second"]:,.0f}',
+      'data wait': f'{values["data_wait"]:.0%}',
     }
     if 'mfu' in values:
       shown['mfu'] = f'{values["mfu"]:.1%}'

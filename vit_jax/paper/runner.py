@@ -78,7 +78,7 @@ def load_or_train(run: ExperimentRun, root: Path, **options) -> dict:
       'config': f'{run.config} {settings}'.strip(),
       'digest': run_digest(run),
       'seed': config.seed,
-      'commit': _git_commit(),
+      'commit': git_commit(),
       'device': describe_mesh(make_mesh(1, batches={})),
       **_read_run_measurements(workdir),
     }
@@ -145,7 +145,7 @@ def _format_last_record(records: list[dict]) -> str:
   return f'{last["metric"]} {float(last["value"]):.4f} at step {last["steps"]}'
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
   """Return the commit of the checkout, with '+' if files differ from it; '' without a checkout."""
 
   def git(*args: str) -> str:

@@ -22,7 +22,7 @@ from vit_jax.pretrained.loading import load
 from vit_jax.report.attention import MAX_IMAGES, analyze_attention
 from vit_jax.report.charts import draw_attention_distance, draw_calibration, draw_curves
 from vit_jax.report.classes import SHOWN_EXAMPLES, summarize_predictions
-from vit_jax.report.page import Report
+from vit_jax.report.page import ComparisonTable, Report
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts, equivalent_command, read_run
 from vit_jax.report.summary import (
   describe_evaluation,
@@ -116,10 +116,12 @@ def report_comparison(workdirs: list[Path]) -> Report:
     title=f'{len(runs)} runs',
     sentences=[f'{name}: {describe_run(run)[0]}' for name, run in zip(names, runs, strict=True)],
     warnings=warnings,
-    run_names=names,
     comparison=[
-      ('Settings that differ', differing_settings(runs)),
-      ('Last numbers', final_numbers(runs)),
+      ComparisonTable(caption=caption, heading=heading, columns=names, rows=rows)
+      for caption, heading, rows in (
+        ('Settings that differ', 'setting', differing_settings(runs)),
+        ('Last numbers', 'number', final_numbers(runs)),
+      )
     ],
     curves=draw_curves({name: run.records for name, run in zip(names, runs, strict=True)}),
   )

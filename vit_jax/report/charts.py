@@ -30,6 +30,7 @@ def choose_panels(names: list[str]) -> dict[str, list[str]]:
     'Accuracy': [name for name in names if '_accuracy' in name],
     'Learning rate': ['lr'],
     'Images per second': ['images_per_second'],
+    'Time that the devices waited for data': ['data_wait'],
     'Gradient norm': ['grad_norm'],
     'Skipped steps and images': ['skipped', 'not_finite', 'spikes'],
     'Probes': [name for name in names if '/' in name],
@@ -50,7 +51,7 @@ def draw_curves(runs: dict[str, list[dict]]) -> list[Chart]:
 def _draw_panel(title: str, names: list[str], runs: dict[str, list[dict]]) -> Chart:
   """Draw a line for each metric of each run. One run has a color for each metric."""
   figure, spoken = _new_figure('step', title.lower()), []
-  if title == 'Accuracy':
+  if title == 'Accuracy' or title.startswith('Time'):
     figure.yaxis.formatter = _formatter('0.[0]%')
   for (r, (run, records)), (m, metric) in itertools.product(
     enumerate(runs.items()), enumerate(names)
@@ -70,6 +71,19 @@ def _draw_panel(title: str, names: list[str], runs: dict[str, list[dict]]) -> Ch
     figure.y_range.update(start=0, min_interval=1)
   _hover_tool(figure).renderers = list(figure.select(name='dots'))  # Not of the lines, too.
   _style_legend(figure, len(runs) * len(names) > 1)
+  return Chart(title, figure, f'{title} over the steps. {" ".join(spoken)}')
+
+
+def draw_rows(title: str, rows: dict[str, list[tuple[int, float]]]) -> Chart:
+  """Draw a line for each row: {name: (step, fraction) points}."""
+  figure, spoken = _new_figure('step', title), []
+  figure.yaxis.formatter = _formatter('0.[0]%')
+  for r, (row, points) in enumerate(rows.items()):
+    spoken.append(_describe_line(row, points))
+    color, dash = _COLORS[r % 8], _DASHES[r // 8 % 4]
+    _add_line(figure, points, label=row, metric=title, run=row, color=color, dash=dash)
+  _hover_tool(figure).renderers = list(figure.select(name='dots'))
+  _style_legend(figure, len(rows) > 1)
   return Chart(title, figure, f'{title} over the steps. {" ".join(spoken)}')
 
 

@@ -13,6 +13,7 @@ from vit_jax.evaluate.confusion import confusion_matrix
 from vit_jax.evaluate.statistics import class_statistics, summarize_classes
 
 SHOWN_EXAMPLES = 24  # Of the most confident mistakes, and of the least certain examples.
+MAX_LISTED_CLASSES = 1000  # Above, the page lists the classes with the lowest F1 or recall.
 MAX_MATRIX_CLASSES = 25  # Above, the page lists the most common confusions instead.
 _MAX_LISTED_CONFUSIONS = 50
 _IMAGES_PER_CELL = 8
@@ -40,6 +41,7 @@ class Predictions:
   skipped: int
   statistics: dict[str, float]
   accuracy: float
+  classes: int
   columns: list[str]
   rows: list[list]  # The class, then a number for each other column, NaN without examples.
   means: list[tuple[str, list]]  # (name, the columns of `rows` but the first)
@@ -73,8 +75,9 @@ def summarize_predictions(
     skipped=result.skipped,
     statistics=classification_statistics(result, loss),
     accuracy=result.accuracy,
+    classes=len(names),
     columns=columns,
-    rows=rows,
+    rows=_worst_classes(columns, rows),
     means=means,
     matrix=matrix,
     predicted_names=(*names, _OTHER_CLASS)[: len(matrix[0][1])] if matrix else (),
@@ -109,6 +112,14 @@ def _class_rows(
     ('weighted mean', [*weighted, total]),
   ]
   return [*_RATIOS, 'examples'], rows, means
+
+
+def _worst_classes(columns: list[str], rows: list[list]) -> list[list]:
+  """Return the rows of the classes with the lowest F1 or recall, in their order."""
+  column = 1 + columns.index('f1' if 'f1' in columns else 'recall')
+  scores = np.array([row[column] for row in rows], float)
+  worst = np.sort(np.argsort(scores, kind='stable')[:MAX_LISTED_CLASSES])  # NaN is last.
+  return [rows[i] for i in worst]
 
 
 _RATIOS = ('precision', 'recall', 'f1')

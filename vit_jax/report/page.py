@@ -18,6 +18,16 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonTable:
+  """A table that compares runs."""
+
+  caption: str
+  heading: str  # Of the column of names.
+  columns: list[str]
+  rows: list[tuple[str, list[str]]]  # (name, a value for each column)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
   """The sections of a page. A section that is empty or None does not appear."""
 
@@ -28,8 +38,7 @@ class Report:
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
   warnings: list[str] = ()
   notes: list[str] = ()  # Which sections are missing and why.
-  run_names: list[str] = ()  # Of a comparison.
-  comparison: list[tuple[str, list[tuple[str, list[str]]]]] = ()  # (caption, rows)
+  comparison: list[ComparisonTable] = ()
   curves: list[Chart] = ()
   predictions: Predictions | None = None
   split: str = ''

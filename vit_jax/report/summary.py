@@ -34,6 +34,22 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     + f'. The steps took {format_seconds(run.seconds)}, without evaluation and saving'
     + _speed(run)
     + '.',
+    *_describe_cost(run, model),
+  ]
+
+
+def _describe_cost(run: RunFacts, model) -> list[str]:
+  """Return a sentence about device time and floating-point operations, or none without a model."""
+  devices = run.versions.get('devices', '')
+  if model is None or not run.last_step:
+    return []
+  config, count = run.config, int(devices.partition(' ')[0]) if devices else 1
+  flops = 3 * model.model.shape.flops(config.data.size, config.model.channels)
+  flops *= config.data.batch * run.last_step
+  hours = f'{run.seconds * count / 3600:.3g} device-hours' + (f' ({devices})' if devices else '')
+  return [
+    f'This took {hours} and about {flops:.2g} floating-point operations, three forward passes for '
+    'each image.'
   ]
 
 

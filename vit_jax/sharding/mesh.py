@@ -113,6 +113,16 @@ def describe_mesh(mesh: Mesh) -> str:
   return f'{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes})'
 
 
+def describe_devices() -> str:
+  """Return the number and kind of all devices, such as '8 x TPU v4'."""
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+
+
+def first_device() -> list[jax.Device]:
+  """Return a list of one device, for a program that does not depend on their number."""
+  return jax.devices()[:1]
+
+
 def compilation_target() -> tuple[str, str]:
   """Return (platform, device kind) of the devices that the current program is compiled for.
 

@@ -129,8 +129,8 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct(*x, sharding=sharding) for name, x in shapes.items()}
 
 
-def compile_train_step(program: Program) -> jax.stages.Compiled:
-  """Compile `train_step` once, as a function (state, batch, seed=) -> (state, metrics).
+def lower_train_step(program: Program) -> jax.stages.Lowered:
+  """Trace and lower `train_step`, as a function (state, batch, seed=) -> (state, metrics).
 
   A batch of another shape is an error, not a second compilation. The seed is an argument: runs that
   differ in nothing else share a program in the compilation cache.
@@ -163,5 +163,11 @@ def compile_train_step(program: Program) -> jax.stages.Compiled:
       out_shardings=(state_shardings(state, mesh), replicated(mesh)),
       donate_argnums=0,  # The new state may overwrite the memory of the old one.
     )
-    lowered = jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed))
-    return lowered.compile(compiler_options(mesh))
+    return jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed))
+
+
+def compile_train_step(program: Program) -> jax.stages.Compiled:
+  """Compile `train_step` once, as `lower_train_step` describes it."""
+  lowered = lower_train_step(program)
+  with jax.set_mesh(program.mesh):
+    return lowered.compile(compiler_options(program.mesh))
