@@ -131,15 +131,23 @@ class ModelConfig:
   head_bias: float = 0.0
   # Adds a class token to a model with pool=gap, whose head does not read it.
   class_token: bool = False
+  # Adds a second token to a model with pool=token. The head reads both side by side (DeiT).
+  distillation_token: bool = False
   # Position embeddings: learned, learned2d (one for columns, one for rows), relative (added to the
-  # attention scores), sincos2d, none, rope (rotates queries and keys by the column and row of their
-  # patch, as DINOv3 does).
+  # attention scores), relative2d (a bias of the scores for each head and each offset in rows and
+  # columns, as in BEiT), sincos2d, none, rope (rotates queries and keys by the column and row of
+  # their patch, as in DINOv3), learned+rope (both, as in EVA-02).
   position: str = 'learned'
   # Where learned positions are added: stem (to the patches), every (before each block, each with
   # its own parameters), shared (before each block, all with the same parameters).
   position_at: str = 'stem'
   # The base of the rotation periods of the position rope.
   rope_theta: float = 100.0
+  # The number that rope counts along each side of an image, whatever its size: patches of the
+  # original size (EVA-02). 0 means coordinates from -1 to 1 (DINOv3).
+  rope_grid: int = 0
+  # Rotates registers as if they were a square of patches, with this base. 0 means no rotation.
+  rope_register_theta: float = 0.0
   # The number of learned tokens that take part in attention and are dropped after the last block.
   registers: int = 0
   # Adds a LayerNorm before and after the patch projection ("dual patch norm").
@@ -158,6 +166,10 @@ class ModelConfig:
   layer_scale: float = 0.0
   # The MLP computes silu(gate) * hidden instead of GELU(hidden). The gate is a third linear layer.
   swiglu: bool = False
+  # Adds a norm of the hidden layer of the MLP, as in EVA-02.
+  mlp_norm: bool = False
+  # The norms of the model: layernorm, rmsnorm (neither subtracts the mean nor adds a bias).
+  norm: str = 'layernorm'
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'
   dropout: float = 0.0
@@ -186,6 +198,16 @@ class ModelConfig:
   def has_class_token(self) -> bool:
     """True if a class token precedes the patches."""
     return self.pool == 'token' or self.class_token
+
+  @property
+  def prefix_tokens(self) -> int:
+    """Number of tokens before the patches."""
+    return self.has_class_token + self.distillation_token
+
+  @property
+  def has_rope(self) -> bool:
+    """True if queries and keys are rotated."""
+    return self.position.endswith('rope')
 
 
 @dataclass(slots=True, kw_only=True)

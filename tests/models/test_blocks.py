@@ -42,6 +42,17 @@ BLOCKS = {
   'a norm before the blocks': ({'pre_norm': True}, {'+pre_norm'}),
   'a norm after pooling': ({'pool': 'gap', 'fc_norm': True}, {'+fc_norm', '-encoder_norm', '-cls'}),
   'a class token that is not pooled': ({'pool': 'gap', 'class_token': True}, set()),
+  'a distillation token': ({'distillation_token': True}, {'+dist'}),
+  'relative positions of BEiT': (
+    {'position': 'relative2d'},
+    {'+relative/table', '-posembed_input'},
+  ),
+  'learned and rotary positions': ({'position': 'learned+rope', 'rope_grid': 4}, set()),
+  'a norm inside the MLP': ({'mlp_norm': True}, {'+hidden_norm'}),
+  'RMSNorm': (
+    {'norm': 'rmsnorm'},
+    {'-LayerNorm_0/bias', '-LayerNorm_2/bias', '-encoder_norm/bias'},
+  ),
   'no biases': (
     {'qkv_bias': 'none', 'patch_bias': False},
     {'-query/bias', '-key/bias', '-value/bias', '-embedding/bias'},
@@ -76,11 +87,28 @@ def test_two_steps_change_every_array_of_every_block(fields, arrays):
     assert all(any(part in name for part in expected) for name in names)
   for name, array in before.items():
     # Without RoPE or a norm, a bias of the keys adds the same to all scores of a query.
-    if name.endswith('key/bias') and not (config.position == 'rope' or config.qk_norm):
+    if name.endswith('key/bias') and not (config.has_rope or config.qk_norm):
       continue
     blocks = array.shape[0] if 'encoderblock' in name else 1
     moved = (before[name] != after[name]).reshape(blocks, -1).any(axis=1)
     assert moved.all(), name
+
+
+# The blocks that ALL has not.
+NEWEST = {
+  'position': 'learned+rope', 'rope_grid': 4, 'rope_register_theta': 50.0, 'registers': 4,
+  'distillation_token': True, 'norm': 'rmsnorm', 'qk_norm': True, 'mlp_norm': True,
+}  # fmt: skip
+BEIT = {'position': 'relative2d', 'qkv_bias': 'qv', 'layer_scale': 0.1}
+
+
+@pytest.mark.parametrize('blocks', [NEWEST, BEIT], ids=['newest', 'BEiT'])
+def test_newer_blocks_on_eight_devices_equal_one(blocks):
+  fields = {'variant': 'mu/4x2', 'depth': 2, 'dropout': 0.1, **blocks}
+  one, one_metrics = train_one_step(fields, fsdp=1, devices=jax.devices()[:1])
+  many, metrics = train_one_step(fields, fsdp=4, devices=jax.devices())
+  assert_same_arrays(many, one)
+  assert metrics['loss'] == pytest.approx(one_metrics['loss'], rel=1e-5)
 
 
 @pytest.mark.parametrize('grad_accum_steps', [1, 2])
@@ -107,10 +135,11 @@ def test_remat_and_unroll_change_no_gradient_of_all_blocks(changes):
   assert_same_arrays(grads, expected_grads)
 
 
-def test_the_pallas_kernel_gets_rotated_and_normalized_queries_and_keys():
+@pytest.mark.parametrize('blocks', [ALL, NEWEST], ids=['all', 'newest'])
+def test_the_pallas_kernel_gets_rotated_and_normalized_queries_and_keys(blocks):
   logits = {}
   for attention in ('xla', 'pallas'):
-    model = build_vit(ModelConfig(**SMALL, **ALL, attention=attention), CLASSES)
+    model = build_vit(ModelConfig(**SMALL, **blocks, attention=attention), CLASSES)
     logits[attention] = jit(model.apply)({'params': random_params(model)}, images())
   np.testing.assert_allclose(logits['pallas'], logits['xla'], rtol=1e-4, atol=1e-4)
 
@@ -157,18 +186,23 @@ def test_layer_decay_counts_the_norm_after_pooling_to_the_head_and_the_one_befor
 WRONG = {
   'position': {'position': 'rope', 'width': 18, 'heads': 3},
   'position_at': {'position': 'rope', 'position_at': 'every'},
+  'rope_register_theta': {'position': 'rope', 'registers': 3, 'rope_register_theta': 10.0},
+  'registers': {'position': 'relative2d', 'registers': 2},
+  'distillation_token': {'position': 'relative2d', 'distillation_token': True},
+  'attention': {'position': 'relative2d', 'attention': 'pallas'},
 }
 
 
 @pytest.mark.parametrize('setting', WRONG)
-def test_rotary_positions_that_do_not_fit_are_errors(setting):
+def test_positions_that_do_not_fit_are_errors(setting):
   with pytest.raises(UserError, match=f'config.model.{setting}='):
     build_vit(ModelConfig(**SMALL | WRONG[setting]), CLASSES)
 
 
 def test_an_axial_vit_refuses_rotary_positions_and_a_class_token():
   config = ModelConfig(**SMALL | {'variant': 'AxialViT-mu/4x2', 'pool': 'gap'})
-  for name, value in {'position': 'rope', 'class_token': True, 'rope_theta': 10.0}.items():
+  refused = {'position': 'rope', 'class_token': True, 'rope_theta': 10.0}
+  for name, value in (*refused.items(), ('position', 'relative2d'), ('position', 'learned+rope')):
     with pytest.raises(UserError, match=f'config.model.{name}='):
       build_model(dataclasses.replace(config, **{name: value}), CLASSES)
 

@@ -4,6 +4,7 @@ It follows the equations of arXiv 2010.11929 and knows nothing of stacked or fus
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ def random_params(model, seed: int = 0) -> dict:
 
 
 def norm(x, p, eps):
+  if 'bias' not in p:  # RMSNorm.
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * p['scale']
   centered = x - x.mean(axis=-1, keepdims=True)
   deviation = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)
   return centered / deviation * p['scale'] + p['bias']
@@ -57,10 +60,21 @@ def gelu(x, kind):
 def rotated(x, c, grid):
   """Rotate the queries or keys [b, n, channels] of one head, patch by patch, as complex numbers."""
   x, half = x.copy(), x.shape[-1] // 2
-  frequencies = 1 / c.rope_theta ** (np.arange(half // 2) / (half / 2))
-  for i, (row, column) in enumerate(np.ndindex(grid), start=int(c.has_class_token)):
-    y, x_ = (2 * row + 1) / grid[0] - 1, (2 * column + 1) / grid[1] - 1
-    turn = np.exp(2j * np.pi * np.concatenate([y * frequencies, x_ * frequencies]))
+  falling = lambda base: 1 / base ** (np.arange(half // 2) / (half / 2))
+  first = (c.pool == 'token') + c.class_token + c.distillation_token
+  turns = []  # Of a token: its index, its row and column in radians, and the frequencies.
+  for i, (row, column) in enumerate(np.ndindex(grid), start=first):
+    y, x_ = (
+      2 * np.pi * ((2 * place + 1) / side - 1) if not c.rope_grid else c.rope_grid * place / side
+      for place, side in zip((row, column), grid, strict=True)
+    )
+    turns.append((i, y, x_, falling(c.rope_theta)))
+  if c.rope_register_theta:
+    registers = np.ndindex(*[round(c.registers**0.5)] * 2)
+    for i, (row, column) in enumerate(registers, start=first + grid[0] * grid[1]):
+      turns.append((i, row, column, falling(c.rope_register_theta)))
+  for i, y, x_, frequencies in turns:
+    turn = np.exp(1j * np.concatenate([y * frequencies, x_ * frequencies]))
     pairs = (x[:, i, :half] + 1j * x[:, i, half:]) * turn
     x[:, i] = np.concatenate([pairs.real, pairs.imag], axis=-1)
   return x
@@ -75,10 +89,12 @@ def attention(x, context, p, c, grid=None):
     q, k, v = linear('query', x), linear('key', context), linear('value', context)
     if 'query_norm' in p:
       q, k = norm(q, p['query_norm'], c.norm_eps), norm(k, p['key_norm'], c.norm_eps)
-    if grid and c.position == 'rope':
+    if grid and c.position.endswith('rope'):
       q, k = rotated(q, c, grid), rotated(k, c, grid)
     scores = q @ k.swapaxes(1, 2)
-    if 'relative' in p:  # q_i times (k_j plus the vector of the offset i - j).
+    if c.position == 'relative2d' and grid:
+      scores += relative_bias(p['relative']['table'][:, head], c, grid) * np.sqrt(q.shape[-1])
+    elif 'relative' in p:  # q_i times (k_j plus the vector of the offset i - j).
       n = scores.shape[1]
       for i, j in np.ndindex(n, n):
         scores[:, i, j] += q[:, i] @ p['relative']['embedding'][n - 1 + i - j]
@@ -87,13 +103,28 @@ def attention(x, context, p, c, grid=None):
   return out
 
 
-def mlp(x, p, kind):
+def relative_bias(table, c, grid):
+  """Look up the bias of each query and key: in rows and columns, then those of the class token."""
+  places, cls = [*np.ndindex(grid)], int(c.pool == 'token' or c.class_token)
+  offsets = [*np.ndindex(2 * grid[0] - 1, 2 * grid[1] - 1)]
+  n = len(places) + cls
+  bias = np.zeros((n, n))
+  for (i, query), (j, key) in itertools.product(enumerate(places, cls), repeat=2):
+    offset = (query[0] - key[0] + grid[0] - 1, query[1] - key[1] + grid[1] - 1)
+    bias[i, j] = table[offsets.index(offset)]
+  if cls:
+    bias[0, 1:], bias[1:, 0], bias[0, 0] = table[-3:]
+  return bias
+
+
+def mlp(x, p, kind, eps):
   hidden = x @ p['Dense_0']['kernel'] + p['Dense_0']['bias']
   if 'Gate' in p:
     gate = x @ p['Gate']['kernel'] + p['Gate']['bias']
     hidden = gate / (1 + np.exp(-gate)) * hidden
   else:
     hidden = gelu(hidden, kind)
+  hidden = norm(hidden, p['hidden_norm'], eps) if 'hidden_norm' in p else hidden
   return hidden @ p['Dense_1']['kernel'] + p['Dense_1']['bias']
 
 
@@ -125,7 +156,7 @@ def added(p, c, grid):
 
   The class token gets zeros from columns and rows.
   """
-  if c.position == 'learned':
+  if c.position != 'learned2d':
     return p['pos_embedding']
   rows = [
     np.concatenate([p['column_embedding'][x], p['row_embedding'][y]]) for y, x in np.ndindex(grid)
@@ -140,7 +171,8 @@ def forward(params, pixels, c, shape):
   if c.position == 'sincos2d':
     x = x + sincos(shape.grid(SIZE), shape.width)
   if c.pool == 'token' or c.class_token:
-    x = np.concatenate([np.repeat(p['cls'], len(x), axis=0), x], axis=1)
+    first = [p['cls'], p['dist']] if c.distillation_token else [p['cls']]
+    x = np.concatenate([*(np.repeat(token, len(x), axis=0) for token in first), x], axis=1)
   stem, every = (
     c.position.startswith('learned') and c.position_at == where for where in ('stem', 'every')
   )
@@ -159,15 +191,20 @@ def forward(params, pixels, c, shape):
     y = norm(x, block['LayerNorm_0'], c.norm_eps)
     y = attention(y, y, block['MultiHeadDotProductAttention_1'], c, shape.grid(SIZE))
     x = x + block.get('attention_scale', 1) * y
-    y = mlp(norm(x, block['LayerNorm_2'], c.norm_eps), block['MlpBlock_3'], c.gelu)
+    y = norm(x, block['LayerNorm_2'], c.norm_eps)
+    y = mlp(y, block['MlpBlock_3'], c.gelu, c.norm_eps)
     x = x + block.get('mlp_scale', 1) * y
   x = (x if c.fc_norm else norm(x, p['Transformer']['encoder_norm'], c.norm_eps))[:, :n]
   if c.pool == 'map':
     head = p['MAPHead_0']
     probe = np.repeat(head['probe'], len(x), axis=0)
     y = attention(probe, x, head['MultiHeadDotProductAttention_0'], c)
-    x = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
-  x = x[:, int(c.class_token) :].mean(axis=1) if c.pool == 'gap' else x[:, 0]
+    y = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu, c.norm_eps)
+    x = y
+  if c.distillation_token:
+    x = np.concatenate([x[:, 0], x[:, 1]], axis=1)
+  else:
+    x = x[:, int(c.class_token) :].mean(axis=1) if c.pool == 'gap' else x[:, 0]
   x = norm(x, p['fc_norm'], c.norm_eps) if c.fc_norm else x
   if c.hidden_head:
     x = np.tanh(x @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
@@ -194,6 +231,52 @@ MODELS = {
   'a gated MLP': {'swiglu': True, 'layer_scale': 0.1, 'pool': 'map', 'gelu': 'erf'},
   'CLIP': {'pre_norm': True, 'gelu': 'quick', 'patch_bias': False, 'registers': 1},
   'norms of queries and keys': {'qk_norm': True, 'qkv_bias': 'none', 'position': 'relative'},
+  'distilled DeiT': {'distillation_token': True},
+  'distilled with rotary positions': {
+    'distillation_token': True,
+    'position': 'rope',
+    'hidden_head': True,
+  },
+  'BEiT': {
+    'position': 'relative2d',
+    'qkv_bias': 'qv',
+    'layer_scale': 0.1,
+    'pool': 'gap',
+    'class_token': True,
+    'fc_norm': True,
+  },
+  'relative positions without a class token': {'position': 'relative2d', 'pool': 'gap'},
+  'EVA-02': {
+    'position': 'learned+rope',
+    'rope_grid': 4,
+    'swiglu': True,
+    'mlp_norm': True,
+    'pool': 'gap',
+    'class_token': True,
+    'fc_norm': True,
+    'gelu': 'tanh',
+  },
+  'ViT-5': {
+    'position': 'learned+rope',
+    'rope_grid': 3,
+    'rope_theta': 1e4,
+    'registers': 4,
+    'rope_register_theta': 50.0,
+    'norm': 'rmsnorm',
+    'qk_norm': True,
+    'qkv_bias': 'none',
+    'layer_scale': 0.1,
+    'gelu': 'erf',
+  },
+  'RMSNorm everywhere': {
+    'norm': 'rmsnorm',
+    'patch_norm': True,
+    'pre_norm': True,
+    'mlp_norm': True,
+    'pool': 'map',
+    'norm_eps': 0.1,
+  },
+  'RMSNorm after pooling': {'norm': 'rmsnorm', 'pool': 'gap', 'fc_norm': True},
   'a norm after pooling': {'pool': 'gap', 'class_token': True, 'fc_norm': True},
   'a class token that is not pooled': {'pool': 'gap', 'class_token': True, 'position': 'learned2d'},
   'all at once': {

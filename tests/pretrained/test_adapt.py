@@ -6,15 +6,17 @@ import pytest
 import scipy.ndimage
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tests.pretrained.released_layout import draw
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.vit import build_vit
 from vit_jax.pretrained.adapt import ArrayChange, adapt_params, format_changes
-from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING
+from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, RELATIVE_TABLE
 from vit_jax.pretrained.resample import (
   RESAMPLE_METHODS,
   pi_resize,
   resample_grid,
+  resample_offsets,
   resample_positions,
 )
 from vit_jax.step import abstract_params
@@ -42,6 +44,25 @@ def test_corner_resampling_equals_scipy_zoom(old, new):
   out = resample_positions(positions, new[0] * new[1], new, old)
   assert out.dtype == np.float32
   np.testing.assert_allclose(out[0], zoom(table, new).reshape(-1, 3), rtol=0, atol=1e-6)
+
+
+def test_relative_positions_and_both_tokens_of_distillation_fit_another_grid():
+  tables = {'relative2d': RELATIVE_TABLE, 'learned': POSITION_EMBEDDING}
+  for position, name in tables.items():
+    distilled = position == 'learned'
+    config = ModelConfig(variant='mu/8', depth=2, position=position, distillation_token=distilled)
+    loaded, new = (draw(config, 5, size) for size in ((32, 32), (48, 64)))
+    trees = (unflatten_dict(flat, sep='/') for flat in (loaded, new))
+    adapted, changes = adapt_params(*trees, grid=(6, 8), old_grid=(4, 4))
+    got = flatten_dict(adapted, sep='/')[name]
+    assert got.shape == new[name].shape
+    if distilled:
+      expected = resample_positions(loaded[name], 2 + 48, (6, 8), (4, 4))
+      np.testing.assert_array_equal(got[:, :2], loaded[name][:, :2])
+    else:
+      expected = resample_offsets(loaded[name], (6, 8), (4, 4))
+    np.testing.assert_array_equal(got, expected)
+    assert [change.action for change in changes if change.name == name] == ['resampled']
 
 
 def test_resampling_keeps_the_class_token_row_exactly():

@@ -1,5 +1,7 @@
 """Resampling matrices compared with scipy, PyTorch, JAX and timm."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from vit_jax.pretrained.resample import (
   half_pixel_matrix,
   pi_resize,
   resample_grid,
+  resample_offsets,
 )
 
 RNG = np.random.default_rng(0)
@@ -123,3 +126,25 @@ def test_pi_resize_preserves_the_embedding_of_an_enlarged_patch(old, new):
     np.einsum('pqc,pqcd->d', x, w) for x, w in ((patch, kernel), (grown, pi_resize(kernel, new)))
   )
   np.testing.assert_allclose(after, before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [((4, 4), (6, 10)), ((14, 14), (24, 24)), ((24, 24), (14, 14)), ((14, 14), (14, 9))],
+  ids=str,
+)
+def test_relative_positions_are_resampled_as_timm_does_for_beit(old, new, timm):
+  import torch
+  from timm.layers import resize_rel_pos_bias_table
+
+  rows = lambda grid: (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+  tables = RNG.normal(size=(2, rows(old), 3)).astype(np.float32)
+  got = resample_offsets(tables, new, old)
+  assert got.shape == (2, rows(new), 3)
+  with warnings.catch_warnings():  # timm's interpolation copies a transposed array.
+    warnings.simplefilter('ignore')
+    for table, ours in zip(tables, got, strict=True):
+      theirs = resize_rel_pos_bias_table(torch.from_numpy(table), new, (rows(new), 3), old).numpy()
+      np.testing.assert_allclose(ours, theirs, atol=2e-5)
+  np.testing.assert_array_equal(got[:, -3:], tables[:, -3:])
+  assert resample_offsets(tables, old, old) is tables

@@ -51,8 +51,12 @@ def also(**found: np.ndarray):
 
 QKV_BIAS = ('blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias')
 one = np.zeros(1, np.float32)
+offsets = np.zeros((52, 4), np.float32)  # Of 4x4 patches and a class token, for each head.
 WRONG = {
-  'two heads': ('timm', also(dist_token=one), 'distilled DeiT'),
+  'a distillation token of another rank': ('timm', also(dist_token=one), 'dist_token .*3 axes'),
+  'a second head without its token': (
+    'timm', also(head_dist__weight=np.zeros((5, 32), np.float32)), 'head_dist/kernel .*unexpected',
+  ),
   'a norm after pooling': ('timm', also(fc_norm__weight=one), "global_pool='token'"),
   'a norm before the blocks': ('timm', also(norm_pre__weight=one), 'pre_norm/bias'),
   'norms of queries in one block': (
@@ -60,10 +64,24 @@ WRONG = {
     also(blocks__0__attn__q_norm__weight=one),
     'block 1 of 2 has no .*query_norm/scale',
   ),
-  'relative positions': (
+  'relative positions of another rank': (
     'timm',
     also(blocks__0__attn__relative_position_bias_table=one),
-    'relative positions, as in BEiT',
+    'relative_position_bias_table .*2 axes',
+  ),
+  'absolute and relative positions': (
+    'timm', also(rel_pos_bias__relative_position_bias_table=offsets), 'absolute and relative',
+  ),
+  'relative positions of blocks and of all': (
+    'timm',
+    also(
+      rel_pos_bias__relative_position_bias_table=offsets,
+      blocks__0__attn__relative_position_bias_table=offsets,
+    ),
+    'rel_pos_bias.* and blocks.0',
+  ),
+  'relative positions of rows and columns': (
+    'timm', also(blocks__0__attn__rel_pos_h=one), 'relative positions',
   ),
   "biases of queries and values in timm's Eva": (
     'timm',
@@ -76,15 +94,10 @@ WRONG = {
     'timm', also(blocks__0__mlp__w12__weight=one), r'w12.weight is \[1\], not divisible into 2',
   ),
   'rotary positions': ('timm', also(rope__periods=one), 'rotary positions'),
-  'two heads in transformers': (
+  'absolute and relative positions in transformers': (
     'huggingface',
-    also(vit__embeddings__distillation_token=one),
-    'distilled DeiT',
-  ),
-  'relative positions in transformers': (
-    'huggingface',
-    also(vit__encoder__relative_position_bias__relative_position_bias_table=one),
-    'relative positions, as in BEiT',
+    also(vit__encoder__relative_position_bias__relative_position_bias_table=offsets),
+    'absolute and relative',
   ),
   'a block that lacks an array': (
     'timm',
@@ -174,7 +187,21 @@ CONFIG_ERRORS = {
     {'model_args': {'num_heads': 4, 'pool_include_prefix': True}},
     'pool_include_prefix',
   ),
-  'another architecture of timm': ('timm', {'architecture': 'eva02_base_patch14_224'}, 'eva02'),
+  'another architecture of timm': ('timm', {'architecture': 'swin_tiny_patch4_224'}, 'swin_tiny'),
+  'norms inside the attention': (
+    'timm', {'architecture': 'eva02_base_patch16_clip_224'}, 'a norm inside the attention',
+  ),
+  'norms after the branches of EVA-02': (
+    'timm', {'architecture': 'eva02_enormous_patch14_clip_224'}, 'norms after the branches',
+  ),
+  'positions counted along a rectangle': (
+    'timm',
+    {
+      'architecture': 'eva02_tiny_patch14_224',
+      'model_args': {'num_heads': 4, 'ref_feat_shape': [16, 8]},
+    },
+    'ref_feat_shape',
+  ),
   'norms after the branches': (
     'timm',
     {'architecture': 'vit_base_patch16_rpn_224'},

@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec
 
 from vit_jax.errors import UserError
 from vit_jax.kernels import attention as attention_kernel
-from vit_jax.models.layers import RelativePositionBias
 from vit_jax.models.rope import RotaryPositions, rotation_factors
 from vit_jax.sharding.mesh import compilation_target
 
@@ -38,9 +37,10 @@ class Attention(nn.Module):
   heads: int
   implementation: str
   dtype: jnp.dtype
-  relative_bias: bool = False  # Add a bias to the scores that depends on the offset to the key.
+  # Makes the module that returns a bias of the scores, given the queries.
+  make_score_bias: Callable | None = None
   qkv_bias: str = 'qkv'  # The projections with a bias, a key of BIASED_PROJECTIONS.
-  qk_norm_eps: float | None = None  # The epsilon of norms of queries and keys. None: no norms.
+  qk_norm: Callable | None = None  # Makes the norms of queries and keys.
   rope: RotaryPositions | None = None  # Rotation of queries and keys.
 
   @nn.compact
@@ -58,14 +58,14 @@ class Attention(nn.Module):
       qkv_kernel, qkv_bias = fuse_qkv(query, key, value)
       rows = x.reshape(-1, *x.shape[-2:])
       qkv = checkpoint_name(rows @ qkv_kernel.T, 'qkv')  # [b, n, 3·d] from one matrix product.
-      if self.qk_norm_eps is not None:
+      if self.qk_norm is not None:
         qkv = self.norm_queries_and_keys(qkv + qkv_bias)
         qkv_bias = jnp.zeros_like(qkv_bias)  # The kernels add a bias.
       q, k, v = split_qkv(rotate(qkv + qkv_bias, self.heads, self.rope), self.heads)
-      score_bias = RelativePositionBias(name='relative')(q) if self.relative_bias else None
+      score_bias = self.make_score_bias()(q) if self.make_score_bias else None
       if x.ndim == 3:
         self.sow_attention(q, k, score_bias)
-      if self.relative_bias:
+      if self.make_score_bias:
         out = attend(q, k, v, score_bias)
       else:
         out = self_attention(qkv, qkv_bias, self.heads, self.implementation, self.rope)
@@ -80,9 +80,8 @@ class Attention(nn.Module):
 
   def norm_queries_and_keys(self, qkv: jax.Array) -> jax.Array:
     """Normalize the queries and keys of [b, n, 3·d]."""
-    norm = functools.partial(nn.LayerNorm, epsilon=self.qk_norm_eps, dtype=self.dtype)
     q, k, v = split_qkv(qkv, self.heads)
-    q, k = norm(name='query_norm')(q), norm(name='key_norm')(k)
+    q, k = self.qk_norm(name='query_norm')(q), self.qk_norm(name='key_norm')(k)
     return jnp.concatenate([x.reshape(*x.shape[:-2], -1) for x in (q, k, v)], axis=-1)
 
   def sow_attention(self, q: jax.Array, k: jax.Array, bias: jax.Array | None = None):
@@ -148,7 +147,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
     q: Queries [b, n, h, c].
     k: Keys [b, m, h, c].
     v: Values [b, m, h, c].
-    bias: Added to the scores, [b, h, n, m].
+    bias: Added to the scores, [b, h, n, m] or [1, h, n, m].
 
   Returns:
     [b, n, h, c].

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.layers import sincos2d_embedding
+from vit_jax.models.positions import check_positions, sincos2d_embedding
 from vit_jax.models.resnet import Bottleneck, ResNet, resnet_v1
 from vit_jax.models.variants import (
   AXIAL_RESNET_HEADS,
@@ -24,7 +24,7 @@ from vit_jax.models.variants import (
   axial_resnet_shape,
   axial_vit_shape,
 )
-from vit_jax.models.vit import EncoderBlock, Transformer, VisionTransformer, check_positions
+from vit_jax.models.vit import EncoderBlock, Transformer, VisionTransformer
 
 ATTENTION_NORM_EPSILON = 1e-4  # Of the norms inside LineAttention.
 
@@ -39,8 +39,10 @@ def build_axial_vit(config: ModelConfig, classes: int) -> 'AxialVisionTransforme
   numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
   shape = axial_vit_shape(c.variant, **numbers, swiglu=c.swiglu)
   check_positions(config, shape)
-  if c.position == 'rope':
-    raise UserError(f"config.model.position='rope': {c.variant} attends along one axis at a time")
+  if c.has_rope or c.position == 'relative2d':
+    raise UserError(
+      f'config.model.position={c.position!r}: {c.variant} attends along one axis at a time'
+    )
   if c.pool == 'token':
     raise UserError(
       f"config.model.pool='token': the grid of {c.variant} has no place for a class token; "
@@ -75,7 +77,9 @@ class AxialBlock(EncoderBlock):
   ) -> tuple[jax.Array, None]:
     # Fused attention kernels are for hundreds of tokens, not for the few of a row: use XLA.
     config = dataclasses.replace(self.config, attention='xla')
-    block = functools.partial(EncoderBlock, config, self.shape)
+    block = functools.partial(
+      EncoderBlock, config, self.shape, make_score_bias=self.make_score_bias
+    )
     x, _ = block(name='row')(x, drop_path, shared, train)
     x, _ = block(name='column')(x.swapaxes(1, 2), drop_path, shared, train)  # [b, w, h, d]
     return x.swapaxes(1, 2), None

@@ -28,12 +28,15 @@ from vit_jax.settings.limits import CHOICES
 
 COMMON_SETTINGS = ('variant', 'head_bias', 'channels', 'mean', 'scale', 'dtype', 'remat')
 TRANSFORMER_SETTINGS = (
-  'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'class_token', 'position', 'position_at',
-  'rope_theta', 'registers', 'patch_norm', 'pre_norm', 'fc_norm', 'qk_norm', 'qkv_bias',
-  'patch_bias', 'layer_scale', 'swiglu', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps',
-  'unroll',
+  'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'class_token', 'distillation_token',
+  'position', 'position_at', 'rope_theta', 'rope_grid', 'rope_register_theta', 'registers',
+  'patch_norm', 'pre_norm', 'fc_norm', 'qk_norm', 'qkv_bias', 'patch_bias', 'layer_scale', 'swiglu',
+  'mlp_norm', 'norm', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll',
 )  # fmt: skip
-NOT_AXIAL_SETTINGS = ('class_token', 'position_at', 'rope_theta', 'registers', 'attention')
+NOT_AXIAL_SETTINGS = (
+  'class_token', 'distillation_token', 'position_at', 'rope_theta', 'rope_grid',
+  'rope_register_theta', 'registers', 'attention',
+)  # fmt: skip
 AXIAL_VIT_SETTINGS = tuple(name for name in TRANSFORMER_SETTINGS if name not in NOT_AXIAL_SETTINGS)
 HYBRID_SETTINGS = (*TRANSFORMER_SETTINGS, 'stem_width')
 

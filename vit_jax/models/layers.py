@@ -3,7 +3,8 @@
 Shapes: b batch, h w patch grid or feature map, n tokens, d width, c channels, k classes.
 """
 
-import math
+import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ BATCH_NORM_EPSILON = 1e-3  # EfficientNet's in TensorFlow.
 RUNNING_STATISTICS = ('running_mean', 'running_var')  # No other parameter has these names.
 BLOCKS = ('Transformer', 'encoderblock')  # The path of the stacked encoder blocks.
 BLOCK_PATH_PREFIX = '/'.join(BLOCKS) + '/'
-LEARNED_POSITIONS = ('learned', 'learned2d')  # Kinds that are a table added to the tokens.
+NORMS = {'layernorm': nn.LayerNorm, 'rmsnorm': nn.RMSNorm}
 
 
 def normalize_images(images: jax.Array, config: ModelConfig) -> jax.Array:
@@ -44,59 +45,11 @@ def apply_head(features: jax.Array, classes: int, config: ModelConfig) -> jax.Ar
   )(features)
 
 
-class PositionEmbedding(nn.Module):
-  """Learned position embeddings for tokens [b, n, d], or for tokens on their grid [b, h, w, d].
-
-  'learned' has one vector per token. 'learned2d' has one vector of width d/2 per column and one per
-  row of the grid; a token's embedding is the two concatenated. The class token gets zeros from
-  'learned2d', since it is a learned vector itself.
-
-  Returns [1, n, d] or [1, h, w, d], to match the input.
-  """
-
-  kind: str
-  grid: tuple[int, int]
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    h, w = self.grid
-    n, d = math.prod(x.shape[1:-1]), x.shape[-1]
-    init = nn.initializers.normal(0.02)
-    if self.kind == 'learned':
-      return self.param('pos_embedding', init, (1, n, d)).reshape(1, *x.shape[1:]).astype(x.dtype)
-    columns = self.param('column_embedding', init, (w, d // 2)).astype(x.dtype)
-    rows = self.param('row_embedding', init, (h, d // 2)).astype(x.dtype)
-    columns = jnp.broadcast_to(columns[None], (h, w, d // 2))
-    rows = jnp.broadcast_to(rows[:, None], (h, w, d // 2))
-    table = jnp.concatenate([columns, rows], axis=-1).reshape(1, h * w, d)
-    return jnp.pad(table, ((0, 0), (n - h * w, 0), (0, 0))).reshape(1, *x.shape[1:])
-
-
-class RelativePositionBias(nn.Module):
-  """Bias of attention scores [b, heads, n, n] from queries [b, n, heads, c].
-
-  The bias is the scaled query times a learned vector of its offset to the key. Offsets are counted
-  along the raster order of the tokens. All heads share the vectors.
-  """
-
-  @nn.compact
-  def __call__(self, q: jax.Array) -> jax.Array:
-    n, c = q.shape[1], q.shape[-1]
-    table = self.param('embedding', nn.initializers.normal(0.02), (2 * n - 1, c)).astype(q.dtype)
-    offsets = jnp.arange(n)[:, None] - jnp.arange(n) + n - 1
-    return jnp.einsum(
-      'bnhc,nmc->bhnm', q * c**-0.5, table[offsets], preferred_element_type=jnp.float32
-    )
-
-
-def sincos2d_embedding(grid: tuple[int, int], width: int) -> jax.Array:
-  """Return the fixed position embeddings [1, h·w, d] of arXiv 2205.01580.
-
-  Each token has sin(x), cos(x), sin(y), cos(y) at d/4 frequencies each, in this order.
-  """
-  omega = 1e4 ** -jnp.linspace(0, 1, width // 4)
-  y, x = (axis.reshape(-1, 1) * omega for axis in jnp.mgrid[: grid[0], : grid[1]])
-  return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None]
+def norm_factory(config: ModelConfig) -> Callable[..., nn.Module]:
+  """Return the class of the model's norms, with its epsilon and dtype."""
+  return functools.partial(
+    NORMS[config.norm], epsilon=config.norm_eps, dtype=jnp.dtype(config.dtype)
+  )
 
 
 class BatchNorm(nn.Module):

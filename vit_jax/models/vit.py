@@ -18,15 +18,20 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.config import ModelConfig
-from vit_jax.errors import UserError
 from vit_jax.models.attention import Attention
 from vit_jax.models.layers import (
-  LEARNED_POSITIONS,
   Dropout,
-  PositionEmbedding,
   apply_drop_path,
   apply_head,
+  norm_factory,
   normalize_images,
+)
+from vit_jax.models.positions import (
+  LEARNED_POSITIONS,
+  PositionEmbedding,
+  check_positions,
+  rotary_positions,
+  score_bias_factory,
   sincos2d_embedding,
 )
 from vit_jax.models.resnet import resnet_v1
@@ -58,6 +63,7 @@ class MlpBlock(nn.Module):
   """Two linear layers with GELU between them, [b, n, d] -> [b, n, m] -> [b, n, d].
 
   With `swiglu`, the hidden layer is silu of a third linear layer, the gate, times the first.
+  `norm` makes a norm of the hidden layer.
   """
 
   width: int
@@ -65,6 +71,7 @@ class MlpBlock(nn.Module):
   dropout: float
   dtype: jnp.dtype
   swiglu: bool = False
+  norm: Callable | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -81,6 +88,7 @@ class MlpBlock(nn.Module):
       hidden = drop(nn.silu(gate) * hidden)
     else:
       hidden = drop(GELU_FUNCTIONS[self.gelu](hidden))
+    hidden = self.norm(name='hidden_norm')(hidden) if self.norm else hidden
     return drop(dense(x.shape[-1], name='Dense_1')(hidden))
 
 
@@ -95,6 +103,7 @@ class EncoderBlock(nn.Module):
   shape: ViTShape
   rope: RotaryPositions | None = None
   make_positions: Callable | None = None  # Makes the position embeddings that this block adds.
+  make_score_bias: Callable | None = None  # Makes what is added to the attention scores.
 
   @nn.compact
   def __call__(
@@ -109,18 +118,19 @@ class EncoderBlock(nn.Module):
       train: Whether to apply dropout and stochastic depth.
     """
     c, s, dtype = self.config, self.shape, jnp.dtype(self.config.dtype)
-    norm = functools.partial(nn.LayerNorm, epsilon=c.norm_eps, dtype=dtype)
+    norm = norm_factory(c)
     attention = Attention(
       s.heads,
       c.attention,
       dtype,
-      relative_bias=c.position == 'relative',
+      make_score_bias=self.make_score_bias,
       qkv_bias=c.qkv_bias,
-      qk_norm_eps=c.norm_eps if c.qk_norm else None,
+      qk_norm=norm if c.qk_norm else None,
       rope=self.rope,
       name='MultiHeadDotProductAttention_1',
     )
-    mlp = MlpBlock(s.mlp, c.gelu, c.dropout, dtype, c.swiglu, name='MlpBlock_3')
+    hidden_norm = norm if c.mlp_norm else None
+    mlp = MlpBlock(s.mlp, c.gelu, c.dropout, dtype, c.swiglu, hidden_norm, name='MlpBlock_3')
     drop = Dropout(c.dropout, deterministic=not train)
 
     def scale_and_drop(branch: jax.Array, scale_name: str) -> jax.Array:
@@ -141,13 +151,12 @@ class EncoderBlock(nn.Module):
 class PatchEmbedding(nn.Module):
   """Linear projection of flattened patches, [b, H, W, c] -> [b, n, d].
 
-  `use_norms` adds a LayerNorm before and after the projection.
+  `norm` makes norms before and after the projection.
   """
 
   width: int
   patch: tuple[int, int]
-  use_norms: bool
-  norm_eps: float
+  norm: Callable | None
   dtype: jnp.dtype
   use_bias: bool = True
 
@@ -156,8 +165,7 @@ class PatchEmbedding(nn.Module):
     (p, q), c = self.patch, images.shape[-1]
     # A convolution whose stride equals its kernel size is one matrix product.
     x = einops.rearrange(images, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=q)
-    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-    x = norm(name='norm_before')(x) if self.use_norms else x
+    x = self.norm(name='norm_before')(x) if self.norm else x
     init = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2), out_axis=3
     )
@@ -165,7 +173,7 @@ class PatchEmbedding(nn.Module):
     x = x @ kernel.reshape(-1, self.width)  # [b, n, d]
     if self.use_bias:
       x = x + self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
-    return norm(name='norm_after')(x) if self.use_norms else x
+    return self.norm(name='norm_after')(x) if self.norm else x
 
 
 class MapHead(nn.Module):
@@ -177,7 +185,7 @@ class MapHead(nn.Module):
   mlp: int
   heads: int
   gelu: str
-  norm_eps: float
+  norm: Callable
   dtype: jnp.dtype
 
   @nn.compact
@@ -186,9 +194,8 @@ class MapHead(nn.Module):
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, d)).astype(self.dtype)
     probe = jnp.broadcast_to(probe, (b, 1, d))
     x = Attention(self.heads, 'xla', self.dtype, name='MultiHeadDotProductAttention_0')(probe, x)
-    norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0')
     mlp = MlpBlock(self.mlp, self.gelu, 0.0, self.dtype, name='MlpBlock_0')
-    x = x + mlp(norm(x), train=False)  # [b, 1, d]
+    x = x + mlp(self.norm(name='LayerNorm_0')(x), train=False)  # [b, 1, d]
     return x[:, 0]
 
 
@@ -219,11 +226,8 @@ class Transformer(nn.Module):
       shared = make_positions()(x)
     x = Dropout(c.dropout, deterministic=not train)(x)
     x = jnp.concatenate([x, registers], axis=1) if c.registers else x
-    norm = functools.partial(nn.LayerNorm, epsilon=c.norm_eps, dtype=self.dtype)
+    norm = norm_factory(c)
     x = norm(name='pre_norm')(x) if c.pre_norm else x
-    rope = None
-    if c.position == 'rope':
-      rope = RotaryPositions(self.grid, int(c.has_class_token), c.rope_theta)
     # Inside the scan, `train` is static, and every block has its own parameters, key and drop rate.
     blocks = nn.scan(
       self.rematerialized_block(),
@@ -233,8 +237,9 @@ class Transformer(nn.Module):
       length=s.depth,
       unroll=c.unroll or s.depth,
     )(
-      *(c, s, rope),
+      *(c, s, rotary_positions(c, self.grid)),
       make_positions=make_positions if c.position_at == 'every' else None,
+      make_score_bias=score_bias_factory(c, self.grid),
       name='encoderblock',
     )
     x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), shared, train)
@@ -287,22 +292,28 @@ class VisionTransformer(nn.Module):
     x = normalize_images(images, c)
     x = resnet_v1(s.backbone, x, dtype) if s.backbone else x
     embedding = PatchEmbedding(
-      s.width, s.patch, c.patch_norm, c.norm_eps, dtype, c.patch_bias, name='embedding'
+      s.width,
+      s.patch,
+      norm_factory(c) if c.patch_norm else None,
+      dtype,
+      c.patch_bias,
+      name='embedding',
     )
     return embedding(x)
 
   def encode(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
     """Encode patches [b, h·w, d] into tokens [b, n, d] after the final norm, without registers.
 
-    The class token, if there is one, comes first.
+    The class token and the distillation token, if they exist, come first.
     """
     c, (b, _, d) = self.config, x.shape
     dtype = jnp.dtype(c.dtype)
     if c.position == 'sincos2d':
       x = x + sincos2d_embedding(grid, d).astype(dtype)
+    if c.distillation_token:  # Zeros, as of the class token, would make the two equal forever.
+      x = self.prepend(x, 'dist', nn.initializers.normal(0.02))
     if c.has_class_token:
-      token = self.param('cls', nn.initializers.zeros, (1, 1, d)).astype(dtype)
-      x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x], axis=1)
+      x = self.prepend(x, 'cls', nn.initializers.zeros)
     n, registers = x.shape[1], None
     if c.registers:
       init = nn.initializers.normal(0.02)
@@ -311,16 +322,23 @@ class VisionTransformer(nn.Module):
     transformer = Transformer(c, self.shape, grid, dtype, self.gather, name='Transformer')
     return transformer(x, registers, train)[:, :n]
 
+  def prepend(self, x: jax.Array, name: str, init: Callable) -> jax.Array:
+    """Put a learned token before the tokens [b, n, d] of each image."""
+    b, _, d = x.shape
+    token = self.param(name, init, (1, 1, d)).astype(self.config.dtype)
+    return jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x], axis=1)
+
   def pool(self, x: jax.Array) -> jax.Array:
-    """Pool tokens [b, n, d] into features [b, d]."""
+    """Pool tokens [b, n, d] into features [b, d], or [b, 2·d] with a distillation token."""
     c, s = self.config, self.shape
+    if c.distillation_token:
+      return x[:, :2].reshape(x.shape[0], -1)
     if c.pool == 'token':
       return x[:, 0]
     if c.pool == 'gap':
       x = x[:, int(c.class_token) :].mean(axis=1)
-      norm = nn.LayerNorm(epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), name='fc_norm')
-      return norm(x) if c.fc_norm else x
-    return MapHead(s.mlp, s.heads, c.gelu, c.norm_eps, jnp.dtype(c.dtype), name='MAPHead_0')(x)
+      return norm_factory(c)(name='fc_norm')(x) if c.fc_norm else x
+    return MapHead(s.mlp, s.heads, c.gelu, norm_factory(c), jnp.dtype(c.dtype), name='MAPHead_0')(x)
 
 
 def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
@@ -333,31 +351,3 @@ def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
   shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width, swiglu=c.swiglu)
   check_positions(config, shape)
   return VisionTransformer(config, shape, classes)
-
-
-def check_positions(config: ModelConfig, shape: ViTShape):
-  """Raise UserError if the position embeddings do not fit the rest of a model of this shape."""
-  position = f'config.model.position={config.position!r}'
-  position_at = f'config.model.position_at={config.position_at!r}'
-  divisor = {'sincos2d': 4, 'learned2d': 2}.get(config.position, 1)
-  if shape.width % divisor:
-    raise UserError(f'{position}: a width of {shape.width} does not divide by {divisor}')
-  if config.position == 'rope' and shape.width // shape.heads % 4:
-    raise UserError(
-      f'{position}: {shape.width // shape.heads} channels in a head do not divide by 4'
-    )
-  if config.position_at != 'stem' and config.position not in LEARNED_POSITIONS:
-    raise UserError(
-      f'{position_at}: only {" and ".join(LEARNED_POSITIONS)} position embeddings can be added '
-      f'there, not {config.position}'
-    )
-  if config.position_at != 'stem' and config.registers:
-    raise UserError(
-      f'{position_at}: config.model.registers={config.registers} have no position embeddings; '
-      "use 'stem'"
-    )
-  if config.position == 'relative' and config.attention not in ('auto', 'xla'):
-    raise UserError(
-      f'{position}: config.model.attention={config.attention!r} cannot add a bias to its scores; '
-      "use 'xla'"
-    )

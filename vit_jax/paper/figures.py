@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import make_pretrained_evaluator
 from vit_jax.evaluate.outputs import ATTENTION
@@ -63,7 +64,7 @@ def analyze_model(model, source=None) -> ModelAnalysis:
     grid=grid,
     filter_components=components,
     explained_variance=variance,
-    position_cosines=position_cosines(model.params, grid, first),
+    position_cosines=position_cosines(model.params, grid, model.config.prefix_tokens),
     attention_distances=distances,
     uniform_distance=float(attention_distance.patch_distances(grid, stride).mean()),
     images=images,
@@ -83,6 +84,13 @@ def transformer_grid(model) -> tuple[int, int]:
   return model.grid
 
 
+def without_distillation_token(attention: np.ndarray, config: ModelConfig) -> np.ndarray:
+  """Return the attention weights [..., t, t] without the token after the class token, if any."""
+  if not config.distillation_token:
+    return attention
+  return np.delete(np.delete(attention, 1, axis=-1), 1, axis=-2)
+
+
 def position_cosines(params: dict, grid: tuple[int, int], first: int) -> np.ndarray | None:
   """Return the cosines [n, n] of the learned position embeddings, or None if there are none."""
   table = params['Transformer'].get('posembed_input', {}).get('pos_embedding')
@@ -98,14 +106,14 @@ def _analyze_attention(
 
   The images are processed in batches whose attention weights fit MAX_ATTENTION_BYTES.
   """
-  tokens = grid[0] * grid[1] + first + model.config.registers
+  tokens = grid[0] * grid[1] + model.config.prefix_tokens + model.config.registers
   shape = model.model.shape
   batch = max(1, MAX_ATTENTION_BYTES // (4 * shape.depth * shape.heads * tokens**2))
   images, distances, masks = [], [], []
   data = eval_data_config(model, batch=min(batch, len(source)), bad_images='error')
   evaluator, params = make_pretrained_evaluator(model, data)
   for rows in evaluator.batches(params, source, ATTENTION):
-    weights = rows['attention']
+    weights = without_distillation_token(rows['attention'], model.config)
     images.append(np.repeat(rows['image'], 3 // model.config.channels, axis=-1))
     distances.append(attention_distance.mean_attention_distance(weights, grid, stride, first=first))
     masks.append(

@@ -10,9 +10,14 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained.arrays import PATCH_KERNEL, POSITION_EMBEDDING, summarize_list
+from vit_jax.pretrained.arrays import (
+  PATCH_KERNEL,
+  POSITION_EMBEDDING,
+  RELATIVE_TABLE,
+  summarize_list,
+)
 from vit_jax.pretrained.equivalents import match_optional_arrays
-from vit_jax.pretrained.resample import pi_resize, resample_positions
+from vit_jax.pretrained.resample import pi_resize, resample_offsets, resample_positions
 from vit_jax.settings.limits import CHANNELS
 
 HEAD_PREFIXES = ('head/', 'pre_logits/')
@@ -149,6 +154,8 @@ def fit_array(
   """
   if name == POSITION_EMBEDDING and array.ndim == 3 and array.shape[-1] == shape[-1]:
     return resample_positions(array, shape[1], grid, old_grid, method)
+  if name == RELATIVE_TABLE and old_grid and array.shape[::2] == shape[::2]:
+    return resample_offsets(array, grid, old_grid)
   if array.shape == shape:
     return array
   same_channels = array.ndim == 4 and array.shape[2:] == shape[2:]
@@ -163,7 +170,7 @@ def describe_change(name: str, old: np.ndarray | None, new: np.ndarray) -> str:
     return 'kept'
   if old is None or name.startswith(HEAD_PREFIXES):
     return 'new'
-  return 'resampled' if name == POSITION_EMBEDDING else 'PI-resized'
+  return 'resampled' if name in (POSITION_EMBEDDING, RELATIVE_TABLE) else 'PI-resized'
 
 
 def format_changes(changes: list[ArrayChange]) -> list[str]:

@@ -15,6 +15,7 @@ from vit_jax.models.efficientnet_variants import (
   TORCH_SUFFIX,
 )
 from vit_jax.models.families import build_model
+from vit_jax.models.positions import relative_table_rows
 from vit_jax.models.variants import HYBRID_BACKBONES, RESNET_VARIANTS, VIT_VARIANTS, ResNetBackbone
 from vit_jax.pretrained.arrays import (
   ATTENTION_MODULE,
@@ -23,6 +24,7 @@ from vit_jax.pretrained.arrays import (
   PATCH_KERNEL,
   POSITION_EMBEDDING,
   PRE_HEAD_NORM_SCALE,
+  RELATIVE_TABLE,
   RESNET_ROOT_KERNEL,
   head_classes,
   summarize_list,
@@ -75,12 +77,20 @@ def infer_architecture(
     **({'stem_width': flat[RESNET_ROOT_KERNEL].shape[-1]} if RESNET_ROOT_KERNEL in flat else {}),
     **pooling_fields(flat, model_fields.get('pool', '')),
     'hidden_head': 'pre_logits/kernel' in flat,
-    'position': 'learned' if POSITION_EMBEDDING in flat else 'sincos2d',
+    'position': infer_position(flat),
+    'distillation_token': 'dist' in flat,
     'registers': flat['registers'].shape[1] if 'registers' in flat else 0,
     'patch_norm': 'embedding/norm_before/scale' in flat,
     **block_fields(flat),
   }
   return make_model_config(fields | model_fields, source), classes
+
+
+def infer_position(flat: dict[str, np.ndarray]) -> str:
+  """Return the kind of position embeddings that the arrays imply."""
+  if POSITION_EMBEDDING in flat:
+    return 'learned'
+  return 'relative2d' if RELATIVE_TABLE in flat else 'sincos2d'
 
 
 def count_channels(flat: dict[str, np.ndarray], source: str) -> int:
@@ -120,6 +130,7 @@ def block_fields(flat: dict[str, np.ndarray]) -> dict:
     'patch_bias': 'embedding/bias' in flat,
     'layer_scale': LAYER_SCALE if has_scales else 0.0,
     'swiglu': f'{BLOCK_PREFIX}MlpBlock_3/Gate/kernel' in flat,
+    'mlp_norm': f'{BLOCK_PREFIX}MlpBlock_3/hidden_norm/scale' in flat,
   }
 
 
@@ -194,7 +205,14 @@ def infer_position_grid(
 
   Raises UserError if the number of tokens fits neither.
   """
-  tokens = flat[POSITION_EMBEDDING].shape[1] - model.config.has_class_token
+  if RELATIVE_TABLE in flat:
+    rows = flat[RELATIVE_TABLE].shape[1] - 3 * model.config.has_class_token
+    side = (math.isqrt(max(0, rows)) + 1) // 2
+    grids = ([model.shape.grid(size)] if size else []) + [(side, side)]
+    if fitting := [grid for grid in grids if side and relative_table_rows(grid) == rows]:
+      return fitting[0]
+    raise UserError(f'{source} has {rows} relative positions, which do not fit a square of patches')
+  tokens = flat[POSITION_EMBEDDING].shape[1] - model.config.prefix_tokens
   side = math.isqrt(tokens)
   if size and math.prod(model.shape.grid(size)) == tokens:
     return model.shape.grid(size)

@@ -32,6 +32,7 @@ from vit_jax.runtime.files import summarize_error
 BLOCK_PREFIX = 'Transformer/encoderblock/'
 ATTENTION_MODULE = 'MultiHeadDotProductAttention_1'
 POSITION_EMBEDDING = 'Transformer/posembed_input/pos_embedding'
+RELATIVE_TABLE = f'{BLOCK_PREFIX}{ATTENTION_MODULE}/relative/table'
 PATCH_KERNEL = 'embedding/kernel'
 RESNET_ROOT_KERNEL = 'conv_root/kernel'
 PRE_HEAD_NORM_SCALE = 'norm-pre-head/scale'

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from vit_jax.errors import UserError, check_installed, did_you_mean
 from vit_jax.models.families import family_name, with_article
-from vit_jax.models.layers import sincos2d_embedding
+from vit_jax.models.positions import sincos2d_embedding
 from vit_jax.pretrained.arrays import POSITION_EMBEDDING
 from vit_jax.pretrained.equivalents import to_plain
 from vit_jax.pretrained.huggingface_export import to_huggingface
@@ -133,10 +133,12 @@ def check_format(model: PretrainedModel, format: str):
 def check_exportable(model: PretrainedModel, format: str):
   """Raise UserError if only a program can represent the model's position embeddings."""
   c = model.config
-  if format != 'stablehlo' and (c.position in ('learned2d', 'relative') or c.position_at != 'stem'):
+  inside = ('learned2d', 'relative', *(() if format == 'onnx' else ('relative2d',)))
+  if format != 'stablehlo' and (c.position in inside or c.position_at != 'stem'):
+    other = 'onnx or stablehlo' if c.position == 'relative2d' else 'stablehlo'
     raise UserError(
       f'{format} does not support position embeddings that are {c.position} at {c.position_at}; '
-      'use --format stablehlo'
+      f'use --format {other}'
     )
 
 
@@ -214,9 +216,13 @@ def write_npz(model: PretrainedModel, to: Path):
   A .json file beside it contains the facts that arrays do not determine.
   """
   c = model.config
-  if c.position == 'rope' or c.class_token:
-    what = 'rotary positions' if c.position == 'rope' else 'a class token that is not pooled'
-    raise UserError(f"Google's layout has no {what}: use another --format")
+  lacking = {
+    'rotary positions': c.has_rope,
+    'class token that is not pooled': c.class_token,
+    'RMSNorm': c.norm != 'layernorm',
+  }
+  if problems := [feature for feature, present in lacking.items() if present]:
+    raise UserError(f"Google's layout has no {problems[0]}: use another --format")
   flat = to_plain(flatten_with_positions(model))
   np.savez(to, **(to_google(flat) if 'Transformer' in model.params else to_bit(flat)))
   facts = {
@@ -254,14 +260,14 @@ def flatten_with_positions(model: PretrainedModel) -> dict[str, np.ndarray]:
   Other libraries support only learned position embeddings.
   """
   flat = flax.traverse_util.flatten_dict(model.params, sep='/')
-  if model.config.position in ('learned', 'rope'):
+  if model.config.has_rope or model.config.position in ('learned', 'relative2d'):
     return flat
   d, (h, w) = model.model.shape.width, model.grid
   table = np.zeros((1, h * w, d), np.float32)
   if model.config.position == 'sincos2d':
     table = np.asarray(sincos2d_embedding((h, w), d))
-  if model.config.has_class_token:
-    table = np.concatenate([np.zeros((1, 1, d), np.float32), table], axis=1)
+  if rows := model.config.prefix_tokens:
+    table = np.concatenate([np.zeros((1, rows, d), np.float32), table], axis=1)
   return flat | {POSITION_EMBEDDING: table}
 
 

@@ -1,6 +1,6 @@
 """Read Vision Transformers of transformers.
 
-These are ViT, DeiT, DINOv2, DINOv3, and the image towers of CLIP and SigLIP.
+These are ViT, DeiT, BEiT, DINOv2, DINOv3, and the image towers of CLIP and SigLIP.
 """
 
 import re
@@ -17,12 +17,20 @@ from vit_jax.pretrained.fused_projections import reshape_header, split_fused_pro
 from vit_jax.pretrained.huggingface_layouts import (
   DINOV2,
   DINOV3,
+  SHARED_TABLE,
+  TABLE_OF_BLOCK,
   TOWER_LAYOUT,
   HuggingFaceFamily,
   find_family,
 )
 from vit_jax.pretrained.huggingface_preprocessing import (
   read_hf_preprocessing,
+)
+from vit_jax.pretrained.torch_families import (
+  RELATIVE_INDEX,
+  check_one_kind_of_positions,
+  join_distilled_heads,
+  share_relative_table,
 )
 from vit_jax.pretrained.torch_layout import (
   index_count,
@@ -41,7 +49,7 @@ from vit_jax.pretrained.unsupported import (
 # as those with attention in windows.
 HF_MODEL_TYPES = (
   'vit', 'vit_mae', 'vit_msn', 'deit', 'ijepa', 'dinov2', 'dinov2_with_registers', 'dinov3_vit',
-  'clip', 'clip_vision_model', 'siglip', 'siglip_vision_model',
+  'beit', 'data2vec-vision', 'clip', 'clip_vision_model', 'siglip', 'siglip_vision_model',
 )  # fmt: skip
 DINOV3_THETA = 100.0
 HF_GELU = {'gelu': 'erf', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'quick_gelu': 'quick'}
@@ -84,7 +92,8 @@ def read_huggingface(
   heads = heads or read_field(tower, 'num_attention_heads', int)
   depth = index_count(backbone, family.layout.block_prefix.partition('{}')[0])
   heads = infer_heads(heads, width, depth, arrays.source, swiglu=swiglu)
-  flat = family.layout.from_torch_arrays(backbone, heads)
+  flat = join_distilled_heads(family.layout.from_torch_arrays(backbone, heads))
+  check_one_kind_of_positions(flat, arrays.source)
   if 'registers' in flat and not flat['registers'].size:  # DINOv3 without registers has an array.
     del flat['registers']
   if not family.rope:
@@ -130,9 +139,9 @@ def select_backbone(
   notes += [f'{len(text)} arrays of the text tower are ignored'] if text else []
   for name in arrays:
     short_name = name.removeprefix(prefix)
-    if name in ignored or name in text:
+    if name in ignored or name in text or RELATIVE_INDEX.fullmatch(name):
       continue
-    if short_name.startswith('pooler.') and 'classifier.weight' in arrays:
+    if short_name.startswith('pooler.dense.') and 'classifier.weight' in arrays:
       notes.append(f'{name}, which the classifier does not read, is ignored')
     elif short_name in headers:
       raise UserError(f'{arrays.source} contains {short_name} with and without the prefix {prefix}')
@@ -145,8 +154,12 @@ def select_backbone(
       re.sub(r'\.in_proj_(weight|bias)$', r'.in_proj.\1', name): add_axes(name, header)
       for name, header in headers.items()
     }
+  depth = index_count(headers, family.layout.block_prefix.partition('{}')[0])
+  headers, table_notes = share_relative_table(
+    headers, SHARED_TABLE, TABLE_OF_BLOCK, depth=depth, source=arrays.source
+  )
   headers = split_fused_projections(headers, family.fused, arrays.source)
-  return LazyArrays(arrays.source, headers), tuple(notes)
+  return LazyArrays(arrays.source, headers), (*notes, *table_notes)
 
 
 def add_axes(name: str, header: ArrayHeader) -> ArrayHeader:

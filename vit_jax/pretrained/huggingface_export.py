@@ -1,4 +1,4 @@
-"""Convert our tree to the models of transformers: ViT, DINOv2 and DINOv3."""
+"""Convert our tree to the models of transformers: ViT, distilled DeiT, DINOv2 and DINOv3."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +20,15 @@ from vit_jax.pretrained.equivalents import (
 from vit_jax.pretrained.huggingface import HF_GELU, default_hf_labels
 from vit_jax.pretrained.huggingface_layouts import DINOV2_LAYOUT, DINOV3_LAYOUT, VIT_LAYOUT
 from vit_jax.pretrained.huggingface_preprocessing import hf_preprocessor_json
+from vit_jax.pretrained.torch_families import split_distilled_head
 from vit_jax.pretrained.torch_layout import TorchLayout
 
+HF_CLASSES = {  # model_type -> the classes without and with a head.
+  'vit': ('ViTModel', 'ViTForImageClassification'),
+  'deit': ('DeiTModel', 'DeiTForImageClassificationWithTeacher'),
+}
 SCALES = tuple(f'Transformer/encoderblock/{name}' for name in ('attention_scale', 'mlp_scale'))
+DINO_KINDS = ('dinov2', 'dinov2_with_registers', 'dinov3_vit')
 MLP_RATIOS = range(1, 17)  # Integers, as DINOv2's config.json has them.
 
 
@@ -45,16 +51,15 @@ def to_huggingface(
   convert, layout = KINDS[kind]
   if s.swiglu and kind != 'dinov3_vit':
     layout = without_layers(layout, 'mlp.fc1', 'mlp.fc2', 'mlp.weights_out')
-  arrays = layout.to_torch_arrays(convert(flat))
-  if kind != 'vit':
+  arrays = layout.to_torch_arrays(split_distilled_head(convert(flat)))
+  if kind in DINO_KINDS:
     axes = (1, 1) if kind == 'dinov3_vit' else (1,)
     if not c.registers and kind == 'dinov3_vit':
       arrays['embeddings.register_tokens'] = np.zeros((1, 0, s.width), np.float32)
     arrays['embeddings.mask_token'] = np.zeros((*axes, s.width), np.float32)
   if has_head:
     arrays = {
-      name if name.startswith('classifier.') else f'vit.{name}': array
-      for name, array in arrays.items()
+      name if 'classifier.' in name else f'{kind}.{name}': array for name, array in arrays.items()
     }
   config_json = hf_config_json(c, s, preprocessing.size[0], labels, head_classes(flat))
   return arrays, config_json, hf_preprocessor_json(c, preprocessing)
@@ -68,6 +73,8 @@ def without_layers(layout: TorchLayout, *names: str) -> TorchLayout:
 
 def choose_kind(config: ModelConfig, has_head: bool) -> str:
   """Return the model_type of transformers that has the blocks of the model."""
+  if config.distillation_token:
+    return 'deit'
   if config.position == 'rope':
     return 'dinov3_vit'
   if config.registers:
@@ -85,15 +92,21 @@ def check_supported(
     'SwiGLU': c.swiglu,
   }
   extra = next((name for name, present in extras.items() if present), '')
-  is_dino = kind != 'vit'
+  is_dino = kind in DINO_KINDS
   unsupported = {
     f'pooling by {c.pool!r}': c.pool != 'token',
     'a ResNet stem': s.backbone is not None,
     'norms around the patches': c.patch_norm,
+    'a norm inside the MLP': c.mlp_norm,
+    'RMSNorm': c.norm != 'layernorm',
+    'learned and rotary positions': c.position == 'learned+rope',
+    'rotary positions that count patches or registers': c.rope_grid or c.rope_register_theta,
+    f'a distillation token and {extra}': bool(extra) and kind == 'deit',
     'a norm before the blocks and a class token': c.pre_norm,
     'norms of queries and keys': c.qk_norm,
     'fixed position embeddings': POSITION_EMBEDDING not in flat and c.position != 'rope',
     'a hidden layer before a head': c.hidden_head and 'head/kernel' in flat,
+    'a hidden layer of two tokens': c.hidden_head and c.distillation_token,
     f'{extra} and a head or hidden layer': is_dino and ('head/kernel' in flat or c.hidden_head),
     'patches that are not square': s.patch[0] != s.patch[1],
     'images that are not square': size[0] != size[1],
@@ -123,9 +136,15 @@ def with_layer_scale_and_biases(flat: dict[str, np.ndarray]) -> dict[str, np.nda
   return add_zero_biases(with_layer_scale(flat), OPTIONAL_BIASES)
 
 
+# Its head has another name, since there are two.
+DEIT_LAYOUT = dataclasses.replace(
+  VIT_LAYOUT,
+  top_layers={name: row for name, row in VIT_LAYOUT.top_layers.items() if name != 'classifier'},
+)
 # model_type -> rewrite of the flat tree, layout.
 KINDS: dict[str, tuple[Callable, TorchLayout]] = {
   'vit': (to_plain, VIT_LAYOUT),
+  'deit': (to_plain, DEIT_LAYOUT),
   'dinov2': (with_layer_scale_and_biases, DINOV2_LAYOUT),
   'dinov2_with_registers': (with_layer_scale_and_biases, DINOV2_LAYOUT),
   'dinov3_vit': (with_layer_scale, DINOV3_LAYOUT),
@@ -156,13 +175,13 @@ def hf_config_json(
     biases = BIASED_PROJECTIONS[config.qkv_bias]
     content |= {f'{name}_bias': name in biases for name in ('query', 'key', 'value')}
     return content
-  if kind != 'vit':
+  if kind in DINO_KINDS:
     registers = {'num_register_tokens': config.registers} if config.registers else {}
     name = 'Dinov2WithRegistersModel' if registers else 'Dinov2Model'
     content |= {'architectures': [name], 'use_swiglu_ffn': s.swiglu} | registers
     return content | {'mlp_ratio': dinov2_mlp_ratio(s)}
   content |= {
-    'architectures': ['ViTForImageClassification' if classes else 'ViTModel'],
+    'architectures': [HF_CLASSES[kind][bool(classes)]],
     'intermediate_size': s.mlp,
     'pooler_act': 'tanh',
     'pooler_output_size': s.width,

@@ -1,7 +1,7 @@
 """Names of the arrays of the Vision Transformers in transformers.
 
-ViT, DINOv2 and DINOv3 have a module of their own each; the image towers of CLIP and SigLIP share
-their names.
+ViT, DINOv2 and DINOv3 have a module of their own each; DeiT and BEiT share the names of ViT, and
+the image towers of CLIP and SigLIP those of each other.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from vit_jax.pretrained.torch_layout import TorchLayout
 MAP_ATTENTION = 'MAPHead_0/MultiHeadDotProductAttention_0'
 SINGLE_ARRAYS = {
   'embeddings.cls_token': 'cls',
+  'embeddings.distillation_token': 'dist',
   'embeddings.position_embeddings': POSITION_EMBEDDING,
   'embeddings.register_tokens': 'registers',
 }
@@ -20,6 +21,9 @@ TOP_LAYERS = {
   'embeddings.patch_embeddings.projection': ('embedding', 'conv'),
   'layernorm': ('Transformer/encoder_norm', 'norm'),
   'pooler.dense': ('pre_logits', 'dense'),
+  'pooler.layernorm': ('fc_norm', 'norm'),
+  'distillation_classifier': ('head_dist', 'dense'),
+  'cls_classifier': ('head', 'dense'),
   'classifier': ('head', 'dense'),
 }
 ATTENTION_LAYERS = {
@@ -28,6 +32,10 @@ ATTENTION_LAYERS = {
   'attention.attention.value': (f'{ATTENTION_MODULE}/value', 'in'),
   'attention.output.dense': (f'{ATTENTION_MODULE}/out', 'out'),
 }
+RELATIVE_BIAS = 'attention.attention.relative_position_bias'
+RELATIVE_TABLE_NAME = 'relative_position_bias_table'
+SHARED_TABLE = f'encoder.relative_position_bias.{RELATIVE_TABLE_NAME}'
+TABLE_OF_BLOCK = f'encoder.layer.{{}}.{RELATIVE_BIAS}.{RELATIVE_TABLE_NAME}'
 LAYER_SCALES = {'layer_scale1.lambda1': 'attention_scale', 'layer_scale2.lambda1': 'mlp_scale'}
 SWIGLU_LAYERS = {
   'mlp.gate_proj': ('MlpBlock_3/Gate', 'dense'),
@@ -45,7 +53,12 @@ VIT_LAYOUT = TorchLayout(
     'intermediate.dense': ('MlpBlock_3/Dense_0', 'dense'),
     'output.dense': ('MlpBlock_3/Dense_1', 'dense'),
   },
-  {},
+  # BEiT alone has these.
+  {
+    'lambda_1': 'attention_scale',
+    'lambda_2': 'mlp_scale',
+    f'{RELATIVE_BIAS}.{RELATIVE_TABLE_NAME}': f'{ATTENTION_MODULE}/relative/table',
+  },
 )
 DINOV2_LAYOUT = TorchLayout(
   SINGLE_ARRAYS,
@@ -145,8 +158,9 @@ TOWER_PATCH_WEIGHT = 'embeddings.patch_embedding.weight'
 TOWER_PREFIXES = ('', 'vision_model.')
 TOWER_CLASSIFIER = 'the mean of the patches without the last layers of the image tower'
 VIT = HuggingFaceFamily(
-  VIT_LAYOUT, PLAIN_PATCH_WEIGHT, ('', 'vit.', 'deit.', 'beit.'), 'gelu', norm_eps=1e-12
-)
+  VIT_LAYOUT, PLAIN_PATCH_WEIGHT, ('', 'vit.', 'deit.', 'beit.', 'data2vec_vision.'), 'gelu',
+  norm_eps=1e-12,
+)  # fmt: skip
 DINOV2 = HuggingFaceFamily(
   DINOV2_LAYOUT, PLAIN_PATCH_WEIGHT, ('', 'dinov2.', 'dinov2_with_registers.'), 'gelu',
   norm_eps=1e-6,

@@ -7,8 +7,8 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.pretrained.architecture import infer_position_grid
-from vit_jax.pretrained.arrays import POSITION_EMBEDDING
-from vit_jax.pretrained.resample import resample_positions
+from vit_jax.pretrained.arrays import POSITION_EMBEDDING, RELATIVE_TABLE
+from vit_jax.pretrained.resample import resample_offsets, resample_positions
 
 ASSUMED_SQUARE_NOTE = (
   'the file does not state an image size: its position embeddings are taken for {}x{} patches'
@@ -26,7 +26,8 @@ def resample_to_size(
   Returns the flat tree, the native image size, the new image size (height, width in pixels), and
   notes.
   """
-  if POSITION_EMBEDDING not in flat:
+  name = next((name for name in (POSITION_EMBEDDING, RELATIVE_TABLE) if name in flat), None)
+  if name is None:
     native_size = facts.get('size') or default_image_size(facts, model)
     size = facts.get('target_size', native_size)
     model.shape.grid(size)  # Raises UserError if the model cannot take this size.
@@ -42,7 +43,6 @@ def resample_to_size(
     is_stated = facts.get('checkpoint') or (size_hint and model.shape.grid(size_hint) == old_grid)
     notes = [] if is_stated else [ASSUMED_SQUARE_NOTE.format(*old_grid)]
     return flat, native_size, size, notes
-  old_table = flat[POSITION_EMBEDDING]
   if math.prod(grid) > MAX_POSITIONS:
     h, w = size
     raise UserError(
@@ -50,11 +50,14 @@ def resample_to_size(
       f'embeddings are resampled to at most {MAX_POSITIONS:,}: correct the size in its files, or '
       'add a smaller size'
     )
-  tokens = old_table.shape[1] + math.prod(grid) - math.prod(old_grid)
-  method = facts.get('positions', 'corner')
-  table = resample_positions(old_table, tokens, grid, old_grid, method)
+  if name == RELATIVE_TABLE:
+    table = resample_offsets(flat[name], grid, old_grid)
+  else:
+    tokens = flat[name].shape[1] + math.prod(grid) - math.prod(old_grid)
+    method = facts.get('positions', 'corner')
+    table = resample_positions(flat[name], tokens, grid, old_grid, method)
   note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
-  return flat | {POSITION_EMBEDDING: table}, native_size, size, [note]
+  return flat | {name: table}, native_size, size, [note]
 
 
 def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:

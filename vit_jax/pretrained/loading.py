@@ -67,6 +67,8 @@ LOAD_OVERRIDES = (
   *MODEL_OVERRIDES, 'heads', 'mean', 'std', 'size', 'patch', 'positions', 'crop', 'short_side',
   'interpolation', 'orient', 'jpeg_dct', 'labels', 'base',
 )  # fmt: skip
+# Settings that no array shows.
+UNSEEN_SETTINGS = ('rope_theta', 'rope_grid', 'rope_register_theta', 'norm')
 # Fields of the .json file that `export` writes beside an .npz file. Older ones have a short side.
 SIDECAR_FIELDS = (
   *MODEL_OVERRIDES, 'variant', 'loss', 'labels', 'short_side',
@@ -289,7 +291,7 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
     notes.append(note)
   facts, statistics_notes = fit_statistics(facts, count_channels(flat, source), source)
   notes += statistics_notes
-  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale', 'pool', 'rope_theta')
+  stated = (*MODEL_OVERRIDES, 'variant', 'channels', 'mean', 'scale', 'pool', *UNSEEN_SETTINGS)
   fields = {name: facts[name] for name in stated if name in facts}
   if 'model' in facts:
     config, classes = dataclasses.replace(facts['model'], **fields), head_classes(flat)

@@ -40,7 +40,8 @@ GROUP_NORM_PATTERN = re.compile(r'(.*/)?gn(\d|_root|_proj)/(scale|bias)')
 
 # Our arrays that Google's layout has no name for.
 UNNAMED_IN_GOOGLE = re.compile(
-  r'registers|embedding/norm_.*|Transformer/pre_norm/.*|fc_norm/.*|.*/Gate/.*|.*/(query|key)_norm/.*'
+  r'dist|registers|embedding/norm_.*|Transformer/pre_norm/.*|fc_norm/.*|.*/Gate/.*'
+  r'|.*/(query|key|hidden)_norm/.*'
 )
 
 BIT_DEFAULTS = HALF_STATISTICS | GOOGLE_STEPS

@@ -10,6 +10,7 @@ float32: the tokens to which blocks add, norms, softmax, and the product of the 
 Shapes: b batch, n tokens, d width, h heads, c channels of a head, k classes.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,10 +19,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.layers import sincos2d_embedding
+from vit_jax.models.positions import relative_table_index, rotary_positions, sincos2d_embedding
 from vit_jax.models.resnet import RESNET_V1
-from vit_jax.models.rope import RotaryPositions, rotation_tables
+from vit_jax.models.rope import rotation_tables
 from vit_jax.models.variants import NORM_GROUPS
 from vit_jax.pretrained.arrays import ATTENTION_MODULE
 from vit_jax.pretrained.model import PretrainedModel
@@ -96,9 +98,20 @@ class OnnxGraph:
       return y
     return self.add_node('Add', y, self.add_weight(bias.reshape(-1)))
 
+  def add_mean(self, x: str, axis: int, *, keepdims: int) -> str:
+    """Add the mean over an axis."""
+    if self.opset < 18:  # The axes became an input.
+      return self.add_node('ReduceMean', x, axes=[axis], keepdims=keepdims)
+    return self.add_node('ReduceMean', x, self.add_constant([axis]), keepdims=keepdims)
+
   def add_layer_norm(self, x: str, params: dict, eps: float) -> str:
-    """Add a layer norm over the last axis of a float32 value."""
-    scale, bias = self.add_constant(params['scale']), self.add_constant(params['bias'])
+    """Add a norm over the last axis of a float32 value: RMSNorm, if there is no bias."""
+    scale = self.add_constant(params['scale'])
+    if 'bias' not in params:
+      square = self.add_mean(self.add_node('Mul', x, x), -1, keepdims=1)
+      deviation = self.add_node('Sqrt', self.add_node('Add', square, self.add_scalar(eps, x)))
+      return self.add_node('Mul', self.add_node('Div', x, deviation), scale)
+    bias = self.add_constant(params['bias'])
     return self.add_node('LayerNormalization', x, scale, bias, axis=-1, epsilon=eps)
 
   def _add_array(self, array: np.ndarray) -> str:
@@ -128,7 +141,8 @@ def to_onnx(model: PretrainedModel, *, opset: int, float16: bool) -> onnx.ModelP
     x = g.add_node('Add', g.add_node('MatMul', x, kernel), g.add_constant(params['head']['bias']))
   output = 'logits' if model.classes else 'features'
   g.nodes.append(helper.make_node('Identity', [x], [output]))
-  shape, width = (*model.size, config.channels), model.classes or model.model.shape.width
+  features = model.model.shape.width * (1 + config.distillation_token)
+  shape, width = (*model.size, config.channels), model.classes or features
   proto = make_model_proto(g, shape, output, width)
   helper.set_model_props(proto, onnx_metadata(model))
   return proto
@@ -205,7 +219,7 @@ def add_resnet_unit(g: OnnxGraph, x: str, params: dict, stride: int) -> str:
 def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """Add the patch embedding, from images [b, H, W, c] to tokens [b, n, d].
 
-  Position embeddings are added. The class token is first, and registers are last.
+  Position embeddings are added. The class and distillation tokens are first, registers are last.
   """
   params, config, (h, w) = model.params['embedding'], model.config, model.grid
   p, q, c, d = params['kernel'].shape
@@ -216,9 +230,10 @@ def add_patch_embedding(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   x = g.add_layer_norm(x, params['norm_after'], config.norm_eps) if config.patch_norm else x
   if config.position == 'sincos2d':
     x = g.add_node('Add', x, g.add_constant(np.asarray(sincos2d_embedding(model.grid, d))))
-  if config.has_class_token:
-    x = g.add_node('Concat', repeat_tokens(g, x, model.params['cls']), x, axis=1)
-  if config.position == 'learned':
+  for name in ('dist', 'cls'):
+    if name in model.params:
+      x = g.add_node('Concat', repeat_tokens(g, x, model.params[name]), x, axis=1)
+  if config.position in ('learned', 'learned+rope'):
     table = model.params['Transformer']['posembed_input']['pos_embedding']
     x = g.add_node('Add', x, g.add_constant(table))
   if config.registers:
@@ -237,9 +252,8 @@ def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """Add the blocks and the last norm, and remove the registers."""
   config, shape = model.config, model.model.shape
   rope = None
-  if config.position == 'rope':
-    rotary = RotaryPositions(model.grid, int(config.has_class_token), config.rope_theta)
-    n = math.prod(model.grid) + config.has_class_token + config.registers
+  if rotary := rotary_positions(config, model.grid):
+    n = math.prod(model.grid) + config.prefix_tokens + config.registers
     rope = rotation_tables(rotary, n, shape.width // shape.heads)
   if config.pre_norm:
     x = g.add_layer_norm(x, model.params['Transformer']['pre_norm'], config.norm_eps)
@@ -247,10 +261,11 @@ def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   for i in range(shape.depth):
     p = flax.traverse_util.unflatten_dict({name: array[i] for name, array in stacked.items()})
     y = g.add_layer_norm(x, p['LayerNorm_0'], config.norm_eps)
-    y = add_attention(g, y, y, p[ATTENTION_MODULE], rope=rope, norm_eps=config.norm_eps)
+    attend = functools.partial(add_attention, rope=rope, score_bias=add_score_bias(g, p, model))
+    y = attend(g, y, y, p[ATTENTION_MODULE], norm_eps=config.norm_eps)
     x = g.add_node('Add', x, add_layer_scale(g, y, p, 'attention_scale'))
     y = g.add_layer_norm(x, p['LayerNorm_2'], config.norm_eps)
-    y = add_mlp(g, y, p['MlpBlock_3'], config.gelu)
+    y = add_mlp(g, y, p['MlpBlock_3'], config)
     x = g.add_node('Add', x, add_layer_scale(g, y, p, 'mlp_scale'))
   if not config.fc_norm:
     x = g.add_layer_norm(x, model.params['Transformer']['encoder_norm'], config.norm_eps)
@@ -258,6 +273,15 @@ def add_encoder(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
     start, end, axis = (g.add_constant([value]) for value in (0, -config.registers, 1))
     x = g.add_node('Slice', x, start, end, axis)
   return x
+
+
+def add_score_bias(g: OnnxGraph, params: dict, model: PretrainedModel) -> str | None:
+  """Add the bias [1, h, n, n] of relative positions, if the block has one."""
+  if model.config.position != 'relative2d':
+    return None
+  table = params[ATTENTION_MODULE]['relative']['table']
+  index = relative_table_index(model.grid, class_token=model.config.has_class_token)
+  return g.add_constant(np.moveaxis(table[index], -1, 0)[None])
 
 
 def add_layer_scale(g: OnnxGraph, x: str, params: dict, name: str) -> str:
@@ -273,11 +297,12 @@ def add_attention(
   *,
   norm_eps: float,
   rope: tuple[np.ndarray, np.ndarray] | None = None,
+  score_bias: str | None = None,
 ) -> str:
   """Add multi-head attention of x [b, n, d] over context [b, m, d], all float32.
 
   `norm_eps` is the epsilon of norms of queries and keys. `rope` is the cosines and sines of their
-  rotation.
+  rotation. `score_bias` is added to the scores.
   """
   d, heads, channels = params['query']['kernel'].shape
   x, context = (g.as_half(x), g.as_half(context)) if x != context else (g.as_half(x),) * 2
@@ -295,7 +320,9 @@ def add_attention(
   q = project(x, 'query', [0, 2, 1, 3])
   q = g.add_node('Mul', q, g.add_scalar(channels**-0.5, q))
   k, v = project(context, 'key', [0, 2, 3, 1]), project(context, 'value', [0, 2, 1, 3])
-  weights = g.add_node('Softmax', g.as_single(g.add_node('MatMul', q, k)), axis=-1)
+  scores = g.as_single(g.add_node('MatMul', q, k))
+  scores = g.add_node('Add', scores, score_bias) if score_bias else scores
+  weights = g.add_node('Softmax', scores, axis=-1)
   y = g.add_node('MatMul', g.as_half(weights), v)
   y = g.add_reshape(g.add_node('Transpose', y, perm=[0, 2, 1, 3]), 0, 0, heads * channels)
   return g.as_single(g.add_dense(y, params['out']['kernel'].reshape(-1, d), params['out']['bias']))
@@ -311,7 +338,7 @@ def add_rotation(g: OnnxGraph, x: str, rope: tuple[np.ndarray, np.ndarray]) -> s
   return g.add_node('Add', g.add_node('Mul', x, cos), g.add_node('Mul', turned, sin))
 
 
-def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
+def add_mlp(g: OnnxGraph, x: str, params: dict, config: ModelConfig) -> str:
   """Add an MLP block, from [b, n, d] to [b, n, d], both float32."""
   x = g.as_half(x)
   y = g.add_dense(x, **params['Dense_0'])
@@ -319,7 +346,9 @@ def add_mlp(g: OnnxGraph, x: str, params: dict, gelu: str) -> str:
     gate = g.add_dense(x, **params['Gate'])
     y = g.add_node('Mul', g.add_node('Mul', gate, g.add_node('Sigmoid', gate)), y)
   else:
-    y = add_gelu(g, y, gelu)
+    y = add_gelu(g, y, config.gelu)
+  if 'hidden_norm' in params:
+    y = g.add_layer_norm(g.as_single(y), params['hidden_norm'], config.norm_eps)
   return g.as_single(g.add_dense(y, **params['Dense_1']))
 
 
@@ -346,21 +375,21 @@ def add_gelu(g: OnnxGraph, x: str, kind: str) -> str:
 
 def add_pooling(g: OnnxGraph, x: str, model: PretrainedModel) -> str:
   """Add the pooling, from [b, n, d] to [b, d]."""
+  if model.config.distillation_token:
+    start, end, axis = (g.add_constant([value]) for value in (0, 2, 1))
+    return g.add_reshape(g.add_node('Slice', x, start, end, axis), 0, 2 * model.model.shape.width)
   if model.config.pool == 'token':
     return g.add_node('Gather', x, g.add_constant(0), axis=1)
   if model.config.pool == 'gap':
     if model.config.class_token:
       start, end, axis = (g.add_constant([value]) for value in (1, 2**31, 1))
       x = g.add_node('Slice', x, start, end, axis)
-    if g.opset < 18:  # The axes became an input.
-      x = g.add_node('ReduceMean', x, axes=[1], keepdims=0)
-    else:
-      x = g.add_node('ReduceMean', x, g.add_constant([1]), keepdims=0)
+    x = g.add_mean(x, 1, keepdims=0)
     fc_norm = model.params.get('fc_norm')
     return g.add_layer_norm(x, fc_norm, model.config.norm_eps) if fc_norm else x
   p = model.params['MAPHead_0']
   probe, attention = repeat_tokens(g, x, p['probe']), p['MultiHeadDotProductAttention_0']
   x = add_attention(g, probe, x, attention, norm_eps=model.config.norm_eps)
   y = g.add_layer_norm(x, p['LayerNorm_0'], model.config.norm_eps)
-  x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config.gelu))
+  x = g.add_node('Add', x, add_mlp(g, y, p['MlpBlock_0'], model.config))
   return g.add_node('Squeeze', x, g.add_constant([1]))

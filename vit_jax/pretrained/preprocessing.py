@@ -140,6 +140,7 @@ def describe_assumed_steps(facts: dict, file: str) -> str:
   steps = {
     'resize': 'resized without a crop',
     'center': f'a center crop after resizing to cover {size}',
+    'squash': f'a center crop after resizing to {size}',
   }
   return (
     f'no {file}: assuming mean {mean}, std {scale} and {steps[facts["crop"]]} '

@@ -49,6 +49,23 @@ RESAMPLE_METHODS = {
 }  # fmt: skip
 
 
+def geometric_matrix(old: int, new: int) -> np.ndarray:
+  """Return the linear interpolation of offsets that BEiT's authors and timm apply.
+
+  The old offsets move to 0, ±1, ±(1 + q), ±(1 + q + q²) and so on, with q from 1.01 to 1.5 such
+  that the last is about the largest new offset. Small offsets then keep their values.
+  """
+  half, low, high, q = old // 2, 1.01, 1.5, 1.5
+  while high - low > 1e-6:  # The bound of timm, whose last q is neither end.
+    q = (low + high) / 2
+    too_far = (1 - q**half) / (1 - q) > new // 2
+    low, high = (low, q) if too_far else (q, high)
+  steps = np.cumsum(q ** np.arange(half))
+  places = np.concatenate([-steps[::-1], [0], steps])
+  at = np.interp(np.arange(new) - new // 2, places, np.arange(old))
+  return linear_matrix(at, old)
+
+
 def pixel_centers(old: int, new: int) -> np.ndarray:
   """Return the positions [new] of the new pixel centers, in units of old pixels."""
   return (np.arange(new) + 0.5) * old / new - 0.5
@@ -105,6 +122,24 @@ def resample_positions(
   new = resample_grid(positions[0, extra:].reshape(*old_grid, -1), grid, method)
   new = new.reshape(1, math.prod(grid), -1)
   return np.concatenate([positions[:, :extra], new], axis=1).astype(positions.dtype)
+
+
+def resample_offsets(
+  table: np.ndarray, grid: tuple[int, int], old_grid: tuple[int, int]
+) -> np.ndarray:
+  """Resample a table of relative positions [l, rows, heads] to another grid, as timm does for BEiT.
+
+  Grids are (height, width) in patches. The rows of the class token, the last ones, are unchanged.
+  """
+  if grid == old_grid:
+    return table
+  old, new = ([2 * side - 1 for side in sides] for sides in (old_grid, grid))
+  offsets, extra = np.split(table, [math.prod(old)], axis=1)
+  vertical, horizontal = map(geometric_matrix, old, new)
+  offsets = offsets.reshape(len(table), *old, -1)
+  offsets = np.einsum('Yy,Xx,lyxh->lYXh', vertical, horizontal, offsets, optimize=True)
+  offsets = offsets.reshape(len(table), math.prod(new), -1)
+  return np.concatenate([offsets, extra], axis=1).astype(table.dtype)
 
 
 def pi_resize(kernel: np.ndarray, patch: tuple[int, int]) -> np.ndarray:

@@ -12,12 +12,19 @@ from vit_jax.pretrained.config_fields import read_field
 
 # Names of Vision Transformers whose function their arrays, activation and pooling determine
 # (timm 1.0.31, models/vision_transformer.py, vision_transformer_hybrid.py and deit.py).
-TIMM_VITS = re.compile(r'(vit|deit3?|flexivit)_.*|test_vit\d?')
+TIMM_VITS = re.compile(r'(vit|deit3?|flexivit|beit|beitv2|eva|eva02)_.*|test_vit\d?')
 # Vision Transformers whose function differs from ours, although their arrays may not.
 OTHER_BLOCKS = {
   r'vit_.*_rpn_.*': 'a norm after each branch (ResPostBlock)',
+  r'eva02_enormous_.*': 'norms after the branches (EvaBlockPostNorm)',
+  r'eva02_.*_clip_.*': 'a norm inside the attention',
   r'vit_.*_(18x2|xp|dwee|pwee|dpwee|dlittle)_.*': 'other blocks (parallel or differential)',
 }
+# Models of timm's class Eva. Those of EVA-02 have positions that are learned and rotary, counted
+# as in images of 224 pixels.
+EVA_MODELS = re.compile(r'eva(02)?_\w+')
+EVA02_MODELS = re.compile(r'eva02_\w+_patch14_\d+')
+EVA02_GRID, EVA02_THETA = 16, 10_000.0
 DINOV3_MODELS = re.compile(r'vit_\w+_dinov3(_qkvb)?')
 # Those of them whose heads are neither our table's nor 64 wide.
 TIMM_HEADS = {
@@ -30,14 +37,15 @@ TIMM_HEADS = {
 NEUTRAL_ARGUMENTS = (
   'num_classes', 'in_chans', 'img_size', 'drop_rate', 'drop_path_rate', 'pos_drop_rate',
   'patch_drop_rate', 'proj_drop_rate', 'attn_drop_rate', 'weight_init', 'fix_init', 'bn_momentum',
-  'dynamic_img_size', 'dynamic_img_pad', 'strict_img_size',
+  'dynamic_img_size', 'dynamic_img_pad', 'strict_img_size', 'head_init_scale',
 )  # fmt: skip
 # Arguments of a Vision Transformer that its arrays show, or that the reader compares with them.
 VIT_ARGUMENTS = (
   'patch_size', 'embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'qkv_bias', 'proj_bias', 'qk_norm',
   'scale_attn_norm', 'scale_mlp_norm', 'init_values', 'class_token', 'pos_embed', 'no_embed_class',
   'reg_tokens', 'pre_norm', 'final_norm', 'fc_norm', 'global_pool', 'pool_include_prefix',
-  'act_layer', 'num_reg_tokens',
+  'act_layer', 'num_reg_tokens', 'use_abs_pos_emb', 'use_rel_pos_bias', 'use_shared_rel_pos_bias',
+  'use_fc_norm', 'swiglu_mlp', 'scale_mlp', 'qkv_fused', 'ref_feat_shape',
 )  # fmt: skip
 
 
@@ -64,7 +72,8 @@ def check_vit_config(config: dict, arguments: dict, source: str):
   if name and not TIMM_VITS.fullmatch(name):
     raise UserError(
       f'{source}: config.json has architecture={name!r}, which is not supported; supported Vision '
-      'Transformers of timm are vit_*, deit_*, deit3_* and flexivit_*'
+      'Transformers of timm are vit_*, deit_*, deit3_*, flexivit_*, beit_*, beitv2_*, eva_* and '
+      'eva02_*'
     )
   for pattern, difference in OTHER_BLOCKS.items():
     if re.fullmatch(pattern, name):

@@ -19,9 +19,11 @@ from vit_jax.pretrained.timm_vit import (
   TIMM_STEM_PREFIX,
   add_stem_layers,
 )
+from vit_jax.pretrained.torch_families import split_distilled_head
 
 # Epsilon of the norms -> a function of timm that builds models with it.
 ARCHITECTURES = {TIMM_NORM_EPS: 'vit_base_patch16_224', 1e-5: 'vit_base_patch16_clip_224'}
+DISTILLED_ARCHITECTURE = 'deit_base_distilled_patch16_224'
 SWIGLU_ARCHITECTURE = 'vit_giant_patch14_dinov2'
 TIMM_HYBRIDS = {
   'R+Ti/16': 'vit_tiny_r_s16_p8_224',
@@ -47,7 +49,7 @@ def to_timm(
   check_supported(c, s)
   if config.registers and POSITION_EMBEDDING in flat:  # In timm, registers have positions too.
     table, d = flat[POSITION_EMBEDDING], flat[POSITION_EMBEDDING].shape[-1]
-    cls = int(config.has_class_token)
+    cls = config.prefix_tokens
     rows = [table[:, :cls], np.zeros((1, config.registers, d), np.float32), table[:, cls:]]
     flat = flat | {POSITION_EMBEDDING: np.concatenate(rows, axis=1)}
   if c.qkv_bias == 'qv':  # timm has all of these biases or none.
@@ -59,7 +61,7 @@ def to_timm(
     stem_names = [
       f'{TIMM_STEM_PREFIX}stages.{i}.blocks.{j}.' for i, units in stages for j in range(units)
     ] or [f'{TIMM_STEM_PREFIX}conv.weight']
-  arrays = add_stem_layers(stem_names).to_torch_arrays(flat)
+  arrays = add_stem_layers(stem_names).to_torch_arrays(split_distilled_head(flat))
   if c.swiglu:
     arrays = {name.replace('.mlp.fc1.', '.mlp.fc1_x.'): row for name, row in arrays.items()}
   arrays = fuse_projections(arrays, FUSED_PROJECTIONS | (FUSED_SWIGLU if c.swiglu else {}))
@@ -75,9 +77,14 @@ def check_supported(c: ModelConfig, s: ViTShape):
       c.norm_eps not in ARCHITECTURES
     ),
     f'norm_eps={c.norm_eps} with {"SwiGLU" if c.swiglu else c.variant}': (
-      c.norm_eps != TIMM_NORM_EPS and (c.swiglu or s.backbone is not None)
+      c.norm_eps != TIMM_NORM_EPS and (c.swiglu or c.distillation_token or s.backbone is not None)
     ),
     'rotary positions; export with --format huggingface': c.position == 'rope',
+    'learned and rotary positions': c.position == 'learned+rope',
+    'RMSNorm': c.norm != 'layernorm',
+    'norm inside the MLP': c.mlp_norm,
+    'distillation token with registers, SwiGLU or a norm before the blocks': c.distillation_token
+    and (c.registers > 0 or c.swiglu or c.pre_norm or s.backbone is not None),
     'SwiGLU and attention pooling': c.swiglu and c.pool == 'map',
     'patches with a bias and a norm before the blocks': c.pre_norm and c.patch_bias,
     f'hybrid {c.variant}, only {", ".join(TIMM_HYBRIDS)}': (
@@ -126,6 +133,7 @@ def timm_config_json(
   }
   architecture = SWIGLU_ARCHITECTURE if config.swiglu else ARCHITECTURES[config.norm_eps]
   architecture = TIMM_HYBRIDS.get(config.variant, architecture)
+  architecture = DISTILLED_ARCHITECTURE if config.distillation_token else architecture
   arguments |= {'pre_norm': config.pre_norm} if config.norm_eps != TIMM_NORM_EPS else {}
   content = {
     'architecture': architecture,

@@ -18,6 +18,7 @@ from vit_jax.models.variants import VIT_VARIANTS
 from vit_jax.pretrained.arrays import (
   BLOCK_PREFIX,
   POSITION_EMBEDDING,
+  RELATIVE_TABLE,
   LazyArrays,
   stack_blocks,
   summarize_list,
@@ -61,8 +62,17 @@ LAYER_CONVERSIONS = {
     lambda w: w.reshape(-1, w.shape[-1]).T,
   ),
 }
-# Number of axes of a weight, or of an array outside any layer (table, scale).
-WEIGHT_RANKS = {'table': 3, 'scale': 1, 'norm': 1, 'dense': 2, 'conv': 4, 'in': 2, 'out': 2}
+# Number of axes of a weight, or of an array outside any layer (table, scale, offsets).
+WEIGHT_RANKS = {
+  'table': 3,
+  'scale': 1,
+  'offsets': 2,
+  'norm': 1,
+  'dense': 2,
+  'conv': 4,
+  'in': 2,
+  'out': 2,
+}
 # The axis of a PyTorch array that is h·c.
 HEAD_AXES = {('in', 'weight'): 0, ('in', 'bias'): 0, ('out', 'weight'): 1}
 
@@ -81,7 +91,7 @@ class TorchLayout:
     top_layers: layers outside the blocks.
     block_prefix: prefix of the layers of a block, with {} for its index.
     block_layers: layers of a block, without the prefix.
-    block_arrays: vectors of a block that belong to no layer -> our names.
+    block_arrays: arrays of a block that belong to no layer -> our names.
   """
 
   single_arrays: dict[str, str]
@@ -127,7 +137,8 @@ class TorchLayout:
     in_block = name.startswith(before) and BLOCK_NUMBER_PATTERN.fullmatch(number)
     block = int(number) if in_block else None
     if in_block and rest in self.block_arrays:
-      return BLOCK_PREFIX + self.block_arrays[rest], block, 'scale', ''
+      our_name = BLOCK_PREFIX + self.block_arrays[rest]
+      return our_name, block, 'offsets' if our_name == RELATIVE_TABLE else 'scale', ''
     module, _, part = (rest if in_block else name).rpartition('.')
     layers = self.block_layers if in_block else self.top_layers
     if module not in layers or part not in ('weight', 'bias'):
@@ -195,27 +206,31 @@ def normalize_position_rows(
 ) -> dict[str, np.ndarray]:
   """Give the position embeddings a row for the class token, and none for registers.
 
-  A file without a row for the class token gets a row of zeros, because that token's own embedding
-  is complete. Rows for registers are added to the registers, because their position never changes.
+  A distillation token has a row too. A file without such rows gets rows of zeros, because the
+  tokens' own embeddings are complete. Rows for registers are added to the registers, because their
+  position never changes. A tree with relative positions is returned unchanged.
 
   `patches` is the number of patches, or 0 if unknown. Then the rows of patches must form a square.
 
-  Raises UserError if there are no position embeddings, as in models with rotary or relative ones.
+  Raises UserError if there are no position embeddings, as in models with rotary ones.
   """
+  if RELATIVE_TABLE in flat:
+    return flat
   if POSITION_EMBEDDING not in flat:
     raise UserError(
-      f'{source} has no position embeddings. Relative ones are not supported; rotary ones only of '
-      'a DINOv3 that a config.json beside the file names'
+      f'{source} has no position embeddings. Rotary ones are supported only of a DINOv3 that a '
+      'config.json beside the file names'
     )
   table, registers = flat[POSITION_EMBEDDING], flat.get('registers')
-  cls, rows = int('cls' in flat), table.shape[1]
+  cls, rows = ('cls' in flat) + ('dist' in flat), table.shape[1]
   # The possible numbers of rows before those of the patches.
   candidates = (cls, 0, cls + (0 if registers is None else registers.shape[1]))
   exact = [n for n in candidates if rows - n == patches]
   square = [n for n in candidates if rows > n and math.isqrt(rows - n) ** 2 == rows - n]
   extra = [*exact, *square, cls][0]
   if extra < cls:
-    return flat | {POSITION_EMBEDDING: np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)}
+    zeros = np.zeros((1, cls - extra, table.shape[-1]), table.dtype)
+    return flat | {POSITION_EMBEDDING: np.concatenate([zeros, table], axis=1)}
   if extra == cls:
     return flat
   register_rows = table[:, cls:extra]

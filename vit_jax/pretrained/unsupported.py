@@ -7,13 +7,10 @@ from vit_jax.errors import UserError
 
 # Names in the files of timm, Hugging Face and the models' authors -> what has such arrays.
 UNSUPPORTED_ARRAYS = {
-  r'dist_token|(.*\.)?distillation_token|head_dist\..*': 'a distilled DeiT with two heads',
-  r'(.*\.)?relative_position_(bias|bias_table|index)(\..*)?|(.*\.)?rel_pos(_.*)?(\..*)?': (
-    'a model with relative positions, as in BEiT'
-  ),
-  r'(.*\.)?(attn|mlp)\.norm\..*': 'a model with norms inside its attention or MLP, as in EVA-02',
+  r'(.*\.)?rel_pos(_[a-z])?(\..*)?': 'a model with other relative positions than those of BEiT',
+  r'(.*\.)?attn\.norm\..*': 'a model with a norm inside its attention, as in EVA-02 CLIP,',
   r'(.*\.)?rope(_.*)?(\..*)?|(.*\.)?freqs_cis': (
-    'a file with rotary positions, other than DINOv3 in the names of timm or transformers,'
+    'a file with rotary positions other than those of DINOv3 and ViT-5'
   ),
 }
 # Arrays of a decoder that only pre-training uses, as in MAE.

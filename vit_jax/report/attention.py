@@ -21,7 +21,11 @@ from vit_jax.evaluate.outputs import ATTENTION
 from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.paper.attention_distance import mean_attention_distance
 from vit_jax.paper.attention_rollout import attention_rollout, rollout_mask, shade_image
-from vit_jax.paper.figures import position_cosines, transformer_grid
+from vit_jax.paper.figures import (
+  position_cosines,
+  transformer_grid,
+  without_distillation_token,
+)
 from vit_jax.paper.position_similarity import tile_similarity_maps
 from vit_jax.report.thumbnails import encode_file, encode_image
 
@@ -70,7 +74,7 @@ def analyze_attention(model, source, captions: list[str]) -> AttentionSection | 
   if 'encoderblock' not in model.params['Transformer'] or model.config.variant.startswith('Axial'):
     return None
   shape, first = model.model.shape, int(model.config.has_class_token)
-  tokens = grid[0] * grid[1] + first + model.config.registers
+  tokens = grid[0] * grid[1] + model.config.prefix_tokens + model.config.registers
   if 4 * shape.depth * shape.heads * tokens**2 > _MAX_WEIGHT_BYTES:
     return None
   data = eval_data_config(model, batch=1)
@@ -78,8 +82,9 @@ def analyze_attention(model, source, captions: list[str]) -> AttentionSection | 
   raw, distances = [], []
   for rows in evaluator.batches(params, source, ATTENTION):
     stride = tuple(side // places for side, places in zip(model.size, grid, strict=True))
-    distances.append(mean_attention_distance(rows['attention'], grid, stride, first=first))
-    for weights, image in zip(rows['attention'], rows['image'], strict=True):
+    attention = without_distillation_token(rows['attention'], model.config)
+    distances.append(mean_attention_distance(attention, grid, stride, first=first))
+    for weights, image in zip(attention, rows['image'], strict=True):
       raw.append((image, patch_weights(weights, grid, first), _roll_out(weights, grid, first)))
   block, kept = compress_to_fit([weights for _, weights, _ in raw], grid, first)
   blur = max(shape.stride)
@@ -99,7 +104,7 @@ def analyze_attention(model, source, captions: list[str]) -> AttentionSection | 
       for (image, _, mask), weights, caption in zip(raw, kept, captions, strict=False)
     ],
     distances=np.concatenate(distances).mean(axis=0),
-    positions=draw_position_similarity(model, grid, first),
+    positions=draw_position_similarity(model, grid, model.config.prefix_tokens),
   )
 
 

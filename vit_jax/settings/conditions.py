@@ -31,6 +31,7 @@ ENCODED_SOURCES = {
 TFDS_PROBE = Pattern('^[^:]*$|:(tfds|vtab):', 'fewshot:tfds:NAME')  # Without a source: its default.
 FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
 NO_MASK = {'mask.target': ('',)}
+ROPE = {'model.position': ('rope', 'learned+rope')}
 
 # Setting -> the requirements under which it is read. All of them must hold. A requirement holds if
 # one of its settings matches. A setting that is not read must have its default.
@@ -57,7 +58,10 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'data.unlabelled_per_class': ({'data.unlabelled': ENABLED},),
   'model.class_token': ({'model.pool': ('gap',)},),
   'model.fc_norm': ({'model.pool': ('gap',)}, NO_MASK),
-  'model.rope_theta': ({'model.position': ('rope',)},),
+  'model.distillation_token': ({'model.pool': ('token',)},),
+  'model.rope_theta': (ROPE,),
+  'model.rope_grid': (ROPE,),
+  'model.rope_register_theta': (ROPE, {'model.registers': ENABLED}),
   'model.gelu': ({'model.swiglu': (False,), 'model.pool': ('map',)},),
   'model.hidden_head': (NO_MASK,),
   'model.head_bias': (NO_MASK,),

@@ -171,10 +171,10 @@ def attention_kernel_cycles(
   if 'tpu_custom_call' not in hlo:
     return {}
   c, s = config.model, model.shape
-  n = math.prod(s.grid(config.data.size)) + c.has_class_token + c.registers
+  n = math.prod(s.grid(config.data.size)) + c.prefix_tokens + c.registers
   b = config.data.batch // config.optim.grad_accum_steps // topology.devices
   shape = {'b': b, 'n': n, 'd': s.width, 'heads': s.heads, 'dtype': c.dtype}
-  return kernel_cycles(topology.name, **shape, rope=c.position == 'rope')
+  return kernel_cycles(topology.name, **shape, rope=c.has_rope)
 
 
 def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object]]:

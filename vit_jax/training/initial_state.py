@@ -73,8 +73,8 @@ def check_init_model(config: Config, pretrained: PretrainedModel) -> list[str]:
   """
   stated, chosen = pretrained.config, config.model
   names = ['channels', 'gelu', 'norm_eps', 'mean', 'scale']
-  if 'rope' in (stated.position, chosen.position):  # No array shows these.
-    names += ['position', 'rope_theta']
+  if stated.has_rope or chosen.has_rope:  # No array shows these.
+    names += ['position', 'rope_theta', 'rope_grid', 'rope_register_theta']
   if stated.swiglu and chosen.swiglu:
     names.remove('gelu')
   differ = [name for name in names if getattr(stated, name) != getattr(chosen, name)]
