@@ -17,7 +17,7 @@ from vit_jax.runtime.cluster import HEARTBEAT_TIMEOUT
 
 _OPTIONS = (
   'config', 'workdir', 'coordinator', 'processes', 'process', 'hosts_timeout', 'hosts_heartbeat',
-  'report',
+  'report', 'dry_run',
 )  # fmt: skip
 
 
@@ -25,6 +25,11 @@ def train(args: argparse.Namespace):
   """Train a model with a recipe, or resume the run in --workdir."""
   recipe = recipe_of_flags(args.settings) or args.default_recipe
   config = validate(parse_config_flags(args.settings, default=recipe, options=_OPTIONS))
+  if args.dry_run:
+    from vit_jax.training.dry_run import dry_run
+
+    print('\n'.join(dry_run(config)))
+    return
   workdir = Path(args.workdir or default_workdir(recipe))
   hosts = parse_host_flags(args) | {'heartbeat': args.hosts_heartbeat}
   with training_runtime(args.workdir, **hosts) as runtime:
@@ -65,6 +70,11 @@ def _add_arguments(command: argparse.ArgumentParser, default_recipe: str):
     '--workdir',
     metavar='DIR',
     help='run directory; an existing run is resumed; by default runs/RECIPE-TIME',
+  )
+  command.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='trace the train step, print steps, epochs, FLOPs and all settings, and train nothing',
   )
   add_report_flag(command)
   add_host_flags(command)

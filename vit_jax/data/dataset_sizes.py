@@ -14,6 +14,7 @@ DATASET_SIZES = {
   'tfds:cifar100': (50_000, 100, 1),
   'tfds:oxford_iiit_pet': (3_680, 37, 1),
   'tfds:oxford_flowers102': (2_040, 102, 1),  # The training and validation splits together.
+  'tfds:resisc45': (31_500, 45, 1),
   # VTAB-1k (arXiv 1910.04867).
   **{
     f'vtab:{task}': (1_000, classes, 1)

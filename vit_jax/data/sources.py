@@ -207,7 +207,7 @@ def _parse_split(spec: str, store) -> list[tuple[str, int, int]]:
       raise UserError(f'{store.title} has no split {split!r}: it has {has}.{near}')
   names = store.splits if 'all' in names else names
   lengths = {name: store.shard_lengths(name) for name in names}
-  spans = _resolve_split(spec, lengths, store.title)
+  spans = resolve_split(spec, lengths, store.title)
   spans = [(split, start, stop) for split, start, stop in spans if stop > start]
   if part:
     spans = take_part(spans, part, fraction, getattr(store, 'read_labels', None))
@@ -226,7 +226,7 @@ def _explain_no_examples(store, split: str) -> str:
   return advice + (other if split == 'test' else '')
 
 
-def _resolve_split(
+def resolve_split(
   spec: str, shard_lengths: dict[str, list[int]], title: str
 ) -> list[tuple[str, int, int]]:
   """Parse a split with TFDS's own parser."""

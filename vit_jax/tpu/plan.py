@@ -14,9 +14,6 @@ import jax
 
 from vit_jax.config import Config, LoraConfig
 from vit_jax.config_checks import validate
-from vit_jax.data.dataset_sizes import DATASET_SIZES
-from vit_jax.data.sources import open_source
-from vit_jax.errors import UserError
 from vit_jax.models.families import FAMILIES, family_name
 from vit_jax.optim.sharpness import forward_passes
 from vit_jax.sharding.fsdp import split_params
@@ -26,6 +23,7 @@ from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.hlo_cost import program_cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
+from vit_jax.training.dry_run import data_dimensions
 from vit_jax.training.program import Program, abstract_state, compile_train_step, make_program
 from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
@@ -202,26 +200,6 @@ def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object
   both = [full | part for part in parts] + [full | share for share in shares]
   every = [full | part | shares[-1] for part in parts] if shares else []
   return [*remat, *parts, *shares, *(both if full else []), *every]
-
-
-def data_dimensions(config: Config) -> tuple[int, int, int]:
-  """Return (labelled examples, classes, label slots).
-
-  They are those of the data if it is here, else the published ones.
-  """
-  data = config.data
-  try:
-    source = open_source(data.train, data.split, dir=data.dir)
-    examples, classes, labels = len(source), source.classes, source.max_labels
-  except UserError:
-    if data.train not in DATASET_SIZES:
-      raise
-    examples, classes, labels = DATASET_SIZES[data.train]
-  return (
-    examples,
-    classes,
-    classes if data.unlabelled else labels,
-  )  # A mixture's say something of each class.
 
 
 def memory_breakdown(compiled, state: TrainState) -> tuple[float, dict[str, float]]:

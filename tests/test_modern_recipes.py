@@ -1,0 +1,115 @@
+"""The recipes after the paper: every argument is valid, and settings are those of their sources."""
+
+import itertools
+
+import pytest
+
+from vit_jax.config_checks import validate
+from vit_jax.errors import UserError
+from vit_jax.recipes import import_recipe, load_recipe, load_sweep_rates
+from vit_jax.training.dry_run import dry_run
+
+
+def module(name: str):
+  return import_recipe(name)
+
+
+def arguments() -> list[str]:
+  """Return every argument of every recipe here."""
+  augreg, deit3 = module('augreg'), module('deit3')
+  sweep = itertools.product(
+    augreg.MODELS, augreg.DATA, augreg.AUGMENTATIONS, ('0.1', '0.03'), ('0.0', '0.1')
+  )
+  found = [f'augreg:{",".join(each)}' for each in sweep]
+  found += [
+    f'augreg:{",".join(each)}' for each in itertools.product(augreg.MODELS, augreg.FINETUNING)
+  ]
+  plain = module('plain_vit')
+  found += [
+    f'plain_vit:S/16,{epochs},{change}' for epochs in plain.EPOCHS for change in plain.CHANGES
+  ]
+  found += [f'deit3:{",".join(each)}' for each in deit3.STAGES]
+  return found + [
+    f'sam:{model},{rule}' for model in ('S/16', 'B/32') for rule in module('sam').RULES
+  ]
+
+
+def test_every_argument_gives_a_valid_config():
+  found = arguments()
+  assert len(found) == len(set(found)) > 800
+  for name in found:
+    validate(load_recipe(name))
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'augreg:S/16,imagenet,light1',
+    'augreg:Ti/16,imagenet21k,strong2,0.03,0.1',
+    'augreg:R26+S/32,imagenet21k_30',
+    'augreg:B/16,finetune_pets',
+    'plain_vit:S/16,90,original',
+    'deit3:S/16,imagenet',
+    'deit3:B/16,imagenet_224',
+    'deit3:L/16,imagenet21k',
+    'deit3:H/14,imagenet21k_to_1k',
+    'sam:S/16',
+    'sam:B/32,gsam',
+  ],
+)
+def test_a_dry_run_traces_the_step_and_prints_length_and_settings(name):
+  lines = dry_run(load_recipe(name))
+  assert 'steps' in lines[2] and 'exaFLOPs' in lines[3]
+  assert any(line.startswith('config.optim.lr=') for line in lines)
+
+
+def test_a_dry_run_counts_the_examples_of_a_slice():
+  lines = dry_run(load_recipe('plain_vit:S/16'))
+  assert '1,268,355 examples' in lines[1]  # 99 % of 1,281,167, rounded.
+  assert '111,477 steps' in lines[2]  # 90 epochs of 1,268,355 / 1,024.
+
+
+def test_the_28_settings_of_augreg_differ():
+  """arXiv 2106.10270: 7 augmentations, 2 weight decays, with dropout and without."""
+  sweep = itertools.product(module('augreg').AUGMENTATIONS, ('0.1', '0.03'), ('0.0', '0.1'))
+  made = [load_recipe(f'augreg:B/16,imagenet,{",".join(each)}') for each in sweep]
+  assert len(made) == 28
+  assert all(a != b for a, b in itertools.combinations(made, 2))
+  light = load_recipe('augreg:B/16,imagenet,light1')
+  assert (light.data.randaug_ops, light.data.randaug_magnitude, light.mixup) == (2, 0.0, 0.0)
+  assert load_sweep_rates('augreg:B/16,finetune_imagenet') == (0.01, 0.03)
+
+
+def test_each_ablation_of_the_plain_vit_changes_what_it_names():
+  """arXiv 2205.01580, the table of ablations."""
+  base = load_recipe('plain_vit:S/16,150')
+  assert (base.data.batch, base.model.pool, base.model.position) == (1024, 'gap', 'sincos2d')
+  assert (base.epochs, base.mixup, base.data.randaug_magnitude) == (150, 0.2, 10)
+  assert base.model.hidden_head and base.loss == 'softmax'
+  changed = lambda name: load_recipe(f'plain_vit:S/16,150,{name}')
+  assert not changed('linear_head').model.hidden_head
+  assert changed('batch_4096').data.batch == 4096
+  assert changed('learned_positions').model.position == 'learned'
+  assert changed('class_token').model.pool == 'token'
+  assert changed('no_augmentation').mixup == changed('no_augmentation').data.randaug_ops == 0
+  assert module('plain_vit').EXPECTED.keys() == module('plain_vit').CHANGES.keys()
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'augreg:S/15,imagenet',
+    'augreg:S/16',
+    'augreg:S/16,imagenet,light3',
+    'augreg:S/16,imagenet,light1,0.2',
+    'augreg:S/16,finetune_pets,light1',
+    'plain_vit:S/16,91',
+    'plain_vit:S/16,90,linear',
+    'deit3:B/16',
+    'deit3:B/16,imagenet22k',
+    'sam:B/16,sma',
+  ],
+)
+def test_another_argument_is_an_error_that_names_the_recipe(name):
+  with pytest.raises(UserError, match=name.partition(':')[0]):
+    load_recipe(name)
