@@ -8,6 +8,7 @@ The table of docs/guides/checkpoints.md has the differences that were measured l
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 import vit_jax
 from tests.pretrained.released_layout import draw, google_file
+from tests.pretrained.vit5_reference import vit5_arrays, vit5_logits
 from vit_jax.config import ModelConfig
 from vit_jax.pretrained.npz import to_google
 
@@ -251,8 +253,10 @@ def redrawn(model, seed: int = 0):
       is_scale |= name.endswith(('bn1.weight', 'bn2.weight', 'bn3.weight'))
       is_scale |= 'layernorm' in name and name.endswith('weight')
       is_scale |= 'layrnorm' in name and name.endswith('weight')
-      is_scale |= name.endswith(('gamma_1', 'gamma_2'))
-      if is_scale:
+      is_scale |= name.endswith(('gamma_1', 'gamma_2', 'lambda_1', 'lambda_2'))
+      if name.endswith('relative_position_bias_table'):
+        tensor.copy_(noise)
+      elif is_scale:
         tensor.copy_(1 + 0.1 * noise)
       elif tensor.ndim > 1 and name.endswith('weight'):
         tensor.copy_(noise / tensor[0].numel() ** 0.5)
@@ -291,10 +295,57 @@ def timm_file(
     config = {'architecture': name, 'model_args': arguments, 'pretrained_cfg': pretrained}
     config |= {'global_pool': pool} if pool else {}
     (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+    expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
+    del theirs  # Large models do not fit into memory twice.
     ours = vit_jax.load(str(tmp_path))
     assert ours.preprocessing.crop == 'center'
-    expected = run(theirs, images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
     return (ours.features if headless else ours.logits)(images), expected
+
+  return compare
+
+
+def distilled_features(tmp_path: Path, images: np.ndarray, timm):
+  """Compare the class and distillation tokens of a distilled DeiT, side by side."""
+  import torch
+
+  save_and_read = timm_file('deit_tiny_distilled_patch16_224')
+  ours, _ = save_and_read(tmp_path, images, timm)
+  assert ours.shape == (len(images), 10)
+  sizes = {'img_size': SIZE, 'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3}
+  theirs = redrawn(timm.create_model('deit_tiny_distilled_patch16_224', num_classes=10, **sizes))
+  with torch.no_grad():
+    pixels = normalised(images, mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
+    tokens = theirs.forward_features(pixels).numpy()
+  return vit_jax.load(str(tmp_path)).features(images), tokens[:, :2].reshape(len(images), -1)
+
+
+def resampled_beit(tmp_path: Path, images: np.ndarray, timm):
+  """Compare a BEiT for images of 64x64 with timm's after its `set_input_size`."""
+  import torch
+  from safetensors.torch import save_file
+
+  sizes = {'img_size': SIZE, 'patch_size': 16, 'embed_dim': 48, 'depth': 3, 'num_heads': 3}
+  theirs = redrawn(timm.create_model('beit_base_patch16_224', num_classes=10, **sizes))
+  save_file(theirs.state_dict(), tmp_path / 'model.safetensors')
+  with warnings.catch_warnings():  # timm's interpolation copies a transposed array.
+    warnings.simplefilter('ignore')
+    theirs.set_input_size(images.shape[1:3])
+  with torch.no_grad():
+    expected = theirs(normalised(images)).numpy()
+  ours = vit_jax.load(str(tmp_path), heads=3, size=images.shape[1:3], mean=0.5, std=0.5)
+  return ours.logits(images), expected
+
+
+def vit5(*, width: int, depth: int, heads: int, size: tuple[int, int]):
+  """Compare a file in the names of ViT-5's authors with their equations in float64."""
+
+  def compare(tmp_path: Path, images: np.ndarray, timm):
+    from safetensors.numpy import save_file
+
+    arrays = vit5_arrays(width=width, depth=depth, heads=heads, grid=size[0] // 16, classes=10)
+    save_file(arrays, tmp_path / 'model.safetensors')
+    ours = vit_jax.load(str(tmp_path / 'model.safetensors'), mean=0.5, std=0.5)
+    return ours.logits(images), vit5_logits(arrays, images, heads=heads)
 
   return compare
 
@@ -338,8 +389,11 @@ def tower(kind: str, *, size: tuple[int, int] = SIZE, **fields):
   return compare
 
 
-def huggingface(kind: str, **fields):
-  """Compare a Hugging Face model, saved by its own save_pretrained."""
+def huggingface(kind: str, *, size: tuple[int, int] = SIZE, **fields):
+  """Compare a Hugging Face model, saved by its own save_pretrained.
+
+  Images of another size than 64x64 need position embeddings that are resampled.
+  """
 
   def compare(tmp_path: Path, images: np.ndarray, transformers):
     import torch
@@ -350,9 +404,10 @@ def huggingface(kind: str, **fields):
     sizes |= {'num_labels': 10} if 'Classification' in kind else {}
     theirs = redrawn(model(config(**sizes | fields)))
     theirs.save_pretrained(tmp_path)
+    resampled = {} if size == SIZE else {'interpolate_pos_encoding': True}
     with torch.no_grad():
-      out = theirs(normalised(images))
-    ours = vit_jax.load(str(tmp_path), mean=0.5, std=0.5)
+      out = theirs(normalised(images), **resampled)
+    ours = vit_jax.load(str(tmp_path), mean=0.5, std=0.5, size=size, positions='bicubic')
     if 'Classification' in kind:
       return ours.logits(images), out.logits.numpy()
     return ours.features(images), out.pooler_output.numpy()
@@ -380,6 +435,13 @@ def masked_autoencoder(tmp_path: Path, images: np.ndarray, transformers):
 
 
 HUGGINGFACE = {
+  'DeiTForImageClassificationWithTeacher': ('DeiTConfig', 'DeiTForImageClassificationWithTeacher'),
+  'BeitForImageClassification': ('BeitConfig', 'BeitForImageClassification'),
+  'BeitModel': ('BeitConfig', 'BeitModel'),
+  'Data2VecVisionForImageClassification': (
+    'Data2VecVisionConfig',
+    'Data2VecVisionForImageClassification',
+  ),
   'ViTForImageClassification': ('ViTConfig', 'ViTForImageClassification'),
   'ViTModel': ('ViTConfig', 'ViTModel'),
   'Dinov2Model': ('Dinov2Config', 'Dinov2Model'),
@@ -419,7 +481,7 @@ def run_directory(tmp_path: Path, images: np.ndarray, timm):
 
 
 NPZ, SAFE, HUB = 'Google `.npz`', '`.safetensors`', 'Hugging Face directory'
-S224, S384, S96, S64X96 = (224, 224), (384, 384), (96, 96), (64, 96)
+S224, S384, S112, S96, S64X96 = (224, 224), (384, 384), (112, 112), (96, 96), (64, 96)
 # fmt: off
 FAMILIES = [
   Family('ViT, 2020: ImageNet-21k with its hidden layer', NPZ, 'timm, NumPy in float64',
@@ -462,6 +524,9 @@ FAMILIES = [
          timm_file('vit_base_patch16_siglip_224', headless=True)),
   Family('timm DINOv2-g (SwiGLU)', SAFE, 'timm',
          timm_file('vit_giant_patch14_dinov2', headless=True)),
+  Family('… DINOv2-g at its size, images of 112x112', SAFE, 'timm',
+         timm_file('vit_giant_patch14_dinov2', size=S112, headless=True, patch_size=14,
+                   embed_dim=1536, depth=40, num_heads=24), S112, slow=True),
   Family('timm DINOv3 ViT-S, B, L (RoPE)', SAFE, 'timm',
          timm_file('vit_small_patch16_dinov3', headless=True, pool='token')),
   Family('… DINOv3 with biases of q and v, images of 64x96', SAFE, 'timm',
@@ -469,11 +534,23 @@ FAMILIES = [
   Family('… DINOv3 ViT-S at its size', SAFE, 'timm',
          timm_file('vit_small_patch16_dinov3', size=S224, pool='token', embed_dim=384, depth=12,
                    num_heads=6), S224, slow=True),
+  Family('… DINOv3 ViT-B at its size', SAFE, 'timm',
+         timm_file('vit_base_patch16_dinov3', size=S224, headless=True, pool='token',
+                   embed_dim=768, depth=12, num_heads=12), S224, slow=True),
+  Family('… DINOv3 ViT-L at its size', SAFE, 'timm',
+         timm_file('vit_large_patch16_dinov3', size=S224, headless=True, pool='token',
+                   embed_dim=1024, depth=24, num_heads=16), S224, slow=True),
   Family('timm DINOv3 ViT-S+, H+, 7B (SwiGLU)', SAFE, 'timm',
          timm_file('vit_huge_plus_patch16_dinov3', size=S64X96, pool='token'), S64X96),
   Family('… DINOv3 ViT-S+ at its size', SAFE, 'timm',
          timm_file('vit_small_plus_patch16_dinov3', size=S224, headless=True, pool='token',
                    embed_dim=384, depth=12, num_heads=6), S224, slow=True),
+  Family('… DINOv3 ViT-H+ at its size, images of 96x96', SAFE, 'timm',
+         timm_file('vit_huge_plus_patch16_dinov3', size=S96, headless=True, pool='token',
+                   embed_dim=1280, depth=32, num_heads=20), S96, slow=True),
+  Family('… DINOv3 ViT-7B at its width, with 2 of its 40 blocks', SAFE, 'timm',
+         timm_file('vit_7b_patch16_dinov3', size=S96, headless=True, pool='token',
+                   embed_dim=4096, depth=2, num_heads=32), S96, slow=True),
   Family('… DINOv3 pooled by the mean, as timm does', SAFE, 'timm',
          timm_file('vit_7b_patch16_dinov3', num_heads=2)),
   Family('timm CLIP, OpenCLIP', SAFE, 'timm', timm_file('vit_base_patch16_clip_224')),
@@ -489,6 +566,33 @@ FAMILIES = [
                    embed_dim=768, depth=12, num_heads=12), (256, 256)),
   Family('timm SigLIP pooled by the mean', SAFE, 'timm',
          timm_file('vit_base_patch16_siglip_gap_224')),
+  Family('timm distilled DeiT', SAFE, 'timm', timm_file('deit_tiny_distilled_patch16_224')),
+  Family('… its two tokens', SAFE, 'timm', distilled_features),
+  Family('… distilled DeiT-B at its size', SAFE, 'timm',
+         timm_file('deit_base_distilled_patch16_224', size=S224, embed_dim=768, depth=12,
+                   num_heads=12), S224, slow=True),
+  Family('timm BEiT', SAFE, 'timm', timm_file('beit_base_patch16_224')),
+  Family('… BEiT-2, images of 64x96', SAFE, 'timm',
+         timm_file('beitv2_base_patch16_224', size=S64X96), S64X96),
+  Family('… BEiT with a table that all blocks share', SAFE, 'timm',
+         timm_file('beit_base_patch16_224', use_rel_pos_bias=False, use_shared_rel_pos_bias=True)),
+  Family('… BEiT resampled from 64x64 to 96x160', SAFE, 'timm', resampled_beit, (96, 160)),
+  Family('… BEiT-B at its size', SAFE, 'timm',
+         timm_file('beit_base_patch16_224', size=S224, embed_dim=768, depth=12, num_heads=12),
+         S224, slow=True),
+  Family('… BEiT-L at its size', SAFE, 'timm',
+         timm_file('beit_large_patch16_224', size=S224, embed_dim=1024, depth=24, num_heads=16),
+         S224, slow=True),
+  Family('timm EVA', SAFE, 'timm', timm_file('eva_giant_patch14_224')),
+  Family('timm EVA-02 Ti, S', SAFE, 'timm', timm_file('eva02_tiny_patch14_336')),
+  Family('timm EVA-02 B, L, images of 64x96', SAFE, 'timm',
+         timm_file('eva02_base_patch14_448', size=S64X96), S64X96),
+  Family('… EVA-02 B at its size', SAFE, 'timm',
+         timm_file('eva02_base_patch14_224', size=S224, patch_size=14, embed_dim=768, depth=12,
+                   num_heads=12), S224, slow=True),
+  Family('ViT-5', SAFE, 'NumPy in float64', vit5(width=48, depth=3, heads=3, size=SIZE)),
+  Family('… ViT-5-B at its size', SAFE, 'NumPy in float64',
+         vit5(width=768, depth=12, heads=12, size=S224), S224, slow=True),
   Family('timm DeiT III', SAFE, 'timm', timm_file('deit3_small_patch16_224')),
   Family('timm with registers and `fc_norm`', SAFE, 'timm',
          timm_file('vit_medium_patch16_reg4_gap_256')),
@@ -500,6 +604,16 @@ FAMILIES = [
          huggingface('ViTForImageClassification')),
   Family('`ViTModel` with its pooler', HUB, 'transformers',
          huggingface('ViTModel', hidden_act='gelu_pytorch_tanh')),
+  Family('`DeiTForImageClassificationWithTeacher`', HUB, 'transformers',
+         huggingface('DeiTForImageClassificationWithTeacher')),
+  Family('… distilled DeiT, images of 64x96', HUB, 'transformers',
+         huggingface('DeiTForImageClassificationWithTeacher', size=S64X96), S64X96),
+  Family('`BeitForImageClassification`', HUB, 'transformers',
+         huggingface('BeitForImageClassification', use_relative_position_bias=True)),
+  Family('`BeitModel` with a table that all blocks share', HUB, 'transformers',
+         huggingface('BeitModel', use_shared_relative_position_bias=True)),
+  Family('`Data2VecVisionForImageClassification`', HUB, 'transformers',
+         huggingface('Data2VecVisionForImageClassification', use_relative_position_bias=True)),
   Family('`Dinov2Model`', HUB, 'transformers', huggingface('Dinov2Model')),
   Family('`Dinov2WithRegistersModel`', HUB, 'transformers',
          huggingface('Dinov2WithRegistersModel')),

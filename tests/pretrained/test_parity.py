@@ -32,7 +32,11 @@ def photographs(count: int, size: tuple[int, int]) -> np.ndarray:
 
 
 CASES = [
-  pytest.param(family, marks=[pytest.mark.slow] if family.slow else [], id=family.name)
+  pytest.param(
+    family,
+    marks=[pytest.mark.slow, pytest.mark.timeout(3600)] if family.slow else [],
+    id=family.name,
+  )
   for family in FAMILIES
 ]
 

@@ -99,6 +99,7 @@ WRONG = {
     also(vit__encoder__relative_position_bias__relative_position_bias_table=offsets),
     'absolute and relative',
   ),
+  'visual tokens': ('huggingface', also(lm_head__weight=one), 'visual tokens'),
   'a block that lacks an array': (
     'timm',
     without('blocks.1.norm2.bias'),

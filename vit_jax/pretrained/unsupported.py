@@ -8,6 +8,7 @@ from vit_jax.errors import UserError
 # Names in the files of timm, Hugging Face and the models' authors -> what has such arrays.
 UNSUPPORTED_ARRAYS = {
   r'(.*\.)?rel_pos(_[a-z])?(\..*)?': 'a model with other relative positions than those of BEiT',
+  r'lm_head\..*': 'a model that predicts visual tokens, as BEiT does before its fine-tuning,',
   r'(.*\.)?attn\.norm\..*': 'a model with a norm inside its attention, as in EVA-02 CLIP,',
   r'(.*\.)?rope(_.*)?(\..*)?|(.*\.)?freqs_cis': (
     'a file with rotary positions other than those of DINOv3 and ViT-5'
