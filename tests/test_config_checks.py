@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vit_jax.config import UNLABELLED_DEFAULTS, Config
 from vit_jax.config_checks import validate
-from vit_jax.data.randaugment import RANDAUGMENT_VARIANTS
+from vit_jax.data.augment import RANDAUGMENT_TABLES
 from vit_jax.errors import UserError
 from vit_jax.models.attention import ATTENTION_IMPLEMENTATIONS
 from vit_jax.models.masked import PATCH_TARGETS
@@ -34,7 +34,7 @@ def test_tables_list_only_settings_that_exist():
   assert set(RANGES) | set(CHOICES) | set(READ_ONLY_WHEN) | needed <= DEFAULTS.keys()
   unlabelled = {
     name for name, row in READ_ONLY_WHEN.items() if any('data.unlabelled' in needs for needs in row)
-  } - {'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights'}
+  } - {'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights', 'data.repeats'}
   assert unlabelled | {'data.unlabelled'} == {f'data.{name}' for name in UNLABELLED_DEFAULTS}
 
 
@@ -49,6 +49,8 @@ def test_the_defaults_are_valid_and_every_number_that_can_be_wrong_has_a_range()
 COMPANIONS = {
   'random': {'data.resize_before_crop': 256},
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
+  'big_vision': {'data.randaug_ops': 2},
+  'timm': {'data.randaug_ops': 2, 'data.train_interpolation': 'pil_random'},
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
   'keep': {'init': 'runs/a'},
@@ -70,7 +72,7 @@ def test_choices_and_implementations_are_the_same():
     'model.attention': {'auto', *ATTENTION_IMPLEMENTATIONS},
     'model.gelu': GELU_FUNCTIONS,
     'model.remat': REMAT_POLICIES,
-    'data.randaug_variant': RANDAUGMENT_VARIANTS,
+    'data.randaug_variant': {*RANDAUGMENT_TABLES, 'timm'},
     'optim.name': UPDATE_RULES,
     'optim.schedule': LR_DECAYS,
     'loss': LOSSES,
@@ -106,7 +108,11 @@ WRONG = [
     {'init': 'a', 'init_head': 'probe', 'model.hidden_head': True},
     ["config.init_head='probe'", 'config.model.hidden_head'],
   ),
-  ({'data.randaug_ops': 2}, ['config.data.randaug_ops=2', 'config.data.randaug_magnitude']),
+  (
+    {'data.randaug_ops': 2, 'data.randaug_variant': 'timm'},
+    ["config.data.randaug_variant='timm'", 'config.data.train_interpolation', 'pil_bicubic'],
+  ),
+  ({'data.repeats': 3}, ['config.data.batch=256', 'config.data.repeats=3']),
   ({'data.crop': 'random'}, ['config.data.resize_before_crop=0', '(224, 224)']),
   (
     {'data.unlabelled': 'images:a', 'data.unlabelled_ratio': 2},

@@ -49,6 +49,7 @@ class DataConfig:
   size: tuple[int, int] = (224, 224)
   # inception: resize a random box. resize: resize the image without a crop.
   # random: resize to a square of side `resize_before_crop`, then crop at random.
+  # simple: cover `size`, pad 4 pixels by reflection, crop at random (DeiT III).
   crop: str = 'inception'
   # The smallest and largest area of the inception crop, as fractions of the image's area.
   crop_area: tuple[float, float] = (0.05, 1.0)
@@ -56,13 +57,23 @@ class DataConfig:
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
   # The side in pixels of the square that the image is resized to before the random crop.
   resize_before_crop: int = 0
-  # The number of RandAugment operations (data/randaugment.py) for each training image.
+  # The number of RandAugment operations for each training image.
   randaug_ops: int = 0
-  # The magnitude of these operations. Noisy Student uses 27 for its largest model.
+  # The magnitude of these operations. Noisy Student uses 27 for its largest model. 0 also changes
+  # the image.
   randaug_magnitude: float = 0.0
   # noisystudent: as the published code of Noisy Student computes them, overflows included.
-  # intended: without these overflows (data/randaugment.py).
+  # intended: without these overflows (data/randaugment.py). big_vision: its randaug(n, m).
+  # timm: its rand-m9-mstd0.5-inc1 with this magnitude, as in DeiT.
   randaug_variant: str = 'intended'
+  # One of grayscale, solarize and Gaussian blur for each training image (3-Augment of DeiT III).
+  three_augment: bool = False
+  # Brightness, contrast and saturation change by random factors of 1 - x to 1 + x.
+  color_jitter: float = 0.0
+  # The probability that a random box of a training image becomes noise (timm's mode pixel).
+  random_erasing: float = 0.0
+  # The number of copies of an example in a batch, each with its own augmentation.
+  repeats: int = 1
   # Flip half of the training images from left to right.
   flip: bool = True
   # resize: resize the image to `size`. center: resize the short side, then crop the center.
@@ -74,6 +85,9 @@ class DataConfig:
   # tf_bilinear (TensorFlow's, without antialiasing), tf_area (big_vision's for evaluation; training
   # then uses tf_bilinear), or an antialiased filter of Pillow, such as pil_bicubic.
   interpolation: str = 'tf_bilinear'
+  # The interpolation of training images. '' means `interpolation`. pil_random: pil_bilinear or
+  # pil_bicubic, at random (timm's).
+  train_interpolation: str = ''
   # EXIF orientation: exif (turn photos upright), ignore, auto (exif for files, ignore for TFDS).
   orient: str = 'auto'
   # The inverse DCT of JPEGs. fast: TensorFlow's default. accurate: Pillow's and PyTorch's.

@@ -13,7 +13,7 @@ from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.settings.conditions import settings_without_effect
 from vit_jax.settings.fields import flatten_config, setting_types
-from vit_jax.settings.limits import CHANNELS, CHOICES, RANGES
+from vit_jax.settings.limits import CHANNELS, CHOICES, RANGES, TIMM_INTERPOLATIONS
 
 
 def validate(config: Config) -> Config:
@@ -134,9 +134,18 @@ def _check_data(config: Config):
         f'config.data.{side}={getattr(data, side)} is less than the size of the crop, '
         f'config.data.size={data.size}'
       )
-  if data.randaug_ops and not data.randaug_magnitude:
+  if data.batch % data.repeats:
     raise UserError(
-      f'config.data.randaug_ops={data.randaug_ops} needs config.data.randaug_magnitude, which is 0'
+      f'config.data.batch={data.batch} is not divisible by config.data.repeats={data.repeats}'
+    )
+  interpolation = data.train_interpolation or data.interpolation
+  if (data.randaug_ops and data.randaug_variant == 'timm') and (
+    interpolation not in TIMM_INTERPOLATIONS
+  ):
+    raise UserError(
+      "config.data.randaug_variant='timm' moves pixels with the interpolation of training images, "
+      f'which is {interpolation!r}; set config.data.train_interpolation to one of '
+      + ', '.join(TIMM_INTERPOLATIONS)
     )
 
 

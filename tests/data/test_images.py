@@ -1,10 +1,14 @@
 """Cropping, resizing and augmenting single images."""
 
+import functools
+import operator
+
 import cv2
 import numpy as np
 import pytest
 
 from tests.data.photo import file, photo
+from vit_jax.data.augment import RANDAUGMENT_TABLES, Augmentation
 from vit_jax.data.images import (
   random_crop,
   sample_crop_box,
@@ -84,7 +88,65 @@ def test_center_crop_rounds_the_long_side_to_the_nearest_pixel():
 def test_randaugment_uses_random_bits_that_the_crop_does_not():
   key = (3, 1, 4)
   expected = rand_augment(train(JPEG, key=key), random_bits(key, 100), count=2, magnitude=9)
-  assert np.array_equal(train(JPEG, key=key, randaugment={'count': 2, 'magnitude': 9.0}), expected)
+  assert np.array_equal(
+    train(JPEG, key=key, augment=Augmentation(randaug_ops=2, randaug_magnitude=9.0)), expected
+  )
+
+
+def test_each_operation_draws_what_it_draws_without_the_others():
+  key, image = (3, 1, 4), train(JPEG, key=(3, 1, 4))
+  settings = [
+    {'randaug_ops': 2, 'randaug_magnitude': 9.0},
+    {'three_augment': True},
+    {'color_jitter': 0.3},
+    {'random_erasing': 1.0},
+  ]
+  one_by_one = image
+  for each in settings:
+    one_by_one = Augmentation(**each)(one_by_one, key)
+  together = Augmentation(**functools.reduce(operator.or_, settings))
+  np.testing.assert_array_equal(train(JPEG, key=key, augment=together), one_by_one)
+
+
+@pytest.mark.parametrize('variant', [*RANDAUGMENT_TABLES, 'timm'])
+def test_every_variant_of_randaugment_changes_an_image_at_magnitude_0(variant):
+  """Two operations of `randaug(2, 0)` are not without effect."""
+  apply = Augmentation(randaug_ops=2, randaug_variant=variant, interpolation='pil_random')
+  changed = [not np.array_equal(apply(photo(), (0, 0, i)), photo()) for i in range(40)]
+  assert sum(changed) > 5
+
+
+def test_timm_fills_with_the_mean_of_the_model():
+  """Translations show it: the mean is rounded as timm rounds it."""
+  apply = Augmentation(
+    randaug_ops=1, randaug_magnitude=9.0, randaug_variant='timm', interpolation='pil_bilinear',
+    mean=(123.675, 116.28, 103.53),
+  )  # fmt: skip
+  white = np.full((32, 32, 3), 255, np.uint8)
+  images = [apply(white, (0, 0, i)) for i in range(60)]
+  assert any((image == (124, 116, 104)).all(-1).mean() > 0.3 for image in images)
+
+
+def test_random_interpolation_is_bilinear_or_bicubic_for_an_image():
+  image, options = photo(), {'crop': 'resize', 'flip': False}
+  either = [
+    train(image, **options, interpolation=f'pil_{name}') for name in ('bilinear', 'bicubic')
+  ]
+  chosen = []
+  for i in range(60):
+    out = train(image, **options, interpolation='pil_random', key=(0, 0, i))
+    chosen.append([np.array_equal(out, each) for each in either].index(True))
+  assert 15 < sum(chosen) < 45
+
+
+def test_a_simple_crop_of_a_rectangle_covers_it_and_may_show_the_reflection():
+  image, size = photo(100, 200), (30, 40)  # Scaled by 0.3 to (30, 60), and padded to (38, 68).
+  resized = np.pad(resize_image(image, (30, 60)), ((4, 4), (4, 4), (0, 0)), mode='reflect')
+  parts = {resized[y : y + 30, x : x + 40].tobytes() for y in range(9) for x in range(29)}
+  crops = {
+    train(image, size, crop='simple', flip=False, key=(0, 0, i)).tobytes() for i in range(40)
+  }
+  assert crops <= parts and len(crops) > 30
 
 
 def test_a_random_crop_is_flipped_like_any_other_image():

@@ -206,6 +206,23 @@ def test_a_training_image_is_drawn_from_the_seed_the_epoch_and_its_index():
         np.testing.assert_array_equal(batch['image'][row], expected)
 
 
+def test_copies_of_an_example_differ_and_do_not_depend_on_hosts_or_start():
+  source, c = Photos(9), config(batch=8, repeats=2)
+  batches = train(source, 4, c)
+  for batch in batches:
+    first, second = batch['id'][:4], batch['id'][4:]
+    np.testing.assert_array_equal(first, second)
+    for i in range(4):
+      assert not np.array_equal(batch['image'][i], batch['image'][4 + i])
+  assert_equal(batches[2:], train(source, 2, c, start=2))
+  parts = [train(source, 4, c, host=host, hosts=4) for host in range(4)]
+  joined = [
+    {name: np.concatenate([part[name] for part in each]) for name in each[0]}
+    for each in zip(*parts, strict=True)
+  ]
+  assert_equal(batches, joined)
+
+
 def test_the_same_example_differs_in_the_next_epoch():
   one, two = train(Photos(1), 2, config(batch=1))
   assert not np.array_equal(one['image'], two['image'])

@@ -173,6 +173,6 @@ def test_the_variant_changes_only_the_operations_that_the_module_names(photo):
   }
   assert differing == {'Posterize', 'Solarize', 'Contrast', 'Cutout', 'TranslateX', 'TranslateY'}
   bits = (list(PUBLISHED).index('Posterize'),)
-  for variant, operations in RANDAUGMENT_VARIANTS.items():
-    out = rand_augment(photo, bits, count=1, magnitude=27, variant=variant)
+  for operations in RANDAUGMENT_VARIANTS.values():
+    out = rand_augment(photo, bits, count=1, magnitude=27, operations=operations)
     np.testing.assert_array_equal(out, operations['Posterize'](photo, 2.7, 0))

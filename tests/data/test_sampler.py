@@ -1,5 +1,6 @@
 """The order of examples and the random bits are uniform, independent and complete."""
 
+import functools
 import math
 
 import hypothesis
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from vit_jax.data.sampler import (
   mixture_example,
   random_bits,
+  repeated_example,
   sample_without_replacement,
   sequential_example,
   shuffled_example,
@@ -78,3 +80,34 @@ def test_a_sample_without_replacement_has_distinct_members():
 
 def test_evaluation_is_sequential_and_ends_with_minus_one():
   assert [sequential_example(i, 2) for i in range(4)] == [(0, 0), (0, 1), (0, -1), (0, -1)]
+
+
+@pytest.mark.parametrize(('examples', 'batch', 'repeats'), [(20, 12, 3), (64, 8, 2), (5, 4, 4)])
+def test_a_batch_has_every_example_as_often_as_it_repeats_each_with_another_draw(
+  examples, batch, repeats
+):
+  locate = functools.partial(repeated_example, examples=examples, seed=3, batch=batch)
+  count = batch * examples
+  stream = [locate(position, repeats=repeats) for position in range(count)]
+  assert len(set(stream)) == count  # No example is drawn twice for one key.
+  distinct = batch // repeats
+  for k in range(0, count, batch):
+    copies = np.array(stream[k : k + batch]).reshape(repeats, distinct, 2)
+    assert (copies[..., 1] == copies[0, :, 1]).all()  # The same examples, in the same order.
+    assert (copies[..., 0] // repeats == copies[0, :, 0] // repeats).all()  # Of one epoch.
+    assert (copies[..., 0] % repeats == np.arange(repeats)[:, None]).all()
+
+
+def test_an_epoch_with_repeats_has_a_part_of_the_examples():
+  """DeiT's sampler: as many images as without repeats, of a third of the examples."""
+  locate = functools.partial(repeated_example, examples=30, seed=3, batch=6, repeats=3)
+  stream = [locate(position) for position in range(90)]
+  epochs = [{example for draw, example in stream if draw // 3 == epoch} for epoch in range(3)]
+  assert [len(each) for each in epochs] == [10, 10, 10]
+  assert len(set.union(*epochs)) > 10  # Each epoch chooses again.
+
+
+def test_without_repeats_the_stream_is_the_shuffled_one():
+  for position in range(100):
+    expected = shuffled_example(position, 17, 5)
+    assert repeated_example(position, 17, 5, batch=8, repeats=1) == expected

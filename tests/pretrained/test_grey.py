@@ -16,6 +16,7 @@ from tests.pretrained.test_export import model
 from tests.tiny import get_config
 from vit_jax.config import ModelConfig
 from vit_jax.config_checks import validate
+from vit_jax.data.augment import Augmentation
 from vit_jax.data.images import convert_to_grey, write_train_image
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
@@ -185,13 +186,19 @@ def test_predict_on_a_color_photo_is_timms_transform_in_mode_l(tmp_path, timm):
   assert grey.probabilities == color.probabilities
 
 
-def test_a_grey_training_image_is_augmented_like_the_photo_in_mode_l():
+@pytest.mark.parametrize('variant', ['intended', 'big_vision', 'timm'])
+def test_a_grey_training_image_is_augmented_like_the_photo_in_mode_l(variant):
   buffer, grey_buffer = io.BytesIO(), io.BytesIO()
   photo((60, 50), 1).save(buffer, 'PNG')
   photo((60, 50), 1).convert('L').save(grey_buffer, 'PNG')
   options = {
     'name': 'x', 'crop': 'inception', 'area': (0.3, 1.0), 'aspect': (0.75, 1.33), 'side': 0,
-    'randaugment': {'count': 3, 'magnitude': 12.0}, 'flip': True, 'decoding': {'max_pixels': 10**6},
+    'augment': Augmentation(
+      randaug_ops=3, randaug_magnitude=12.0, randaug_variant=variant, interpolation='pil_random',
+      three_augment=variant == 'timm', color_jitter=0.4, random_erasing=0.5,
+    ),
+    'flip': True,
+    'decoding': {'max_pixels': 10**6},
   }  # fmt: skip
   for example in range(60):  # Every operation of RandAugment occurs.
     one, three = np.empty((24, 24, 1), np.uint8), np.empty((24, 24, 3), np.uint8)

@@ -8,23 +8,25 @@ A grey image has three equal channels until it is written: every step treats the
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.augment import INTERPOLATION_BLOCK
 from vit_jax.data.decode import CropBox, ImageData, decode_image
-from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing
-from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing, resized_size
 from vit_jax.data.resize import resize_image
 from vit_jax.data.sampler import RandomKey, random_bits
+from vit_jax.data.timm_randaugment import RANDOM_INTERPOLATIONS
 
 # Increase this when a training image changes for the same bytes and key. Runs that recorded
 # another version do not resume.
 AUGMENTATION_VERSION = 1
 # As in TensorFlow's sample_distorted_bounding_box. After these, the box is the full image.
 MAX_CROP_ATTEMPTS = 100
+REFLECTED_PIXELS = 4  # Around the image, before the 'simple' crop.
 
 
 def write_train_image(
@@ -37,7 +39,7 @@ def write_train_image(
   area: tuple[float, float],
   aspect: tuple[float, float],
   side: int,
-  randaugment: dict[str, object] | None = None,
+  augment: Callable[[np.ndarray, RandomKey], np.ndarray] | None = None,
   flip: bool,
   interpolation: str = 'tf_bilinear',
   decoding: dict[str, int],
@@ -50,13 +52,13 @@ def write_train_image(
     name: Identifies the image in error messages.
     key: (seed, epoch, example), the source of all randomness.
     crop: 'inception' resizes a random box, 'resize' the full image. 'random' resizes the full
-      image to `side` x `side` pixels and crops at random.
+      image to `side` x `side` pixels and crops at random. 'simple' is `simple_random_crop`.
     area: Smallest and largest area of the 'inception' box, as a fraction of the image.
     aspect: Smallest and largest width / height of the 'inception' box.
     side: Pixels, used by 'random'.
-    randaugment: Keywords of `rand_augment`, or None.
+    augment: Maps the cropped image and the key to the augmented image, as in augment.py.
     flip: Flip half of the images left-right.
-    interpolation: As in resize.py. For 'tf_area', big_vision trains with 'tf_bilinear'.
+    interpolation: As in resize.py, or 'pil_random': bilinear or bicubic, each for half the images.
     decoding: `max_pixels`, and `fast_dct` and `orient` if they are not the default.
 
   Raises BadImageError if the image cannot be decoded.
@@ -64,17 +66,19 @@ def write_train_image(
   sample_box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
   box, size = sample_box if crop == 'inception' else None, out.shape[:2]
   image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
-  interpolation = 'tf_bilinear' if interpolation == 'tf_area' else interpolation
+  if interpolation == 'pil_random':
+    interpolation = RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
+  elif crop == 'simple':
+    image = simple_random_crop(image, size, interpolation, key=key)
   with three_channels(out) as rgb:
     if flip and random_bits(key, 0)[-1] >> 63:
       cv2.flip(resize_image(image, size, interpolation), 1, dst=rgb)
     else:
       resize_image(image, size, interpolation, rgb)
-    if randaugment:
-      bits = random_bits(key, MAX_CROP_ATTEMPTS)  # The blocks before it belong to the crop.
-      rgb[...] = rand_augment(rgb, bits, **randaugment)
+    if augment:
+      rgb[...] = augment(rgb, key)
 
 
 def write_eval_image(
@@ -155,6 +159,19 @@ def random_crop(image: np.ndarray, size: tuple[int, int], *, key: RandomKey) -> 
   bits = random_bits(key, 0)
   y, x = (_scale_bits(bits[i], image.shape[i] - size[i] + 1) for i in range(2))
   return image[y : y + size[0], x : x + size[1]]
+
+
+def simple_random_crop(
+  image: np.ndarray, size: tuple[int, int], interpolation: str, *, key: RandomKey
+) -> np.ndarray:
+  """Crop at random after the image has been scaled to cover `size` and padded by reflection.
+
+  This is the simple random crop of DeiT III (arXiv 2204.07118).
+  """
+  covering = Preprocessing(size=size, crop='center', resize_size=size, rounding='timm')
+  image = resize_image(image, resized_size(image.shape[:2], covering), interpolation)
+  pad = [REFLECTED_PIXELS] * 4
+  return random_crop(cv2.copyMakeBorder(image, *pad, cv2.BORDER_REFLECT_101), size, key=key)
 
 
 def _sample_box_size(

@@ -36,11 +36,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.config import DataConfig
+from vit_jax.config import DataConfig, ModelConfig
+from vit_jax.data.augment import make_augmentation, train_interpolation
 from vit_jax.data.decode import BadImageError, decode_image
 from vit_jax.data.images import write_eval_image, write_train_image
 from vit_jax.data.preprocessing import Preprocessing, decoding_options, eval_preprocessing
-from vit_jax.data.sampler import mixture_example, sequential_example, shuffled_example
+from vit_jax.data.sampler import mixture_example, repeated_example, sequential_example
 from vit_jax.errors import UserError
 
 # Images that a decoding thread takes at a time. Their decoding dwarfs the cost of handing them out.
@@ -53,18 +54,27 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-  source, config: DataConfig, *, seed: int, start: int, host: int, hosts: int, channels: int = 3
+  source,
+  config: DataConfig,
+  *,
+  seed: int,
+  start: int,
+  host: int,
+  hosts: int,
+  model: ModelConfig | None = None,
 ) -> Iterator[Batch]:
   """Yield this host's part of training batches `start`, `start + 1`, … without end.
 
   Each epoch has its own order. A batch may contain the end of one epoch and the start of the next.
-  Images are RGB, or grey if `channels` is 1.
+  With `config.repeats`, an epoch has that many copies of a part of the examples.
+  Images are RGB, or grey if `model.channels` is 1. None means the default model.
 
   Raises UserError if `config.batch` is not divisible by `hosts`, or if an image cannot be read and
   `config.bad_images` is not 'skip'.
   """
-  batch = _local_batch_size('batch', config.batch, hosts)
-  locate = functools.partial(shuffled_example, examples=len(source), seed=seed)
+  batch, model = _local_batch_size('batch', config.batch, hosts), model or ModelConfig()
+  copies = {'batch': config.batch, 'repeats': config.repeats}
+  locate = functools.partial(repeated_example, examples=len(source), seed=seed, **copies)
   if config.unlabelled:
     locate = functools.partial(
       mixture_example,
@@ -75,8 +85,14 @@ def train_batches(
     )
   make_batch = _BatchMaker(
     locate_example=locate,
-    write_example=functools.partial(_write_train_example, source=source, config=config, seed=seed),
-    shape=(batch, *config.size, channels),
+    write_example=functools.partial(
+      _write_train_example,
+      source=source,
+      config=config,
+      seed=seed,
+      augment=make_augmentation(config, model),
+    ),
+    shape=(batch, *config.size, model.channels),
     dtype=np.uint8,
     label_width=source.max_labels,
     soft_labels=bool(config.unlabelled),
@@ -155,18 +171,14 @@ def max_bad_examples(config: DataConfig, examples: int) -> int:
 
 
 def _write_train_example(
-  epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig, seed: int
+  epoch: int, index: int, out: np.ndarray, *, source, config: DataConfig, seed: int, augment
 ) -> tuple[int, ...]:
-  """Write the image of an example in one epoch into `out` and return the labels."""
+  """Write the image of an example in one epoch into `out` and return the labels.
+
+  `augment` is from `make_augmentation`.
+  """
   data, labels, name = source[index]
   options = decoding_options(config.orient, config.jpeg_dct, user_file=_is_user_file(source, index))
-  randaugment = None
-  if config.randaug_ops:
-    randaugment = {
-      'count': config.randaug_ops,
-      'magnitude': config.randaug_magnitude,
-      'variant': config.randaug_variant,
-    }
   write_train_image(
     data,
     out,
@@ -176,9 +188,9 @@ def _write_train_example(
     area=config.crop_area,
     aspect=config.crop_aspect,
     side=config.resize_before_crop,
-    randaugment=randaugment,
+    augment=augment,
     flip=config.flip,
-    interpolation=config.interpolation,
+    interpolation=train_interpolation(config),
     decoding={'max_pixels': config.max_pixels, **options},
   )
   return labels

@@ -1,7 +1,7 @@
 """RandAugment (arXiv 1909.13719) as Noisy Student uses it (arXiv 1911.04252).
 
 It applies a few operations from a table to uint8 images [h, w, 3], all at one magnitude, on the
-host. There are two variants of the table.
+host. There are two variants of the table here, and one in big_vision_randaugment.py.
 
 - 'noisystudent' computes what the code of google-research/noisystudent computes. Some of it was
   hardly intended: below magnitude 2.5 and from 22.5, Posterize keeps only the highest bit. From
@@ -27,6 +27,7 @@ FILL_COLOR = (128, 128, 128)
 LUMA_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 
 ImageArray = np.ndarray
+Operation = Callable[[ImageArray, float, int], ImageArray]
 
 
 def rand_augment(
@@ -35,7 +36,7 @@ def rand_augment(
   *,
   count: int,
   magnitude: float,
-  variant: str = 'intended',
+  operations: dict[str, Operation] | None = None,
 ) -> ImageArray:
   """Apply `count` random operations to the image [h, w, 3].
 
@@ -44,9 +45,9 @@ def rand_augment(
     bits: Uniform 64-bit integers, one per operation.
     count: Number of operations.
     magnitude: Strength; 10 is level 1.
-    variant: 'intended' or 'noisystudent'.
+    operations: The table of a variant. None means 'intended'.
   """
-  operations = list(RANDAUGMENT_VARIANTS[variant].values())
+  operations = list((operations or RANDAUGMENT_OPS).values())
   for each in bits[:count]:
     image = operations[each % len(operations)](image, magnitude / MAGNITUDE_SCALE, each)
   return image
@@ -238,7 +239,7 @@ def cutout_as_published(image: ImageArray, level: float, bits: int) -> ImageArra
   return cover_square(image, int(40 * level), bits)
 
 
-RANDAUGMENT_OPS: dict[str, Callable[[ImageArray, float, int], ImageArray]] = {
+RANDAUGMENT_OPS: dict[str, Operation] = {
   'AutoContrast': autocontrast,
   'Brightness': adjust_brightness,
   'Color': adjust_color,

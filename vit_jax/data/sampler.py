@@ -47,6 +47,26 @@ def shuffled_example(position: int, examples: int, seed: int) -> tuple[int, int]
   return epoch, keyed_permutation(examples, (seed, epoch, examples))(rank)
 
 
+def repeated_example(
+  position: int, examples: int, seed: int, *, batch: int, repeats: int
+) -> tuple[int, int]:
+  """Return (draw, example) at a position of a stream with repeated augmentation.
+
+  A batch has `repeats` copies of each of its examples: all first copies, then all second copies,
+  and so on. Mixup, which blends neighbors, therefore never blends two copies. An epoch has as many
+  images as without repeats, rounded up to full sets of copies: `examples / repeats` examples of its
+  permutation.
+
+  `draw` counts the images that were drawn of an example, as the epoch does without repeats. It is
+  different for every copy, and so is the augmentation.
+  """
+  k, row = divmod(position, batch)
+  distinct = batch // repeats
+  copy, offset = divmod(row, distinct)
+  epoch, rank = divmod(k * distinct + offset, -(-examples // repeats))
+  return epoch * repeats + copy, keyed_permutation(examples, (seed, epoch, examples))(rank)
+
+
 def mixture_example(
   position: int, labelled: int, unlabelled: int, ratio: int, seed: int
 ) -> tuple[int, int]:

@@ -206,11 +206,11 @@ def _example_names(source, places: list[int]) -> dict[int, str]:
 def _read_batch(run: RunFacts) -> list[tuple[str, str]]:
   """Return the first augmented images of the run and their labels."""
   data = dataclasses.replace(
-    run.config.data, batch=SHOWN_EXAMPLES, unlabelled='', bad_images='skip', workers=0
+    run.config.data, batch=SHOWN_EXAMPLES, unlabelled='', bad_images='skip', workers=0, repeats=1
   )
   source = open_source(data.train, data.split, dir=data.dir)
   batches = train_batches(
-    source, data, seed=run.config.seed, start=0, host=0, hosts=1, channels=run.config.model.channels
+    source, data, seed=run.config.seed, start=0, host=0, hosts=1, model=run.config.model
   )
   batch = next(batches)
   named = lambda labels: ', '.join(source.label_names[label] for label in labels if label >= 0)

@@ -3,13 +3,19 @@
 import math
 
 CHANNELS = (1, 3)  # Of an image: grey or RGB.
+# Of training images, that timm's RandAugment can also use for affine transforms.
+TIMM_INTERPOLATIONS = ('pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_random')
 CHOICES = {
-  'data.crop': ('inception', 'resize', 'random'),
-  'data.randaug_variant': ('intended', 'noisystudent'),
+  'data.crop': ('inception', 'resize', 'random', 'simple'),
+  'data.randaug_variant': ('intended', 'noisystudent', 'big_vision', 'timm'),
   'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
   'data.interpolation': (
     'tf_bilinear', 'tf_area', 'pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_lanczos',
     'pil_box', 'pil_hamming',
+  ),
+  'data.train_interpolation': (
+    '', 'tf_bilinear', 'pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_lanczos', 'pil_box',
+    'pil_hamming', 'pil_random',
   ),
   'data.orient': ('auto', 'exif', 'ignore'),
   'data.jpeg_dct': ('auto', 'fast', 'accurate'),
@@ -42,6 +48,9 @@ RANGES = {
   'data.eval_batch': (0, math.inf),
   'data.randaug_ops': (0, 7),
   'data.randaug_magnitude': (0, 30),
+  'data.color_jitter': (0, 1),
+  'data.random_erasing': (0, 1),
+  'data.repeats': (1, 100),
   'data.resize_before_crop': (0, math.inf),
   'data.eval_short_side': (1, 32768),
   'data.max_bad_fraction': (0, 1),
