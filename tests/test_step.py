@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from vit_jax.config import ModelConfig
-from vit_jax.data.mixup import mixup
+from vit_jax.data.mixup import make_mix
 from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.sharding.fsdp import state_shardings
@@ -103,7 +103,8 @@ def test_eight_devices_equal_one_over_twenty_steps():
     ModelConfig(variant='mu/4', depth=2, width=256, heads=4, dropout=0.1, drop_path=0.1), K
   )
   tx = optax.sgd(1e-2)
-  step = stepper(model=model, tx=tx, mix=functools.partial(mixup, alpha=0.2))
+  mix = make_mix(mixup_alpha=0.2, cutmix_alpha=1.0, cutmix_probability=0.5)
+  step = stepper(model=model, tx=tx, mix=mix)
   begin = functools.partial(fresh, model=model, tx=tx)
 
   def run(fsdp, devices):

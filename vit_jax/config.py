@@ -47,13 +47,14 @@ class DataConfig:
   eval_batch: int = 0
   # Height and width in pixels. One number means a square.
   size: tuple[int, int] = (224, 224)
-  # inception: resize a random box. resize: resize the image without a crop.
+  # inception: resize a random box, drawn as by TensorFlow. random_resized: drawn as by torchvision.
+  # resize: resize the image without a crop.
   # random: resize to a square of side `resize_before_crop`, then crop at random.
   # simple: cover `size`, pad 4 pixels by reflection, crop at random (DeiT III).
   crop: str = 'inception'
-  # The smallest and largest area of the inception crop, as fractions of the image's area.
+  # The smallest and largest area of the random box, as fractions of the image's area.
   crop_area: tuple[float, float] = (0.05, 1.0)
-  # The smallest and largest ratio of width to height of the inception crop.
+  # The smallest and largest ratio of width to height of the random box.
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
   # The side in pixels of the square that the image is resized to before the random crop.
   resize_before_crop: int = 0

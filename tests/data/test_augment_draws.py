@@ -17,7 +17,7 @@ from PIL import Image
 from vit_jax.data import augment
 from vit_jax.data.augment import Augmentation, draw_erased_box, draw_jitter, draw_three_augment
 from vit_jax.data.big_vision_randaugment import BIG_VISION_OPS
-from vit_jax.data.images import random_crop
+from vit_jax.data.images import random_crop, sample_resized_crop_box
 from vit_jax.data.mixup import sample_box
 from vit_jax.data.sampler import random_bits
 from vit_jax.data.timm_randaugment import TIMM_OPS, draw_operation
@@ -108,6 +108,30 @@ def test_three_augment_draws_one_of_three_operations_and_a_uniform_radius():
   names, radii = zip(*map(draw_three_augment, blocks(augment.THREE_AUGMENT_BLOCK)), strict=True)
   assert_equal_chances(names, 3)
   assert scipy.stats.kstest(radii, scipy.stats.uniform(0.1, 1.9).cdf).pvalue > LEAST
+
+
+@pytest.mark.parametrize(
+  ('size', 'area'), [((333, 500), (0.08, 1.0)), ((60, 400), (0.08, 1.0)), ((500, 375), (0.9, 1.0))]
+)
+def test_random_resized_boxes_have_the_distribution_of_torchvisions(size, area, timm):
+  torch = importlib.import_module('torch')
+  transforms = importlib.import_module('torchvision.transforms')
+  torch.manual_seed(0)
+  image, aspect = Image.new('L', size[::-1]), (3 / 4, 4 / 3)
+  theirs = [transforms.RandomResizedCrop.get_params(image, area, aspect) for _ in range(DRAWS)]
+  ours = [
+    sample_resized_crop_box(*size, key=(5, 0, i), area=area, aspect=aspect) for i in range(DRAWS)
+  ]
+  for i in range(4):
+    assert_same_distribution([box[i] for box in ours], [box[i] for box in theirs])
+
+
+@pytest.mark.parametrize(('size', 'aspect'), [((10, 1000), (0.75, 4 / 3)), ((1000, 10), (0.75, 2))])
+def test_if_no_box_fits_the_largest_in_the_center_is_that_of_torchvision(size, aspect, timm):
+  transforms = importlib.import_module('torchvision.transforms')
+  image = Image.new('L', size[::-1])
+  theirs = transforms.RandomResizedCrop.get_params(image, (0.9, 1.0), aspect)
+  assert sample_resized_crop_box(*size, key=(0, 0, 0), area=(0.9, 1.0), aspect=aspect) == theirs
 
 
 @pytest.mark.parametrize('strength', [0.3, 1.0])

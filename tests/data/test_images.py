@@ -12,6 +12,7 @@ from vit_jax.data.augment import RANDAUGMENT_TABLES, Augmentation
 from vit_jax.data.images import (
   random_crop,
   sample_crop_box,
+  sample_resized_crop_box,
   write_eval_image,
   write_train_image,
 )
@@ -175,6 +176,14 @@ def test_boxes_are_inside_the_image_and_in_range():
     fraction = bh * bw / (h * w)
     assert (fraction >= area[0]).all() and (fraction <= area[1]).all()
     assert (np.abs(bw - bh * np.clip(bw / bh, *ASPECT)) <= 0.5 + 1e-9).all()
+
+
+def test_a_random_resized_crop_resizes_its_box():
+  key, image = (2, 0, 1), photo()
+  y, x, h, w = sample_resized_crop_box(83, 117, key=key, area=AREA, aspect=ASPECT)
+  expected = resize_image(image[y : y + h, x : x + w], (32, 32), 'pil_bicubic')
+  options = {'crop': 'random_resized', 'interpolation': 'pil_bicubic', 'flip': False}
+  np.testing.assert_array_equal(train(image, key=key, **options), expected)
 
 
 def test_if_no_box_fits_the_box_is_the_full_image():

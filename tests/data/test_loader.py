@@ -207,7 +207,10 @@ def test_a_training_image_is_drawn_from_the_seed_the_epoch_and_its_index():
 
 
 def test_copies_of_an_example_differ_and_do_not_depend_on_hosts_or_start():
-  source, c = Photos(9), config(batch=8, repeats=2)
+  options = {'three_augment': True, 'color_jitter': 0.3, 'random_erasing': 0.5}
+  options |= {'randaug_ops': 2, 'randaug_magnitude': 9.0, 'randaug_variant': 'timm'}
+  source = Photos(9)
+  c = config(batch=8, repeats=2, train_interpolation='pil_random', **options)
   batches = train(source, 4, c)
   for batch in batches:
     first, second = batch['id'][:4], batch['id'][4:]

@@ -7,6 +7,7 @@ A grey image has three equal channels until it is written: every step treats the
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.augment import INTERPOLATION_BLOCK
+from vit_jax.data.augment import INTERPOLATION_BLOCK, uniform
 from vit_jax.data.decode import CropBox, ImageData, decode_image
 from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing, resized_size
 from vit_jax.data.resize import resize_image
@@ -24,6 +25,8 @@ from vit_jax.data.timm_randaugment import RANDOM_INTERPOLATIONS
 # Increase this when a training image changes for the same bytes and key. Runs that recorded
 # another version do not resume.
 AUGMENTATION_VERSION = 1
+# As in torchvision's RandomResizedCrop.
+MAX_RESIZED_CROP_ATTEMPTS = 10
 # As in TensorFlow's sample_distorted_bounding_box. After these, the box is the full image.
 MAX_CROP_ATTEMPTS = 100
 REFLECTED_PIXELS = 4  # Around the image, before the 'simple' crop.
@@ -51,10 +54,10 @@ def write_train_image(
     out: The array to write.
     name: Identifies the image in error messages.
     key: (seed, epoch, example), the source of all randomness.
-    crop: 'inception' resizes a random box, 'resize' the full image. 'random' resizes the full
-      image to `side` x `side` pixels and crops at random. 'simple' is `simple_random_crop`.
-    area: Smallest and largest area of the 'inception' box, as a fraction of the image.
-    aspect: Smallest and largest width / height of the 'inception' box.
+    crop: 'resize' is no crop. 'random' crops at random after resizing to `side` x `side` pixels.
+      Others are `sample_crop_box`, `sample_resized_crop_box` and `simple_random_crop`.
+    area: Smallest and largest area of a random box, as a fraction of the image.
+    aspect: Smallest and largest width / height of a random box.
     side: Pixels, used by 'random'.
     augment: Maps the cropped image and the key to the augmented image, as in augment.py.
     flip: Flip half of the images left-right.
@@ -63,11 +66,11 @@ def write_train_image(
 
   Raises BadImageError if the image cannot be decoded.
   """
-  sample_box = lambda h, w: sample_crop_box(h, w, key=key, area=area, aspect=aspect)
-  box, size = sample_box if crop == 'inception' else None, out.shape[:2]
+  box, size = None, out.shape[:2]
+  if crop in SAMPLE_BOX:
+    box = functools.partial(SAMPLE_BOX[crop], key=key, area=area, aspect=aspect)
   image = decode_channels(data, out.shape[2], name=name, box=box, **decoding)
-  if interpolation == 'pil_random':
-    interpolation = RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
+  interpolation = draw_interpolation(interpolation, key)
   if crop == 'random':
     image = random_crop(resize_image(image, (side, side), interpolation), size, key=key)
   elif crop == 'simple':
@@ -79,6 +82,13 @@ def write_train_image(
       resize_image(image, size, interpolation, rgb)
     if augment:
       rgb[...] = augment(rgb, key)
+
+
+def draw_interpolation(interpolation: str, key: RandomKey) -> str:
+  """Return the interpolation, or one of two at random for 'pil_random'."""
+  if interpolation != 'pil_random':
+    return interpolation
+  return RANDOM_INTERPOLATIONS[random_bits(key, INTERPOLATION_BLOCK)[0] >> 63]
 
 
 def write_eval_image(
@@ -152,6 +162,29 @@ def sample_crop_box(
     if h and w:
       return _scale_bits(y_bits, height - h), _scale_bits(x_bits, width - w), h, w
   return 0, 0, height, width
+
+
+def sample_resized_crop_box(
+  height: int, width: int, *, key: RandomKey, area: tuple[float, float], aspect: tuple[float, float]
+) -> CropBox:
+  """Sample a crop box as torchvision's RandomResizedCrop does. Arguments as `sample_crop_box`.
+
+  The area and the logarithm of the aspect ratio are uniform. If no box fits, it is the largest in
+  the center with an aspect ratio in range.
+  """
+  for attempt in range(MAX_RESIZED_CROP_ATTEMPTS):
+    area_bits, aspect_bits, y_bits, x_bits = random_bits(key, attempt)[:4]
+    pixels = uniform(area_bits, *area) * height * width
+    ratio = math.exp(uniform(aspect_bits, *map(math.log, aspect)))
+    h, w = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+    if 0 < h <= height and 0 < w <= width:
+      return _scale_bits(y_bits, height - h + 1), _scale_bits(x_bits, width - w + 1), h, w
+  h = min(height, round(width / aspect[0]))
+  w = min(width, round(height * aspect[1]))
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+SAMPLE_BOX = {'inception': sample_crop_box, 'random_resized': sample_resized_crop_box}
 
 
 def random_crop(image: np.ndarray, size: tuple[int, int], *, key: RandomKey) -> np.ndarray:

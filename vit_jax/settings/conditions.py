@@ -39,8 +39,8 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'data.dir': (
     {'data.train': TFDS, 'data.eval': TFDS, 'data.unlabelled': TFDS, 'probes': TFDS_PROBE},
   ),
-  'data.crop_area': ({'data.crop': ('inception',)},),
-  'data.crop_aspect': ({'data.crop': ('inception',)},),
+  'data.crop_area': ({'data.crop': ('inception', 'random_resized')},),
+  'data.crop_aspect': ({'data.crop': ('inception', 'random_resized')},),
   'data.resize_before_crop': ({'data.crop': ('random',)},),
   'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
   'data.randaug_variant': ({'data.randaug_ops': ENABLED},),

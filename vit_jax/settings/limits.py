@@ -6,7 +6,7 @@ CHANNELS = (1, 3)  # Of an image: grey or RGB.
 # Of training images, that timm's RandAugment can also use for affine transforms.
 TIMM_INTERPOLATIONS = ('pil_nearest', 'pil_bilinear', 'pil_bicubic', 'pil_random')
 CHOICES = {
-  'data.crop': ('inception', 'resize', 'random', 'simple'),
+  'data.crop': ('inception', 'random_resized', 'resize', 'random', 'simple'),
   'data.randaug_variant': ('intended', 'noisystudent', 'big_vision', 'timm'),
   'data.eval_crop': ('resize', 'center', 'squash', 'border', 'none'),
   'data.interpolation': (
