@@ -11,37 +11,26 @@ remove 90 % of the difference to gray, and so on.
 Operations are called as those of randaugment.py, with (image, level, bits).
 """
 
-import functools
-
 import cv2
 import numpy as np
 
 from vit_jax.data import randaugment as published
-from vit_jax.data.pillow_ops import SMOOTH, blend, channel_ranges, equalize, map_values
+from vit_jax.data.pillow_ops import SMOOTH, blend, channel_ranges, map_values
 from vit_jax.data.randaugment import (
   FILL_COLOR,
+  RAMP,
   ImageArray,
   Operation,
+  by_value,
   enhance_factor,
   randomly_negate,
 )
 
-RAMP = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)  # Every value.
 # tf.image.rgb_to_grayscale rounds 255.5 / 255 times the weighted sum down. Neither a smaller
 # precision than float64 nor rounding in between gives the same integers everywhere.
 LUMA = np.array([[0.2989, 0.587, 0.114]]) * (255.5 / 255)
 # A sum of integers / 13, rounded down: OpenCV rounds to the nearest integer.
 SMOOTH_ROUND_DOWN = 0.5 / 13 - 0.5
-
-
-def by_value(operation: Operation) -> Operation:
-  """Return an operation on single values as a look-up in its results for all values."""
-
-  @functools.wraps(operation)
-  def look_up(image: ImageArray, level: float, bits: int) -> ImageArray:
-    return cv2.LUT(image, operation(RAMP, level, bits))
-
-  return look_up
 
 
 def autocontrast(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -52,22 +41,10 @@ def autocontrast(image: ImageArray, level: float, bits: int) -> ImageArray:
   return map_values(image, np.trunc(np.where(high > low, values * scale - low * scale, values)))
 
 
-def equalize_channels(image: ImageArray, level: float, bits: int) -> ImageArray:
-  """Equalize the histogram of each channel."""
-  return equalize(image)
-
-
 def adjust_color(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Blend with the gray version of the image."""
   gray = cv2.transform(image.astype(np.float64), LUMA).astype(np.uint8)
   return blend(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), image, enhance_factor(level))
-
-
-def adjust_contrast(image: ImageArray, level: float, bits: int) -> ImageArray:
-  """Blend with the gray of 1/256 of the number of pixels, at most 255."""
-  gray = min(255, image.shape[0] * image.shape[1] // 256)
-  table = published.blend(RAMP, np.full_like(RAMP, gray), enhance_factor(level))
-  return cv2.LUT(image, table)
 
 
 def adjust_sharpness(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -124,13 +101,13 @@ def translate_y(image: ImageArray, level: float, bits: int) -> ImageArray:
 
 BIG_VISION_OPS: dict[str, Operation] = {
   'AutoContrast': autocontrast,
-  'Equalize': equalize_channels,
+  'Equalize': published.equalize,
   'Invert': by_value(published.invert),
   'Rotate': rotate,
   'Posterize': by_value(published.posterize_as_published),
   'Solarize': by_value(published.solarize_as_published),
   'Color': adjust_color,
-  'Contrast': adjust_contrast,
+  'Contrast': published.adjust_contrast_as_published,
   'Brightness': by_value(published.adjust_brightness),
   'Sharpness': adjust_sharpness,
   'ShearX': shear_x,

@@ -17,13 +17,17 @@ Every operation takes (image, level, bits): `level` is the magnitude / 10, and `
 64-bit integer from which all of its randomness comes.
 """
 
+import functools
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 
+from vit_jax.data import pillow_ops
+
 MAGNITUDE_SCALE = 10.0  # The magnitude of level 1. Noisy Student's largest magnitude is 27.
 FILL_COLOR = (128, 128, 128)
+RAMP = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)  # Every value.
 LUMA_WEIGHTS = np.array([0.2989, 0.587, 0.114], np.float32)
 
 ImageArray = np.ndarray
@@ -69,26 +73,27 @@ def enhance_factor(level: float) -> float:
   return 1.8 * level + 0.1
 
 
+def by_value(operation: Operation) -> Operation:
+  """Return an operation on single values as a look-up in its results for all values."""
+
+  @functools.wraps(operation)
+  def look_up(image: ImageArray, level: float, bits: int) -> ImageArray:
+    return cv2.LUT(image, operation(RAMP, level, bits))
+
+  return look_up
+
+
 def autocontrast(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Stretch each channel to the range 0 to 255."""
-  low, high = (f(image.reshape(-1, 3), axis=0).astype(np.float32) for f in (np.min, np.max))
+  low, high = pillow_ops.channel_ranges(image).astype(np.float32)
   scale = 255 / np.where(high > low, high - low, 255)
-  stretched = np.clip((image - low) * scale, 0, 255).astype(np.uint8)
-  return np.where(high > low, stretched, image)
+  stretched = np.clip((RAMP - low) * scale, 0, 255).astype(np.uint8)
+  return cv2.LUT(image, np.where(high > low, stretched, RAMP))
 
 
 def equalize(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Equalize the histogram of each channel."""
-  return np.stack([_equalize_channel(image[..., i]) for i in range(3)], axis=-1)
-
-
-def _equalize_channel(channel: np.ndarray) -> np.ndarray:
-  histogram = np.bincount(channel.reshape(-1), minlength=256)
-  step = (histogram.sum() - histogram[histogram > 0][-1]) // 255
-  if not step:
-    return channel
-  table = (np.cumsum(histogram) + step // 2) // step
-  return np.clip(np.concatenate([[0], table[:-1]]), 0, 255).astype(np.uint8)[channel]
+  return pillow_ops.equalize(image)
 
 
 def invert(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -136,7 +141,7 @@ def adjust_color(image: ImageArray, level: float, bits: int) -> ImageArray:
 def adjust_contrast(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Blend with the mean gray of the image."""
   mean = int((image.astype(np.float32) @ LUMA_WEIGHTS).astype(np.uint8).mean() + 0.5)
-  return blend(image, np.full_like(image, mean), enhance_factor(level))
+  return blend_with_gray(image, mean, level)
 
 
 def adjust_contrast_as_published(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -144,8 +149,12 @@ def adjust_contrast_as_published(image: ImageArray, level: float, bits: int) -> 
 
   The code sums the counts of the image's histogram without their values.
   """
-  gray = min(255, image.shape[0] * image.shape[1] // 256)
-  return blend(image, np.full_like(image, gray), enhance_factor(level))
+  return blend_with_gray(image, min(255, image.shape[0] * image.shape[1] // 256), level)
+
+
+def blend_with_gray(image: ImageArray, gray: int, level: float) -> ImageArray:
+  """Blend with a constant."""
+  return cv2.LUT(image, blend(RAMP, np.full_like(RAMP, gray), enhance_factor(level)))
 
 
 def adjust_brightness(image: ImageArray, level: float, bits: int) -> ImageArray:
@@ -241,19 +250,19 @@ def cutout_as_published(image: ImageArray, level: float, bits: int) -> ImageArra
 
 RANDAUGMENT_OPS: dict[str, Operation] = {
   'AutoContrast': autocontrast,
-  'Brightness': adjust_brightness,
+  'Brightness': by_value(adjust_brightness),
   'Color': adjust_color,
   'Contrast': adjust_contrast,
   'Cutout': cutout,
   'Equalize': equalize,
-  'Invert': invert,
-  'Posterize': posterize,
+  'Invert': by_value(invert),
+  'Posterize': by_value(posterize),
   'Rotate': rotate,
   'Sharpness': adjust_sharpness,
   'ShearX': shear_x,
   'ShearY': shear_y,
-  'Solarize': solarize,
-  'SolarizeAdd': solarize_add,
+  'Solarize': by_value(solarize),
+  'SolarizeAdd': by_value(solarize_add),
   'TranslateX': translate_x,
   'TranslateY': translate_y,
 }
@@ -263,8 +272,8 @@ RANDAUGMENT_VARIANTS = {
   | {
     'Contrast': adjust_contrast_as_published,
     'Cutout': cutout_as_published,
-    'Posterize': posterize_as_published,
-    'Solarize': solarize_as_published,
+    'Posterize': by_value(posterize_as_published),
+    'Solarize': by_value(solarize_as_published),
     'TranslateX': translate_x_as_published,
     'TranslateY': translate_y_as_published,
   },
