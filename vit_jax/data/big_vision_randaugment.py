@@ -64,10 +64,20 @@ def transform(image: ImageArray, matrix: tuple[float, ...]) -> ImageArray:
   a, b, c, d, e, f = np.float32(matrix)
   h, w = image.shape[:2]
   x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
-  source = np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1).astype(np.float64)
-  nearest = np.trunc(source + np.copysign(0.5, source)).astype(np.int16)
+  source = np.empty((h, w, 2), np.int16)
+  source[..., 0] = nearest(a * x + b * y + c if b else a * x + c)
+  source[..., 1] = nearest(d * x + e * y + f if d else e * y + f)
   gray = {'borderMode': cv2.BORDER_CONSTANT, 'borderValue': FILL_COLOR}
-  return cv2.remap(image, nearest, None, cv2.INTER_NEAREST, **gray)
+  return cv2.remap(image, source, None, cv2.INTER_NEAREST, **gray)
+
+
+def nearest(position: np.ndarray) -> np.ndarray:
+  """Return the nearest integers of float32 numbers. Negative ones are outside the image.
+
+  The sum is float64, because float32 would round it.
+  """
+  position = np.where(position == -0.5, np.float32(-1), position)
+  return np.floor(position + np.float64(0.5)).astype(np.int16)
 
 
 def rotate(image: ImageArray, level: float, bits: int) -> ImageArray:

@@ -64,8 +64,7 @@ def randomly_negate(amount: float, bits: int) -> float:
 
 def blend(image: ImageArray, other: ImageArray, factor: float) -> ImageArray:
   """Return other + factor * (image - other). A factor above 1 extrapolates away from `other`."""
-  mixed = other.astype(np.float32) + factor * (image.astype(np.float32) - other.astype(np.float32))
-  return np.clip(mixed, 0, 255).astype(np.uint8)
+  return pillow_ops.blend(other, image, factor)
 
 
 def enhance_factor(level: float) -> float:
@@ -134,8 +133,8 @@ def solarize_add(image: ImageArray, level: float, bits: int) -> ImageArray:
 
 def adjust_color(image: ImageArray, level: float, bits: int) -> ImageArray:
   """Blend with the gray version of the image."""
-  gray = np.repeat((image.astype(np.float32) @ LUMA_WEIGHTS)[..., None], 3, axis=-1)
-  return blend(image, gray.astype(np.uint8), enhance_factor(level))
+  gray = (image.astype(np.float32) @ LUMA_WEIGHTS).astype(np.uint8)
+  return blend(image, cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), enhance_factor(level))
 
 
 def adjust_contrast(image: ImageArray, level: float, bits: int) -> ImageArray:
