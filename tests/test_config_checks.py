@@ -51,10 +51,10 @@ def test_the_defaults_are_valid_and_every_number_that_can_be_wrong_has_a_range()
 # Settings that some choices need besides.
 COMPANIONS = {
   'random': {'data.resize_before_crop': 256},
-  'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
-  'mean': {'loss': 'sigmoid'},
   'big_vision': {'data.randaug_ops': 2},
   'timm': {'data.randaug_ops': 2, 'data.train_interpolation': 'pil_random'},
+  'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
+  'mean': {'loss': 'sigmoid'},
   'staircase': {'optim.lr_boundaries': '50%'},
   'half_pixel': {'init': 'runs/a'},
   'keep': {'init': 'runs/a'},

@@ -81,11 +81,11 @@ def train_step(
   """Return (new state, metrics) after one update.
 
   `batch` is {'image': uint8 [b, h, w, 3], 'label': int [b, m] or float [b, k], 'mask': bool [b]}.
-  `mix` is from `data.mixup.make_mix`. `loss` maps logits and targets, both [b, k], to losses [b];
-  their mean over the examples whose mask is True is minimized. Every random number is a function of
-  `seed` and the step. `lr` is that of `tx`, for the metrics. Parameters that are False in the tree
-  `is_trained` have no gradient. Over the devices of `mesh`, if any, gradients are summed in
-  `grad_dtype`. `sharpness`, from optim/sharpness.py, replaces the gradient, but not the loss. If
+  `loss` maps logits and targets, both [b, k], to losses [b]; their mean over the examples whose
+  mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
+  that of `tx`, for the metrics. Parameters that are False in the tree `is_trained` have no
+  gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. `sharpness`,
+  from optim/sharpness.py, replaces the gradient, but not the loss. If
   `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
@@ -128,7 +128,10 @@ def gradient_function(
 def images_and_targets(
   batch: dict[str, jax.Array], key: jax.Array, *, classes: int, mix: Callable | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the images [b, h, w, 3] and targets [b, k] of a batch, mixed by `mix` if it is given."""
+  """Return the images [b, h, w, 3] and targets [b, k] of a batch.
+
+  `mix`, from `data.mixup.make_mix`, mixes both.
+  """
   images, targets = batch['image'], labels_to_targets(batch['label'], classes)
   if mix is None:
     return images, targets

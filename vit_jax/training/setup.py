@@ -70,8 +70,9 @@ class Run:
   def batches(self, start: int) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
     """Yield (this host's example ids, the global batch) of each step after `start`, without end."""
     config, data = self.config, self.config.data
-    options: dict = {'seed': config.seed, 'model': config.model, 'start': start} | host_kwargs()
-    batches = train_batches(self.train_source, data, **options)
+    batches = train_batches(
+      self.train_source, data, seed=config.seed, start=start, model=config.model, **host_kwargs()
+    )
     return prefetch_to_device(batches, data.prefetch, self.program.mesh)
 
 
