@@ -52,6 +52,7 @@ IMAGENET = {'train': 'tfds:imagenet2012', 'split': 'train', 'eval_split': 'valid
 IMAGENET_21K = {
   'train': 'folder:imagenet21k', 'split': 'train[51200:]', 'eval_split': 'train[:25600]',
 }  # fmt: skip
+RANDOM_RESIZED_CROP = {'crop': 'random_resized', 'crop_area': (0.08, 1.0)}
 THREE_AUGMENT = {'three_augment': True, 'color_jitter': 0.3}
 
 
@@ -104,15 +105,16 @@ def get_config(argument: str = 'S/16,imagenet') -> Config:
 
 
 def _pretrain(model: str) -> tuple[dict, dict]:
-  data = IMAGENET | THREE_AUGMENT | {'repeats': 3, 'crop_area': (0.08, 1.0)}
+  data = (
+    IMAGENET | THREE_AUGMENT | {'repeats': 3, 'crop': 'random_resized', 'crop_area': (0.08, 1.0)}
+  )
   loss = {'loss': 'sigmoid', 'sigmoid_reduction': 'mean', 'target_threshold': 1e-6}
   return data, loss | {'epochs': 800.0, 'weight_decay': 0.05, 'mixup': 0.8, 'cutmix': 1.0}
 
 
 def _finetune(model: str) -> tuple[dict, dict]:
-  data = IMAGENET | {
-    'crop_area': (0.08, 1.0), 'randaug_ops': 2, 'randaug_magnitude': 9.0, 'randaug_variant': 'timm',
-  }  # fmt: skip
+  randaug = {'randaug_ops': 2, 'randaug_magnitude': 9.0, 'randaug_variant': 'timm'}
+  data = IMAGENET | RANDOM_RESIZED_CROP | randaug
   recipe = {'epochs': 20.0, 'weight_decay': 0.1, 'mixup': 0.8, 'cutmix': 1.0}
   return data, recipe | {'label_smoothing': 0.1, 'name': 'adamw', 'grad_clip_norm': 0.0}
 

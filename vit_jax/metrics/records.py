@@ -1,7 +1,6 @@
 """The records in metrics.jsonl: one JSON object a line, each with its step and its kind.
 
-    {"step": 50, "kind": "train", "loss": ..., "lr": ..., "images_per_second": ...,
-     "data_wait": ...}
+    {"step": 50, "kind": "train", "loss": ..., "lr": ..., "data_wait": ...}
     {"step": 900, "kind": "eval", "test_accuracy": ..., "test_loss": ..., "test_examples": ...}
     {"step": 900, "kind": "probe", "fewshot/digits_5shot": ...}
     {"step": 7, "kind": "bad_step", "left_out": "not_finite", "ids": [...]}
