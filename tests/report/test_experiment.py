@@ -50,6 +50,11 @@ def test_every_miniature_has_a_page_with_the_claim_and_the_numbers_of_the_paper(
   assert len(found.comparison) >= 2 and all(table.rows for table in found.comparison)
 
 
+def test_the_columns_of_pooling_are_fractions_of_the_run_as_in_the_figure():
+  table = report_experiment(RESULTS / 'mini_pooling.csv').comparison[0]
+  assert table.columns == ['25 %', '50 %', '75 %', '100 %']
+
+
 def test_a_run_that_is_evaluated_once_has_no_chart(tmp_path):
   write_records_csv([record('small', 'digits', 20, 0.8)], tmp_path / 'mine.csv')
   assert not report_experiment(tmp_path / 'mine.csv').curves

@@ -23,6 +23,7 @@ class PageSection:
   measures: dict[str, str]  # {measure: caption of our table}
   read_paper_cells: Callable[[], TableCells] | None = None
   paper_caption: str = ''  # Caption of the paper's table.
+  by_step: bool = False  # The columns are fractions of the run.
 
 
 def _table_cells_reader(name: str, row: str, columns: list[str]) -> Callable[[], TableCells]:
@@ -142,6 +143,7 @@ PAGE_SECTIONS = {
     },
     read_paper_cells=_figure_9_cells,
     paper_caption='Figure 9: ImageNet 5-shot, %, by the fraction of seven epochs',
+    by_step=True,
   ),
   'transfer': PageSection(
     title='Experiment 1: transfer (Tables 2, 5 and 9)',
@@ -241,7 +243,7 @@ def _format_section(name: str, records: list[dict]) -> str:
   ]
   for measure, caption in section.measures.items():
     cells = summarize_records(
-      [record for record in records if record['metric'] == measure], by_step=name == 'pooling'
+      [record for record in records if record['metric'] == measure], by_step=section.by_step
     )
     if cells:
       lines += [f'{caption}, ours:', '', format_markdown_cells(cells), '']

@@ -24,10 +24,13 @@ def report_experiment(path: Path) -> Report:
   section = PAGE_SECTIONS.get(path.stem.removeprefix(MINIATURE_PREFIX)) if miniature else None
   measures = list(dict.fromkeys(record['metric'] for record in records))
   captions = section.measures if section else {}
+  by_step = section.by_step if section else False
   tables = [
     _table_of_cells(
       captions.get(measure, f'{measure}, %'),
-      summarize_records([record for record in records if record['metric'] == measure]),
+      summarize_records(
+        [record for record in records if record['metric'] == measure], by_step=by_step
+      ),
     )
     for measure in measures
   ]
