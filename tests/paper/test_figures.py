@@ -141,3 +141,13 @@ def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     figures.save_figures(
       figures.analyze_model(made(tmp_path)), tmp_path / 'file' / 'out', title='', blur=8
     )
+
+
+def test_attention_without_the_distillation_token_keeps_the_class_token_and_the_patches():
+  attention = np.arange(2 * 6 * 6).reshape(
+    1, 1, 2, 6, 6
+  )  # A class, a distillation token, 4 patches.
+  kept = figures.without_distillation_token(attention, ModelConfig(distillation_token=True))
+  rest = [0, 2, 3, 4, 5]
+  np.testing.assert_array_equal(kept, attention[..., rest, :][..., rest])
+  assert figures.without_distillation_token(attention, ModelConfig()) is attention
