@@ -50,7 +50,7 @@ def encoder_block(line, p, c):
   """Apply an encoder block to the tokens [b, n, d] of one row or column."""
   y = norm(line, p['LayerNorm_0'], c.norm_eps)
   line = line + attention(y, y, p['MultiHeadDotProductAttention_1'], c)
-  return line + mlp(norm(line, p['LayerNorm_2'], c.norm_eps), p['MlpBlock_3'], c.gelu)
+  return line + mlp(norm(line, p['LayerNorm_2'], c.norm_eps), p['MlpBlock_3'], c.gelu, c.norm_eps)
 
 
 def forward(params, pixels, c, shape):
