@@ -73,7 +73,7 @@ def forward(params, pixels, c, shape):
   y = attention(
     np.repeat(head['probe'], len(x), axis=0), x, head['MultiHeadDotProductAttention_0'], c
   )
-  y = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu)
+  y = y + mlp(norm(y, head['LayerNorm_0'], c.norm_eps), head['MlpBlock_0'], c.gelu, c.norm_eps)
   return y[:, 0] @ p['head']['kernel'] + p['head']['bias']
 
 
