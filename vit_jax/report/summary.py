@@ -3,6 +3,7 @@
 import jax
 
 from vit_jax.models.families import family_name, with_article
+from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
 from vit_jax.settings.fields import flatten_config
@@ -40,17 +41,17 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
 
 def _describe_cost(run: RunFacts, model) -> list[str]:
   """Return a sentence about device time and floating-point operations, or none without a model."""
-  devices = run.versions.get('devices', '')
   if model is None or not run.last_step:
     return []
-  config, count = run.config, int(devices.partition(' ')[0]) if devices else 1
-  flops = 3 * model.model.shape.flops(config.data.size, config.model.channels)
+  config, devices = run.config, run.versions.get('devices', '')
+  passes = forward_passes(config.optim)
+  flops = passes * model.model.shape.flops(config.data.size, config.model.channels)
   flops *= config.data.batch * run.last_step
-  hours = f'{run.seconds * count / 3600:.3g} device-hours' + (f' ({devices})' if devices else '')
-  return [
-    f'This took {hours} and about {flops:.2g} floating-point operations, three forward passes for '
-    'each image.'
-  ]
+  operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
+  if not devices:  # Runs of older versions do not record them.
+    return [f'This took {operations}.']
+  hours = run.seconds * int(devices.partition(' ')[0]) / 3600
+  return [f'This took {hours:.3g} device-hours ({devices}) and {operations}.']
 
 
 def describe_result(
