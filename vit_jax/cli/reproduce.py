@@ -1,4 +1,4 @@
-"""The command `reproduce`: published results, and ours beside them."""
+"""The command `reproduce`: published results beside those of our runs."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 
 
 def reproduce(args: argparse.Namespace):
-  """List published results with the state of ours, or run one.
+  """List results that others published and the state of our runs, or run one.
 
   A run is resumed by the same command. The exit code is 1 if a result is missed.
   """
@@ -23,16 +23,13 @@ def reproduce(args: argparse.Namespace):
 def run_result(args: argparse.Namespace):
   """Run one published result, record it and print both numbers."""
   from vit_jax.paper.published_results import PUBLISHED_RESULTS
-  from vit_jax.paper.reproduce import reproduce
+  from vit_jax.paper.reproduce import format_verdict, points_missed, reproduce
 
-  record, missed = reproduce(args.name, root=Path(args.root), out=Path(args.out))
+  record = reproduce(args.name, root=Path(args.root), out=Path(args.out))
   result = PUBLISHED_RESULTS[args.name]
-  ours = record.accuracy + (f' ± {record.deviation}' if record.deviation else '')
-  verdict = 'matched' if missed <= 0 else f'missed by {missed:.2f}'
-  print(
-    f'{args.name}: {verdict}. Published {result.target:g} %, ours {ours} % (seeds {record.seeds})'
-  )
-  if missed > 0:
+  verdict = format_verdict(result, record)
+  print(f'{args.name}: {verdict}, published {result.target:g} % (seeds {record.seeds})')
+  if points_missed(result, record) > 0:
     raise SystemExit(1)
 
 

@@ -2,13 +2,15 @@
 
 A record is a row of reproduced.csv. Its digest covers what the number depends on: the settings and
 the lowered train step (model, loss, optimizer, schedule, augmentation on the device). A second
-digest covers the data: the examples and the first augmented batch. If either has changed since, the
-record is stale. Records need no data to be checked, only to be made.
+digest covers the data: the examples, and the first batch of training and of evaluation. If either
+has changed since, the record is stale. Of a run that it starts from, the settings alone count.
+Records need no data to be checked, only to be made.
 """
 
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import statistics
 import time
@@ -19,7 +21,8 @@ import jax
 from vit_jax.checkpoint.run_directory import MUTABLE_ON_RESUME
 from vit_jax.config import Config
 from vit_jax.data.fingerprint import fingerprint_data
-from vit_jax.data.loader import train_batches
+from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.preprocessing import eval_preprocessing
 from vit_jax.errors import UserError, did_you_mean, one_line
 from vit_jax.paper.published_results import PUBLISHED_RESULTS, PublishedResult
 from vit_jax.paper.runner import final_value, git_commit, load_or_train
@@ -50,7 +53,7 @@ class Record:
   examples: str  # Of the training split.
   classes: str
   digest: str  # Of settings and train step.
-  data_digest: str  # Of the data and the first batch.
+  data_digest: str  # Of the data and its first batches.
   jax: str  # Its version: another one may lower the step to another text.
 
 
@@ -68,12 +71,22 @@ def describe_status(name: str, result: PublishedResult, record: Record | None) -
   if record is None:
     missing = explain_missing(result)
     return f'not runnable here: {missing}' if missing else 'not run'
-  missed = result.target - result.tolerance - float(record.accuracy)
-  verdict = 'matched' if missed <= 0 else f'missed by {missed:.2f}'
-  ours = f'{record.accuracy}' + (f' ± {record.deviation}' if record.deviation else '')
-  text = f'{verdict}: {ours} % ({record.device}, commit {record.commit})'
+  text = f'{format_verdict(result, record)} ({record.device}, commit {record.commit})'
   stale = explain_stale(result, record)
   return f'stale: {stale}; it was {text}' if stale else text
+
+
+def points_missed(result: PublishedResult, record: Record) -> float:
+  """Return how far a record is below the target and its tolerance. Up to 0 it is matched."""
+  return result.target - result.tolerance - float(record.accuracy)
+
+
+def format_verdict(result: PublishedResult, record: Record) -> str:
+  """Return 'matched: 91.20 ± 0.10 %' or 'missed by 0.30: 90.50 %'."""
+  missed = points_missed(result, record)
+  verdict = 'matched' if missed <= 0 else f'missed by {missed:.2f}'
+  deviation = f' ± {record.deviation}' if record.deviation else ''
+  return f'{verdict}: {record.accuracy}{deviation} %'
 
 
 def explain_missing(result: PublishedResult) -> str:
@@ -98,6 +111,8 @@ def explain_stale(result: PublishedResult, record: Record) -> str:
   """Return what has changed since a record was made, or '' if nothing has."""
   if result.make_run is None or result.device != jax.default_backend():
     return ''
+  if record.seeds != ' '.join(map(str, result.seeds)):
+    return 'the seeds are not those of the record'
   config = build_config(result)
   digest = digest_program(config, int(record.examples), int(record.classes))
   if digest == record.digest:
@@ -127,8 +142,11 @@ def seed_runs(result: PublishedResult) -> list[ExperimentRun]:
 
 
 def digest_program(config: Config, examples: int, classes: int) -> str:
-  """Return a hash of the settings and of the lowered train step, on one device."""
-  ignored = MUTABLE_ON_RESUME - {'data.eval_batch'}
+  """Return a hash of the settings and of the lowered train step, on one device.
+
+  Each example has one label.
+  """
+  ignored = MUTABLE_ON_RESUME - {'data.eval_batch'}  # It may change the last digits.
   settings = {name: value for name, value in flatten_config(config).items() if name not in ignored}
   program = make_program(
     config,
@@ -143,21 +161,23 @@ def digest_program(config: Config, examples: int, classes: int) -> str:
 
 
 def digest_data(config: Config) -> str:
-  """Return a hash of the data of a run and of its first augmented batch."""
+  """Return a hash of the data of a run and of its first batches, augmented and for evaluation."""
   train, evaluation = open_sources(config)
   digest = hashlib.sha256(json.dumps(fingerprint_data(train, evaluation), sort_keys=True).encode())
   data = dataclasses.replace(config.data, workers=0)
   batches = train_batches(
     train, data, seed=config.seed, start=0, host=0, hosts=1, model=config.model
   )
-  batch = next(batches)
-  for name in ('image', 'label', 'id'):
-    digest.update(batch[name].tobytes())
+  steps = eval_preprocessing(data, config.model)
+  evaluated = eval_batches(evaluation, data, host=0, hosts=1, exact=True, steps=steps)
+  for batch in (next(batches), next(evaluated)):
+    for name in ('image', 'label', 'id'):
+      digest.update(batch[name].tobytes())
   return digest.hexdigest()[:12]
 
 
-def reproduce(name: str, *, root: Path, out: Path) -> tuple[Record, float]:
-  """Train the runs of a published result and record it. Return (record, points below the target).
+def reproduce(name: str, *, root: Path, out: Path) -> Record:
+  """Train the runs of a published result, and return and write its record.
 
   Complete runs are not repeated, and an interrupted one continues. Raises UserError if there is no
   such result, or if it does not run here.
@@ -189,7 +209,7 @@ def reproduce(name: str, *, root: Path, out: Path) -> tuple[Record, float]:
     jax=jax.__version__,
   )
   write_record(record, out)
-  return record, result.target - result.tolerance - float(record.accuracy)
+  return record
 
 
 def _train_chain(run: ExperimentRun, root: Path) -> dict:
@@ -213,9 +233,10 @@ def read_records(out: Path) -> dict[str, Record]:
 def write_record(record: Record, out: Path):
   """Write a record into the CSV in `out`, in place of an earlier one of this name."""
   records = read_records(out) | {record.name: record}
-  lines = [','.join(field.name for field in dataclasses.fields(Record))]
-  for name in sorted(records):
-    cells = dataclasses.astuple(records[name])
-    lines.append(','.join(f'"{cell}"' if ',' in cell else cell for cell in cells))
+  text = io.StringIO()
+  names = [field.name for field in dataclasses.fields(Record)]
+  writer = csv.DictWriter(text, names, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(dataclasses.asdict(records[name]) for name in sorted(records))
   out.mkdir(parents=True, exist_ok=True)
-  write_atomically(out / RECORDS_FILE, '\n'.join(lines) + '\n')
+  write_atomically(out / RECORDS_FILE, text.getvalue())
