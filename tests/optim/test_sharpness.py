@@ -81,6 +81,13 @@ def test_rho_follows_the_learning_rate_as_in_the_published_code():
   assert {float(constant(step)) for step in (0, 55, 100)} == {0.6}
 
 
+def test_rho_is_never_negative_in_a_warm_up():
+  """By the formula, 0.1 + 0.5 · (0 - 5e-4) / 5e-4 = -0.4 at step 0, and 0.1 at half of the peak."""
+  config = OptimConfig(lr=1e-3, lr_end=5e-4, warmup='100', sam_rho=0.6, sam_rho_min=0.1)
+  rho = make_rho_schedule(config, make_lr_schedule(config, steps=1000, epoch=100))
+  assert [float(rho(step)) for step in (0, 10, 50, 100)] == pytest.approx([0, 0, 0.1, 0.6])
+
+
 def test_without_rho_there_is_no_second_gradient():
   lr = optax.constant_schedule(0.1)
   assert make_sharpness(OptimConfig(), lr) is None

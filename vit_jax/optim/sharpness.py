@@ -9,6 +9,7 @@ own rows, so its results depend on the number of devices.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vit_jax.config import OptimConfig
@@ -39,12 +40,12 @@ def forward_passes(config: OptimConfig) -> int:
 def make_rho_schedule(config: OptimConfig, lr: optax.Schedule) -> optax.Schedule:
   """Return rho by step: `sam_rho` at the peak of the learning rate, `sam_rho_min` at `lr_end`.
 
-  Between them, and below them in a warm-up, it is linear in the learning rate.
+  Between them, and below them in a warm-up, it is linear in the learning rate, but never negative.
   """
   high, low, span = config.sam_rho, config.sam_rho_min, config.lr - config.lr_end
-  if not low or not span:
+  if not low:
     return optax.constant_schedule(high)
-  return lambda step: low + (high - low) * (lr(step) - config.lr_end) / span
+  return lambda step: jnp.maximum(0, low + (high - low) * (lr(step) - config.lr_end) / span)
 
 
 def sharpness_aware_gradient(
@@ -82,7 +83,7 @@ def sharpness_aware_gradient(
 def map_trainable(function: Callable, rest: dict, *trees: dict) -> dict:
   """Map a function over the leaves of `trees`; running statistics are those of `rest`."""
 
-  def choose(keys, rest, *leaves):
-    return rest if keys[-1].key in RUNNING_STATISTICS else function(*leaves)
+  def choose(keys, own, *leaves):
+    return own if keys[-1].key in RUNNING_STATISTICS else function(*leaves)
 
   return jax.tree.map_with_path(choose, rest, *trees)
