@@ -52,7 +52,11 @@ def test_the_defaults_are_valid_and_every_number_that_can_be_wrong_has_a_range()
 COMPANIONS = {
   'random': {'data.resize_before_crop': 256},
   'big_vision': {'data.randaug_ops': 2},
-  'timm': {'data.randaug_ops': 2, 'data.train_interpolation': 'pil_random'},
+  'timm': {
+    'data.randaug_ops': 2,
+    'data.randaug_magnitude': 9.0,
+    'data.train_interpolation': 'pil_random',
+  },  # fmt: skip
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
   'mean': {'loss': 'sigmoid'},
   'staircase': {'optim.lr_boundaries': '50%'},
@@ -114,8 +118,24 @@ WRONG = [
     ["config.init_head='probe'", 'config.model.hidden_head'],
   ),
   (
-    {'data.randaug_ops': 2, 'data.randaug_variant': 'timm'},
+    {'data.randaug_ops': 2, 'data.randaug_variant': 'timm', 'data.randaug_magnitude': 9.0},
     ["config.data.randaug_variant='timm'", 'config.data.train_interpolation', 'pil_bicubic'],
+  ),
+  (
+    {'data.randaug_ops': 2, 'data.randaug_variant': 'timm'},
+    ['config.data.randaug_magnitude=0', 'up to 10'],
+  ),
+  (
+    {'data.randaug_ops': 2, 'data.randaug_variant': 'timm', 'data.randaug_magnitude': 25.0},
+    ['config.data.randaug_magnitude=25', 'up to 10'],
+  ),
+  (
+    {'data.batch': 4, 'data.repeats': 4, 'cutmix': 1.0},
+    ['config.data.batch=4', 'config.data.repeats=4'],
+  ),
+  (
+    {'optim.sam_rho': 0.6, 'optim.sam_rho_min': 0.1, 'optim.lr': 1e-3, 'optim.lr_end': 1e-3},
+    ['config.optim.sam_rho_min=0.1', 'config.optim.lr_end=0.001'],
   ),
   ({'data.repeats': 3}, ['config.data.batch=256', 'config.data.repeats=3']),
   ({'data.crop': 'random'}, ['config.data.resize_before_crop=0', '(224, 224)']),

@@ -61,7 +61,7 @@ class DataConfig:
   # The number of RandAugment operations for each training image.
   randaug_ops: int = 0
   # The magnitude of these operations. Noisy Student uses 27 for its largest model. 0 also changes
-  # the image.
+  # the image. timm's magnitudes end at 10.
   randaug_magnitude: float = 0.0
   # noisystudent: as the published code of Noisy Student computes them, overflows included.
   # intended: without these overflows (data/randaugment.py). big_vision: its randaug(n, m).

@@ -138,10 +138,25 @@ def _check_data(config: Config):
     raise UserError(
       f'config.data.batch={data.batch} is not divisible by config.data.repeats={data.repeats}'
     )
+  if (config.mixup or config.cutmix) and 1 < data.repeats > data.batch // 2:
+    raise UserError(
+      f'config.data.batch={data.batch} has one example and its config.data.repeats={data.repeats} '
+      'copies, which mixup or CutMix would blend with one another'
+    )
+  if data.randaug_ops and data.randaug_variant == 'timm':
+    _check_timm_randaugment(config)
+
+
+def _check_timm_randaugment(config: Config):
+  """Raise UserError for a magnitude or an interpolation that timm's RandAugment does not have."""
+  data = config.data
+  if not 0 < data.randaug_magnitude <= 10:
+    raise UserError(
+      f"config.data.randaug_magnitude={data.randaug_magnitude:g}: with randaug_variant='timm', "
+      'whose magnitudes end at 10, expected a number above 0 and up to 10'
+    )
   interpolation = data.train_interpolation or data.interpolation
-  if (data.randaug_ops and data.randaug_variant == 'timm') and (
-    interpolation not in TIMM_INTERPOLATIONS
-  ):
+  if interpolation not in TIMM_INTERPOLATIONS:
     raise UserError(
       "config.data.randaug_variant='timm' moves pixels with the interpolation of training images, "
       f'which is {interpolation!r}; set config.data.train_interpolation to one of '
@@ -162,6 +177,11 @@ def _check_optim(config: Config):
     raise UserError(
       f'config.optim.sam_rho_min={optim.sam_rho_min:g} is above '
       f'config.optim.sam_rho={optim.sam_rho:g}'
+    )
+  if optim.sam_rho_min and optim.lr <= optim.lr_end:
+    raise UserError(
+      f'config.optim.sam_rho_min={optim.sam_rho_min:g} is reached as the learning rate falls, but '
+      f'config.optim.lr={optim.lr:g} does not fall to config.optim.lr_end={optim.lr_end:g}'
     )
 
 

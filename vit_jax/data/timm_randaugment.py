@@ -67,7 +67,7 @@ def enhance_factor(draw: Draw) -> float:
 
 def solarize_add(image: ImageArray, level: float) -> ImageArray:
   """Add 110 * level to the values below 128."""
-  brighter = np.minimum(VALUES + min(128, int(110 * level)), 255)
+  brighter = np.minimum(VALUES + int(110 * level), 255)
   return map_values(image, np.where(VALUES < 128, brighter, VALUES))
 
 
@@ -95,7 +95,7 @@ TIMM_OPS: dict[str, Callable[[ImageArray, Draw, tuple[int, ...]], ImageArray]] =
   ),
   'PosterizeIncreasing': lambda image, draw, fill: pillow.posterize(image, 4 - int(4 * draw.level)),
   'SolarizeIncreasing': lambda image, draw, fill: pillow.solarize(
-    image, 256 - min(256, int(256 * draw.level))
+    image, 256 - int(256 * draw.level)
   ),
   'SolarizeAdd': lambda image, draw, fill: solarize_add(image, draw.level),
   'ColorIncreasing': lambda image, draw, fill: pillow.saturation(image, enhance_factor(draw)),
