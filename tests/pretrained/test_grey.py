@@ -17,7 +17,8 @@ from tests.tiny import get_config
 from vit_jax.config import ModelConfig
 from vit_jax.config_checks import validate
 from vit_jax.data.augment import Augmentation
-from vit_jax.data.images import convert_to_grey, write_train_image
+from vit_jax.data.images import write_train_image
+from vit_jax.data.pillow_ops import grayscale
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
 from vit_jax.pretrained.export import export_model
@@ -158,13 +159,13 @@ def photo(side: tuple[int, int], seed: int) -> Image.Image:
 
 def test_conversion_to_grey_is_pillows_on_every_kind_of_color():
   rgb = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-  grey = convert_to_grey(rgb)
+  grey = grayscale(rgb)
   # ITU-R 601-2 luma, rounded: in Pillow's documentation L = R * 299/1000 + G * 587/1000 + …
   luma = np.floor(rgb.astype(np.float64) @ [0.299, 0.587, 0.114] + 0.5)
   assert np.abs(grey[..., 0] - luma).max() <= 1 and np.mean(grey[..., 0] != luma) < 1e-3
   np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(rgb).convert('L')))
   equal = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
-  np.testing.assert_array_equal(convert_to_grey(equal), equal)
+  np.testing.assert_array_equal(grayscale(equal), equal)
 
 
 def test_predict_on_a_color_photo_is_timms_transform_in_mode_l(tmp_path, timm):

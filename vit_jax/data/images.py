@@ -1,7 +1,8 @@
 """Crop, resize and augment one image on the host.
 
 An image is the bytes of a file or an array; the result is uint8 [h, w, 3] RGB or [h, w, 1] grey.
-All randomness of a training image comes from its key (seed, epoch, example).
+All randomness of a training image comes from its key (seed, epoch, example). With repeated
+augmentation, the number of the draw stands for the epoch.
 
 A grey image has three equal channels until it is written: every step treats them alike.
 """
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from vit_jax.data.augment import INTERPOLATION_BLOCK, uniform
 from vit_jax.data.decode import CropBox, ImageData, decode_image
+from vit_jax.data.pillow_ops import grayscale
 from vit_jax.data.preprocessing import Preprocessing, apply_preprocessing, resized_size
 from vit_jax.data.resize import resize_image
 from vit_jax.data.sampler import RandomKey, random_bits
@@ -121,12 +122,7 @@ def write_eval_image(
 def decode_channels(data: ImageData, channels: int, **options) -> np.ndarray:
   """Decode as `decode_image` does, and convert to grey for one channel. Returns uint8 [h, w, 3]."""
   image = decode_image(data, **options)
-  return convert_to_grey(image) if channels == 1 else image
-
-
-def convert_to_grey(image: np.ndarray) -> np.ndarray:
-  """Return uint8 [h, w, 3] with the luma of ITU-R 601 in each channel, as Pillow rounds it."""
-  return cv2.cvtColor(np.asarray(Image.fromarray(image).convert('L')), cv2.COLOR_GRAY2RGB)
+  return grayscale(image) if channels == 1 else image
 
 
 @contextlib.contextmanager
