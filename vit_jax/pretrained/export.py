@@ -260,7 +260,7 @@ def flatten_with_positions(model: PretrainedModel) -> dict[str, np.ndarray]:
   Other libraries support only learned position embeddings.
   """
   flat = flax.traverse_util.flatten_dict(model.params, sep='/')
-  if model.config.has_rope or model.config.position in ('learned', 'relative2d'):
+  if model.config.has_rope or model.config.position == 'learned':
     return flat
   d, (h, w) = model.model.shape.width, model.grid
   table = np.zeros((1, h * w, d), np.float32)

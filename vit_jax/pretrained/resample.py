@@ -115,7 +115,8 @@ def resample_positions(
   if math.prod(old_grid) != positions.shape[1] - extra:
     raise UserError(
       f'{positions.shape[1]} position embeddings do not match {extra} class tokens and a grid of '
-      f'{old_grid[0]}x{old_grid[1]}: check that config.model.pool is that of the loaded model'
+      f'{old_grid[0]}x{old_grid[1]}: check that config.model.pool and '
+      'config.model.distillation_token are those of the loaded model'
     )
   if old_grid == grid:
     return positions

@@ -218,8 +218,8 @@ def normalize_position_rows(
     return flat
   if POSITION_EMBEDDING not in flat:
     raise UserError(
-      f'{source} has no position embeddings. Rotary ones are supported only of a DINOv3 that a '
-      'config.json beside the file names'
+      f'{source} has no position embeddings. Rotary ones are supported only of a model '
+      'that a config.json beside the file names, such as DINOv3 or EVA-02'
     )
   table, registers = flat[POSITION_EMBEDDING], flat.get('registers')
   cls, rows = ('cls' in flat) + ('dist' in flat), table.shape[1]

@@ -206,7 +206,7 @@ def _example_names(source, places: list[int]) -> dict[int, str]:
 
 
 def _read_batch(run: RunFacts) -> list[tuple[str, str]]:
-  """Return the first augmented images of the run and their labels."""
+  """Return augmented images of the labelled data of the run, and their labels."""
   data = dataclasses.replace(
     run.config.data, batch=SHOWN_EXAMPLES, unlabelled='', bad_images='skip', workers=0, repeats=1
   )
