@@ -56,7 +56,7 @@ COMPANIONS = {
     'data.randaug_ops': 2,
     'data.randaug_magnitude': 9.0,
     'data.train_interpolation': 'pil_random',
-  },  # fmt: skip
+  },
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
   'mean': {'loss': 'sigmoid'},
   'staircase': {'optim.lr_boundaries': '50%'},
