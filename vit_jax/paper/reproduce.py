@@ -142,12 +142,18 @@ def seed_runs(result: PublishedResult) -> list[ExperimentRun]:
 
 
 def digest_program(config: Config, examples: int, classes: int) -> str:
-  """Return a hash of the settings and of the lowered train step, on one device.
+  """Return a hash of the settings that are not at their default, and of the lowered train step.
 
-  Each example has one label.
+  The step is that of one device. Each example has one label. So a new setting, which is at its
+  default, makes no record stale.
   """
   ignored = MUTABLE_ON_RESUME - {'data.eval_batch'}  # It may change the last digits.
-  settings = {name: value for name, value in flatten_config(config).items() if name not in ignored}
+  defaults = flatten_config(Config())
+  settings = {
+    name: value
+    for name, value in flatten_config(config).items()
+    if name not in ignored and value != defaults[name]
+  }
   program = make_program(
     config,
     make_task(config),
