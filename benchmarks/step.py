@@ -1,12 +1,13 @@
-"""Compare our training step with a plain linen Vision Transformer, in seconds.
+"""Compare our training step, or inference, with a plain linen model and with timm, in seconds.
 
-    python benchmarks/step.py [--rounds 12] [--steps 5] [SHAPE …]
+    python benchmarks/step.py [--rounds 12] [--steps 5] [--inference] [--sides plain,timm] [SHAPE …]
 
 The plain model is what a good engineer writes in an hour: blocks in a Python loop,
-`nn.MultiHeadDotProductAttention`, `nn.Dense`, and a convolution for the patches. Width, depth,
-loss, batch and AdamW are the same.
+`nn.MultiHeadDotProductAttention`, `nn.Dense`, and a convolution for the patches. timm's
+VisionTransformer runs in PyTorch, as it is (`timm`) and with torch.compile (`compiled`). Width,
+depth, loss, batch, AdamW and float32 are the same everywhere.
 
-Both alternate in one process, so that other load on the machine affects both. A turn is a few
+All alternate in one process, so that other load on the machine affects each. A turn is a few
 consecutive steps, as in a run, after one step that is not counted, because it finds the other
 model's data in the caches. The ratio is that of the medians over turns, of wall time and of the
 time of all cores. Below 1, ours is faster. Ours accumulates gradients over parts of the batch, as
@@ -16,6 +17,7 @@ configs/quickstart.py does: the activations of a part are small and stay in the 
 import argparse
 import functools
 import time
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -28,6 +30,7 @@ from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.step import TrainState, train_step
 
+CLASSES, RATE, DECAY = 10, 1e-3, 1e-4
 # The model, the images' size, a batch, and its parts.
 SHAPES = {
   'quickstart': (
@@ -36,7 +39,8 @@ SHAPES = {
     96,
     4,
   ),
-  'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 8, 4),
+  'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 16, 4),
+  'S/16': (ModelConfig(variant='S/16', unroll=0), (224, 224), 16, 4),
 }
 
 
@@ -68,74 +72,153 @@ class PlainVit(nn.Module):
     )
 
 
-def stepper(model, size: tuple[int, int], b: int, parts: int):
-  """Return a function that takes consecutive steps.
-
-  It returns the mean wall seconds of a step, and those of all cores, without the first step.
-  """
+def draw_batch(size: tuple[int, int], b: int) -> dict[str, np.ndarray]:
+  """Return random images and labels."""
   rng = np.random.default_rng(0)
-  batch = jax.device_put(
-    {
-      'image': rng.integers(0, 256, (b, *size, 3), dtype=np.uint8),
-      'label': rng.integers(0, 10, (b, 1)).astype(np.int32),
-      'mask': np.ones(b, bool),
-    }
-  )
-  tx = optax.adamw(1e-3)
+  return {
+    'image': rng.integers(0, 256, (b, *size, 3), dtype=np.uint8),
+    'label': rng.integers(0, CLASSES, (b, 1)).astype(np.int32),
+    'mask': np.ones(b, bool),
+  }
+
+
+def jax_step(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], None]:
+  """Return a training step of a linen model."""
+  batch = jax.device_put(draw_batch(size, b))
+  tx = optax.adamw(RATE, weight_decay=DECAY)
   params = jax.jit(model.init)(jax.random.key(0), batch['image'][:1])['params']
   state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ema=None)
-  step = functools.partial(
+  update = functools.partial(
     train_step,
     model=model,
     tx=tx,
     loss=softmax_loss,
-    lr=lambda step: 1e-3,
+    lr=lambda step: RATE,
     seed=0,
     grad_accum_steps=parts,
   )
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
-  def turn(steps: int) -> np.ndarray:
+  def step():
     nonlocal state
-    seconds = []
-    for _ in range(1 + steps):
-      began = time.perf_counter(), time.process_time()
-      state, metrics = compiled(state, batch)
-      jax.block_until_ready((state, metrics))
-      seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
-    return np.mean(seconds[1:], axis=0)
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
 
-  return turn
+  return step
+
+
+def jax_inference(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], None]:
+  """Return a forward pass of a linen model. `parts` is not used."""
+  images = jax.device_put(draw_batch(size, b)['image'])
+  params = jax.jit(model.init)(jax.random.key(0), images[:1])['params']
+  forward = jax.jit(lambda params, images: model.apply({'params': params}, images))
+  return lambda: jax.block_until_ready(forward(params, images))
+
+
+def make_timm(config: ModelConfig, size: tuple[int, int]):
+  """Return timm's model of the same shape."""
+  from timm.models.vision_transformer import VisionTransformer
+
+  s = build_vit(config, CLASSES).shape
+  return VisionTransformer(
+    img_size=size,
+    patch_size=s.patch,
+    embed_dim=s.width,
+    depth=s.depth,
+    num_heads=s.heads,
+    mlp_ratio=s.mlp / s.width,
+    num_classes=CLASSES,
+    class_token=config.pool == 'token',
+    global_pool='token' if config.pool == 'token' else 'avg',
+    fc_norm=False,
+  )
+
+
+def timm_step(
+  config: ModelConfig, size: tuple[int, int], b: int, *, inference: bool, compiled: bool
+) -> Callable[[], None]:
+  """Return a training step, or a forward pass, of timm's model."""
+  import torch
+
+  batch = draw_batch(size, b)
+  images, labels = torch.from_numpy(batch['image']), torch.from_numpy(batch['label'][:, 0]).long()
+  model = make_timm(config, size).train(not inference)
+  adamw = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+
+  def logits_of(images):
+    return model((images.permute(0, 3, 1, 2).float() - 127.5) / 127.5)
+
+  logits_of = torch.compile(logits_of) if compiled else logits_of
+
+  def train():
+    torch.nn.functional.cross_entropy(logits_of(images), labels).backward()
+    adamw.step()
+    adamw.zero_grad(set_to_none=True)
+
+  @torch.inference_mode()
+  def infer():
+    logits_of(images)
+
+  return infer if inference else train
+
+
+def turn_of(step: Callable[[], None], steps: int) -> np.ndarray:
+  """Return the mean wall seconds of a step, and those of all cores, without the first step."""
+  seconds = []
+  for _ in range(1 + steps):
+    began = time.perf_counter(), time.process_time()
+    step()
+    seconds.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+  return np.mean(seconds[1:], axis=0)
+
+
+def make_steps(name: str, sides: list[str], *, inference: bool) -> dict[str, Callable[[], None]]:
+  """Return {side: step} of a shape, ours first."""
+  config, size, b, parts = SHAPES[name]
+  model = build_vit(config, CLASSES)
+  build = jax_inference if inference else jax_step
+  steps = {'ours': build(model, size, b, parts)}
+  if 'plain' in sides:
+    steps['plain'] = build(PlainVit(config, model.shape, CLASSES), size, b, 1)
+  if 'timm' in sides:
+    make = functools.partial(timm_step, config, size, b, inference=inference)
+    steps |= {'timm': make(compiled=False), 'compiled': make(compiled=True)}
+  return steps
+
+
+def measure(steps: dict[str, Callable[[], None]], args) -> dict[str, np.ndarray]:
+  """Return {side: (wall milliseconds, those of all cores)}, medians over turns."""
+  seconds = {side: [] for side in steps}
+  for _ in range(args.rounds):
+    for side, step in steps.items():
+      seconds[side].append(turn_of(step, args.steps))
+  return {side: 1000 * np.median(values, axis=0) for side, values in seconds.items()}
 
 
 def main():
-  args = argparse.ArgumentParser(
+  """Print a line for each shape and side."""
+  top = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  args.add_argument('--rounds', type=int, default=12)
-  args.add_argument('--steps', type=int, default=5, help='in a turn')
-  args.add_argument(
+  top.add_argument('--rounds', type=int, default=12)
+  top.add_argument('--steps', type=int, default=5, help='in a turn')
+  top.add_argument('--inference', action='store_true', help='the forward pass alone')
+  top.add_argument('--sides', default='plain', help='plain, timm, or both with a comma between')
+  top.add_argument(
     'shapes', nargs='*', default=list(SHAPES), metavar='SHAPE', help=' or '.join(SHAPES)
   )
-  args = args.parse_args()
+  args = top.parse_args()
+  print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}')
   for name in args.shapes:
-    config, size, b, parts = SHAPES[name]
-    ours = build_vit(config, 10)
-    plain = PlainVit(config, ours.shape, 10)
-    steppers = {'ours': stepper(ours, size, b, parts), 'plain': stepper(plain, size, b, 1)}
-    seconds = {side: [] for side in steppers}
-    for _ in range(args.rounds):
-      for side, turn in steppers.items():
-        seconds[side].append(turn(args.steps))
-    (ours, ours_cpu), (plain, plain_cpu) = (
-      1000 * np.median(seconds[side], axis=0) for side in ('ours', 'plain')
-    )
-    print(
-      f'{name:12} batch {b:4}  ours {ours:8.1f} ms ({ours_cpu:.1f} of CPU)  plain {plain:8.1f} ms '
-      f'({plain_cpu:.1f} of CPU)  '
-      f'ratio {ours / plain:.3f} ({ours_cpu / plain_cpu:.3f})  ({jax.devices()[0].device_kind}, '
-      f'jax {jax.__version__})'
-    )
+    found = measure(make_steps(name, args.sides.split(','), inference=args.inference), args)
+    ours = found.pop('ours')
+    for side, theirs in found.items():
+      wall, cpu = ours / theirs
+      print(
+        f'{name:12} batch {SHAPES[name][2]:4}  ours {ours[0]:8.1f} ms ({ours[1]:.1f} of CPU)  '
+        f'{side:8} {theirs[0]:8.1f} ms ({theirs[1]:.1f} of CPU)  ratio {wall:.3f} ({cpu:.3f})',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':
