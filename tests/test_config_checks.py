@@ -155,6 +155,11 @@ WRONG = [
     ['config.data.eval_short_side=200', '(224, 224)'],
   ),
   (
+    {'data.eval_crop': 'center', 'data.eval_size': 288},
+    ['config.data.eval_short_side=256', 'config.data.eval_size=(288, 288)'],
+  ),
+  ({'data.eval_size': (0, 8)}, ['config.data.eval_size=(0, 8)', 'or 0']),
+  (
     {'data.batch': 10, 'optim.grad_accum_steps': 4},
     ['config.data.batch=10', 'config.optim.grad_accum_steps=4'],
   ),
@@ -224,7 +229,7 @@ FITS = {
 def test_a_value_of_another_type_raises_an_error_that_names_the_setting():
   for name, kind in setting_types(Config).items():
     wrong = [value for value in ANYTHING if not FITS.get(kind, lambda value: False)(value)]
-    if name == 'data.size':  # One number means a square.
+    if name in ('data.size', 'data.eval_size'):  # One number means a square.
       wrong = [value for value in wrong if value not in (3, (1,), [1, 2])]
     for value in wrong:
       with pytest.raises(UserError, match=re.escape(f'config.{name}=')):

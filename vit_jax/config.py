@@ -81,6 +81,9 @@ class DataConfig:
   # squash: resize to a square, then crop the center. border: fit into a square, then pad.
   # none: crop the center without resizing. See data/preprocessing.py.
   eval_crop: str = 'resize'
+  # HEIGHT,WIDTH of evaluation images, or one number. 0 means `size`. Position embeddings are
+  # resampled as `init_positions` says.
+  eval_size: tuple[int, int] = (0, 0)
   # The side in pixels to which `center`, `squash` and `border` resize.
   eval_short_side: int = 256
   # tf_bilinear (TensorFlow's, without antialiasing), tf_area (big_vision's for evaluation; training
@@ -106,6 +109,11 @@ class DataConfig:
   threads: int = 0
   # The number of batches that are copied to the device ahead of their step.
   prefetch: int = 2
+
+  @property
+  def eval_image_size(self) -> tuple[int, int]:
+    """Height and width in pixels of evaluation images."""
+    return tuple(self.eval_size) if any(self.eval_size) else tuple(self.size)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from vit_jax.settings.limits import CHANNELS, CHOICES, RANGES, TIMM_INTERPOLATIO
 
 
 def validate(config: Config) -> Config:
-  """Return the config with `data.size` as two numbers.
+  """Return the config with `data.size` and `data.eval_size` as two numbers.
 
   Raises UserError that names the setting, its value, and what is expected.
   """
@@ -35,12 +35,10 @@ def validate_values(config: Config) -> Config:
 
   An older version may have written such a config to a run directory.
   """
-  size = config.data.size
-  size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
-  size = size * 2 if isinstance(size, tuple) and len(size) == 1 else size
+  sizes = {name: _as_two_numbers(getattr(config.data, name)) for name in ('size', 'eval_size')}
   config = dataclasses.replace(
     config,
-    data=dataclasses.replace(config.data, size=size),
+    data=dataclasses.replace(config.data, **sizes),
     model=_join_equal_channels(config.model),
   )
   values = flatten_config(config)
@@ -56,6 +54,12 @@ def validate_values(config: Config) -> Config:
     )
   check_channels(config.model)
   return config
+
+
+def _as_two_numbers(size):
+  """Return one number, or a sequence of one, as a tuple of two. Return other values as they are."""
+  size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
+  return size * 2 if isinstance(size, tuple) and len(size) == 1 else size
 
 
 def _join_equal_channels(model: ModelConfig) -> ModelConfig:
@@ -112,6 +116,11 @@ def _check_data(config: Config):
     raise UserError(
       f'config.data.size={data.size}: expected HEIGHT,WIDTH in pixels, or one number for a square'
     )
+  if data.eval_size != (0, 0) and min(data.eval_size) < 1:
+    raise UserError(
+      f'config.data.eval_size={data.eval_size}: expected HEIGHT,WIDTH in pixels, one number for a '
+      'square, or 0 for config.data.size'
+    )
   if data.unlabelled and data.batch % (1 + data.unlabelled_ratio):
     raise UserError(
       f'config.data.batch={data.batch} is not divisible into groups of 1 labelled image and '
@@ -125,14 +134,15 @@ def _check_data(config: Config):
     raise UserError(f'config.data.crop_area={data.crop_area}: expected 0 < LOW <= HIGH <= 1')
   if not 0 < data.crop_aspect[0] <= data.crop_aspect[1]:
     raise UserError(f'config.data.crop_aspect={data.crop_aspect}: expected 0 < LOW <= HIGH')
-  for side, cropped in (
-    ('resize_before_crop', data.crop == 'random'),
-    ('eval_short_side', data.eval_crop in ('center', 'squash')),
+  cropped_of = 'eval_size' if any(data.eval_size) else 'size'
+  for side, name, cropped in (
+    ('resize_before_crop', 'size', data.crop == 'random'),
+    ('eval_short_side', cropped_of, data.eval_crop in ('center', 'squash')),
   ):
-    if cropped and getattr(data, side) < max(data.size):
+    if cropped and getattr(data, side) < max(getattr(data, name)):
       raise UserError(
         f'config.data.{side}={getattr(data, side)} is less than the size of the crop, '
-        f'config.data.size={data.size}'
+        f'config.data.{name}={getattr(data, name)}'
       )
   if data.batch % data.repeats:
     raise UserError(

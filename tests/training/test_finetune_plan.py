@@ -53,11 +53,22 @@ def test_a_cpu_gets_at_most_a_hundred_patches_and_an_accelerator_the_size_of_the
   assert plan(pretrained('R50x1'))['data.size'] == (224, 224)
 
 
+def test_a_cpu_evaluates_images_of_up_to_256_patches():
+  # sqrt(256 / 1369) of 37 rows is 16. 16 rows of 14 pixels.
+  assert plan(pretrained(size=(518, 518)))['data.eval_size'] == (224, 224)
+  assert plan()['data.eval_size'] == (224, 224)
+  # A model of 10 x 10 patches is trained at its size already.
+  assert plan(pretrained(size=(140, 140)))['data.eval_size'] == (0, 0)
+  assert plan(platform='gpu')['data.eval_size'] == (0, 0)
+
+
 def test_the_resize_before_the_crop_shrinks_with_the_image():
   center = pretrained(crop='center', resize_size=(256, 256), interpolation='pil_bicubic')
   settings = plan(center)
   assert settings['data.eval_crop'] == 'center'
-  assert settings['data.eval_short_side'] == 160  # 140 * 256 / 224.
+  assert (
+    settings['data.eval_short_side'] == 256
+  )  # That of the model, whose size is that of evaluation.
   assert settings['data.interpolation'] == 'pil_bicubic'
   assert 'data.eval_short_side' not in plan()
 

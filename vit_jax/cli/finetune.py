@@ -1,6 +1,7 @@
 """The command `finetune`: choose the settings for a folder of photos, show them, and train."""
 
 import argparse
+import math
 import shlex
 import time
 from pathlib import Path
@@ -171,7 +172,7 @@ def _recorded_steps(workdir: Path) -> int:
 
 
 def steps_in(seconds: float, settings: list[str], workdir: Path, began: float) -> int:
-  """Return the number of steps that fit into `seconds` since `began`, by measuring three.
+  """Return the number of steps that fit into `seconds` since `began`, by measuring a few.
 
   Raises UserError if these are too few for fine-tuning.
   """
@@ -193,12 +194,13 @@ def steps_in(seconds: float, settings: list[str], workdir: Path, began: float) -
   step, compilation = measure_step_time(run)
   train, test = len(run.train_source.labelled), len(run.eval_source)
   probe = min(train, MAX_PROBE_EXAMPLES) + min(test, MAX_PROBE_EXAMPLES)
+  scale = math.prod(config.data.eval_image_size) / math.prod(config.data.size)
   left = seconds - (time.monotonic() - began)
   steps = fit_into_seconds(
     left,
     step=step,
     overhead=compilation,
-    eval_images=probe * (config.init_head == 'probe') + test,
+    eval_images=probe * (config.init_head == 'probe') + test * scale,
     batch=config.data.batch,
   )
   steps = int(broadcast_one_to_all(np.int32(steps)))  # Each host has measured another time.
@@ -213,6 +215,8 @@ def steps_in(seconds: float, settings: list[str], workdir: Path, began: float) -
 
 def print_plan(model, config, workdir: Path):
   """Print what was chosen, and the command that does the same."""
+  from vit_jax.data.preprocessing import describe_sizes
+
   data, optim = config.data, config.optim
   length = f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'
   first = {
@@ -225,7 +229,7 @@ def print_plan(model, config, workdir: Path):
   command = format_train_command(config, recipe_of(model), workdir)
   print(
     f'{model.source}: {config.model.variant}\n'
-    f'{data.train} at {"x".join(map(str, data.size))} pixels, resized with {data.interpolation}\n'
+    f'{data.train} at {describe_sizes(data)}, resized with {data.interpolation}\n'
     f'{first}, then {trained}: {length} of {data.batch} images, {optim.name}, '
     f'lr {optim.lr:.2g}, layer decay {optim.layer_decay:g}, class weights {config.class_weights}\n'
     f'the same by hand:\n  {mask_credentials(command)}',

@@ -124,7 +124,7 @@ def eval_batches(
     host: Index of this host.
     hosts: Number of hosts.
     exact: Yield unrounded float32 images instead of uint8.
-    steps: The preprocessing of images of `config.size`. None means that of `config`.
+    steps: The preprocessing of images. None means that of `config`.
 
   Raises UserError if the batch is not divisible by `hosts`, or if an image cannot be read and
   `config.bad_images` is not 'skip'.
@@ -140,7 +140,7 @@ def eval_batches(
       steps=steps,
       max_pixels=config.max_pixels,
     ),
-    shape=(batch, *config.size, steps.channels),
+    shape=(batch, *steps.size, steps.channels),
     dtype=np.float32 if exact else np.uint8,
     label_width=source.max_labels,
     soft_labels=False,

@@ -89,12 +89,19 @@ def decoding_options(orient: str, jpeg_dct: str, *, user_file: bool) -> dict[str
   }
 
 
+def describe_sizes(data: DataConfig) -> str:
+  """Return the size of training images, and that of evaluation images if it is another."""
+  sizes = ['{}x{}'.format(*size) for size in (data.size, data.eval_image_size)]
+  evaluated = f', evaluated at {sizes[1]}' if sizes[0] != sizes[1] else ''
+  return f'{sizes[0]} pixels{evaluated}'
+
+
 def eval_preprocessing(data: DataConfig, model: ModelConfig | None = None) -> Preprocessing:
   """Return the steps of the evaluation images of a run."""
   model = model or ModelConfig()
   side = data.eval_short_side
   return Preprocessing(
-    size=tuple(data.size),
+    size=data.eval_image_size,
     crop=data.eval_crop,
     resize_size=(side, side) if data.eval_crop in CROPS_AFTER_RESIZE else None,
     interpolation=data.interpolation,

@@ -73,6 +73,11 @@ class Evaluator:
     size = self.data.eval_batch or self.data.batch
     return -(-size // self.mesh.size) * self.mesh.size
 
+  @property
+  def steps(self) -> Preprocessing:
+    """The preprocessing of the images."""
+    return self.preprocessing or eval_preprocessing(self.data, self.model.config)
+
   def rows(self, params: dict, source, output: Output) -> Rows:
     """Return the rows of all examples, {'label': [n, m], 'mask': [n], **output}. See `batches`."""
     return concatenate_rows(self.batches(params, source, output))
@@ -99,7 +104,7 @@ class Evaluator:
     """Return the program (parameters, batch) -> rows for the batches of `source`."""
     b, dtype = self.batch, np.float32 if output.exact_images else np.uint8
     shapes = {
-      'image': ((b, *self.data.size, self.model.config.channels), dtype),
+      'image': ((b, *self.steps.size, self.model.config.channels), dtype),
       'label': ((b, source.max_labels), np.int32),
       'mask': ((b,), np.bool_),
       'index': ((b,), np.int32),
@@ -131,8 +136,7 @@ class Evaluator:
     """
     data = dataclasses.replace(self.data, eval_batch=self.batch)
     b = self.batch // hosts
-    steps = self.preprocessing or eval_preprocessing(self.data, self.model.config)
-    options = {'exact': output.exact_images, 'steps': steps}
+    options = {'exact': output.exact_images, 'steps': self.steps}
     batches = eval_batches(source, data, host=host, hosts=hosts, **options)
     for k, batch in enumerate(batches):
       first = (k * hosts + host) * b

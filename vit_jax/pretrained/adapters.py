@@ -121,7 +121,7 @@ def read_adapters(
   facts, lora, config = read_metadata(path)
   source = base or facts['base']
   try:
-    loaded = load(source)
+    loaded = load(source, size='native')
   except UserError as error:
     raise UserError(
       f'{path} has adapters for {facts["base"]}. Its base cannot be loaded: {error} '
@@ -139,8 +139,9 @@ def read_adapters(
   notes = (f'adapters of rank {lora.rank}, merged with {loaded.source}',)
   known = {name: value for name, value in facts['preprocessing'].items() if value is not None}
   return merge_adapters(flat | trained, lora), known | {
-    'model': config, 'labels': tuple(facts['labels']), 'loss': facts['loss'],
-    'step': facts['step'], 'notes': notes,
+    'size': size, 'target_size': known['size'], 'stated_size': known['size'],
+    'positions': facts['positions'], 'model': config, 'labels': tuple(facts['labels']),
+    'loss': facts['loss'], 'step': facts['step'], 'notes': notes,
   }  # fmt: skip
 
 

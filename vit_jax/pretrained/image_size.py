@@ -29,7 +29,7 @@ def resample_to_size(
   name = next((name for name in (POSITION_EMBEDDING, RELATIVE_TABLE) if name in flat), None)
   if name is None:
     native_size = facts.get('size') or default_image_size(facts, model)
-    size = facts.get('target_size', native_size)
+    size = target_size(facts, native_size)
     model.shape.grid(size)  # Raises UserError if the model cannot take this size.
     return flat, native_size, size, []
   size_hint = facts.get('size') or facts.get('target_size')
@@ -37,7 +37,7 @@ def resample_to_size(
   native_size = tuple(
     side * stride for side, stride in zip(old_grid, model.shape.stride, strict=True)
   )
-  size = facts.get('target_size', native_size)
+  size = target_size(facts, native_size)
   grid = model.shape.grid(size)
   if grid == old_grid:
     is_stated = facts.get('checkpoint') or (size_hint and model.shape.grid(size_hint) == old_grid)
@@ -58,6 +58,11 @@ def resample_to_size(
     table = resample_positions(flat[name], tokens, grid, old_grid, method)
   note = 'position embeddings resampled from {}x{} to {}x{}'.format(*old_grid, *grid)
   return flat | {name: table}, native_size, size, [note]
+
+
+def target_size(facts: dict, native_size: tuple[int, int]) -> tuple[int, int]:
+  """Return the image size of an override, else that of the file's preprocessing."""
+  return native_size if facts.get('keep_size') else facts.get('target_size', native_size)
 
 
 def default_image_size(facts: dict, model: nn.Module) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def load(source: str, **overrides) -> PretrainedModel:
   - dtype: dtype of the computation
   - position: kind of position embedding
   - size: image size in pixels, one number or (height, width), to which position embeddings are
-    resampled
+    resampled. 'native' is the size of those in the file
   - positions: resampling method, 'corner', 'half_pixel' or 'bicubic'
   - patch: patch size in pixels, to which patch kernels are resized as in FlexiViT
   - base: the source of the model that a file of adapters belongs to
@@ -179,7 +179,9 @@ def read_run_directory(path: Path) -> tuple[dict[str, np.ndarray], dict]:
   params, step = load_newest_params(path)
   steps = {name: v for name, v in read_run_preprocessing(path).to_dict().items() if v is not None}
   facts = steps | {
-    'model': config.model, 'labels': read_run_labels(path), 'loss': config.loss, 'step': step,
+    'size': config.data.size, 'target_size': steps['size'], 'stated_size': steps['size'],
+    'positions': config.init_positions, 'model': config.model, 'labels': read_run_labels(path),
+    'loss': config.loss, 'step': step,
   }  # fmt: skip
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   flat = merge_adapters(flat, config.lora) if config.lora.rank else flat
@@ -260,6 +262,9 @@ def parse_overrides(overrides: dict) -> dict:
   for name in facts.keys() & STEP_CHECKS:
     if name not in ('size', 'short_side'):
       check_step(name, facts[name], 'load')
+  if overrides.get('size') == 'native':
+    del facts['size']
+    return facts | {'keep_size': True}
   if 'size' in overrides:
     size = facts.pop('size')
     facts['target_size'] = (size, size) if isinstance(size, int) else tuple(size)

@@ -2,6 +2,7 @@
 
 import jax
 
+from vit_jax.data.preprocessing import describe_sizes
 from vit_jax.models.families import family_name, with_article
 from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
@@ -18,7 +19,6 @@ _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
 def describe_run(run: RunFacts, model=None) -> list[str]:
   """Return sentences about model, data, recipe and time. `model` is loaded, or None."""
   config, data, optim = run.config, run.config.data, run.config.optim
-  size = 'x'.join(map(str, data.size))
   count = ''
   if model is not None:
     count = f' with {sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters'
@@ -27,7 +27,7 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
   classes = f'{len(run.labels):,} classes' if run.labels else 'no classes'
   return [
     f'{config.model.variant}, {family}{count}, {origin} on {data.train} {data.split} ({classes}) '
-    f'at {size} pixels.',
+    f'at {describe_sizes(data)}.',
     f'{run.last_step:,} steps of {data.batch:,} images with {optim.name}, learning rate '
     f'{optim.lr:g}, loss {config.loss}'
     + (f' and mixup {config.mixup:g}' if config.mixup else '')

@@ -46,6 +46,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'data.randaug_magnitude': ({'data.randaug_ops': ENABLED},),
   'data.randaug_variant': ({'data.randaug_ops': ENABLED},),
   'data.repeats': ({'data.unlabelled': ('',)},),
+  'data.eval_size': (NO_MASK,),
   'data.eval_short_side': ({'data.eval_crop': ('center', 'squash', 'border')},),
   'data.orient': (ENCODED_SOURCES,),
   'data.jpeg_dct': (ENCODED_SOURCES,),

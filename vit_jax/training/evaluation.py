@@ -15,6 +15,7 @@ from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.step import TrainState
+from vit_jax.training.eval_size import make_resample
 from vit_jax.training.setup import Run
 
 KINDS = {'eval_every': 'eval', 'probe_every': 'probe'}  # Schedule -> kind of its records.
@@ -93,11 +94,12 @@ def make_split_evaluation(
   `keep_rows` is called with the rows of all examples.
   """
   program, source, data = run.program, run.eval_source, run.config.data
-  evaluator = make_evaluator(run, program.model, should_stop)
+  param_shapes, resample = make_resample(program)
+  evaluator = make_evaluator(run, program.model, param_shapes, should_stop)
 
   def evaluate(params: dict) -> dict[str, float] | None:
     try:
-      rows = evaluator.rows(params, source, program.task.eval_output)
+      rows = evaluator.rows(resample(params), source, program.task.eval_output)
     except PreemptedError:
       return None
     keep_rows(rows)
@@ -119,17 +121,20 @@ def make_probe_evaluation(
 ) -> Callable[[dict], dict[str, float] | None]:
   """Return a function params -> {'fewshot/digits_5shot': ..., ...} for the probes of the config."""
   model = run.program.task.build_probed_model(run.train_source.classes)
-  evaluator = make_evaluator(run, model, should_stop, on_batch=lambda examples: watchdog.arm_slow())
-  return make_protocol_evaluator(run.probes, evaluator)
+  param_shapes, resample = make_resample(run.program)
+  on_batch = lambda examples: watchdog.arm_slow()
+  evaluator = make_evaluator(run, model, param_shapes, should_stop, on_batch=on_batch)
+  evaluate = make_protocol_evaluator(run.probes, evaluator)
+  return lambda params: evaluate(resample(params))
 
 
 def make_evaluator(
-  run: Run, model: nn.Module, should_stop: Callable[[object], bool], **options
+  run: Run, model: nn.Module, param_shapes: dict, should_stop: Callable[[object], bool], **options
 ) -> Evaluator:
-  """Return an evaluator of `model` with the parameters of the run, as they are sharded there."""
+  """Return an evaluator of `model` with the parameters of the run, sharded as in training."""
   return Evaluator(
     model=model,
-    param_shapes=run.program.param_shapes,
+    param_shapes=param_shapes,
     mesh=run.program.mesh,
     data=run.config.data,
     should_stop=should_stop,

@@ -24,6 +24,7 @@ class DevicePlan:
   unroll: int
   workers: int
   max_patches: int  # More patches of an image are avoided by a smaller image. 0 means no limit.
+  max_eval_patches: int  # The same for evaluation, which needs a third of the time of training.
   seconds: float  # Default time of a run. 0 means that the number of epochs decides.
 
 
@@ -31,15 +32,15 @@ class DevicePlan:
 DEVICE_PLANS = {
   'cpu': DevicePlan(
     batch=20, eval_batch=25, lr=2e-4, dtype='float32', unroll=0, workers=0, max_patches=100,
-    seconds=330,
+    max_eval_patches=256, seconds=330,
   ),
   'gpu': DevicePlan(
     batch=128, eval_batch=256, lr=5e-4, dtype='bfloat16', unroll=1, workers=8, max_patches=0,
-    seconds=0,
+    max_eval_patches=0, seconds=0,
   ),
   'tpu': DevicePlan(
     batch=256, eval_batch=256, lr=7e-4, dtype='bfloat16', unroll=1, workers=16, max_patches=0,
-    seconds=0,
+    max_eval_patches=0, seconds=0,
   ),
 }  # fmt: skip
 # (images below this number, epochs)
@@ -76,16 +77,18 @@ def plan_settings(
     devices: the number of devices of all hosts, which divides the batches.
   """
   device = DEVICE_PLANS[platform]
-  size = plan_size(model, 0 if keep_size else device.max_patches)
+  limits = (0, 0) if keep_size else (device.max_patches, device.max_eval_patches)
+  size, eval_size = (plan_size(model, limit) for limit in limits)
   batch = divisible(min(device.batch, images), devices)
   return {
     'data.train': source,
     'data.batch': batch,
     'data.eval_batch': divisible(device.eval_batch, devices),
     'data.size': size,
+    'data.eval_size': (0, 0) if eval_size == size else eval_size,
     'data.crop_area': (0.4, 1.0),
     'data.workers': device.workers,
-    **plan_eval_steps(model, size),
+    **plan_eval_steps(model, eval_size),
     **plan_model(model, device),
     'optim.name': 'adamw',
     'optim.lr': float(f'{device.lr * (batch / device.batch) ** 0.5:.3g}'),
@@ -178,7 +181,7 @@ def plan_eval_steps(model: PretrainedModel, size: tuple[int, int]) -> dict[str, 
 
 
 def fit_into_seconds(
-  seconds: float, *, step: float, overhead: float, eval_images: int, batch: int
+  seconds: float, *, step: float, overhead: float, eval_images: float, batch: int
 ) -> int:
   """Return the number of steps that fit into a time.
 
@@ -186,8 +189,8 @@ def fit_into_seconds(
     seconds: the time that is left.
     step: seconds of a training step, which costs three forward passes of its batch.
     overhead: seconds for starting and compiling the run.
-    eval_images: images of which features or logits are computed, for the probe and the last
-      evaluation.
+    eval_images: images of the training size of which features or logits are computed, for the
+      probe and the last evaluation. A larger image counts as several.
     batch: images in a step.
   """
   evaluation = eval_images * step / (3 * batch)

@@ -97,7 +97,7 @@ class InitialHead:
       model=program.model,
       param_shapes=program.param_shapes,
       mesh=program.mesh,
-      data=dataclasses.replace(self._run.config.data, bad_images='skip'),
+      data=dataclasses.replace(self._run.config.data, bad_images='skip', eval_size=(0, 0)),
       on_batch=lambda examples: self._watchdog.arm_slow(),
     )
 

@@ -36,7 +36,7 @@ def restore_or_init_state(
   state = jax.jit(make_init_fn(program), out_shardings=shardings)(config.seed)
   if not config.init:
     return state, {}, []
-  pretrained = load(config.init)
+  pretrained = load(config.init, size='native')  # So that positions are resampled once.
   assumptions = check_init_model(config, pretrained)
   base, adapters = split_adapters(state.params)
   params, changes = adapt_params(

@@ -8,7 +8,7 @@ import numpy as np
 from vit_jax.training.program import abstract_state, compile_train_step, make_init_fn
 from vit_jax.training.setup import Run
 
-_STEPS = 3  # The first is slower, and is not counted.
+_STEPS = 5  # The first is slower, and is not counted.
 
 
 def measure_step_time(run: Run) -> tuple[float, float]:
