@@ -25,6 +25,7 @@ from vit_jax.cli import (
 )  # fmt: skip
 from vit_jax.cli.arguments import Parser
 from vit_jax.cli.jobs import run_and_report_errors
+from vit_jax.runtime.huge_pages import restart_with_huge_pages
 
 _COMMANDS = (
   finetune, train, sweep, data, models, predict, evaluate, report, figures, export, push, selftrain,
@@ -62,5 +63,11 @@ def main():
     sys.exit(1)
 
 
-if __name__ == '__main__':
+def run_program():
+  """Run the command line as a program of its own, with huge pages of memory."""
+  restart_with_huge_pages()
   main()
+
+
+if __name__ == '__main__':
+  run_program()
