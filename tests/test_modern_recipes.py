@@ -92,7 +92,16 @@ def test_each_ablation_of_the_plain_vit_changes_what_it_names():
   assert changed('learned_positions').model.position == 'learned'
   assert changed('class_token').model.pool == 'token'
   assert changed('no_augmentation').mixup == changed('no_augmentation').data.randaug_ops == 0
-  assert module('plain_vit').EXPECTED.keys() == module('plain_vit').CHANGES.keys()
+
+
+def test_gsam_has_the_radius_and_alpha_of_its_model():
+  """arXiv 2203.08065, Table 4. A last radius of 0 is 1e-6 here, since 0 keeps it constant."""
+  table = {'S/32': (0.0, 0.4), 'S/16': (0.0, 1.0), 'B/32': (0.1, 0.6), 'B/16': (0.2, 0.4)}
+  for model, (low, alpha) in table.items():
+    optim = load_recipe(f'sam:{model},gsam').optim
+    assert (optim.sam_rho, optim.gsam_alpha, optim.weight_decay) == (0.6, alpha, 0.3)
+    assert 0 < optim.sam_rho_min == pytest.approx(low, abs=1e-5)
+  assert load_recipe('sam:B/16,adamw').optim.sam_rho == 0
 
 
 @pytest.mark.parametrize(
