@@ -173,9 +173,10 @@ class ModelConfig:
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'
   dropout: float = 0.0
-  # Stochastic depth: the probability that the last block is left out for an image. It grows
-  # linearly from 0 in the first block.
+  # Stochastic depth: the probability that the last block is left out for an image.
   drop_path: float = 0.0
+  # That of earlier blocks: linear (it grows from 0 in the first block), uniform (it is the same).
+  drop_path_schedule: str = 'linear'
   # tanh (the approximation that the original code uses), erf (exact),
   # quick (x * sigmoid(1.702 x), CLIP's).
   gelu: str = 'tanh'

@@ -59,6 +59,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'model.class_token': ({'model.pool': ('gap',)},),
   'model.fc_norm': ({'model.pool': ('gap',)}, NO_MASK),
   'model.distillation_token': ({'model.pool': ('token',)},),
+  'model.drop_path_schedule': ({'model.drop_path': ENABLED},),
   'model.rope_theta': (ROPE,),
   'model.rope_grid': (ROPE,),
   'model.rope_register_theta': (ROPE, {'model.registers': ENABLED}),
