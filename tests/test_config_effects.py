@@ -340,7 +340,7 @@ REFUSED = {
   'mixup': [MASK],
   'cutmix': [MASK],
   'cutmix_probability': [{}, {'mixup': 0.2}, {'cutmix': 1.0}],
-  'init_positions': [{}],
+  'init_positions': [{}, INIT | {'model.position': 'relative2d'}],
   'init_head': [{}, INIT | MASK],
   'probe_every': [{}],
   'fewshot_l2': [{}, {'probes': ('knn:builtin:digits',)}],

@@ -354,7 +354,7 @@ class Config:
   cutmix_probability: float = 0.5
   # The initial parameters: any argument of `vit_jax.load`. '' means random.
   init: str = ''
-  # How position embeddings are resampled to another grid: corner (the paper), half_pixel, bicubic.
+  # How learned positions are resampled to another grid: corner (the paper), half_pixel, bicubic.
   init_positions: str = 'corner'
   # The head of a run that starts from `init`. new: zeros (the paper). keep: the head of `init`.
   # probe: a logistic regression on the features of the training images.
