@@ -26,8 +26,9 @@ from vit_jax.paper.runs import (
   run_workdir,
   sweep_candidates,
 )
-from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours, exaflops
+from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours
 from vit_jax.tpu.topologies import GENERATIONS
+from vit_jax.training.program import training_flops
 
 _NO_JFT_NOTE = (
   'uses JFT-300M: not reproducible outside Google; '
@@ -255,8 +256,8 @@ def run_exaflops(run: ExperimentRun) -> float:
   """Return the exaFLOPs of a run, computed from its config."""
   config = _build_run_config(run)
   examples, classes, _ = DATASET_SIZES[config.data.train]
-  flops = build_model(config.model, classes).shape.flops(config.data.size)
-  return exaflops(flops, total_steps(config, examples) * config.data.batch)
+  images = total_steps(config, examples) * config.data.batch
+  return training_flops(config, build_model(config.model, classes), images) / 1e18
 
 
 def _format_three_digits(value: float) -> str:

@@ -7,6 +7,7 @@ from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
 from vit_jax.settings.fields import flatten_config
+from vit_jax.training.program import training_flops
 
 _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
   'macro_f1': 'macro F1',
@@ -45,8 +46,7 @@ def _describe_cost(run: RunFacts, model) -> list[str]:
     return []
   config, devices = run.config, run.versions.get('devices', '')
   passes = forward_passes(config.optim)
-  flops = passes * model.model.shape.flops(config.data.size, config.model.channels)
-  flops *= config.data.batch * run.last_step
+  flops = training_flops(config, model.model, config.data.batch * run.last_step)
   operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
   if not devices:  # Runs of older versions do not record them.
     return [f'This took {operations}.']
