@@ -13,6 +13,7 @@ import pytest
 import scipy.special
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tests.models.test_resnet import equations
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ViTShape
@@ -500,3 +501,27 @@ def test_linear_drop_rates_are_those_of_timm(timm):
   ours = drop_path_rates(ModelConfig(drop_path=0.45), 24)
   theirs = timm.layers.calculate_drop_path_rates(0.45, 24)
   np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'pool': 'gap'},
+    {'pool': 'gap', 'class_token': True},
+    {'pool': 'gap', 'registers': 3},
+    {'registers': 3, 'distillation_token': True},
+  ],
+  ids=str,
+)
+def test_flops_are_those_of_the_matrix_products_of_all_tokens(fields):
+  model = build_vit(ModelConfig(**SMALL | {'depth': 1}, attention='xla', **fields), 0)
+  arguments = abstract_params(model, (8, 6)), jax.ShapeDtypeStruct((1, 8, 6, 3), np.uint8)
+  run = lambda params, image: model.apply({'params': params}, image)
+  products = 0
+  for eqn in equations(jax.make_jaxpr(run)(*arguments).jaxpr):
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      terms = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+      products += int(np.prod(eqn.outvars[0].aval.shape) * terms)
+  assert model.shape.flops((8, 6)) == 2 * products

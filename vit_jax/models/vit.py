@@ -8,6 +8,7 @@ Shapes: b batch, H W image, h w patch grid, p q patch, c channels, n tokens, d w
 of the MLP, k classes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -356,5 +357,6 @@ def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
   c = config
   numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
   shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width, swiglu=c.swiglu)
+  shape = dataclasses.replace(shape, extra_tokens=c.prefix_tokens + c.registers)
   check_positions(config, shape)
   return VisionTransformer(config, shape, classes)
