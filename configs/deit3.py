@@ -12,17 +12,16 @@ Argument: MODEL,STAGE with MODEL S/16, B/16, L/16 or H/14, and STAGE
   imagenet21k_to_1k  50 epochs of ImageNet after that
 LAMB, cosine decay to 1e-5 after 5 epochs, clipping at 1, the binary cross-entropy of mixed labels
 (mixup 0.8, CutMix 1), 3-Augment with color jitter 0.3, three copies of each image, LayerScale, and
-stochastic depth. On ImageNet-21k: the softmax loss with smoothing, a simple random crop, no mixup
-and no copies.
+stochastic depth at the same rate in all blocks. On ImageNet-21k: the softmax loss with smoothing, a
+simple random crop, no mixup and no copies.
 Cost: S/16 takes 800 epochs of ImageNet at 9.2 GFLOPs for a forward pass of one image, 28 exaFLOPs.
 Not run here.
 Expected top-1 on ImageNet at 224 pixels: 81.4, 83.8, 84.9 and 85.2 % for S, B, L and H; by way of
 ImageNet-21k 83.1, 85.7, 87.0 and 87.2 % (facebookresearch/deit, README_revenge.md, whose commands
 give these settings).
 
-Three differences: the authors' batch of 2,048 is no multiple of three copies, so that it is 2,112
-here; the depth at which a block is left out grows here, and is the same for all blocks there; H/14
-is pre-trained on ImageNet-21k at 126 instead of 128 pixels, a multiple of its patches.
+Two differences: the authors' batch of 2,048 is no multiple of three copies, so that it is 2,112
+here; H/14 is pre-trained on ImageNet-21k at 126 instead of 128 pixels, a multiple of its patches.
 """
 
 from vit_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
@@ -80,6 +79,7 @@ def get_config(argument: str = 'S/16,imagenet') -> Config:
       variant=model,
       layer_scale=1e-4,
       drop_path=drop_path,
+      drop_path_schedule='uniform' if drop_path else 'linear',
       gelu='erf',
       dtype='bfloat16',
       mean=(123.675, 116.28, 103.53),

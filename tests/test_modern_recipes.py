@@ -14,6 +14,13 @@ def module(name: str):
   return import_recipe(name)
 
 
+# Table 2 of "Scaling Vision Transformers", and PaLI's ViT-e.
+SCALING = (
+  *('s/28', 's/16', 'S/32', 'Ti/16', 'B/32', 'S/16', 'B/28', 'B/16', 'L/16'),
+  *('g/14', 'G/14', 'e/14'),
+)
+
+
 def arguments() -> list[str]:
   """Return every argument of every recipe here."""
   augreg, deit3 = module('augreg'), module('deit3')
@@ -29,6 +36,7 @@ def arguments() -> list[str]:
     f'plain_vit:S/16,{epochs},{change}' for epochs in plain.EPOCHS for change in plain.CHANGES
   ]
   found += [f'deit3:{",".join(each)}' for each in deit3.STAGES]
+  found += [f'scaling:{model}{stage}' for model in SCALING for stage in ('', ',finetune_imagenet')]
   return found + [
     f'sam:{model},{rule}' for model in ('S/16', 'B/32') for rule in module('sam').RULES
   ]
@@ -55,6 +63,10 @@ def test_every_argument_gives_a_valid_config():
     'deit3:H/14,imagenet21k_to_1k',
     'sam:S/16',
     'sam:B/32,gsam',
+    'scaling:B/28',
+    'scaling:g/14',
+    'scaling:G/14,finetune_imagenet',
+    'scaling:e/14',
   ],
 )
 def test_a_dry_run_traces_the_step_and_prints_length_and_settings(name):
@@ -92,7 +104,34 @@ def test_each_ablation_of_the_plain_vit_changes_what_it_names():
   assert changed('learned_positions').model.position == 'learned'
   assert changed('class_token').model.pool == 'token'
   assert changed('no_augmentation').mixup == changed('no_augmentation').data.randaug_ops == 0
-  assert module('plain_vit').EXPECTED.keys() == module('plain_vit').CHANGES.keys()
+
+
+def test_gsam_has_the_radius_and_alpha_of_its_model():
+  """arXiv 2203.08065, Table 4. A last radius of 0 is 1e-6 here, since 0 keeps it constant."""
+  table = {'S/32': (0.0, 0.4), 'S/16': (0.0, 1.0), 'B/32': (0.1, 0.6), 'B/16': (0.2, 0.4)}
+  for model, (low, alpha) in table.items():
+    optim = load_recipe(f'sam:{model},gsam').optim
+    assert (optim.sam_rho, optim.gsam_alpha, optim.weight_decay) == (0.6, alpha, 0.3)
+    assert 0 < optim.sam_rho_min == pytest.approx(low, abs=1e-5)
+  assert load_recipe('sam:B/16,adamw').optim.sam_rho == 0
+
+
+def test_large_models_have_the_batches_steps_and_decays_of_their_authors():
+  """arXiv 2106.04560, Appendices B, C and D."""
+  assert tuple(module('scaling').MODELS) == SCALING
+  for model, batch, steps in (('L/16', 4096, 4_000_000), ('g/14', 16_384, 1_000_000)):
+    config = load_recipe(f'scaling:{model}')
+    assert (config.data.batch, config.steps, config.optim.name) == (batch, steps, 'adafactor')
+    assert (config.optim.b1, config.optim.b2, config.optim.lr) == (0.9, 0.999, 8e-4)
+    decay, factor = config.optim.weight_decay, config.optim.head_weight_decay_factor
+    assert (decay, decay * factor) == (0.03, pytest.approx(3.0))
+    assert (config.optim.warmup, config.optim.cooldown) == ('10000', '50000')
+  for model, side in (('B/28', 364), ('L/16', 384), ('g/14', 518), ('G/14', 518)):
+    config = load_recipe(f'scaling:{model},finetune_imagenet')
+    assert (config.data.size, config.data.batch, config.steps) == ((side, side), 512, 20_000)
+    assert (config.optim.name, config.optim.weight_decay) == ('sgd', 0.0)
+    assert (config.optim.schedule == 'constant') == (config.optim.ema > 0) == (model == 'G/14')
+  assert load_sweep_rates('scaling:g/14,finetune_imagenet') == (0.01, 0.03)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +147,8 @@ def test_each_ablation_of_the_plain_vit_changes_what_it_names():
     'deit3:B/16',
     'deit3:B/16,imagenet22k',
     'sam:B/16,sma',
+    'scaling:H/14',
+    'scaling:g/14,finetune_pets',
   ],
 )
 def test_another_argument_is_an_error_that_names_the_recipe(name):

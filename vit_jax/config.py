@@ -181,9 +181,10 @@ class ModelConfig:
   # auto (the kernel for the device), xla, pallas (our TPU kernel), cudnn (NVIDIA's).
   attention: str = 'auto'
   dropout: float = 0.0
-  # Stochastic depth: the probability that the last block is left out for an image. It grows
-  # linearly from 0 in the first block.
+  # Stochastic depth: the probability that the last block is left out for an image.
   drop_path: float = 0.0
+  # That of earlier blocks: linear (it grows from 0 in the first block), uniform (it is the same).
+  drop_path_schedule: str = 'linear'
   # tanh (the approximation that the original code uses), erf (exact),
   # quick (x * sigmoid(1.702 x), CLIP's).
   gelu: str = 'tanh'
@@ -361,7 +362,7 @@ class Config:
   cutmix_probability: float = 0.5
   # The initial parameters: any argument of `vit_jax.load`. '' means random.
   init: str = ''
-  # How position embeddings are resampled to another grid: corner (the paper), half_pixel, bicubic.
+  # How learned positions are resampled to another grid: corner (the paper), half_pixel, bicubic.
   init_positions: str = 'corner'
   # The head of a run that starts from `init`. new: zeros (the paper). keep: the head of `init`.
   # probe: a logistic regression on the features of the training images.

@@ -297,6 +297,10 @@ USER_ERRORS = {
   'another gelu': ((*PREDICT, '--gelu', 'relu'), "--gelu: invalid choice: 'relu'"),
   'a size in words': ((*PREDICT, '--size', 'large'), "--size: 'large': expected pixels"),
   'a size that does not divide': ((*PREDICT, '--size', '30'), 'does not divide into patches'),
+  'a mean with spaces': (
+    (*PREDICT, '--mean', '0.4', '0.5', '0.6'), 'no spaces: --mean 0.4,0.5,0.6;'
+  ),
+  'a size with a space': ((*EVALUATE, '--size', '48,', '32'), 'no spaces: --size 48,32;'),
   'a mean of 255': ((*PREDICT, '--mean', '127'), "--mean: '127'"),
   'two deviations': ((*PREDICT, '--std', '0.1,0.2'), "--std: '0.1,0.2'"),
   'no deviation': ((*PREDICT, '--std', '0'), 'positive'),

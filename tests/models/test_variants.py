@@ -121,6 +121,11 @@ def test_flops_of_the_huge_model_equal_those_the_paper_implies():
   assert vit_shape('H/14').flops((224, 224)) / 1e9 == pytest.approx(334.9, rel=2e-3)
 
 
+def test_flops_of_vit_e_equal_those_of_pali():
+  """arXiv 2209.06794, Table 8: 1,980 GFLOPs."""
+  assert vit_shape('e/14').flops((224, 224)) / 1e9 == pytest.approx(1980, rel=2e-3)
+
+
 def test_patches_and_images_can_be_rectangular():
   s = vit_shape('Ti/16x8')
   assert s.patch == (16, 8)

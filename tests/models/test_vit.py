@@ -13,10 +13,11 @@ import pytest
 import scipy.special
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tests.models.test_resnet import equations
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.variants import ViTShape
-from vit_jax.models.vit import Transformer, build_vit
+from vit_jax.models.vit import Transformer, build_vit, drop_path_rates
 from vit_jax.step import abstract_params
 
 SIZE = (8, 12)
@@ -478,3 +479,49 @@ def test_stochastic_depth_drops_images_at_linearly_growing_rates_and_keeps_the_m
   assert np.all(np.abs(kept.mean(axis=0) - keep) <= tolerance(keep, count))
   correlation = np.corrcoef(kept[:, [1, 2, 3, 5, 6, 7]], rowvar=False) - np.eye(6)
   assert np.abs(correlation).max() < 5 / np.sqrt(count)
+
+
+def test_uniform_stochastic_depth_drops_every_block_at_the_same_rate():
+  """facebookresearch/deit, models_v2.py, has [rate] * depth."""
+  depth, rate, count = 3, 0.6, 3000
+  x = np.zeros((count, 2, 16), np.float32)
+  config = ModelConfig(position='none', drop_path=rate, drop_path_schedule='uniform')
+  params, apply = quiet_transformer(config, ViTShape(16, depth, 16, 1, (1, 1)), x)
+  # Block i writes a 1 into channel i with its attention, and into channel 3 + i with its MLP.
+  params[ATTENTION + 'out/bias'][:, :3] = np.eye(3)
+  params[MLP + 'Dense_1/bias'][:, 3:6] = np.eye(3)
+  out = apply(params)[:, 0]
+  kept = out[:, :6] > out[:, 15:] + 1e-3  # Above a channel that nothing writes to.
+  np.testing.assert_allclose(kept.mean(axis=0), 1 - rate, atol=tolerance(rate, count))
+  correlation = np.corrcoef(kept, rowvar=False) - np.eye(6)
+  assert np.abs(correlation).max() < 5 / np.sqrt(count)
+
+
+def test_linear_drop_rates_are_those_of_timm(timm):
+  ours = drop_path_rates(ModelConfig(drop_path=0.45), 24)
+  theirs = timm.layers.calculate_drop_path_rates(0.45, 24)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'pool': 'gap'},
+    {'pool': 'gap', 'class_token': True},
+    {'pool': 'gap', 'registers': 3},
+    {'registers': 3, 'distillation_token': True},
+  ],
+  ids=str,
+)
+def test_flops_are_those_of_the_matrix_products_of_all_tokens(fields):
+  model = build_vit(ModelConfig(**SMALL | {'depth': 1}, attention='xla', **fields), 0)
+  arguments = abstract_params(model, (8, 6)), jax.ShapeDtypeStruct((1, 8, 6, 3), np.uint8)
+  run = lambda params, image: model.apply({'params': params}, image)
+  products = 0
+  for eqn in equations(jax.make_jaxpr(run)(*arguments).jaxpr):
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      terms = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+      products += int(np.prod(eqn.outvars[0].aval.shape) * terms)
+  assert model.shape.flops((8, 6)) == 2 * products

@@ -11,6 +11,7 @@ from vit_jax.paper.published import (
   read_position_similarities,
   read_published_table,
 )
+from vit_jax.recipes import import_recipe
 
 FIVE = ('ImageNet', 'CIFAR-10', 'CIFAR-100', 'Pets', 'Flowers')  # Figure 5's and Table 7's average.
 
@@ -52,6 +53,48 @@ def test_table_9_averages_to_its_last_row_and_to_table_2():
     average = statistics.mean(float(row[model]) for row in tasks)
     assert average == pytest.approx(float(mean[model]), abs=0.06)
     assert average == pytest.approx(parse_first_number(vtab[model]), abs=0.06)
+
+
+def test_augregs_jft_column_is_the_first_papers_table_5():
+  later = {row['Model']: row['JFT-300M at 384'] for row in read_published_table('augreg')}
+  jft = [
+    row
+    for row in read_published_table('table5')
+    if (row['Pre-train'], row['Transfer to']) == ('JFT-300M', 'ImageNet')
+  ]
+  assert len(jft) == 1
+  assert {model: jft[0][f'ViT-{model}'] for model in ('L/16', 'B/16', 'B/32')} == {
+    model: number for model, number in later.items() if number != '-'
+  }
+
+
+def test_augregs_numbers_at_384_pixels_are_those_of_the_recommended_checkpoints():
+  """README of google-research/vision_transformer."""
+  readme = {
+    'L/16': '85.59', 'B/16': '85.49', 'S/16': '83.73', 'R50+L/32': '85.99', 'R26+S/32': '83.85',
+    'Ti/16': '78.22', 'B/32': '83.59', 'S/32': '79.58', 'R+Ti/16': '75.40',
+  }  # fmt: skip
+  assert {row['Model']: row['i21k-300 at 384'] for row in read_published_table('augreg')} == readme
+
+
+def test_the_rows_of_the_plain_vit_are_the_changes_of_its_recipe():
+  changes = import_recipe('plain_vit').CHANGES
+  assert {row['Change'] for row in read_published_table('plain_vit')} == {
+    change or 'none' for change in changes
+  }
+
+
+def test_sams_and_gsams_gains_are_those_of_their_abstracts():
+  """arXiv 2106.01548: +5.3 for B/16. arXiv 2203.08065: B/32 +3.2 over SAM and +5.4 over AdamW."""
+  top1 = {
+    (row['Model'], row['Rule']): float(row['ImageNet']) for row in read_published_table('sam')
+  }
+  gains = (
+    top1['B/16', 'sam'] - top1['B/16', 'adamw'],
+    top1['B/32', 'gsam'] - top1['B/32', 'sam'],
+    top1['B/32', 'gsam'] - top1['B/32', 'adamw'],
+  )
+  assert gains == pytest.approx((5.3, 3.2, 5.4))
 
 
 def test_similarities_are_those_of_vectors_with_themselves():

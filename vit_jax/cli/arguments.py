@@ -12,6 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.settings.limits import CHOICES
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
+_COMMA_FLAGS = ('--mean', '--std', '--size')  # Their values are one word, such as 0.5,0.5,0.5.
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,14 +24,27 @@ class Parser(argparse.ArgumentParser):
   def parse_known_args(self, args=None, namespace=None):
     """Parse arguments. Refuse the value `--`, which argparse replaces with an empty list."""
     args = sys.argv[1:] if args is None else args
-    own = itertools.takewhile('--'.__ne__, args)
+    own = [*itertools.takewhile('--'.__ne__, args)]
     if wrong := next((arg for arg in own if re.fullmatch(r'--?\w+=--', arg)), None):
       self.error(f'{wrong}: -- is not a value')
+    if wrong := find_missing_commas(own):
+      self.error(wrong)
     return super().parse_known_args(args, namespace)
 
   def error(self, message: str):
     """Raise UserError instead of exiting."""
     raise UserError(f'{message}; see {self.prog} --help')
+
+
+def find_missing_commas(args: list[str]) -> str:
+  """Return an error message if spaces separate the numbers of a flag that takes one word, or ''."""
+  for i, flag in enumerate(args):
+    if flag in _COMMA_FLAGS:
+      numbers = [*itertools.takewhile(re.compile(r'[\d.]+,?').fullmatch, args[i + 1 :])]
+      if len(numbers) > 1:
+        joined = ','.join(number.strip(',') for number in numbers)
+        return f'{flag} {" ".join(numbers)}: expected commas and no spaces: {flag} {joined}'
+  return ''
 
 
 def positive_int(text: str) -> int:

@@ -1,4 +1,4 @@
-"""tables: make any table or figure of the paper, at full scale or in miniature, and compare it."""
+"""tables: make a table or figure of the paper, at full scale or in miniature, and compare it."""
 
 import argparse
 import functools
@@ -188,8 +188,8 @@ def add(commands):
   add(
     'name',
     nargs='?',
-    help='table (2 to 9), figure (fig2 to fig14) or selfsupervision; mini: all miniatures; without '
-    'a name: the list',
+    help='table (2 to 9), figure (fig2 to fig14) or selfsupervision; augreg, plain_vit or sam: the '
+    'table of a later paper; mini: all miniatures; without a name: the list',
   )
   add('--list', action='store_true', help='list every table and figure')
   add(

@@ -31,7 +31,8 @@ TRANSFORMER_SETTINGS = (
   'width', 'depth', 'mlp', 'heads', 'pool', 'hidden_head', 'class_token', 'distillation_token',
   'position', 'position_at', 'rope_theta', 'rope_grid', 'rope_register_theta', 'registers',
   'patch_norm', 'pre_norm', 'fc_norm', 'qk_norm', 'qkv_bias', 'patch_bias', 'layer_scale', 'swiglu',
-  'mlp_norm', 'norm', 'attention', 'dropout', 'drop_path', 'gelu', 'norm_eps', 'unroll',
+  'mlp_norm', 'norm', 'attention', 'dropout', 'drop_path', 'drop_path_schedule', 'gelu', 'norm_eps',
+  'unroll',
 )  # fmt: skip
 NOT_AXIAL_SETTINGS = (
   'class_token', 'distillation_token', 'position_at', 'rope_theta', 'rope_grid',

@@ -150,6 +150,7 @@ class ViTShape:
     patch: (height, width) of a patch, in pixels or in positions of the backbone's output.
     backbone: The ResNet of a hybrid.
     swiglu: Whether the MLP is gated, and has three linear layers instead of two.
+    extra_tokens: Tokens besides the patches. The papers count one, the class token.
   """
 
   width: int
@@ -159,6 +160,7 @@ class ViTShape:
   patch: tuple[int, int]
   backbone: 'ResNetBackbone | None' = None
   swiglu: bool = False
+  extra_tokens: int = 1
 
   @property
   def mlp_products(self) -> int:
@@ -187,7 +189,7 @@ class ViTShape:
   def flops(self, size: tuple[int, int], channels: int = 3) -> float:
     """Return the FLOPs of a forward pass over one image of `size`."""
     patches, d = math.prod(self.grid(size)), self.width
-    n = patches + 1  # One class token.
+    n = patches + self.extra_tokens
     # Multiply-adds per token: q, k, v, out and the MLP.
     projections = 4 * d * d + self.mlp_products
     attention = 2 * n * d  # Multiply-adds per token: q kᵀ, and the weights times v.

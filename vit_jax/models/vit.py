@@ -8,6 +8,7 @@ Shapes: b batch, H W image, h w patch grid, p q patch, c channels, n tokens, d w
 of the MLP, k classes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -242,7 +243,7 @@ class Transformer(nn.Module):
       make_score_bias=score_bias_factory(c, self.grid),
       name='encoderblock',
     )
-    x, _ = blocks(x, jnp.linspace(0, c.drop_path, s.depth), shared, train)
+    x, _ = blocks(x, drop_path_rates(c, s.depth), shared, train)
     return x if c.fc_norm else norm(name='encoder_norm')(x)
 
   def rematerialized_block(self) -> type[nn.Module]:
@@ -256,6 +257,13 @@ class Transformer(nn.Module):
     has_loop = 0 < c.unroll < self.shape.depth
     policy = REMAT_POLICIES[c.remat]
     return nn.remat(block, prevent_cse=not has_loop, static_argnums=(4,), policy=policy)
+
+
+def drop_path_rates(config: ModelConfig, depth: int) -> jax.Array:
+  """Return the drop rate of each block, [depth]: growing as in arXiv 1603.09382, or uniform."""
+  if config.drop_path_schedule == 'uniform':
+    return jnp.full(depth, config.drop_path)
+  return jnp.linspace(0, config.drop_path, depth)
 
 
 class VisionTransformer(nn.Module):
@@ -349,5 +357,6 @@ def build_vit(config: ModelConfig, classes: int) -> VisionTransformer:
   c = config
   numbers = {'width': c.width, 'depth': c.depth, 'mlp': c.mlp, 'heads': c.heads}
   shape = vit_shape(c.variant, **numbers, stem_width=c.stem_width, swiglu=c.swiglu)
+  shape = dataclasses.replace(shape, extra_tokens=c.prefix_tokens + c.registers)
   check_positions(config, shape)
   return VisionTransformer(config, shape, classes)

@@ -1,4 +1,4 @@
-"""Published numbers of the paper and its authors, from tables/*.csv.
+"""Published numbers of the paper, its authors and later papers, from tables/*.csv.
 
 tables/SOURCES.md lists the source of each number.
 """
@@ -30,6 +30,9 @@ ROW_NAMES: dict[str, Callable[[dict[str, str]], str]] = {
   'table8': lambda row: row['Position embedding'],
   'table9': lambda row: row['Task'],
   'selfsupervision': lambda row: row['Pre-training'],
+  'augreg': lambda row: row['Model'],
+  'plain_vit': lambda row: row['Change'],
+  'sam': lambda row: f'{row["Model"]} {row["Rule"]}',
 }
 # Table 6's columns, by their names in the other tables.
 _COLUMN_NAMES = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}

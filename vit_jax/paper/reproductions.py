@@ -1,4 +1,4 @@
-"""Every table and figure of the paper: its command, its cost, and what it needs."""
+"""Every table and figure of the paper, and tables of later ones: commands, costs and needs."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -7,9 +7,11 @@ from pathlib import Path
 from vit_jax.config import Config
 from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.errors import UserError, did_you_mean
+from vit_jax.evaluate.label_sets import LABEL_SET_SOURCES
+from vit_jax.evaluate.protocols import parse_protocol
 from vit_jax.models.families import build_model
 from vit_jax.optim.durations import total_steps
-from vit_jax.paper import full_scale
+from vit_jax.paper import full_scale, later_papers
 from vit_jax.paper.published import (
   ROW_NAMES,
   parse_first_number,
@@ -24,8 +26,9 @@ from vit_jax.paper.runs import (
   run_workdir,
   sweep_candidates,
 )
-from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours, exaflops
+from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours
 from vit_jax.tpu.topologies import GENERATIONS
+from vit_jax.training.program import training_flops
 
 _NO_JFT_NOTE = (
   'uses JFT-300M: not reproducible outside Google; '
@@ -38,6 +41,7 @@ class Reproduction:
   """A table or a figure. Without `make_runs`, `command` alone makes it."""
 
   title: str
+  name: str = ''  # By default the table or figure of its key.
   make_runs: Callable[[], list[ExperimentRun]] | None = None  # At full scale.
   # A command for each model at the end of the runs. {run} stands for its directory.
   follow_up_command: str = ''
@@ -56,7 +60,6 @@ _NOISY_STUDENT_COMMAND = (
   f'--students {_STUDENT_CONFIG},14 {_STUDENT_CONFIG},14 {_STUDENT_CONFIG},28 '
   '--workdir runs/noisy_student'
 )
-_SELF_SUPERVISION = 'selfsupervision'
 _TABLE_OF_FIGURE = {'fig2': '9', 'fig3': '5', 'fig5': '6'}  # Figures with the runs of a table.
 _imagenet_runs_only = full_scale.make_dataset_filter('ImageNet')
 REPRODUCTIONS = {
@@ -139,9 +142,21 @@ REPRODUCTIONS = {
     title='attention rollout over 128 images',
     command=_FIGURES_COMMAND, needs='photographs',
   ),
-  _SELF_SUPERVISION: Reproduction(
+  'selfsupervision': Reproduction(
     title='self-supervision by masked patches',
-    make_runs=full_scale.self_supervision_runs, mini_experiment='masked_patches',
+    name='§4.6', make_runs=full_scale.self_supervision_runs, mini_experiment='masked_patches',
+  ),
+  'augreg': Reproduction(
+    title='accuracy on ImageNet by model, pre-training set and its length (arXiv 2106.10270)',
+    name='Table 3 of augreg', make_runs=later_papers.augreg_runs,
+  ),
+  'plain_vit': Reproduction(
+    title='S/16 on ImageNet and its ablations (arXiv 2205.01580)',
+    name='Table 1 of plain ViT', make_runs=later_papers.plain_vit_runs,
+  ),
+  'sam': Reproduction(
+    title='ViTs on ImageNet with AdamW, SAM and GSAM (arXiv 2106.01548, 2203.08065)',
+    name='Table 1 of GSAM', make_runs=later_papers.sam_runs,
   ),
 }  # fmt: skip
 
@@ -154,7 +169,7 @@ def _parse_reproduction_key(name: str) -> str:
   key = name.lower().replace('figure', 'fig').removeprefix('table')
   if key not in REPRODUCTIONS:
     hint = did_you_mean(key, REPRODUCTIONS)
-    raise UserError(f'tables {name}: the paper has no such table or figure.{hint}')
+    raise UserError(f'tables {name}: there is no such table or figure.{hint}')
   return key
 
 
@@ -167,11 +182,10 @@ def find_reproduction(name: str) -> Reproduction:
 
 
 def format_reproduction_title(name: str) -> str:
-  """Return 'Table 5', 'Figure 4' or '§4.6'."""
+  """Return 'Table 5', 'Figure 4', '§4.6' or 'Table 3 of augreg'."""
   key = _parse_reproduction_key(name)
-  if key == _SELF_SUPERVISION:
-    return '§4.6'
-  return f'Figure {key[3:]}' if key.startswith('fig') else f'Table {key}'
+  default = f'Figure {key[3:]}' if key.startswith('fig') else f'Table {key}'
+  return REPRODUCTIONS[key].name or default
 
 
 def reproduction_paper_cells(name: str) -> dict[tuple[str, str], str]:
@@ -182,11 +196,10 @@ def reproduction_paper_cells(name: str) -> dict[tuple[str, str], str]:
   key = _parse_reproduction_key(name)
   if key == 'fig13':
     return read_figure_13_cells()
-  tables = [f'table{_TABLE_OF_FIGURE.get(key, key)}']
+  number = _TABLE_OF_FIGURE.get(key, key)
+  tables = [f'table{number}' if number.isdigit() else key]
   if key == '2':
     tables.append('table9')
-  elif key == _SELF_SUPERVISION:
-    tables = [_SELF_SUPERVISION]
   cells = {}
   for table in tables:
     if table in ROW_NAMES:
@@ -229,7 +242,8 @@ def _required_datasets(runs: list[ExperimentRun]) -> list[str]:
   for run in expand_runs(runs):
     config = _build_run_config(run)
     sources |= dict.fromkeys(filter(None, (config.data.train, config.data.eval)))
-    sources |= dict.fromkeys('tfds:imagenet2012' for _ in config.probes)
+    for protocol, source in map(parse_protocol, config.probes):
+      sources[source or LABEL_SET_SOURCES[protocol][0]] = None
   return [*sources]
 
 
@@ -242,8 +256,8 @@ def run_exaflops(run: ExperimentRun) -> float:
   """Return the exaFLOPs of a run, computed from its config."""
   config = _build_run_config(run)
   examples, classes, _ = DATASET_SIZES[config.data.train]
-  flops = build_model(config.model, classes).shape.flops(config.data.size)
-  return exaflops(flops, total_steps(config, examples) * config.data.batch)
+  images = total_steps(config, examples) * config.data.batch
+  return training_flops(config, build_model(config.model, classes), images) / 1e18
 
 
 def _format_three_digits(value: float) -> str:

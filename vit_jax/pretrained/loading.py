@@ -59,6 +59,7 @@ from vit_jax.pretrained.resample import RESAMPLE_METHODS, pi_resize
 from vit_jax.pretrained.timm_efficientnet import is_efficientnet, read_efficientnet
 from vit_jax.pretrained.timm_vit import is_timm, read_timm
 from vit_jax.runtime.files import read_json_object, split_pattern
+from vit_jax.settings.conditions import POSITION_TABLES
 from vit_jax.settings.limits import CHANNELS
 
 # Overrides of `load`, which are also flags of the commands.
@@ -324,7 +325,7 @@ def build_pretrained(flat: dict[str, np.ndarray], facts: dict, source: str) -> P
     loss=facts.get('loss', 'softmax'),
     notes=tuple(notes),
     assumed=tuple(sorted(facts['assumed'])),
-    positions=facts.get('positions', 'corner'),
+    positions=facts.get('positions', 'corner') if config.position in POSITION_TABLES else 'corner',
     accuracy=facts.get('accuracy'),
     accuracy_from=facts.get('accuracy_from', ''),
   )

@@ -2,12 +2,14 @@
 
 import jax
 
+from vit_jax.config import Config
 from vit_jax.data.preprocessing import describe_sizes
 from vit_jax.models.families import family_name, with_article
 from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
 from vit_jax.settings.fields import flatten_config
+from vit_jax.training.program import training_flops
 
 _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
   'macro_f1': 'macro F1',
@@ -30,13 +32,31 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     f'at {describe_sizes(data)}.',
     f'{run.last_step:,} steps of {data.batch:,} images with {optim.name}, learning rate '
     f'{optim.lr:g}, loss {config.loss}'
-    + (f' and mixup {config.mixup:g}' if config.mixup else '')
-    + (f' and CutMix {config.cutmix:g}' if config.cutmix else '')
+    + describe_regularization(config)
     + f'. The steps took {format_seconds(run.seconds)}, without evaluation and saving'
     + _speed(run)
     + '.',
     *_describe_cost(run, model),
   ]
+
+
+def describe_regularization(config: Config) -> str:
+  """Return ', with RandAugment …, mixup 0.2' for what is on, or ''."""
+  data, optim = config.data, config.optim
+  rule = f'GSAM {optim.sam_rho:g} with alpha {optim.gsam_alpha:g}' if optim.gsam_alpha else ''
+  named = {
+    f'RandAugment {data.randaug_variant} with {data.randaug_ops} operations at magnitude '
+    f'{data.randaug_magnitude:g}': data.randaug_ops,
+    '3-Augment': data.three_augment,
+    f'color jitter {data.color_jitter:g}': data.color_jitter,
+    f'random erasing {data.random_erasing:g}': data.random_erasing,
+    f'{data.repeats} copies of each image': data.repeats > 1,
+    f'mixup {config.mixup:g}': config.mixup,
+    f'CutMix {config.cutmix:g}': config.cutmix,
+    rule or f'SAM {optim.sam_rho:g}': optim.sam_rho,
+  }
+  names = [name for name, is_on in named.items() if is_on]
+  return f', with {", ".join(names)}' if names else ''
 
 
 def _describe_cost(run: RunFacts, model) -> list[str]:
@@ -45,8 +65,7 @@ def _describe_cost(run: RunFacts, model) -> list[str]:
     return []
   config, devices = run.config, run.versions.get('devices', '')
   passes = forward_passes(config.optim)
-  flops = passes * model.model.shape.flops(config.data.size, config.model.channels)
-  flops *= config.data.batch * run.last_step
+  flops = training_flops(config, model.model, config.data.batch * run.last_step)
   operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
   if not devices:  # Runs of older versions do not record them.
     return [f'This took {operations}.']

@@ -31,6 +31,8 @@ ENCODED_SOURCES = {
 TFDS_PROBE = Pattern('^[^:]*$|:(tfds|vtab):', 'fewshot:tfds:NAME')  # Without a source: its default.
 FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
 NO_MASK = {'mask.target': ('',)}
+# Positions with a table that is resampled as `init_positions` says. Offsets have one way.
+POSITION_TABLES = ('learned', 'learned+rope')
 ROPE = {'model.position': ('rope', 'learned+rope')}
 
 # Setting -> the requirements under which it is read. All of them must hold. A requirement holds if
@@ -60,6 +62,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'model.class_token': ({'model.pool': ('gap',)},),
   'model.fc_norm': ({'model.pool': ('gap',)}, NO_MASK),
   'model.distillation_token': ({'model.pool': ('token',)},),
+  'model.drop_path_schedule': ({'model.drop_path': ENABLED},),
   'model.rope_theta': (ROPE,),
   'model.rope_grid': (ROPE,),
   'model.rope_register_theta': (ROPE, {'model.registers': ENABLED}),
@@ -103,7 +106,7 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'mixup': (NO_MASK,),
   'cutmix': (NO_MASK,),
   'cutmix_probability': ({'cutmix': ENABLED}, {'mixup': ENABLED}),
-  'init_positions': ({'init': ENABLED},),
+  'init_positions': ({'init': ENABLED}, {'model.position': POSITION_TABLES}),
   'init_head': ({'init': ENABLED}, NO_MASK),
   'probe_every': ({'probes': ENABLED},),
   'fewshot_l2': ({'probes': FEWSHOT_PROBE},),

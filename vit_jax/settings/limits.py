@@ -27,6 +27,7 @@ CHOICES = {
   'model.position_at': ('stem', 'every', 'shared'),
   'model.attention': ('auto', 'xla', 'pallas', 'cudnn'),
   'model.qkv_bias': ('qkv', 'qv', 'none'),
+  'model.drop_path_schedule': ('linear', 'uniform'),
   'model.norm': ('layernorm', 'rmsnorm'),
   'model.gelu': ('tanh', 'erf', 'quick'),
   'model.dtype': ('float32', 'bfloat16'),

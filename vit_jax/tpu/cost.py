@@ -2,8 +2,7 @@
 
 ExaFLOPs and TPUv3-core-days.
 
-A step is three forward passes, a multiply-add is 2 FLOPs, and a forward pass is the model's own
-`shape.flops`.
+`training/program.py` counts the FLOPs. A multiply-add is 2 FLOPs.
 """
 
 TPU_V3_CORE_FLOPS = 61.5e12  # bfloat16 FLOP/s of a TPUv3 core: 123e12 a chip of two.
@@ -11,14 +10,6 @@ TPU_V3_CORE_FLOPS = 61.5e12  # bfloat16 FLOP/s of a TPUv3 core: 123e12 a chip of
 # ViT-H/14, L/16 on JFT-300M and L/16 on ImageNet-21k, over the exaFLOPs of those runs, give 32, 43
 # and 38 %.
 ASSUMED_MFU = 0.4
-
-
-def exaflops(flops: float, images: float) -> float:
-  """Return the exaFLOPs of training on `images` images, counted as often as they are seen.
-
-  `flops` is one forward pass of one image.
-  """
-  return 3 * flops * images / 1e18
 
 
 def core_days(exaflops: float, mfu: float = ASSUMED_MFU) -> float:

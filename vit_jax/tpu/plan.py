@@ -15,7 +15,6 @@ import jax
 from vit_jax.config import Config, LoraConfig
 from vit_jax.config_checks import validate
 from vit_jax.models.families import FAMILIES, family_name
-from vit_jax.optim.sharpness import forward_passes
 from vit_jax.sharding.fsdp import split_params
 from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
@@ -24,7 +23,13 @@ from vit_jax.tpu.hlo_cost import program_cost
 from vit_jax.tpu.hlo_kernels import kernel_cycles
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
 from vit_jax.training.dry_run import data_dimensions
-from vit_jax.training.program import Program, abstract_state, compile_train_step, make_program
+from vit_jax.training.program import (
+  Program,
+  abstract_state,
+  compile_train_step,
+  make_program,
+  training_flops,
+)
 from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
 
@@ -98,9 +103,7 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     'parameters': count_elements(state.params),
     'trained': count_elements(split_params(state.params, program.is_trained)[0]),
     'lora': compare_lora(program, examples),
-    'flops': forward_passes(config.optim)
-    * model.shape.flops(config.data.size, config.model.channels)
-    * config.data.batch,
+    'flops': training_flops(config, model, config.data.batch),
     'steps': program.steps,
     'batch': config.data.batch,
   }

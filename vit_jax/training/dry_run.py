@@ -7,10 +7,14 @@ from vit_jax.config_checks import validate
 from vit_jax.data.dataset_sizes import DATASET_SIZES
 from vit_jax.data.sources import open_source, resolve_split
 from vit_jax.errors import UserError
-from vit_jax.optim.sharpness import forward_passes
 from vit_jax.settings.fields import flatten_config
 from vit_jax.sharding.mesh import first_device
-from vit_jax.training.program import abstract_state, lower_train_step, make_program
+from vit_jax.training.program import (
+  abstract_state,
+  lower_train_step,
+  make_program,
+  training_flops,
+)
 from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
 
@@ -33,9 +37,8 @@ def dry_run(config: Config) -> list[str]:
     devices=first_device(),
   )
   lower_train_step(program)
-  shape, data = program.model.shape, config.data
-  forward = shape.flops(data.size, config.model.channels)
-  flops = forward_passes(config.optim) * forward * data.batch
+  data, flops = config.data, training_flops(config, program.model, config.data.batch)
+  forward = program.model.shape.flops(data.size, config.model.channels)
   size = 'x'.join(map(str, data.size))
   return [
     f'model     {config.model.variant} at {size}, '

@@ -19,7 +19,7 @@ from vit_jax.data.mixup import make_mix
 from vit_jax.models.lora import check_new_head, frozen_paths
 from vit_jax.optim.durations import labelled_batch_size, total_steps
 from vit_jax.optim.optimizer import find_trained, make_lr_schedule, make_optimizer
-from vit_jax.optim.sharpness import make_sharpness
+from vit_jax.optim.sharpness import forward_passes, make_sharpness
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated
 from vit_jax.step import TrainState, abstract_params, init_state, train_step
@@ -45,6 +45,15 @@ class Program:
   def param_shapes(self) -> dict:
     """The shapes of the parameters, a tree of `jax.ShapeDtypeStruct`."""
     return abstract_params(self.model, self.config.data.size)
+
+
+def training_flops(config: Config, model: nn.Module, images: float) -> float:
+  """Return the FLOPs of training a model on `images` images, counted as often as they are seen.
+
+  A gradient counts as three forward passes; SAM takes two gradients.
+  """
+  forward = model.shape.flops(config.data.size, config.model.channels)
+  return forward_passes(config.optim) * forward * images
 
 
 def make_program(

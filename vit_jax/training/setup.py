@@ -30,12 +30,11 @@ from vit_jax.metrics.step_log import StepLog, open_step_log
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.optim.losses import balanced_class_weights, weight_classes
-from vit_jax.optim.sharpness import forward_passes
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.fsdp import split_params, unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops
 from vit_jax.step import TrainState
-from vit_jax.training.program import Program, make_program
+from vit_jax.training.program import Program, make_program, training_flops
 from vit_jax.training.task import Task, make_task
 
 SCHEDULES = ('log_every', 'eval_every', 'probe_every', 'save_every', 'keep_every')
@@ -212,7 +211,5 @@ def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, f
   images_per_second = program.config.data.batch / seconds_per_step
   values = {'images_per_second': images_per_second, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(program.mesh):
-    config = program.config
-    flops = program.model.shape.flops(config.data.size, config.model.channels)
-    values['mfu'] = forward_passes(config.optim) * flops * images_per_second / peak
+    values['mfu'] = training_flops(program.config, program.model, images_per_second) / peak
   return values
