@@ -1,6 +1,7 @@
 """The recipes after the paper: every argument is valid, and settings are those of their sources."""
 
 import itertools
+import re
 
 import pytest
 
@@ -29,6 +30,8 @@ def arguments() -> list[str]:
     f'plain_vit:S/16,{epochs},{change}' for epochs in plain.EPOCHS for change in plain.CHANGES
   ]
   found += [f'deit3:{",".join(each)}' for each in deit3.STAGES]
+  cifar = module('cifar')
+  found += [f'cifar:{",".join(each)}' for each in itertools.product(cifar.RECIPES, cifar.DATA)]
   return found + [
     f'sam:{model},{rule}' for model in ('S/16', 'B/32') for rule in module('sam').RULES
   ]
@@ -55,6 +58,12 @@ def test_every_argument_gives_a_valid_config():
     'deit3:H/14,imagenet21k_to_1k',
     'sam:S/16',
     'sam:B/32,gsam',
+    'cifar:vit_lite',
+    'cifar:spt_lsa',
+    'cifar:vit_cifar,cifar100',
+    'cifar:vit_512_short',
+    'cifar:vit_512_long',
+    'cifar:fast',
   ],
 )
 def test_a_dry_run_traces_the_step_and_prints_length_and_settings(name):
@@ -96,6 +105,19 @@ def test_each_ablation_of_the_plain_vit_changes_what_it_names():
 
 
 @pytest.mark.parametrize(
+  ('name', 'millions'),
+  [
+    ('vit_lite', 3.717),  # Compact-Transformers, examples/README.md.
+    ('vit_cifar', 6.3),  # omihub777/ViT-CIFAR, README.
+  ],
+)
+def test_models_for_cifar_have_as_many_parameters_as_their_authors_state(name, millions):
+  model, *_ = dry_run(load_recipe(f'cifar:{name}'))
+  count = int(re.search(r'([\d,]+) parameters', model)[1].replace(',', ''))
+  assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
   'name',
   [
     'augreg:S/15,imagenet',
@@ -108,6 +130,8 @@ def test_each_ablation_of_the_plain_vit_changes_what_it_names():
     'deit3:B/16',
     'deit3:B/16,imagenet22k',
     'sam:B/16,sma',
+    'cifar:vit_light',
+    'cifar:vit_lite,cifar11',
   ],
 )
 def test_another_argument_is_an_error_that_names_the_recipe(name):
