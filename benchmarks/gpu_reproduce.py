@@ -22,7 +22,7 @@ _TINY = {
   'data.train': 'builtin:digits', 'data.split': 'train[:64]', 'data.eval_split': 'test[:40]',
   'data.batch': 16, 'data.eval_batch': 40, 'data.size': (8, 8), 'data.workers': 0,
   'model.width': 32, 'model.depth': 1, 'model.mlp': 64, 'model.heads': 2,
-  'optim.warmup': '0', 'epochs': 0.0, 'steps': 2,
+  'optim.warmup': '0', 'epochs': 0.0, 'steps': 2, 'eval_every': '0', 'save_every': '0',
 }  # fmt: skip
 
 
