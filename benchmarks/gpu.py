@@ -1,232 +1,153 @@
 """Compare training on one GPU with timm's same model, in images per second.
 
-    python benchmarks/gpu.py [--batch 256] [--write] [VARIANT …]     B/16 and L/16
-    python benchmarks/gpu.py --smoke                                 a tiny model, on any machine
+    python benchmarks/gpu.py [--csv FILE] [VARIANT …]     B/16, S/16, L/16 and H/14
+    python benchmarks/gpu.py --smoke                      a tiny model, on any machine
 
-Both sides use bfloat16 at 224 px, 1,000 classes, a uint8 batch that is already on the device, and
-AdamW with float32 moments, weight decay and clipping. Ours is the step that `run_pretrain.py`
-compiles. That of timm uses torch.compile, scaled dot-product attention, autocast and the fused
-AdamW.
+gpu_sides.py says what the sides are. Each takes its best batch: sizes are tried in ascending order
+until a side is no faster, or out of memory. The sides then run in turns, each in a process of its
+own. Seconds are medians over all turns. MFU counts 3 times the FLOPs of `Shape.flops`.
 
-The sides run in separate processes, alternately, because each allocates the GPU's memory. Seconds
-are medians. MFU counts 3 times the FLOPs of `Shape.flops`. --write adds the table to results.md.
+FILE gets the table, and FILE.measured the measurements as they are made. A measurement that is
+there is not repeated, so that an interrupted comparison continues.
 """
 
 import argparse
 import functools
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from gpu_sides import TIMM, available_sides, measure_in_process
 
+from vit_jax.cli.results import format_csv
 from vit_jax.errors import UserError
+from vit_jax.runtime.files import write_atomically
 
-RESULTS = Path(__file__).parent / 'results.md'
-TIMM = {
-  'Ti/16': 'vit_tiny_patch16_224',
-  'B/16': 'vit_base_patch16_224',
-  'L/16': 'vit_large_patch16_224',
+# Images in a step, to choose from.
+BATCHES = {
+  'Ti/16': (256, 512, 1024),
+  'S/16': (256, 512, 1024),
+  'B/16': (128, 256, 512),
+  'L/16': (64, 128, 256),
+  'H/14': (32, 64, 128),
 }
-CLASSES, RATE, DECAY, CLIP = 1000, 1e-3, 0.1, 1.0
+SMOKE_BATCHES = (2,)
+TURNS = 2
+FASTER = 1.01  # A batch that is faster by less ends the search.
+Measure = Callable[..., dict | None]
 
 
-def arrays(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Return random uint8 images and their labels."""
-  rng = np.random.default_rng(0)
-  return rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8), rng.integers(
-    0, CLASSES, batch
-  )
+def measured_once(path: Path | None, *, smoke: bool) -> Measure:
+  """Return a function that measures (side, variant, batch, use), each once, and records it."""
+  lines = path.read_text(encoding='utf-8').splitlines() if path and path.exists() else []
+  known = {tuple(key): found for key, found in map(json.loads, lines)}
+
+  def measure(*key) -> dict | None:
+    if key not in known:
+      known[key] = measure_in_process(*key[:3], smoke=smoke)
+      speed = f'{images_per_second(known[key], key[2]):.1f} images/s' if known[key] else 'no memory'
+      print(*key, speed, file=sys.stderr, flush=True)
+      if path:
+        with path.open('a', encoding='utf-8') as file:
+          file.write(json.dumps([key, known[key]]) + '\n')
+    return known[key]
+
+  return measure
 
 
-def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list[float]:
-  """Return the mean seconds of a step in each round, after warm-up steps that compile."""
-  for _ in range(args.warm):
-    step()
-  wait()
-  seconds = []
-  for _ in range(args.rounds):
-    began = time.perf_counter()
-    for _ in range(args.steps):
-      step()
-    wait()
-    seconds.append((time.perf_counter() - began) / args.steps)
-  return seconds
+def images_per_second(found: dict, batch: int) -> float:
+  """Return the images per second of a measurement."""
+  return batch / float(np.median(found['seconds']))
 
 
-def ours(variant: str, args) -> dict:
-  """Measure our step. Raises UserError if JAX has no GPU."""
-  import jax
+def best_batch(measure: Measure, side: str, variant: str, batches: tuple[int, ...]) -> int:
+  """Return the batch at which a side is fastest. Raises UserError if the smallest does not fit."""
+  best, speed = 0, 0.0
+  for batch in batches:
+    found = measure(side, variant, batch, 'search')
+    if found is None or images_per_second(found, batch) < FASTER * speed:
+      break
+    best, speed = batch, images_per_second(found, batch)
+  if not best:
+    raise UserError(f'{variant}: {side} runs out of memory with {batches[0]} images')
+  return best
 
-  from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-  from vit_jax.config_checks import validate
-  from vit_jax.sharding.mesh import peak_flops, to_global
-  from vit_jax.training.program import (
-    abstract_state,
-    compile_train_step,
-    make_init_fn,
-    make_program,
-  )
-  from vit_jax.training.task import make_task
 
-  if jax.default_backend() != 'gpu' and not args.smoke:
-    raise UserError(
-      f"JAX has no GPU here ({jax.default_backend()}): pip install '.[gpu,parity]', beside "
-      "NVIDIA's driver"
-    )
-  size = (args.size, args.size)
-  config = Config(
-    data=DataConfig(batch=args.batch, size=size),
-    model=ModelConfig(variant=variant, dtype='bfloat16', unroll=0),
-    optim=OptimConfig(
-      name='adamw', lr=RATE, schedule='constant', weight_decay=DECAY, grad_clip_norm=CLIP
-    ),
-    steps=10**6,
-  )
-  device = jax.devices()[0]
-  config = validate(config)
-  program = make_program(
-    config, make_task(config), examples=1_281_167, classes=CLASSES, label_slots=1, devices=[device]
-  )
-  model, mesh = program.model, program.mesh
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program))
-  state = jax.jit(make_init_fn(program), out_shardings=shardings)(config.seed)
-  update = functools.partial(compile_train_step(program), seed=np.int32(config.seed))
-  images, labels = arrays(args.batch, args.size)
-  batch = {
-    'image': images,
-    'label': labels[:, None].astype(np.int32),
-    'mask': np.ones(args.batch, bool),
+def compare(measure: Measure, variant: str, *, smoke: bool) -> dict[str, object]:
+  """Return a row of the table. Without timm, its columns are empty."""
+  sides, found = available_sides(), {}
+  batches = SMOKE_BATCHES if smoke else BATCHES[variant]
+  best = {
+    side: best_batch(measure, side, variant, batches) if len(batches) > 1 else batches[0]
+    for side in sides
   }
-  batch = to_global(batch, mesh)
-
-  def step():
-    nonlocal state
-    state, _ = update(state, batch)
-
-  seconds = seconds_of(step, lambda: jax.block_until_ready(state), args)
-  flops = 3 * args.batch * model.shape.flops(size)
-  facts = {
-    'flops': flops,
-    'peak': peak_flops(mesh),
-    'device': device.device_kind,
-    'with': f'jax {jax.__version__}',
-  }
-  return {'seconds': seconds} | facts
+  for turn in range(1 if smoke else TURNS):
+    for side in sides:
+      one = measure(side, variant, best[side], f'turn {turn}')
+      if one is None:
+        raise UserError(f'{variant}: {side} runs out of memory with {best[side]} images')
+      before = found.get(side, {}).get('seconds', [])
+      found[side] = one | {'seconds': before + one['seconds']}
+  return row(variant, best, found)
 
 
-def theirs(variant: str, args) -> dict:
-  """Measure timm's step. Raises UserError if PyTorch has no GPU."""
-  import torch
+def row(variant: str, batch: dict[str, int], found: dict[str, dict]) -> dict[str, object]:
+  """Return {column: value} of a model."""
+  speed = {side: images_per_second(one, batch[side]) for side, one in found.items()}
+  a_image = found['ours']['flops'] / batch['ours']
+  peak = found['ours']['peak_flops']
+  both = 'theirs' in found
+  columns = {'model': variant, 'ratio': f'{speed["ours"] / speed["theirs"]:.3f}' if both else ''}
+  for side, name in (('ours', 'ours'), ('theirs', 'timm')):
+    one = found.get(side, {})
+    columns |= {
+      f'{name}_batch': batch.get(side, ''),
+      f'{name}_images_per_second': f'{speed[side]:.1f}' if one else '',
+      f'{name}_mfu': f'{a_image * speed[side] / peak:.4f}' if one and peak else '',
+      f'{name}_peak_gib': f'{one["peak_gib"]:.2f}' if one.get('peak_gib') else '',
+      f'{name}_compile_seconds': f'{one["compile_seconds"]:.0f}' if one else '',
+    }
+  versions = ', '.join(one['with'] for one in found.values())
+  return columns | {'device': found['ours']['device'], 'versions': versions}
 
-  if not torch.cuda.is_available() and not args.smoke:
-    raise UserError(
-      f'PyTorch {torch.__version__} has no GPU here: take its build for CUDA (pytorch.org)'
-    )
-  import timm
 
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  torch.set_float32_matmul_precision('high')
-  model = (
-    timm.create_model(TIMM[variant], num_classes=CLASSES, img_size=args.size).to(device).train()
+def write_rows(path: Path, rows: list[dict[str, object]]):
+  """Write rows with the same columns as CSV."""
+  write_atomically(path, format_csv([list(rows[0]), *(list(each.values()) for each in rows)]))
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+  """Return rows as a table for the documentation."""
+  line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
+  return '\n'.join([line(rows[0]), line('-' for _ in rows[0]), *(line(r.values()) for r in rows)])
+
+
+def parse_arguments(description: str, names: tuple[str, ...]) -> argparse.Namespace:
+  """Return the arguments of a script that has a row for each model."""
+  top = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  adamw = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=device == 'cuda')
-  images, labels = (torch.from_numpy(array).to(device) for array in arrays(args.batch, args.size))
-
-  def loss_of(images, labels):
-    with torch.autocast(device, torch.bfloat16):
-      logits = model((images.permute(0, 3, 1, 2).float() - 127.5) / 127.5)
-    return torch.nn.functional.cross_entropy(logits.float(), labels)
-
-  loss_of = loss_of if args.smoke else torch.compile(loss_of)
-
-  def step():
-    loss_of(images, labels).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    adamw.step()
-    adamw.zero_grad(set_to_none=True)
-
-  seconds = seconds_of(step, torch.cuda.synchronize if device == 'cuda' else lambda: None, args)
-  return {'seconds': seconds, 'with': f'torch {torch.__version__}, timm {timm.__version__}'}
-
-
-SIDES = {'ours': ours, 'theirs': theirs}
-
-
-def in_turns(variant: str, args) -> dict[str, dict]:
-  """Measure both sides in separate processes, and pool the seconds of all turns.
-
-  Exits if a process fails.
-  """
-  found = {}
-  for _ in range(args.turns):
-    for side in SIDES:
-      command = [sys.executable, __file__, *sys.argv[1:], '--side', f'{side}:{variant}']
-      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-      if done.returncode:
-        sys.exit(done.returncode)
-      one = json.loads(done.stdout.splitlines()[-1])
-      found[side] = one | {'seconds': found.get(side, {}).get('seconds', []) + one['seconds']}
-  return found
-
-
-def row(variant: str, args, found: dict[str, dict]) -> str:
-  """Return a line of the table."""
-  ours, theirs = (float(np.median(found[side]['seconds'])) for side in SIDES)
-  flops, peak = found['ours']['flops'], found['ours']['peak']
-  mfu = lambda seconds: f'{flops / seconds / peak:.1%}' if peak else 'unknown'
-  numbers = f'{args.batch / ours:14.1f} | {args.batch / theirs:14.1f} | {theirs / ours:5.2f}'
-  return f'| {variant:5} | {args.batch:5} | {numbers} | {mfu(ours):>9} | {mfu(theirs):>9} |'
-
-
-HEAD = """\
-|       | batch | ours, images/s | timm, images/s | ratio | MFU, ours | MFU, timm |
-|-------|-------|----------------|----------------|-------|-----------|-----------|"""
+  top.add_argument('--csv', type=Path, metavar='FILE', help='write the table to FILE')
+  top.add_argument('--smoke', action='store_true', help='a tiny size, on any machine')
+  top.add_argument('variants', nargs='*', metavar='VARIANT', help=', '.join(names))
+  args = top.parse_args()
+  if wrong := set(args.variants) - set(names):
+    raise UserError(f'{min(wrong)}: expected {", ".join(names)}')
+  return args
 
 
 def main():
   """Print the table."""
-  top = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  for name, count in {
-    'batch': 256,
-    'size': 224,
-    'warm': 5,
-    'steps': 20,
-    'rounds': 3,
-    'turns': 2,
-  }.items():
-    top.add_argument(f'--{name}', type=int, default=count)
-  top.add_argument('--write', action='store_true', help='add the table to results.md')
-  top.add_argument('--smoke', action='store_true')
-  top.add_argument('--side', help=argparse.SUPPRESS)
-  top.add_argument('variants', nargs='*', metavar='VARIANT', help=', '.join(TIMM))
-  args = top.parse_args()
-  if args.smoke:
-    args.batch, args.size, args.warm, args.steps, args.rounds, args.turns = 2, 32, 1, 1, 1, 1
-  if args.side:
-    side, _, variant = args.side.partition(':')
-    print(json.dumps(SIDES[side](variant, args)))
-    return
-  if wrong := set(args.variants) - set(TIMM):
-    raise UserError(f'{min(wrong)}: expected {", ".join(TIMM)}')
-  table, variants = [HEAD], args.variants or (['Ti/16'] if args.smoke else ['B/16', 'L/16'])
-  for variant in variants:
-    found = in_turns(variant, args)
-    table.append(row(variant, args, found))
-  what = f'{found["ours"]["device"]}; {found["ours"]["with"]}, {found["theirs"]["with"]}'
-  text = '\n'.join(table)
-  print(f'{what}\n\n{text}')
-  if args.write:
-    before = RESULTS.read_text(encoding='utf-8').rstrip()
-    RESULTS.write_text(
-      f'{before}\n\n`python benchmarks/gpu.py` on one {what}:\n\n{text}\n',
-      encoding='utf-8',
-    )
+  args = parse_arguments(__doc__, tuple(TIMM))
+  path = args.csv and args.csv.with_name(f'{args.csv.name}.measured')
+  compare_one = functools.partial(compare, measured_once(path, smoke=args.smoke), smoke=args.smoke)
+  variants = args.variants or (['Ti/16'] if args.smoke else ['B/16', 'S/16', 'L/16', 'H/14'])
+  rows = [compare_one(variant) for variant in variants]
+  if args.csv:
+    write_rows(args.csv, rows)
+  print(markdown(rows))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,8 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 import jax
 import pytest
 
+from tests.torchvision_operators import tolerant
+
 FULL_TESTS = Path(__file__).with_name('full_tests.txt')
 CACHE = Path(__file__).parents[1] / '.cache' / 'compiled'
 # Real photographs and weights, if they exist.
@@ -44,25 +46,6 @@ def shared() -> Path:
   if not SHARED.is_dir():
     pytest.skip(f'no {SHARED}')
   return SHARED
-
-
-def tolerant(register_fake):
-  """Wrap `torch.library.register_fake` to skip operators that an uncompiled torchvision lacks."""
-
-  def register(name, *args, **kwargs):
-    function = register_fake(name, *args, **kwargs)
-
-    def apply(implementation):
-      try:
-        return function(implementation)
-      except RuntimeError as error:
-        if 'does not exist' not in str(error):
-          raise
-        return implementation
-
-    return apply
-
-  return register
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """The recipes after the paper: every argument is valid, and settings are those of their sources."""
 
 import itertools
+import re
 
 import pytest
 
@@ -37,6 +38,8 @@ def arguments() -> list[str]:
   ]
   found += [f'deit3:{",".join(each)}' for each in deit3.STAGES]
   found += [f'scaling:{model}{stage}' for model in SCALING for stage in ('', ',finetune_imagenet')]
+  cifar = module('cifar')
+  found += [f'cifar:{",".join(each)}' for each in itertools.product(cifar.RECIPES, cifar.DATA)]
   return found + [
     f'sam:{model},{rule}' for model in ('S/16', 'B/32') for rule in module('sam').RULES
   ]
@@ -67,6 +70,12 @@ def test_every_argument_gives_a_valid_config():
     'scaling:g/14',
     'scaling:G/14,finetune_imagenet',
     'scaling:e/14',
+    'cifar:vit_lite',
+    'cifar:spt_lsa',
+    'cifar:vit_cifar,cifar100',
+    'cifar:vit_512_short',
+    'cifar:vit_512_long',
+    'cifar:fast',
   ],
 )
 def test_a_dry_run_traces_the_step_and_prints_length_and_settings(name):
@@ -135,6 +144,19 @@ def test_large_models_have_the_batches_steps_and_decays_of_their_authors():
 
 
 @pytest.mark.parametrize(
+  ('name', 'millions'),
+  [
+    ('vit_lite', 3.717),  # Compact-Transformers, examples/README.md.
+    ('vit_cifar', 6.3),  # omihub777/ViT-CIFAR, README.
+  ],
+)
+def test_models_for_cifar_have_as_many_parameters_as_their_authors_state(name, millions):
+  model, *_ = dry_run(load_recipe(f'cifar:{name}'))
+  count = int(re.search(r'([\d,]+) parameters', model)[1].replace(',', ''))
+  assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
   'name',
   [
     'augreg:S/15,imagenet',
@@ -149,6 +171,8 @@ def test_large_models_have_the_batches_steps_and_decays_of_their_authors():
     'sam:B/16,sma',
     'scaling:H/14',
     'scaling:g/14,finetune_pets',
+    'cifar:vit_light',
+    'cifar:vit_lite,cifar11',
   ],
 )
 def test_another_argument_is_an_error_that_names_the_recipe(name):

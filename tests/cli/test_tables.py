@@ -70,8 +70,8 @@ def test_a_dry_run_prints_commands_hours_and_data(command):
     (('5', '--from_released', '--only', 'B/17,cifar10'), "'B/17'"),
     (('mini', '--photos', 'photos'), '--photos=photos'),
     (('5', '--dry_run', '--plan', 'none.json'), '--plan none.json'),
-    (('mini', '--effort=11'), 'above 0 and at most 10'),
-    (('mini', '--effort=0'), 'above 0 and at most 10'),
+    (('mini', '--effort=21'), 'above 0 and at most 20'),
+    (('mini', '--effort=0'), 'above 0 and at most 20'),
   ],
 )
 def test_a_table_that_cannot_be_made_is_an_error(command, args, words):

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 
+import numpy as np
 import pytest
 
 from vit_jax.config_checks import validate
@@ -121,8 +122,28 @@ def test_there_are_at_least_25_results_with_a_source_and_valid_settings():
     assert 0 < result.target < 100 and result.source and result.title
     assert bool(result.make_run) != bool(result.needs)
     if result.make_run:
-      assert result.minutes
+      assert 0 < result.minutes <= (9 if result.device == 'gpu' else 60)
       validate(reproduce.build_config(result))
+
+
+def test_the_source_of_cifar_is_the_one_of_the_environment(monkeypatch):
+  train = lambda name: PUBLISHED_RESULTS[name].make_run().build_config().data.train
+  monkeypatch.delenv('VIT_JAX_CIFAR100', raising=False)
+  monkeypatch.setenv('VIT_JAX_CIFAR10', 'folder:copies')
+  assert train('vit-lite-cifar10') == train('cifar10-94-fast') == 'folder:copies'
+  assert train('vit-lite-cifar100') == 'tfds:cifar100'
+
+
+def test_the_kind_of_the_data_is_recorded_without_a_path(recorded, tmp_path, png):
+  assert recorded[0].data == 'builtin:digits'
+  for split in ('train', 'test'):
+    for label in 'ab':
+      (tmp_path / split / label).mkdir(parents=True)
+      (tmp_path / split / label / 'one.PNG').write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+  data = {'data.train': f'folder:{tmp_path}', 'data.split': 'train', 'data.eval_split': 'test'}
+  config = reproduce.build_config(tiny(**data))
+  source, _ = reproduce.open_sources(config)
+  assert reproduce.describe_source(config, source) == 'folder: of .png files'
 
 
 def test_the_list_has_a_state_for_each_result(tmp_path, monkeypatch):

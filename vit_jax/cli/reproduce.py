@@ -28,7 +28,8 @@ def run_result(args: argparse.Namespace):
   record = reproduce(args.name, root=Path(args.root), out=Path(args.out))
   result = PUBLISHED_RESULTS[args.name]
   verdict = format_verdict(result, record)
-  print(f'{args.name}: {verdict}, published {result.target:g} % (seeds {record.seeds})')
+  published = f'published {result.target:g} % on {result.data}'
+  print(f'{args.name}: {verdict} (seeds {record.seeds}, {record.data}), {published}')
   if points_missed(result, record) > 0:
     raise SystemExit(1)
 
@@ -44,6 +45,8 @@ def print_statuses(args: argparse.Namespace):
   for name, result, status in shown:
     print(f'{name}: {result.title}')
     print(f'  published {result.target:g} % on {result.data} ({result.source})')
+    if result.differences:
+      print(f'  ours has {result.differences}')
     print(f'  {status}')
   matched = sum(row[2].startswith('matched') for row in rows)
   stale = sum(row[2].startswith('stale') for row in rows)

@@ -215,7 +215,7 @@ def _add_run_arguments(command: argparse.ArgumentParser):
     help='directory of the runs; existing runs resume',
   )
   add('--out', default='results', metavar='DIR', help='directory of the CSV, plots and page')
-  effort = 'miniatures: factor for the number of steps, at most 10; by default 1'
+  effort = 'miniatures: factor for the number of steps, at most 20; by default 1'
   add('--effort', type=parse_effort, default=1.0, metavar='FACTOR', help=effort)
   runs = 'miniatures: number of runs of each experiment; by default all'
   add('--runs', type=non_negative_int, default=0, metavar='N', help=runs)
@@ -253,11 +253,11 @@ def _add_speed_arguments(command: argparse.ArgumentParser):
 
 
 def parse_effort(text: str) -> float:
-  """Parse a number above 0 and at most 10."""
+  """Parse a number above 0 and at most 20."""
   try:
     value = float(text)
   except ValueError:
     value = float('nan')
-  if not 0 < value <= 10:
-    raise argparse.ArgumentTypeError(f'{text!r}: expected a number above 0 and at most 10')
+  if not 0 < value <= 20:
+    raise argparse.ArgumentTypeError(f'{text!r}: expected a number above 0 and at most 20')
   return value

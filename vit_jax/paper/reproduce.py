@@ -23,6 +23,7 @@ from vit_jax.config import Config
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.preprocessing import eval_preprocessing
+from vit_jax.data.sources import Source
 from vit_jax.errors import UserError, did_you_mean, one_line
 from vit_jax.paper.published_results import PUBLISHED_RESULTS, PublishedResult
 from vit_jax.paper.runner import final_value, git_commit, load_or_train
@@ -55,6 +56,7 @@ class Record:
   digest: str  # Of settings and train step.
   data_digest: str  # Of the data and its first batches.
   jax: str  # Its version: another one may lower the step to another text.
+  data: str = ''  # The kind of source, with the format of its files: 'folder: of .jpg files'.
 
 
 def list_statuses(out: Path) -> list[tuple[str, PublishedResult, str]]:
@@ -213,9 +215,21 @@ def reproduce(name: str, *, root: Path, out: Path) -> Record:
     digest=digest_program(config, len(train), train.classes),
     data_digest=digest_data(config),
     jax=jax.__version__,
+    data=describe_source(config, train),
   )
   write_record(record, out)
   return record
+
+
+def describe_source(config: Config, source: Source) -> str:
+  """Return what the images were read from: 'tfds:cifar10', or 'folder: of .jpg files'.
+
+  JPEG copies of a data set lower the accuracy a little. The path of a folder is left out.
+  """
+  kind = config.data.train.partition(':')[0]
+  if not source.is_user_file(0):
+    return config.data.train
+  return f'{kind}: of {Path(source[0][2]).suffix.lower()} files'
 
 
 def _train_chain(run: ExperimentRun, root: Path) -> dict:
