@@ -60,7 +60,9 @@ def make_config(variant: str, folder: Path, *, smoke: bool) -> Config:
       size=(side, side),
       workers=workers,
     ),
-    model=ModelConfig(variant=variant, dtype='bfloat16', unroll=UNROLL.get(variant, 0)),
+    model=ModelConfig(
+      variant=variant, dtype='bfloat16', unroll=UNROLL.get(variant, 0), depth=int(smoke)
+    ),
     optim=OptimConfig(
       name='adamw', lr=1e-4, schedule='constant', weight_decay=0.1, grad_clip_norm=1.0
     ),

@@ -61,14 +61,16 @@ def seconds_of(step: Callable[[], None], wait: Callable[[], None], args) -> list
   return seconds
 
 
-def our_config(variant: str, batch: int, size: int):
-  """Return the config of our step."""
+def our_config(variant: str, batch: int, size: int, *, smoke: bool):
+  """Return the config of our step. A smoke test has one block."""
   from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
   from vit_jax.config_checks import validate
 
   config = Config(
     data=DataConfig(batch=batch, size=(size, size)),
-    model=ModelConfig(variant=variant, dtype='bfloat16', unroll=UNROLL.get(variant, 0)),
+    model=ModelConfig(
+      variant=variant, dtype='bfloat16', unroll=UNROLL.get(variant, 0), depth=int(smoke)
+    ),
     optim=OptimConfig(
       name='adamw', lr=RATE, schedule='constant', weight_decay=DECAY, grad_clip_norm=CLIP
     ),
@@ -102,7 +104,7 @@ def ours(args) -> dict:
   from vit_jax.training.task import make_task
 
   check_gpu(smoke=args.smoke)
-  config = our_config(args.variant, args.batch, args.size)
+  config = our_config(args.variant, args.batch, args.size, smoke=args.smoke)
   device = jax.devices()[0]
   program = make_program(
     config, make_task(config), examples=1_281_167, classes=CLASSES, label_slots=1, devices=[device]
@@ -152,7 +154,8 @@ def theirs(args) -> dict:
 
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.set_float32_matmul_precision('high')
-  model = timm.create_model(TIMM[args.variant], num_classes=CLASSES, img_size=args.size)
+  depth = {'depth': 1} if args.smoke else {}
+  model = timm.create_model(TIMM[args.variant], num_classes=CLASSES, img_size=args.size, **depth)
   model = model.to(device, memory_format=torch.channels_last).train()
   adamw = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=device == 'cuda')
   images, labels = (torch.from_numpy(array).to(device) for array in arrays(args.batch, args.size))
