@@ -12,6 +12,9 @@ consecutive steps, as in a run, after one step that is not counted, because it f
 model's data in the caches. The ratio is that of the medians over turns, of wall time and of the
 time of all cores. Below 1, ours is faster. Ours accumulates gradients over parts of the batch, as
 configs/quickstart.py does: the activations of a part are small and stay in the cache.
+
+All sides have huge pages of memory, as the commands of vit_jax have (runtime/huge_pages.py).
+GLIBC_TUNABLES=glibc.malloc.hugetlb=0 measures without.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import optax
 from vit_jax.config import ModelConfig
 from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
+from vit_jax.runtime.huge_pages import restart_with_huge_pages
 from vit_jax.step import TrainState, train_step
 
 CLASSES, RATE, DECAY = 10, 1e-3, 1e-4
@@ -222,4 +226,5 @@ def main():
 
 
 if __name__ == '__main__':
+  restart_with_huge_pages()
   main()
