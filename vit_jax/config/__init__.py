@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from vit_jax.config.optim import OptimConfig
 
 __all__ = [
-  'UNLABELLED_DEFAULTS', 'Config', 'DataConfig', 'LoraConfig', 'MaskConfig',
+  'UNLABELLED_DEFAULTS', 'Config', 'DataConfig', 'DistillConfig', 'LoraConfig', 'MaskConfig',
   'MeshConfig', 'ModelConfig', 'OptimConfig',
 ]  # fmt: skip
 
@@ -255,6 +255,25 @@ class LoraConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class DistillConfig:
+  """Knowledge distillation (arXiv 2106.05237): the targets are the predictions of a teacher.
+
+  The teacher is frozen. It sees the very images of the student, mixed ones included.
+  """
+
+  # Any argument of `vit_jax.load` with the classes of the data. '' means no teacher.
+  teacher: str = ''
+  # The variant of the teacher. '' means that of its file. `train --dry_run` and `plan` do not read
+  # the file if it is set.
+  variant: str = ''
+  # Divides the logits of teacher and student before the softmax. The divergence is multiplied by
+  # its square.
+  temperature: float = 1.0
+  # The weight of the divergence from the teacher. The loss of the labels has the rest of 1.
+  weight: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
 class MeshConfig:
   """The mesh of devices. Its axis `data` has the number of devices divided by `fsdp`."""
 
@@ -272,6 +291,7 @@ class Config:
   mesh: MeshConfig = field(default_factory=MeshConfig)
   mask: MaskConfig = field(default_factory=MaskConfig)
   lora: LoraConfig = field(default_factory=LoraConfig)
+  distill: DistillConfig = field(default_factory=DistillConfig)
   # The length of the run. Exactly one of steps and epochs is not 0.
   steps: int = 0
   epochs: float = 0.0

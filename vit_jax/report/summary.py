@@ -8,6 +8,7 @@ from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
 from vit_jax.report.run_facts import BASELINE_NAMES, RunFacts
 from vit_jax.settings.fields import flatten_config
+from vit_jax.training.program import training_flops
 
 _STATISTICS = {  # Names in the JSON of `evaluate` -> names on the page.
   'macro_f1': 'macro F1',
@@ -32,6 +33,7 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     f'{optim.lr:g}, loss {config.loss}'
     + (f' and mixup {config.mixup:g}' if config.mixup else '')
     + (f' and CutMix {config.cutmix:g}' if config.cutmix else '')
+    + (f' and the predictions of {config.distill.teacher}' if config.distill.teacher else '')
     + f'. The steps took {format_seconds(run.seconds)}, without evaluation and saving'
     + _speed(run)
     + '.',
@@ -45,9 +47,11 @@ def _describe_cost(run: RunFacts, model) -> list[str]:
     return []
   config, devices = run.config, run.versions.get('devices', '')
   passes = forward_passes(config.optim)
-  flops = passes * model.model.shape.flops(config.data.size, config.model.channels)
-  flops *= config.data.batch * run.last_step
+  taught = next((each['forward_flops'] for each in run.records if each['kind'] == 'teacher'), 0)
+  images = config.data.batch * run.last_step
+  flops = training_flops(config, model.model, images) + taught * images
   operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
+  operations += ' and one of the teacher' if taught else ''
   if not devices:  # Runs of older versions do not record them.
     return [f'This took {operations}.']
   hours = run.seconds * int(devices.partition(' ')[0]) / 3600
