@@ -373,7 +373,7 @@ def test_a_hundred_steps_have_the_losses_of_an_independent_trainer(name, timm, m
 def markdown(figures: dict[str, str]) -> str:
   """Return the table of docs/guides/optimizers.md."""
   rows = ['| recipe | checked against | largest relative difference of a loss |', '|---|---|---|']
-  rows += [f'| {name} | {RECIPES[name].against} | {figures[name]} |' for name in figures]
+  rows += [f'| {name} | {RECIPES[name].against} | {figures[name]} |' for name in RECIPES]
   return '\n'.join(rows)
 
 
