@@ -33,6 +33,7 @@ from vit_jax.training.program import (
 )
 from vit_jax.training.setup import open_sources, weight_task
 from vit_jax.training.task import make_task
+from vit_jax.training.teacher import describe_teacher
 
 TINY = Config(
   data=DataConfig(
@@ -64,6 +65,7 @@ def tiny_program(config: Config) -> Program:
     classes=10,
     label_slots=1,
     devices=jax.devices()[: 2 * config.mesh.fsdp],
+    teacher=describe_teacher(config, 10),
   )
 
 

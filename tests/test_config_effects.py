@@ -94,6 +94,7 @@ STAIRCASE = {'optim.schedule': 'staircase', 'optim.lr_boundaries': '50%'}
 MASK = {'mask.target': 'colour'}
 INIT = {'init': '{pretrained}'}
 LORA = INIT | {'lora.rank': 2}
+DISTILL = {'distill.teacher': '{pretrained}'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +231,10 @@ CASES = {
   'lora.alpha': Case(forward, 3.0, LORA),
   'lora.targets': Case(forward, '.*/MlpBlock_3/.*', LORA),
   'lora.train': Case(program, '.*/bias|head/.*', LORA),
+  'distill.teacher': Case(program, '{pretrained}'),
+  'distill.variant': Case(program, 'mu/2', DISTILL),
+  'distill.temperature': Case(program, 2.0, DISTILL),
+  'distill.weight': Case(program, 0.5, DISTILL),
   'mesh.fsdp': Case(shardings, 2, {'model.width': 256}),
   'steps': Case(length, 9, without_value={'epochs': 1.0}),
   'epochs': Case(length, 3.0, without_value={'steps': 9}),
@@ -334,11 +339,15 @@ REFUSED = {
   'lora.alpha': [{}],
   'lora.targets': [{}],
   'lora.train': [{}],
+  'distill.teacher': [MASK, {'loss': 'sigmoid'}, {'data.unlabelled': 'builtin:digits'}],
+  'distill.variant': [{}],
+  'distill.temperature': [{}],
+  'distill.weight': [{}],
   'loss': [MASK],
-  'class_weights': [MASK, {'loss': 'sigmoid'}],
+  'class_weights': [MASK, {'loss': 'sigmoid'}, DISTILL],
   'sigmoid_reduction': [{}],
   'target_threshold': [{}, {'loss': 'sigmoid', 'data.unlabelled': 'builtin:digits'}],
-  'label_smoothing': [MASK, {'loss': 'sigmoid', 'target_threshold': 0.2}],
+  'label_smoothing': [MASK, {'loss': 'sigmoid', 'target_threshold': 0.2}, DISTILL],
   'mixup': [MASK],
   'cutmix': [MASK],
   'cutmix_probability': [{}, {'mixup': 0.2}, {'cutmix': 1.0}],

@@ -1,4 +1,4 @@
-"""Three promises for every optimizer, for SAM and for the losses.
+"""Three promises for every optimizer, for SAM, for distillation and for the losses.
 
 One device equals eight, a batch equals its parts in sequence, and an interrupted run equals one
 that was not interrupted. test_equivalence.py proves the first and the last for processes.
@@ -22,8 +22,14 @@ from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import to_global
 from vit_jax.step import TrainState
 from vit_jax.train import train
-from vit_jax.training.program import Program, compile_train_step, make_program
+from vit_jax.training.program import (
+  Program,
+  abstract_teacher,
+  compile_train_step,
+  make_program,
+)
 from vit_jax.training.task import make_task
+from vit_jax.training.teacher import describe_teacher
 
 # Without dropout, of which each part of a batch has its own masks: test_step.py tests it. Keys have
 # no bias: its gradient is rounding alone, which Adam and Lion would turn into full steps.
@@ -63,6 +69,10 @@ RECIPES = {
     'optim.sam_rho': 0.1, 'init': 'absent', 'lora.rank': 4, 'optim.weight_decay_mask': '.*',
   },
   'lamb, binary cross-entropy': COMMON | BCE | {'optim.name': 'lamb'},
+  'distill': COMMON | {
+    'distill.teacher': 'absent', 'distill.variant': 'mu/4', 'distill.temperature': 2.0,
+    'distill.weight': 0.7, 'label_smoothing': 0.1, 'cutmix': 1.0,
+  },
   'sum over classes': SGD | {'loss': 'sigmoid', 'label_smoothing': 0.1},
 }  # fmt: skip
 
@@ -93,11 +103,26 @@ def batch_of(seed: int) -> dict[str, np.ndarray]:
   }
 
 
+def draw(shapes: dict, scale: float) -> dict:
+  """Return random parameters, none of which is zero."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: (scale * rng.standard_normal(x.shape, np.float32)).astype(x.dtype), shapes
+  )
+
+
+def draw_constants(program: Program) -> dict:
+  """Return the seed and, if the program has one, the parameters of a teacher on its devices."""
+  if program.teacher is None:
+    return {'seed': np.int32(0)}
+  teacher = draw(shapes := abstract_teacher(program), 0.3)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  return {'seed': np.int32(0), 'teacher': jax.device_put(teacher, shardings)}
+
+
 def draw_state(program: Program) -> TrainState:
   """Return a state of random parameters, none of which is zero, on the devices of the program."""
-  rng = np.random.default_rng(0)
-  draw = lambda x: (0.06 * rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
-  params = jax.tree.map(draw, program.param_shapes)
+  params = draw(program.param_shapes, 0.06)
   average = jax.tree.map(np.copy, params)
   state = TrainState(jnp.int32(0), params, jax.jit(program.tx.init)(params), average)
   return jax.device_put(state, state_shardings(state, program.mesh))
@@ -110,11 +135,13 @@ def trained(name: str, devices: int, fsdp: int, parts: int = 1):
   program = make_program(
     *(config, make_task(config)),
     examples=64, classes=10, label_slots=1, devices=jax.devices()[:devices],
+    teacher=describe_teacher(config, 10),
   )  # fmt: skip
   state, step, losses = draw_state(program), compile_train_step(program), []
+  constants = draw_constants(program)
   first = jax.device_get((state.params, state.ema))
   for k in range(config.steps):
-    state, metrics = step(state, to_global(batch_of(k), program.mesh), seed=np.int32(0))
+    state, metrics = step(state, to_global(batch_of(k), program.mesh), **constants)
     assert not metrics['not_finite']
     losses.append(float(metrics['loss']))
   return losses, first, jax.device_get((state.params, state.ema))
@@ -147,7 +174,7 @@ def test_four_parts_equal_one(name):
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory) -> str:
-  """Return the directory of a run whose model can have adapters."""
+  """Return the directory of a run whose model can have adapters, and can teach."""
   workdir = tmp_path_factory.mktemp('base') / 'run'
   train(config_of('sgd', **{'optim.warmup': '0', 'steps': 1}), workdir)
   return str(workdir)
@@ -155,7 +182,7 @@ def base(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_an_interrupted_run_equals_another_bit_for_bit(name, base, tmp_path):
-  config = config_of(name, **({'init': base} if 'init' in RECIPES[name] else {}))
+  config = config_of(name, **{k: base for k in ('init', 'distill.teacher') if k in RECIPES[name]})
   train(config, tmp_path / 'once')
   interrupted = tmp_path / 'interrupted'
   shutil.copytree(tmp_path / 'once', interrupted, ignore=shutil.ignore_patterns('4'))

@@ -40,6 +40,10 @@ def arguments() -> list[str]:
   found += [f'scaling:{model}{stage}' for model in SCALING for stage in ('', ',finetune_imagenet')]
   cifar = module('cifar')
   found += [f'cifar:{",".join(each)}' for each in itertools.product(cifar.RECIPES, cifar.DATA)]
+  distill = module('distill')
+  bit = [f'BiT-R152x2,BiT-R50x1,{data},{epochs}' for data, epochs in distill.SCHEDULES]
+  others = [f'{name},S/16,imagenet,300' for name in (*distill.VIT_TEACHERS, *distill.EFFICIENTNETS)]
+  found += [f'distill:{each}' for each in bit + others]
   return found + [
     f'sam:{model},{rule}' for model in ('S/16', 'B/32') for rule in module('sam').RULES
   ]
@@ -76,6 +80,9 @@ def test_every_argument_gives_a_valid_config():
     'cifar:vit_512_short',
     'cifar:vit_512_long',
     'cifar:fast',
+    'distill:B/8,S/16,imagenet,300',
+    'distill:EfficientNet-B0,Ti/16,imagenet,300',
+    'distill:BiT-R152x2,BiT-R50x1,flowers,10000',
   ],
 )
 def test_a_dry_run_traces_the_step_and_prints_length_and_settings(name):
@@ -88,6 +95,32 @@ def test_a_dry_run_counts_the_examples_of_a_slice():
   lines = dry_run(load_recipe('plain_vit:S/16'))
   assert '1,268,355 examples' in lines[1]  # 99 % of 1,281,167, rounded.
   assert '111,477 steps' in lines[2]  # 90 epochs of 1,268,355 / 1,024.
+
+
+def test_a_dry_run_of_distillation_counts_the_teacher_and_does_not_read_it():
+  lines = dry_run(load_recipe('distill:B/8,Ti/16,imagenet,300'))
+  line = next(line for line in lines if line.startswith('teacher '))
+  assert 'B/8, 86,576,872 parameters' in line  # timm's vit_base_patch8_224.
+  student, teacher, step = (
+    float(re.search(pattern, '\n'.join(lines))[1])
+    for pattern in (r'([\d.]+) G for a forward', r'([\d.]+) G of the FLOPs', r'([\d.]+) T for a')
+  )
+  assert step * 1e3 == pytest.approx(1024 * (3 * student + teacher), rel=1e-3)
+
+
+def test_the_recipe_of_distillation_has_the_settings_of_big_vision():
+  """proj/distill: bit_i1k.py and bigsweep_flowers_pet.py."""
+  config = load_recipe('distill:BiT-R152x2,BiT-R50x1,imagenet')
+  assert (config.epochs, config.data.batch, config.optim.warmup) == (1200, 4096, '5000')
+  assert (config.distill.temperature, config.distill.weight, config.mixup) == (1, 1, 1)
+  assert config.optim.lr * config.optim.weight_decay == pytest.approx(3e-4)
+  flowers = load_recipe('distill:BiT-R152x2,BiT-R50x1,flowers,10000')
+  assert (flowers.distill.temperature, flowers.optim.lr, flowers.data.size) == (
+    10,
+    3e-3,
+    (128, 128),
+  )
+  assert flowers.optim.lr * flowers.optim.weight_decay == pytest.approx(3e-4)
 
 
 def test_the_28_settings_of_augreg_differ():
@@ -173,6 +206,9 @@ def test_models_for_cifar_have_as_many_parameters_as_their_authors_state(name, m
     'scaling:g/14,finetune_pets',
     'cifar:vit_light',
     'cifar:vit_lite,cifar11',
+    'distill:BiT-R152x2,BiT-R50x1',
+    'distill:B/8,S/16,flowers',
+    'distill:BiT-R152x2,BiT-R50x1,food,99',
   ],
 )
 def test_another_argument_is_an_error_that_names_the_recipe(name):

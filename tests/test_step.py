@@ -15,7 +15,14 @@ from vit_jax.models.vit import build_vit
 from vit_jax.optim.losses import softmax_loss
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import make_mesh, replicated, to_global
-from vit_jax.step import abstract_params, init_state, predict_logits, skip_reasons, train_step
+from vit_jax.step import (
+  abstract_params,
+  images_and_targets,
+  init_state,
+  predict_logits,
+  skip_reasons,
+  train_step,
+)
 
 SIZE, K = (8, 8), 5
 MODEL = build_vit(ModelConfig(variant='mu/4', depth=2), K)
@@ -152,6 +159,22 @@ def test_random_draws_are_a_function_of_the_seed_and_the_step():
   assert loss == float(step(state, batch)[1]['loss'])
   assert loss != float(other_seed(state, batch)[1]['loss'])
   assert loss != float(step(state.replace(step=jnp.int32(1)), batch)[1]['loss'])
+
+
+def test_a_teacher_sees_the_mixed_images_of_the_student():
+  rng = np.random.default_rng(0)
+  batch = {
+    'image': rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8),
+    'label': rng.integers(0, 5, (4, 1)),
+    'mask': np.array([True, True, False, True]),
+  }
+  options = {'classes': 5, 'mix': make_mix(mixup_alpha=1, cutmix_alpha=0, cutmix_probability=0.5)}
+  key, teach = jax.random.key(1), lambda images: images.reshape(4, -1)
+  images, (targets, seen) = images_and_targets(batch, key, **options, teach=teach)
+  np.testing.assert_array_equal(seen, images.reshape(4, -1))
+  assert np.any(images[0] != batch['image'][0])
+  for ours, alone in zip((images, targets), images_and_targets(batch, key, **options), strict=True):
+    np.testing.assert_array_equal(ours, alone)
 
 
 def test_the_average_follows_the_parameters():

@@ -9,6 +9,7 @@ docs/guides/optimizers.md has the differences that were measured last:
 """
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -20,9 +21,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from vit_jax.config import Config, DataConfig, DistillConfig, ModelConfig, OptimConfig
+from vit_jax.optim.losses import add_teacher
 from vit_jax.optim.sharpness import make_sharpness
-from vit_jax.step import TrainState, train_step
+from vit_jax.step import TrainState, predict_logits, train_step
 from vit_jax.training.program import make_program
 from vit_jax.training.task import make_task
 
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.parity
 FIGURES = Path(__file__).with_name('trajectory_figures.json')
 GUIDE = Path(__file__).parents[1] / 'docs' / 'guides' / 'optimizers.md'
 STEPS, BATCH, SIZE, CLASSES, DEPTH, WIDTH, HEADS = 100, 16, 32, 5, 3, 32, 4
+TEACHER_SEED = 2  # Of the parameters of the teacher of distillation.
 TOLERANCE = 1e-4  # Of the losses, relative, at every step.
 MODEL = ModelConfig(
   variant='mu/8', width=WIDTH, depth=DEPTH, heads=HEADS, mlp=64, gelu='erf', layer_scale=0.3,
@@ -42,7 +45,7 @@ COMMON = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """Settings of the optimizer, and of the loss."""
+  """Settings of the optimizer, and of the loss or the teacher."""
 
   against: str
   optim: dict
@@ -78,12 +81,17 @@ RECIPES = {
     ADAMW | {'name': 'lamb', 'lr': 3e-3},
     {'loss': 'sigmoid', 'sigmoid_reduction': 'mean', 'target_threshold': 0.2},
   ),
+  'distillation with AdamW': Recipe(
+    '`torch.optim.AdamW`, `kl_div`',
+    ADAMW,
+    {'distill': DistillConfig(teacher='drawn', temperature=3.0, weight=0.8)},
+  ),
 }  # fmt: skip
 
 
-def draw_params(shapes: dict) -> dict[str, np.ndarray]:
+def draw_params(shapes: dict, seed: int = 0) -> dict[str, np.ndarray]:
   """Return {path: array} of random parameters, none of which is zero."""
-  rng, flat = np.random.default_rng(0), {}
+  rng, flat = np.random.default_rng(seed), {}
   for path, leaf in flatten_dict(shapes, sep='/').items():
     x = rng.standard_normal(leaf.shape, np.float32)
     name = path.rpartition('/')[2]
@@ -123,7 +131,11 @@ def train_ours(recipe: Recipe):
   config = make_config(recipe)
   task, counts = make_task(config), {'examples': BATCH, 'classes': CLASSES, 'label_slots': 1}
   program = make_program(config, task, **counts, devices=jax.devices()[:1])
-  start = draw_params(program.param_shapes)
+  start, loss, teach = draw_params(program.param_shapes), task.loss, None
+  if config.distill.teacher:
+    teacher = unflatten_dict(draw_params(program.param_shapes, TEACHER_SEED), sep='/')
+    teach = functools.partial(predict_logits, teacher, model=program.model)
+    loss = add_teacher(loss, config.distill)
   params = unflatten_dict({path: jnp.array(x) for path, x in start.items()}, sep='/')
   tx, optim = program.tx, config.optim
   state = TrainState(
@@ -134,8 +146,8 @@ def train_ours(recipe: Recipe):
   def step(state, batch):
     return train_step(
       *(state, batch),
-      model=program.model, tx=tx, loss=task.loss, lr=program.lr, seed=0, ema=optim.ema,
-      sharpness=make_sharpness(optim, program.lr),
+      model=program.model, tx=tx, loss=loss, lr=program.lr, seed=0, ema=optim.ema,
+      sharpness=make_sharpness(optim, program.lr), teach=teach,
     )  # fmt: skip
 
   losses = []
@@ -271,13 +283,15 @@ def replace_by_sharp_gradients(parameters: list, compute_loss, optim: OptimConfi
       p.grad = p.grad - optim.gsam_alpha * (g - part * p.grad)
 
 
-def train_torch(recipe: Recipe, flat: dict[str, np.ndarray]):
+def train_torch(recipe: Recipe, flat: dict[str, np.ndarray], teacher_flat: dict[str, np.ndarray]):
   """Return (losses, parameters, averages), the last two as {our path: tensors}."""
   import torch
   from torch.nn import functional
 
-  optim = make_config(recipe).optim
+  config = make_config(recipe)
+  optim, distill = config.optim, config.distill
   model, tensors = make_model(flat)
+  teacher = make_model(teacher_flat)[0].eval() if distill.teacher else None
   parameters, averages = list(model.parameters()), make_model(flat)[1]
   optimizers, losses = make_optimizers(optim, tensors), []
   for step, (images, targets) in enumerate(draw_batches()):
@@ -285,9 +299,18 @@ def train_torch(recipe: Recipe, flat: dict[str, np.ndarray]):
     y = torch.tensor(targets)
 
     def compute_loss(x=x, y=y):
-      if recipe.loss:
-        return functional.binary_cross_entropy_with_logits(model(x), (y > 0.2).float())
-      return functional.cross_entropy(model(x), y)
+      logits = model(x)
+      if config.loss == 'sigmoid':
+        return functional.binary_cross_entropy_with_logits(logits, (y > 0.2).float())
+      loss = functional.cross_entropy(logits, y)
+      if teacher is None:
+        return loss
+      with torch.no_grad():
+        probabilities = (teacher(x) / distill.temperature).softmax(dim=1)
+      ours = (logits / distill.temperature).log_softmax(dim=1)
+      divergence = functional.kl_div(ours, probabilities, reduction='batchmean')
+      softened = distill.weight * distill.temperature**2 * divergence
+      return softened + (1 - distill.weight) * loss
 
     rate = learning_rate(optim, step)
     for optimizer in optimizers:
@@ -336,7 +359,8 @@ def test_a_hundred_steps_have_the_losses_of_an_independent_trainer(name, timm, m
   monkeypatch.setattr(torch.Tensor, 'bfloat16', lambda tensor: tensor.clone())
   recipe = RECIPES[name]
   losses, start, params, averages = train_ours(recipe)
-  expected, their_params, their_averages = train_torch(recipe, start)
+  teacher = draw_params(unflatten_dict(start, sep='/'), TEACHER_SEED)
+  expected, their_params, their_averages = train_torch(recipe, start, teacher)
   torch.set_num_threads(threads)
   difference = np.max(np.abs(np.subtract(losses, expected)) / np.abs(expected))
   print(f'{name}: {difference:.0e}')

@@ -19,9 +19,15 @@ from vit_jax.sharding.fsdp import (
   compute_fsdp_gradient,
   compute_gradient,
   join_params,
+  shard_map_rows,
   split_params,
+  state_specs,
+  with_block_gather,
 )
 from vit_jax.sharding.mesh import Mesh
+
+# Of labels [b, k], and with a teacher also its logits [b, k].
+Targets = jax.Array | tuple[jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
@@ -66,7 +72,7 @@ def train_step(
   *,
   model: nn.Module,
   tx: optax.GradientTransformation,
-  loss: Callable[[jax.Array, jax.Array], jax.Array],
+  loss: Callable[..., jax.Array],
   lr: optax.Schedule,
   seed: int | jax.Array,
   mix: Callable | None = None,
@@ -77,6 +83,7 @@ def train_step(
   mesh: Mesh | None = None,
   grad_dtype: str = 'float32',
   sharpness: Callable | None = None,
+  teach: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Return (new state, metrics) after one update.
 
@@ -85,17 +92,16 @@ def train_step(
   mask is True is minimized. Every random number is a function of `seed` and the step. `lr` is
   that of `tx`, for the metrics. Parameters that are False in the tree `is_trained` have no
   gradient. Over the devices of `mesh`, if any, gradients are summed in `grad_dtype`. `sharpness`,
-  from optim/sharpness.py, replaces the gradient, but not the loss. If
-  `skip_reasons` finds a reason, only the step counter changes.
+  from optim/sharpness.py, replaces the gradient, but not the loss. `teach` is that of
+  `images_and_targets`. If `skip_reasons` finds a reason, only the step counter changes.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)  # A new key for each step.
-  images, targets = images_and_targets(batch, key, classes=model.classes, mix=mix)
+  images, targets = images_and_targets(batch, key, classes=model.classes, mix=mix, teach=teach)
   weights = batch['mask'] / jnp.maximum(batch['mask'].sum(), 1)
   trained, frozen = split_params(state.params, is_trained)
   options: dict = {'grad_accum_steps': grad_accum_steps, 'mesh': mesh, 'grad_dtype': grad_dtype}
   gradient = gradient_function(model, loss, **options)
-  arrays = images, targets, weights
-  gradient_at = lambda trained: gradient(trained, frozen, arrays, key)
+  gradient_at = lambda trained: gradient(trained, frozen, (images, targets, weights), key)
   value, grads = gradient_at(trained)
   if sharpness is not None:
     grads = sharpness(lambda moved: gradient_at(moved)[1], trained, grads, state.step)
@@ -126,16 +132,43 @@ def gradient_function(
 
 
 def images_and_targets(
-  batch: dict[str, jax.Array], key: jax.Array, *, classes: int, mix: Callable | None
-) -> tuple[jax.Array, jax.Array]:
+  batch: dict[str, jax.Array],
+  key: jax.Array,
+  *,
+  classes: int,
+  mix: Callable | None,
+  teach: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, Targets]:
   """Return the images [b, h, w, 3] and targets [b, k] of a batch.
 
-  `mix`, from `data.mixup.make_mix`, mixes both.
+  `mix`, from `data.mixup.make_mix`, mixes both. With `teach`, which maps images to a teacher's
+  logits, the targets are (targets, logits of the mixed images).
   """
   images, targets = batch['image'], labels_to_targets(batch['label'], classes)
-  if mix is None:
-    return images, targets
-  return mix(jax.random.fold_in(key, 0), images, targets, mask=batch['mask'])
+  if mix is not None:
+    images, targets = mix(jax.random.fold_in(key, 0), images, targets, mask=batch['mask'])
+  return images, targets if teach is None else (targets, teach(images))
+
+
+def predict_sharded_logits(
+  shards: dict, images: jax.Array, *, model: nn.Module, mesh: Mesh, parts: int = 1
+) -> jax.Array:
+  """Return the logits [b, k] of images [b, h, w, 3] by a model whose parameters are split.
+
+  Each device computes those of its rows, in `parts` parts in sequence, which saves memory.
+  """
+  specs = state_specs(shards, mesh)
+
+  def predict(shards: dict, images: jax.Array) -> jax.Array:
+    local, gather = with_block_gather(model, specs)
+    predict_part = functools.partial(predict_logits, gather(shards), model=local)
+    if parts == 1:
+      return predict_part(images)
+    logits = jax.lax.map(predict_part, images.reshape(parts, -1, *images.shape[1:]))
+    return logits.reshape(len(images), -1)
+
+  logits: jax.Array = shard_map_rows(predict, mesh, specs)(shards, images)
+  return logits
 
 
 def apply_gradients(
@@ -168,12 +201,12 @@ def apply_gradients(
 def weighted_loss(
   params: dict,
   images: jax.Array,
-  targets: jax.Array,
+  targets: Targets,
   weights: jax.Array,
   key: jax.Array,
   *,
   model: nn.Module,
-  loss: Callable[[jax.Array, jax.Array], jax.Array],
+  loss: Callable[..., jax.Array],
 ) -> jax.Array:
   """Return the sum of `weights * loss`.
 

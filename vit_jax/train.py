@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.config import Config
@@ -66,7 +65,7 @@ def train(
     while step < run.steps and not (stop or log.abort_error):
       ids, batch = next(batches)
       checkpoints.check_for_errors()
-      state, metrics = train_step(state, batch, seed=np.int32(config.seed))
+      state, metrics = train_step(state, batch, **run.constants)
       step += 1
       log.append(step, metrics, ids)
       if (stop := should_stop(metrics)) or run.is_due('log_every', step):

@@ -8,11 +8,13 @@ import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from vit_jax.config import Config, DataConfig
+from vit_jax.config import Config, DataConfig, DistillConfig
 from vit_jax.optim.losses import (
   LOSSES,
+  add_teacher,
   balanced_class_weights,
   color_loss,
+  distillation_loss,
   labels_to_targets,
   make_training_loss,
   multi_hot,
@@ -106,6 +108,40 @@ def test_a_mixtures_loss_is_the_labelled_mean_plus_the_ratio_times_the_unlabelle
   each = optax.softmax_cross_entropy(LOGITS, soft)  # Targets of a mixture are not smoothed again.
   expected = each[:2].mean() + 2 * each[2:].mean()
   np.testing.assert_allclose(make_training_loss(config)(LOGITS, soft).mean(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 3.0])
+def test_the_distillation_loss_is_the_divergence_of_softened_probabilities(temperature):
+  teacher = LOGITS[::-1] - 1
+  ours, theirs = (
+    np.exp(x / temperature) / np.exp(x / temperature).sum(axis=1, keepdims=True)
+    for x in (LOGITS.astype(np.float64), teacher.astype(np.float64))
+  )
+  expected = temperature**2 * np.sum(theirs * np.log(theirs / ours), axis=1)
+  loss = distillation_loss(LOGITS, teacher, temperature)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert np.all(np.abs(distillation_loss(LOGITS, LOGITS, temperature)) < 1e-6)
+  labelled = add_teacher(softmax_loss, DistillConfig(temperature=temperature, weight=0.3))
+  both = 0.3 * expected + 0.7 * softmax_loss(LOGITS, np.eye(5)[[0] * 6])
+  np.testing.assert_allclose(labelled(LOGITS, (np.eye(5)[[0] * 6], teacher)), both, rtol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 10.0])
+def test_the_distillation_loss_and_its_gradient_are_those_of_pytorch(temperature):
+  torch = pytest.importorskip('torch')
+  teacher = 3 * np.random.default_rng(1).normal(size=LOGITS.shape).astype(np.float32)
+  x, y = torch.tensor(LOGITS, requires_grad=True), torch.tensor(teacher)
+  soft = [torch.nn.functional.log_softmax(each / temperature, dim=1) for each in (x, y)]
+  divergence = torch.nn.functional.kl_div(*soft, reduction='none', log_target=True).sum(dim=1)
+  (temperature**2 * divergence).sum().backward()
+  value, gradient = jax.value_and_grad(
+    lambda logits: distillation_loss(logits, teacher, temperature).sum()
+  )(LOGITS)
+  expected = temperature**2 * divergence.detach().numpy()
+  np.testing.assert_allclose(distillation_loss(LOGITS, teacher, temperature), expected, rtol=2e-5)
+  assert value == pytest.approx(expected.sum(), rel=1e-5)
+  np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_color_and_pixel_losses_are_means_over_patches_and_values():

@@ -59,6 +59,12 @@ def test_a_kernel_has_the_cycles_of_its_schedule_if_that_is_known():
   assert not any('kernel' in line for line in found.missing)
 
 
+def test_kernels_of_one_name_differ_by_the_shape_of_their_results():
+  found = program_cost(HLO, {'kernel f32[8]': 70, 'kernel f32[4]': 50})
+  assert found.cycles == program_cost(HLO).cycles + 50
+  assert any('kernel' in line for line in program_cost(HLO, {'kernel f32[8]': 70}).missing)
+
+
 def test_the_sum_is_that_of_an_independent_script():
   script = independent_script()
   bodies, entry = script.computations(HLO)

@@ -66,6 +66,11 @@ def test_the_text_of_a_plan_states_what_lora_saves():
   assert 'LoRA        optimizer 1.0 MiB of a device, 40.0 without' in text
 
 
+def test_the_text_of_a_plan_counts_the_parameters_of_a_teacher():
+  text = '\n'.join(format_plan(validate(Config(steps=1)), made(teacher=1234)))
+  assert 'parameters  10, and 1,234 of the teacher' in text
+
+
 def test_lora_saves_gradients_and_moments_of_frozen_parameters():
   """One device, AdamW: two moments and a gradient of 4 bytes for each trained parameter."""
   config = Config(

@@ -83,6 +83,18 @@ def match_classes(
   return columns, ['the data orders the classes differently: they are matched by name']
 
 
+def first_different_class(model_names: tuple[str, ...], data_names: tuple[str, ...]) -> str:
+  """Return the first pair of classes that differ, or their numbers; '' if the lists are equal.
+
+  The data may use synsets for the classes of ImageNet.
+  """
+  names, wanted = (tuple(map(normalize_class_name, each)) for each in (model_names, data_names))
+  if wanted == names or wanted in _candidate_class_names(tuple(model_names)):
+    return ''
+  differ = [f'{a!r} and {b!r}' for a, b in zip(names, wanted, strict=False) if a != b]
+  return differ[0] if differ else f'{len(names):,} and {len(wanted):,} classes'
+
+
 def _candidate_class_names(model_names: tuple[str, ...]) -> list[tuple[str, ...]]:
   """Return the model's names and, if they are ImageNet's, the synsets that TFDS uses."""
   synsets = [

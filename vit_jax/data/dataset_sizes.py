@@ -3,8 +3,9 @@
 This table is its own file because `tpu/plan.py` and `paper/` read it without the data pipeline.
 """
 
-# Source -> (training examples, classes, maximum labels per example). Sources: the TFDS catalogue,
-# arXiv 2010.11929 §4.1 (which rounds ImageNet-21k and JFT-300M), arXiv 2106.04560 (JFT-3B).
+# Source, and a split if it is a part of the training data -> (training examples, classes, maximum
+# labels per example). Sources: the TFDS catalogue, arXiv 2010.11929 §4.1 (which rounds ImageNet-21k
+# and JFT-300M), arXiv 2106.04560 (JFT-3B).
 DATASET_SIZES = {
   'tfds:imagenet2012': (1_281_167, 1_000, 1),
   'folder:imagenet21k': (14_000_000, 21_843, 1),
@@ -14,6 +15,9 @@ DATASET_SIZES = {
   'tfds:cifar100': (50_000, 100, 1),
   'tfds:oxford_iiit_pet': (3_680, 37, 1),
   'tfds:oxford_flowers102': (2_040, 102, 1),  # The training and validation splits together.
+  'tfds:oxford_flowers102 train': (1_020, 102, 1),
+  'tfds:food101': (75_750, 101, 1),
+  'tfds:sun397': (76_128, 397, 1),
   'tfds:resisc45': (31_500, 45, 1),
   # VTAB-1k (arXiv 1910.04867).
   **{

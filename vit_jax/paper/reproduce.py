@@ -34,6 +34,7 @@ from vit_jax.sharding.mesh import first_device
 from vit_jax.training.program import lower_train_step, make_program
 from vit_jax.training.setup import open_sources
 from vit_jax.training.task import make_task
+from vit_jax.training.teacher import describe_teacher
 
 RECORDS_FILE = 'reproduced.csv'
 
@@ -163,6 +164,7 @@ def digest_program(config: Config, examples: int, classes: int) -> str:
     classes=classes,
     label_slots=1,
     devices=first_device(),
+    teacher=describe_teacher(config, classes),
   )
   text = json.dumps(settings, sort_keys=True) + lower_train_step(program).as_text()
   return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -78,7 +78,10 @@ def without_folders(config: Config) -> Config:
     kind, colon, path = source.rpartition(':')
     return f'{kind}{colon}{PurePosixPath(path).name}' if '/' in path else source
 
-  is_path = not config.init.startswith(HUB_PREFIX) and Path(config.init).expanduser().exists()
+  def shorten_model(source: str) -> str:
+    is_path = not source.startswith(HUB_PREFIX) and Path(source).expanduser().exists()
+    return PurePosixPath(source).name if is_path else source
+
   return with_settings(
     config,
     {
@@ -87,7 +90,8 @@ def without_folders(config: Config) -> Config:
       'data.unlabelled': shorten(data.unlabelled),
       'data.pseudo_labels': PurePosixPath(data.pseudo_labels).name,
       'data.dir': '',
-      'init': PurePosixPath(config.init).name if is_path else config.init,
+      'init': shorten_model(config.init),
+      'distill.teacher': shorten_model(config.distill.teacher),
     },
   )
 

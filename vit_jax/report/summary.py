@@ -33,6 +33,7 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     f'{run.last_step:,} steps of {data.batch:,} images with {optim.name}, learning rate '
     f'{optim.lr:g}, loss {config.loss}'
     + describe_regularization(config)
+    + (f' and the predictions of {config.distill.teacher}' if config.distill.teacher else '')
     + f'. The steps took {format_seconds(run.seconds)}, without evaluation and saving'
     + _speed(run)
     + '.',
@@ -65,8 +66,11 @@ def _describe_cost(run: RunFacts, model) -> list[str]:
     return []
   config, devices = run.config, run.versions.get('devices', '')
   passes = forward_passes(config.optim)
-  flops = training_flops(config, model.model, config.data.batch * run.last_step)
+  taught = next((each['forward_flops'] for each in run.records if each['kind'] == 'teacher'), 0)
+  images = config.data.batch * run.last_step
+  flops = training_flops(config, model.model, images) + taught * images
   operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
+  operations += ' and one of the teacher' if taught else ''
   if not devices:  # Runs of older versions do not record them.
     return [f'This took {operations}.']
   hours = run.seconds * int(devices.partition(' ')[0]) / 3600

@@ -33,6 +33,7 @@ FEWSHOT_PROBE = Pattern('^fewshot:', 'fewshot:SOURCE')
 NO_MASK = {'mask.target': ('',)}
 # Positions with a table that is resampled as `init_positions` says. Offsets have one way.
 POSITION_TABLES = ('learned', 'learned+rope')
+LABELS_COUNT = {'distill.teacher': ('',), 'distill.weight': ENABLED}  # In the loss.
 ROPE = {'model.position': ('rope', 'learned+rope')}
 
 # Setting -> the requirements under which it is read. All of them must hold. A requirement holds if
@@ -98,11 +99,15 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'lora.alpha': ({'lora.rank': ENABLED},),
   'lora.targets': ({'lora.rank': ENABLED},),
   'lora.train': ({'lora.rank': ENABLED},),
+  'distill.teacher': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
+  'distill.variant': ({'distill.teacher': ENABLED},),
+  'distill.temperature': ({'distill.teacher': ENABLED},),
+  'distill.weight': ({'distill.teacher': ENABLED},),
   'loss': (NO_MASK,),
   'sigmoid_reduction': ({'loss': ('sigmoid',)},),
   'target_threshold': ({'loss': ('sigmoid',)}, {'data.unlabelled': ('',)}),
-  'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}),
-  'label_smoothing': (NO_MASK, {'target_threshold': (0.0,)}),
+  'class_weights': (NO_MASK, {'loss': ('softmax',)}, {'data.unlabelled': ('',)}, LABELS_COUNT),
+  'label_smoothing': (NO_MASK, {'target_threshold': (0.0,)}, LABELS_COUNT),
   'mixup': (NO_MASK,),
   'cutmix': (NO_MASK,),
   'cutmix_probability': ({'cutmix': ENABLED}, {'mixup': ENABLED}),

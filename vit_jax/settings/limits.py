@@ -102,6 +102,8 @@ RANGES = {
   'mask.rate': (0.001, 1),
   'lora.rank': (0, math.inf),
   'lora.alpha': (1e-6, math.inf),
+  'distill.temperature': (0.01, 1000),
+  'distill.weight': (0.001, 1),
   'steps': (0, math.inf),
   'epochs': (0, math.inf),
   'seed': (0, 2**31 - 1),

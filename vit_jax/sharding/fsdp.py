@@ -89,7 +89,8 @@ def compute_gradient(
 ) -> tuple[jax.Array, dict]:
   """Return (loss, gradient for the trained parameters) of a batch, without collectives.
 
-  `loss_fn(params, *arrays, key, model=model)` is a sum over the rows of `arrays`, each [b, ...].
+  `loss_fn(params, *arrays, key, model=model)` is a sum over the rows of `arrays`, each [b, ...] or
+  a tuple of such.
   """
 
   def loss(trained, *arrays_and_key):
@@ -147,14 +148,16 @@ def sum_over_microbatches(
   """
   if count == 1:
     return function(params, *arrays, key)
-  slices = [x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
+  split = lambda x: x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
+  slices = [jax.tree.map(split, x) for x in arrays]
 
   def add(total, index_and_slice):
     i, arrays = index_and_slice
     result = function(params, *arrays, jax.random.fold_in(key, i))
     return jax.tree.map(jnp.add, total, result), None
 
-  shapes = jax.eval_shape(function, params, *(x[0] for x in slices), key)
+  first = jax.tree.map(lambda x: x[0], slices)
+  shapes = jax.eval_shape(function, params, *first, key)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   return jax.lax.scan(add, zeros, (jnp.arange(count), slices))[0]
 

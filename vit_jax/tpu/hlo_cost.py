@@ -40,8 +40,8 @@ class ProgramCost:
 def program_cost(hlo: str, kernels: Mapping[str, int] = MappingProxyType({})) -> ProgramCost:
   """Return the cost of a program from `compiled.as_text()`.
 
-  `kernels` has the cycles of one call of each hand-written kernel by name. Raises ValueError if
-  there is no entry computation.
+  `kernels` has the cycles of one call of each hand-written kernel by name. A name may be followed
+  by a part of the shape of the result. Raises ValueError if there is no entry computation.
   """
   bodies, entry = parse_computations(hlo)
   if entry is None:
@@ -116,7 +116,9 @@ def instruction_cycles(line: str, instruction: str, tally: CostTally) -> int:
   The compiler's estimate, or the kernel's schedule.
   """
   if 'custom_call_target="tpu_custom_call"' in line:
-    kernel = next((name for name in tally.kernels if name in instruction), None)
+    result = instruction + line.partition('custom-call(')[0]
+    names = (name for name in tally.kernels if all(word in result for word in name.split()))
+    kernel = next(names, None)
     if kernel is None:
       tally.missing.append(f'{instruction}: a kernel without an estimate')
     return tally.kernels.get(kernel, 0)

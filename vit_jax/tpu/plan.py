@@ -9,7 +9,6 @@ import math
 import re
 import time
 
-import flax.linen as nn
 import jax
 
 from vit_jax.config import Config, LoraConfig
@@ -26,12 +25,14 @@ from vit_jax.training.dry_run import data_dimensions
 from vit_jax.training.program import (
   Program,
   abstract_state,
+  abstract_teacher,
   compile_train_step,
   make_program,
   training_flops,
 )
 from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
+from vit_jax.training.teacher import describe_teacher
 
 # The compiler reports either the total of all live buffers, or, if it gives up earlier, the need of
 # the step itself.
@@ -54,8 +55,9 @@ class Plan:
   memory: dict[str, float]  # Use of the bytes by name.
   parameters: int
   trained: int  # Parameters that are trained.
+  teacher: int = 0  # Parameters of the teacher of distillation, which `parameters` do not include.
   lora: dict[str, tuple[float, float]]  # Use of the bytes by name: with adapters, and without.
-  flops: float  # FLOPs of a step, analytic: three forward passes, with SAM six.
+  flops: float  # FLOPs of a step, analytic: see `training_flops`.
   steps: int
   batch: int
   cycles: int | None
@@ -95,15 +97,17 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     classes=classes,
     label_slots=labels,
     devices=topology_devices(topology.name, topology.slices),
+    teacher=describe_teacher(config, classes),
   )
-  model, state = program.model, abstract_state(program)
+  state, teacher = abstract_state(program), abstract_teacher(program)
   began = time.monotonic()
   known = {
     'topology': topology,
     'parameters': count_elements(state.params),
     'trained': count_elements(split_params(state.params, program.is_trained)[0]),
+    'teacher': count_elements(teacher),
     'lora': compare_lora(program, examples),
-    'flops': training_flops(config, model, config.data.batch),
+    'flops': training_flops(config, program.model, config.data.batch, program.teacher),
     'steps': program.steps,
     'batch': config.data.batch,
   }
@@ -113,8 +117,8 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     return Plan(**known, **parse_out_of_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
   (peak, memory), counted = (
-    memory_breakdown(compiled, state),
-    program_cost(hlo, attention_kernel_cycles(config, model, topology, hlo)),
+    memory_breakdown(compiled, state, teacher),
+    program_cost(hlo, attention_kernel_cycles(program, topology, hlo)),
   )
   made = Plan(
     **known,
@@ -144,6 +148,7 @@ def compare_lora(program: Program, examples: int) -> dict[str, tuple[float, floa
     classes=program.model.classes,
     label_slots=program.label_slots,
     devices=list(program.mesh.devices.flat),
+    teacher=program.teacher,
   )
   with_lora, without = training_bytes(program), training_bytes(full)
   return {name: (size, without[name]) for name, size in with_lora.items()}
@@ -165,17 +170,24 @@ def held_bytes(tree) -> float:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def attention_kernel_cycles(
-  config: Config, model: nn.Module, topology: Topology, hlo: str
-) -> dict[str, int]:
-  """Return the cycles of one call of each hand-written kernel in the program."""
-  if 'tpu_custom_call' not in hlo:
-    return {}
-  c, s = config.model, model.shape
-  n = math.prod(s.grid(config.data.size)) + c.prefix_tokens + c.registers
+def attention_kernel_cycles(program: Program, topology: Topology, hlo: str) -> dict[str, int]:
+  """Return the cycles of one call of each hand-written kernel in the program.
+
+  A name is followed by a part of the shape of the result if it is a kernel of the teacher.
+  """
+  config, found = program.config, {}
+  calls = [line for line in hlo.splitlines() if 'tpu_custom_call' in line]
   b = config.data.batch // config.optim.grad_accum_steps // topology.devices
-  shape = {'b': b, 'n': n, 'd': s.width, 'heads': s.heads, 'dtype': c.dtype}
-  return kernel_cycles(topology.name, **shape, rope=c.has_rope)
+  for model in filter(None, (program.teacher, program.model)):
+    c, s = model.config, model.shape
+    n, d = math.prod(s.grid(config.data.size)) + c.prefix_tokens + c.registers, s.width
+    if not any(f',{n},{d}]' in line for line in calls):
+      continue
+    shape = {'b': b, 'n': n, 'd': d, 'heads': s.heads, 'dtype': c.dtype}
+    suffix = f' {n},{d}]' if model is program.teacher else ''
+    cycles = kernel_cycles(topology.name, **shape, rope=c.has_rope)
+    found |= {name + suffix: count for name, count in cycles.items()}
+  return found
 
 
 def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object]]:
@@ -205,7 +217,7 @@ def memory_remedies(config: Config, topology: Topology) -> list[dict[str, object
   return [*remat, *parts, *shares, *(both if full else []), *every]
 
 
-def memory_breakdown(compiled, state: TrainState) -> tuple[float, dict[str, float]]:
+def memory_breakdown(compiled, state: TrainState, teacher: dict) -> tuple[float, dict[str, float]]:
   """Return (bytes of a device at the peak, their use by name)."""
   found = compiled.memory_analysis()
   arguments, out, kept = (
@@ -220,6 +232,7 @@ def memory_breakdown(compiled, state: TrainState) -> tuple[float, dict[str, floa
     'parameters': held_bytes(state.params),
     'optimizer': held_bytes(state.opt_state),
     'average': held_bytes(state.ema),
+    'teacher': held_bytes(teacher),
   }
   parts['batch'] = max(0, arguments - sum(parts.values()))
   parts['gradients and activations'] = max(0, peak - sum(parts.values()))
@@ -290,10 +303,11 @@ def format_plan(config: Config, plan: Plan) -> list[str]:
 
 
 def format_trained(plan: Plan) -> str:
-  """Return the number of trained parameters and their share, or '' if all are trained."""
+  """Return the number of trained parameters and their share, if not all, and the teacher's."""
+  teacher = f', and {plan.teacher:,} of the teacher' if plan.teacher else ''
   if plan.trained == plan.parameters:
-    return ''
-  return f', {plan.trained:,} ({100 * plan.trained / plan.parameters:.2g} %) trained'
+    return teacher
+  return f', {plan.trained:,} ({100 * plan.trained / plan.parameters:.2g} %) trained{teacher}'
 
 
 def format_hosts(count: int) -> str:

@@ -10,13 +10,17 @@ from vit_jax.errors import UserError
 from vit_jax.settings.fields import flatten_config
 from vit_jax.sharding.mesh import first_device
 from vit_jax.training.program import (
+  Program,
   abstract_state,
+  abstract_teacher,
+  forward_flops,
   lower_train_step,
   make_program,
   training_flops,
 )
 from vit_jax.training.setup import count_elements
 from vit_jax.training.task import make_task
+from vit_jax.training.teacher import describe_teacher
 
 
 def dry_run(config: Config) -> list[str]:
@@ -35,10 +39,11 @@ def dry_run(config: Config) -> list[str]:
     classes=classes,
     label_slots=labels,
     devices=first_device(),
+    teacher=describe_teacher(config, classes),
   )
   lower_train_step(program)
-  data, flops = config.data, training_flops(config, program.model, config.data.batch)
-  forward = program.model.shape.flops(data.size, config.model.channels)
+  data, forward = config.data, forward_flops(config, program.model)
+  flops = training_flops(config, program.model, data.batch, program.teacher)
   size = 'x'.join(map(str, data.size))
   return [
     f'model     {config.model.variant} at {size}, '
@@ -47,8 +52,19 @@ def dry_run(config: Config) -> list[str]:
     f'length    {program.steps:,} steps, {program.steps / program.epoch:,.1f} epochs',
     f'FLOPs     {forward / 1e9:.2f} G for a forward pass of an image, {flops / 1e12:.1f} T for a '
     f'step, {flops * program.steps / 1e18:.3g} exaFLOPs for the run',
+    *describe_teacher_cost(program),
     *(f'config.{name}={value}' for name, value in flatten_config(config).items()),
   ]
+
+
+def describe_teacher_cost(program: Program) -> list[str]:
+  """Return a line about the teacher, if there is one."""
+  if program.teacher is None:
+    return []
+  name, count = program.teacher.config.variant, count_elements(abstract_teacher(program))
+  flops = forward_flops(program.config, program.teacher)
+  cost = f'{flops / 1e9:.2f} G of the FLOPs of a step for an image'
+  return [f'teacher   {name}, {count:,} parameters, {cost}']
 
 
 def data_dimensions(config: Config) -> tuple[int, int, int]:
@@ -63,7 +79,8 @@ def data_dimensions(config: Config) -> tuple[int, int, int]:
   except UserError:
     if data.train not in DATASET_SIZES:
       raise
-    examples, classes, labels = DATASET_SIZES[data.train]
+    known = DATASET_SIZES.get(f'{data.train} {data.split}', DATASET_SIZES[data.train])
+    examples, classes, labels = known
     if '[' in data.split:  # The table has the training split.
       lengths = {data.split.partition('[')[0]: [examples]}
       spans = resolve_split(data.split, lengths, data.train)

@@ -12,7 +12,7 @@ import flax.traverse_util
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
-from vit_jax.data.class_names import normalize_class_name
+from vit_jax.data.class_names import first_different_class
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import Evaluator
 from vit_jax.evaluate.linear_probe import fit_linear_probe
@@ -40,11 +40,9 @@ class InitialHead:
   def check_classes(self, pretrained: PretrainedModel):
     """Raise UserError unless the head of `pretrained` has the classes of the data, in order."""
     pretrained.check_has_head()
-    names = tuple(map(normalize_class_name, pretrained.labels))
-    expected = tuple(map(normalize_class_name, self._run.train_source.label_names))
-    if names and names != expected:
-      differ = [f'{a!r} and {b!r}' for a, b in zip(names, expected, strict=False) if a != b]
-      first = differ[0] if differ else f'{len(names):,} and {len(expected):,} classes'
+    names, expected = pretrained.labels, self._run.train_source.label_names
+    first = first_different_class(names, expected) if names else ''
+    if first:
       raise UserError(
         f'config.init_head=keep: the classes of {pretrained.source} are not those of the data: '
         f'the first that differ are {first}; --config.init_head=new or probe starts a new head'

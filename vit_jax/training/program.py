@@ -18,11 +18,18 @@ from vit_jax.config import Config, OptimConfig
 from vit_jax.data.mixup import make_mix
 from vit_jax.models.lora import check_new_head, frozen_paths
 from vit_jax.optim.durations import labelled_batch_size, total_steps
+from vit_jax.optim.losses import add_teacher
 from vit_jax.optim.optimizer import find_trained, make_lr_schedule, make_optimizer
 from vit_jax.optim.sharpness import forward_passes, make_sharpness
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.sharding.mesh import Mesh, batch_sharding, compiler_options, make_mesh, replicated
-from vit_jax.step import TrainState, abstract_params, init_state, train_step
+from vit_jax.step import (
+  TrainState,
+  abstract_params,
+  init_state,
+  predict_sharded_logits,
+  train_step,
+)
 from vit_jax.training.task import Task
 
 
@@ -40,6 +47,7 @@ class Program:
   tx: optax.GradientTransformation  # The optimizer.
   is_trained: dict | None  # A tree of bools like the parameters, or None if all are trained.
   mesh: Mesh
+  teacher: nn.Module | None = None  # The frozen model of distillation.
 
   @functools.cached_property
   def param_shapes(self) -> dict:
@@ -47,13 +55,21 @@ class Program:
     return abstract_params(self.model, self.config.data.size)
 
 
-def training_flops(config: Config, model: nn.Module, images: float) -> float:
+def training_flops(
+  config: Config, model: nn.Module, images: float, teacher: nn.Module | None = None
+) -> float:
   """Return the FLOPs of training a model on `images` images, counted as often as they are seen.
 
-  A gradient counts as three forward passes; SAM takes two gradients.
+  A gradient counts as three forward passes; SAM takes two gradients. A teacher adds its forward
+  pass.
   """
-  forward = model.shape.flops(config.data.size, config.model.channels)
-  return forward_passes(config.optim) * forward * images
+  flops = forward_passes(config.optim) * forward_flops(config, model)
+  return (flops + forward_flops(config, teacher)) * images
+
+
+def forward_flops(config: Config, model: nn.Module | None) -> float:
+  """Return the FLOPs of a forward pass of one image of a run; 0 without a model."""
+  return 0 if model is None else model.shape.flops(config.data.size, config.model.channels)
 
 
 def make_program(
@@ -64,11 +80,13 @@ def make_program(
   classes: int,
   label_slots: int,
   devices: list | None = None,
+  teacher: nn.Module | None = None,
 ) -> Program:
   """Build the program of a validated config and its task.
 
   `devices` are by default all that JAX finds. `examples` is the number of labelled training
-  examples. Raises UserError if the config names an unknown model, optimizer or mesh.
+  examples. `teacher` is needed if `config.distill` names one. Raises UserError if the config names
+  an unknown model, optimizer or mesh.
   """
   steps = total_steps(config, examples)
   epoch = examples / labelled_batch_size(config.data)
@@ -87,6 +105,7 @@ def make_program(
     tx=make_optimizer(optim, lr, params),
     is_trained=find_trained(optim, params),
     mesh=make_mesh(config.mesh.fsdp, batches=sharded_batch_sizes(config), devices=devices),
+    teacher=teacher,
   )
 
 
@@ -118,12 +137,23 @@ def make_init_fn(program: Program) -> Callable[[int], TrainState]:
 
 def abstract_state(program: Program) -> TrainState:
   """Return the shapes, dtypes and shardings of the train state. Nothing is allocated."""
-  shapes = jax.eval_shape(make_init_fn(program), program.config.seed)
+  return add_shardings(jax.eval_shape(make_init_fn(program), program.config.seed), program.mesh)
+
+
+def abstract_teacher(program: Program) -> dict:
+  """Return the shapes, dtypes and shardings of the teacher's parameters; {} without a teacher."""
+  if program.teacher is None:
+    return {}
+  return add_shardings(abstract_params(program.teacher, program.config.data.size), program.mesh)
+
+
+def add_shardings(shapes, mesh: Mesh):
+  """Return a tree of shapes with the sharding of each."""
 
   def with_sharding(x, sharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, program.mesh))
+  return jax.tree.map(with_sharding, shapes, state_shardings(shapes, mesh))
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -142,10 +172,11 @@ def lower_train_step(program: Program) -> jax.stages.Lowered:
   """Trace and lower `train_step`, as a function (state, batch, seed=) -> (state, metrics).
 
   A batch of another shape is an error, not a second compilation. The seed is an argument: runs that
-  differ in nothing else share a program in the compilation cache.
+  differ in nothing else share a program in the compilation cache. So are the parameters of a
+  teacher, `teacher=`.
   """
   config, mesh = program.config, program.mesh
-  step = functools.partial(
+  step: Callable = functools.partial(
     train_step,
     model=program.model,
     tx=program.tx,
@@ -164,6 +195,7 @@ def lower_train_step(program: Program) -> jax.stages.Lowered:
     grad_dtype=config.optim.grad_dtype,
     sharpness=make_sharpness(config.optim, program.lr),
   )
+  step = with_teacher(step, program, program.teacher) if program.teacher else step
   functools.update_wrapper(step, train_step)  # Profiles and compilation events show its name.
   state = abstract_state(program)
   with jax.set_mesh(mesh):  # Kernels ask the mesh for their target and for how a batch is split.
@@ -172,7 +204,25 @@ def lower_train_step(program: Program) -> jax.stages.Lowered:
       out_shardings=(state_shardings(state, mesh), replicated(mesh)),
       donate_argnums=0,  # The new state may overwrite the memory of the old one.
     )
-    return jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed))
+    constants = {'teacher': abstract_teacher(program)} if program.teacher else {}
+    return jitted.lower(state, abstract_batch(program), seed=np.int32(config.seed), **constants)
+
+
+def with_teacher(step: Callable, program: Program, model: nn.Module) -> Callable:
+  """Return `step` with the argument `teacher`, the parameters of the teacher `model`."""
+  config = program.config
+  predict = functools.partial(
+    predict_sharded_logits,
+    model=model,
+    mesh=program.mesh,
+    parts=config.optim.grad_accum_steps,
+  )
+  loss = add_teacher(program.task.loss, config.distill)
+
+  def step_with_teacher(state: TrainState, batch: dict, *, seed: jax.Array, teacher: dict):
+    return step(state, batch, seed=seed, loss=loss, teach=functools.partial(predict, teacher))
+
+  return step_with_teacher
 
 
 def compile_train_step(program: Program) -> jax.stages.Compiled:

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,10 +33,17 @@ from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, to
 from vit_jax.optim.losses import balanced_class_weights, weight_classes
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.sharding.fsdp import split_params, unsharded_params
-from vit_jax.sharding.mesh import describe_mesh, peak_flops
+from vit_jax.sharding.mesh import describe_mesh, peak_flops, shard_from_host
 from vit_jax.step import TrainState
-from vit_jax.training.program import Program, make_program, training_flops
+from vit_jax.training.program import (
+  Program,
+  abstract_teacher,
+  forward_flops,
+  make_program,
+  training_flops,
+)
 from vit_jax.training.task import Task, make_task
+from vit_jax.training.teacher import Teacher, load_teacher
 
 SCHEDULES = ('log_every', 'eval_every', 'probe_every', 'save_every', 'keep_every')
 
@@ -51,13 +59,24 @@ class Run:
   probes: ProtocolFn  # What config.probes name, ready to be evaluated.
   every: dict[str, int]  # The settings in SCHEDULES, in steps; 0 means after the last step alone.
   program: Program
-  fingerprint: dict[str, object]  # Of the data: a run does not resume with other data.
+  teacher: Teacher | None
+  fingerprint: dict[str, object]  # Of data and teacher: a run does not resume with others.
   began: float  # When the process began to set the run up, on the monotonic clock.
 
   @property
   def steps(self) -> int:
     """Number of steps of the run."""
     return self.program.steps
+
+  @functools.cached_property
+  def constants(self) -> dict[str, Any]:
+    """Arguments of every step: the seed, and a teacher's parameters, split over the devices."""
+    constants: dict[str, Any] = {'seed': np.int32(self.config.seed)}
+    if self.teacher is None:
+      return constants
+    shapes = abstract_teacher(self.program)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return constants | {'teacher': shard_from_host(self.teacher.params, shardings)}
 
   def is_due(self, schedule: str, step: int) -> bool:
     """Return whether what the setting `schedule` schedules happens after `step`.
@@ -86,6 +105,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
   task = make_task(config)
   train_source, eval_source = open_sources(config)
   labels, examples = train_source.label_names, len(train_source.labelled)
+  teacher = load_teacher(config, labels)
   probes = make_protocols(config.probes, labels, dir=config.data.dir, l2=config.fewshot_l2)
   steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
   durations = {name: getattr(config, name) for name in SCHEDULES}
@@ -94,6 +114,7 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
     for name, text in durations.items()
   }
   fingerprint = fingerprint_data(train_source, eval_source)
+  fingerprint |= teacher.facts if teacher else {}
   check_same_run(workdir, config, labels, fingerprint)
   return Run(
     config=config,
@@ -108,7 +129,9 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
       examples=examples,
       classes=train_source.classes,
       label_slots=train_source.max_labels,
+      teacher=teacher.model if teacher else None,
     ),
+    teacher=teacher,
     fingerprint=fingerprint,
     began=began,
   )
@@ -173,6 +196,11 @@ def start_run(
     f'{run.workdir}: {summarize_run(run.program, state)}, {describe_mesh(mesh)}, steps {first} to '
     f'{run.steps}'
   )
+  if run.teacher:
+    notes = [*notes, *run.teacher.notes]
+    if not first:
+      flops = forward_flops(run.config, run.teacher.model)
+      writer.write_jsonl(0, {'forward_flops': flops}, kind='teacher')
   for note in [*notes, *unsharded_params(state.params, mesh)]:
     writer.print_line(f'  {note}')
   return open_step_log(
@@ -206,10 +234,11 @@ def count_elements(params: dict) -> int:
 def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:
   """Return images per second and, if the chips' peak is known, the model FLOPs utilization (MFU).
 
-  A step counts as three forward passes of the model, with SAM as six.
+  `training_flops` counts a step.
   """
   images_per_second = program.config.data.batch / seconds_per_step
   values = {'images_per_second': images_per_second, 'seconds_per_step': seconds_per_step}
   if peak := peak_flops(program.mesh):
-    values['mfu'] = training_flops(program.config, program.model, images_per_second) / peak
+    flops = training_flops(program.config, program.model, images_per_second, program.teacher)
+    values['mfu'] = flops / peak
   return values

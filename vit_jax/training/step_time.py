@@ -20,7 +20,7 @@ def measure_step_time(run: Run) -> tuple[float, float]:
   times = [time.monotonic()]
   for _ in range(_STEPS):
     _, batch = next(batches)
-    state, metrics = train_step(state, batch, seed=np.int32(seed))
+    state, metrics = train_step(state, batch, **run.constants)
     jax.block_until_ready(metrics)
     times.append(time.monotonic())
   return min(np.diff(times[1:])), times[0] - began
