@@ -12,6 +12,9 @@ from vit_jax.errors import UserError
 from vit_jax.settings.limits import CHOICES
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
+SOURCE_KINDS = (
+  'builtin:NAME, folder:PATH, csv:PATH, tfds:NAME, records:PATH, tar:PATH, parquet:PATH'
+)
 
 
 class Parser(argparse.ArgumentParser):
