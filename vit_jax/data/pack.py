@@ -21,12 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 import tqdm
 
-from vit_jax.config import DataConfig
-from vit_jax.data.decode import BadImageError, ImageData, decode_image
-from vit_jax.data.preprocessing import decoding_options
+from vit_jax.data.decode import BadImageError
 from vit_jax.data.records import (
   MANIFEST,
   UNFINISHED,
@@ -37,7 +34,7 @@ from vit_jax.data.records import (
   encode_unreadable_record,
   read_manifest,
 )
-from vit_jax.data.resize import resize_image
+from vit_jax.data.reencode import describe_reencoding, reencode_image
 from vit_jax.data.sources import Source, open_source, open_unlabelled
 from vit_jax.errors import UserError, one_line
 from vit_jax.runtime.files import read_json_object, write_atomically
@@ -49,8 +46,6 @@ CHUNKS_AHEAD = 2  # For each thread. With CHUNK it bounds the memory.
 # Larger groups slow random access. The images are compressed already.
 WRITER_OPTIONS = 'group_size:1,uncompressed'
 MIN_IMAGES_WITH_PROGRESS_BAR = 100
-REENCODE_FILTER = 'pil_bicubic'  # With antialiasing.
-REENCODE_SUBSAMPLING = '420'  # Of the chroma, as in most JPEG files.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +166,7 @@ def _pack(splits: list[_Split], folder: Path, options: PackOptions) -> Manifest:
     source=source.title,
     source_kind=source.kind,
     label_names=source.label_names,
-    reencode=_describe_reencoding(options),
+    reencode=describe_reencoding(options.reencode),
     splits={
       split.name: _describe_split(split, folder, [each for each in shards if each.split is split])
       for split in splits
@@ -186,7 +181,7 @@ def _describe_task(splits: list[_Split], options: PackOptions) -> dict[str, obje
   """Return what must be the same when an unfinished packing continues."""
   return {
     'source_kind': splits[0].source.kind,
-    'reencode': _describe_reencoding(options),
+    'reencode': describe_reencoding(options.reencode),
     'splits': {split.name: split.facts for split in splits},
   }
 
@@ -305,46 +300,6 @@ def shorten_name(name: str, title: str) -> str:
     if folder and name.startswith(prefix):
       return name[len(prefix) :]
   return name
-
-
-def reencode_image(
-  data: ImageData, name: str, short_side: int, quality: int, *, user_file: bool
-) -> ImageData:
-  """Return a JPEG of an image whose short side is reduced to `short_side` pixels.
-
-  Smaller images, and those that cannot be decoded, stay as they are. The JPEG is upright if the
-  orientation counts by default (`user_file`). It has no metadata.
-
-  Raises UserError if the image is not a file.
-  """
-  if isinstance(data, np.ndarray):
-    raise UserError(f'{name} is not an image file; it cannot be packed with --reencode')
-  options = decoding_options('auto', 'auto', user_file=user_file)
-  try:
-    image = decode_image(data, name=name, max_pixels=DataConfig().max_pixels, **options)
-  except BadImageError:
-    return data
-  h, w = image.shape[:2]
-  if min(h, w) <= short_side:
-    return data
-  size = tuple(round(n * short_side / min(h, w)) for n in (h, w))
-  return simplejpeg.encode_jpeg(
-    resize_image(image, size, REENCODE_FILTER),
-    quality=quality,
-    colorspace='RGB',
-    colorsubsampling=REENCODE_SUBSAMPLING,
-  )
-
-
-def _describe_reencoding(options: PackOptions) -> dict[str, object] | None:
-  if not options.reencode:
-    return None
-  return {
-    'short_side': options.reencode[0],
-    'quality': options.reencode[1],
-    'interpolation': REENCODE_FILTER,
-    'subsampling': REENCODE_SUBSAMPLING,
-  }
 
 
 def _write_shard(
