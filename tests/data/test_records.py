@@ -97,7 +97,7 @@ def test_the_name_of_an_example_has_its_shard_record_and_file(photos, tmp_path):
   pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions(shards=2))
   source = open_source(f'records:{tmp_path / "out"}', 'train')
   assert source[7][2] == (
-    f'records:{tmp_path / "out"} train-00001-of-00002.array_record #1 (train/b/16.jpg)'
+    f'records:{tmp_path / "out"} train-00001-of-00002.array_record #1 (train/b/7.jpg)'
   )
 
 

@@ -186,8 +186,9 @@ def test_a_compressed_truncated_or_missing_archive_is_an_error(folder, tmp_path)
   (tmp_path / 'y.tar').write_bytes(content[:1000])
   with pytest.raises(UserError, match='not a tar archive'):
     open_source(f'tar:{tmp_path / "y.tar"}', 'train')
+  (tmp_path / 'empty').mkdir()
   with pytest.raises(UserError, match=r'no \.tar files'):
-    open_source(f'tar:{tmp_path / "cache"}', 'train')
+    open_source(f'tar:{tmp_path / "empty"}', 'train')
   with pytest.raises(UserError, match='no such file'):
     open_source(f'tar:{tmp_path / "none.tar"}', 'train')
   with pytest.raises(UserError, match=f'use tar:{tmp_path / "x.tar"}'):

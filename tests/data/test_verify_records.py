@@ -9,7 +9,7 @@ from vit_jax.data.pack import PackOptions, pack_source
 
 @pytest.fixture
 def packed(tmp_path, png):
-  """Return packed data of three shards of `train` and one of `test`."""
+  """Return packed data of three shards of `train` and two of `test`."""
   for i in range(21):
     path = tmp_path / 'photos' / 'ab'[i % 2] / f'{i}.png'
     path.parent.mkdir(parents=True, exist_ok=True)

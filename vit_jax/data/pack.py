@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ def pack_source(name: str, folder: Path, options: PackOptions, *, dir: str = '')
   Raises UserError if the source or `folder` does not fit, if an image cannot be read, or if the
   files cannot be written.
   """
-  if '://' in str(folder):
+  if re.match(r'\w+:/', str(folder)):
     raise UserError(f'{folder}: expected a directory; pack into one, then upload or mount it')
   splits = _open_splits(name, options.splits, dir)
   try:
@@ -138,7 +139,7 @@ def _find_packed(splits: list[_Split], folder: Path, options: PackOptions) -> Ma
     'splits': {key: [split.spec, split.listing] for key, split in manifest.splits.items()},
   }
   counts = {key: len(split.shards) for key, split in manifest.splits.items()}
-  _check_same(found, _describe_task(splits, options), counts, options, folder)
+  _check_same(found, counts, splits, options, folder)
   return manifest
 
 
@@ -209,28 +210,32 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _plan_shards(splits: list[_Split], folder: Path, options: PackOptions) -> dict[str, int]:
   """Return the number of shards of each split: that of an unfinished packing, or a new one."""
-  path, task = folder / UNFINISHED / 'plan.json', _describe_task(splits, options)
+  path = folder / UNFINISHED / 'plan.json'
   if path.exists():
     plan = read_json_object(path)
-    _check_same(plan, task, plan['shards'], options, folder)
+    _check_same(plan, plan['shards'], splits, options, folder)
     return plan['shards']
   counts = {
     split.name: min(len(split.source), options.shards or _estimate_shards(split.source, options))
     for split in splits
   }
-  write_atomically(path, json.dumps(task | {'shards': counts}))
+  write_atomically(path, json.dumps(_describe_task(splits, options) | {'shards': counts}))
   return counts
 
 
-def _check_same(found: dict, task: dict, counts: dict, options: PackOptions, folder: Path):
+def _check_same(
+  found: dict, counts: dict, splits: list[_Split], options: PackOptions, folder: Path
+):
   """Raise UserError if `folder` has packed data that differs from what is to be packed."""
   names = {
     'source_kind': 'another kind of source',
     'reencode': 'another --reencode',
     'splits': 'other splits, or the source has changed since',
   }
+  task = _describe_task(splits, options)
   differences = [text for key, text in names.items() if found.get(key) != task[key]]
-  if options.shards and not differences and max(counts.values()) > options.shards:
+  shards = {split.name: min(len(split.source), options.shards) for split in splits}
+  if options.shards and not differences and counts != shards:
     differences = [f'{max(counts.values())} shards']
   if differences:
     raise UserError(
