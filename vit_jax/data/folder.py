@@ -87,9 +87,12 @@ class FolderStore(_ImageFileStore):
     self._root = resolve_existing_path(path)
     self.title = f'folder:{path}'
     if not self._root.is_dir():
-      kind = self._root.suffix[1:]
-      is_source = kind in ('csv', 'tar', 'parquet')
-      remedy = f'use {kind}:{path}' if is_source else 'unpack archives first'
+      remedies = {
+        '.csv': f'use csv:{path}',
+        '.parquet': f'use parquet:{path}',
+        '.tar': f'unpack it, or use tar:{path} if it is a WebDataset archive',
+      }
+      remedy = remedies.get(self._root.suffix, 'unpack archives first')
       raise UserError(f'{path} is a file, not a folder; {remedy}. {EXPECTED_LAYOUT}')
     self._is_flat = not any(_list_classes(self._root / split) for split in SPLIT_FOLDERS)
     self._examples = {}  # Filled by `shard_lengths`.

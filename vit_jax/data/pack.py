@@ -51,7 +51,7 @@ MIN_IMAGES_WITH_PROGRESS_BAR = 100
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PackOptions:
-  """What is written."""
+  """Options of a packing."""
 
   splits: tuple[str, ...] = ()  # NAME or NAME=SPLIT; () means all splits of the source.
   shards: int = 0  # The number for each split; 0 means shards of about SHARD_BYTES.
@@ -69,7 +69,7 @@ class _Split(NamedTuple):
 
   @property
   def facts(self) -> list[str]:
-    """What must not change while it is packed."""
+    """Facts that must not change while the split is packed."""
     return [self.spec, self.source.index_checksum()]
 
 

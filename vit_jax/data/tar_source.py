@@ -8,6 +8,7 @@ The name of an example is the path up to the first dot of the file name. Other f
 `labels.txt` beside the archives names numbered classes.
 """
 
+import itertools
 import json
 import os
 import tarfile
@@ -20,9 +21,10 @@ from vit_jax.data.archive_store import ArchiveStore, Index, encode_labels
 from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions
 from vit_jax.errors import UserError, one_line
 
-LABEL_EXTENSIONS = ('cls', 'txt', 'json')
+LABEL_EXTENSIONS = ('.cls', '.txt', '.json')
 JSON_KEYS = ('label', 'labels', 'cls')
 MAX_LABEL_BYTES = 1 << 20
+TarExample = tuple[str, int, int, list[int | str] | None]  # Name, position, size, labels or None.
 COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZ': 'bzip2', b'\xfd7': 'xz', b'\x28\xb5': 'zstd'}
 
 
@@ -72,26 +74,23 @@ class UnlabelledTarStore(TarStore):
   needs_labels = False
 
 
-def _list_examples(
-  path: Path, *, with_labels: bool
-) -> Iterator[tuple[str, int, int, list[int | str] | None]]:
-  """Yield (name of the image, its position, its size, labels or None) of each example."""
-  extensions = tuple(name[1:] for name in image_extensions())
-  key, image, label = None, None, None
+def _list_examples(path: Path, *, with_labels: bool) -> Iterator[TarExample]:
+  """Yield the examples of an archive that have an image."""
+  label_extensions = LABEL_EXTENSIONS if with_labels else ()
   with tarfile.open(path, 'r:') as archive:
-    for member in _list_members(archive):
-      folder, _, file = member.name.rpartition('/')
-      stem, _, extension = file.partition('.')
-      if (folder, stem) != key:
-        if image:
-          yield *image, label
-        key, image, label = (folder, stem), None, None
-      if extension.lower() in extensions and not image:
-        image = member.name, member.offset_data, member.size
-      elif with_labels and extension.lower() in LABEL_EXTENSIONS and label is None:
-        label = _read_label(path, archive, member, extension.lower())
-  if image:
-    yield *image, label
+    for _, group in itertools.groupby(_list_members(archive), key=lambda each: _split(each)[0]):
+      members = list(group)
+      found = (_read_labels(path, archive, member, label_extensions) for member in members)
+      labels = next(filter(None, found), None)
+      images = [each for each in members if '.' + _split(each)[1] in image_extensions()]
+      yield from ((each.name, each.offset_data, each.size, labels) for each in images[:1])
+
+
+def _split(member: tarfile.TarInfo) -> tuple[str, str]:
+  """Return (name of the example, extension in lower case) of a file of an archive."""
+  folder, slash, file = member.name.rpartition('/')
+  stem, _, extension = file.partition('.')
+  return folder + slash + stem, extension.lower()
 
 
 def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -102,18 +101,21 @@ def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
       yield member
 
 
-def _read_label(
-  path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str
+def _read_labels(
+  path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, extensions: tuple[str, ...]
 ) -> list[int | str] | None:
-  """Return the labels in a file of an archive, or None if a JSON object has none.
+  """Return the labels in a file of an archive, or None if it has none.
 
-  Raises UserError if it is not what its extension says.
+  Raises UserError if it is not what its extension, one of `extensions`, says.
   """
+  extension = '.' + _split(member)[1]
+  if extension not in extensions:
+    return None
   try:
     if member.size > MAX_LABEL_BYTES:
       raise ValueError(f'{member.size:,} bytes')
     text = archive.extractfile(member).read().decode().strip()
-    if extension != 'json':
+    if extension != '.json':
       return [_parse_label(text)]
     values = json.loads(text)
     found = next((values[key] for key in JSON_KEYS if values.get(key) is not None), None)
