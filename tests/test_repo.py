@@ -193,6 +193,7 @@ def test_the_code_imports_only_what_is_declared():
     'onnx',
     'onnxruntime',
     'pillow_heif',
+    'pyarrow',
     'torch',
   }  # Each has a separate extra.
   for path in CODE:

@@ -13,6 +13,9 @@ from vit_jax.settings.limits import CHOICES
 
 _MAX_EVAL_BATCH_PER_DEVICE = 256
 _COMMA_FLAGS = ('--mean', '--std', '--size')  # Their values are one word, such as 0.5,0.5,0.5.
+SOURCE_KINDS = (
+  'builtin:NAME, folder:PATH, csv:PATH, tfds:NAME, records:PATH, tar:PATH, parquet:PATH'
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import math
 
 from vit_jax.cli.arguments import (
   PREPROCESSING_FLAGS,
+  SOURCE_KINDS,
   add_batch_flag,
   add_model_flags,
   eval_batch_size,
@@ -246,9 +247,7 @@ def add(commands):
   """Add the parser of the command."""
   command = commands.add_parser('evaluate', help=evaluate.__doc__, description=evaluate.__doc__)
   command.set_defaults(function=evaluate)
-  command.add_argument(
-    '--data', metavar='NAME', help='source: builtin:NAME, folder:PATH, csv:PATH, tfds:NAME'
-  )
+  command.add_argument('--data', metavar='NAME', help=f'source: {SOURCE_KINDS}')
   command.add_argument(
     '--split', default='', help='split (default: the first that exists of test, validation, val)'
   )

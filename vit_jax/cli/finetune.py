@@ -113,11 +113,11 @@ def with_steps(settings: list[str], steps: int) -> list[str]:
 
 def _source_name(data: str) -> str:
   """Return the name of the source: a folder or a .csv file, or a name such as tfds:cifar10."""
-  path = Path(data)
-  if path.is_dir():
-    return f'folder:{data}'
-  if path.is_file() and path.suffix.lower() == '.csv':
-    return f'csv:{data}'
+  from vit_jax.data.sources import kind_of_path
+
+  kind = kind_of_path(Path(data))
+  if kind and (kind != 'csv' or data.lower().endswith('.csv')):
+    return f'{kind}:{data}'
   if ':' in data:
     return data
   raise UserError(

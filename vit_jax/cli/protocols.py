@@ -5,6 +5,7 @@ import json
 import sys
 
 from vit_jax.cli.arguments import (
+  SOURCE_KINDS,
   eval_batch_size,
   load_model,
   non_negative_int,
@@ -60,7 +61,7 @@ def check_protocol_flags(args):
     if getattr(args, flag) is not None and protocol not in args.protocol:
       raise UserError(f'--{flag} needs --protocol {protocol}')
   if not args.data and set(args.protocol) & {*PROBES, 'classify'}:
-    raise UserError('--data is missing: builtin:NAME, folder:PATH, csv:PATH or tfds:NAME')
+    raise UserError(f'--data is missing: one of {SOURCE_KINDS}')
   for flag in ('per_class', 'confusion', 'report'):
     if getattr(args, flag) and args.protocol != ['classify']:
       raise UserError(f'--{flag} needs --protocol classify')

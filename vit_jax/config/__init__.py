@@ -24,7 +24,8 @@ class DataConfig:
   Batch `k` is a pure function of this config, the seed and `k`.
   """
 
-  # A source: builtin:NAME, folder:PATH, csv:PATH, idx:PATH, tfds:NAME or vtab:TASK.
+  # A source: builtin:NAME, folder:PATH, csv:PATH, idx:PATH, tfds:NAME, vtab:TASK, records:PATH,
+  # tar:PATH or parquet:PATH.
   train: str = 'builtin:fashion_mnist'
   # The split in TFDS's syntax, for every kind of source: 'train[:98%]', 'train+validation'. Any
   # split has the parts 'train/held_out:10%', with examples of every class, and 'train/rest:10%'.
@@ -102,7 +103,8 @@ class DataConfig:
   # EXIF orientation: exif (turn photos upright), ignore, auto (exif for files, ignore for TFDS).
   orient: str = 'auto'
   # The inverse DCT of JPEGs. fast: TensorFlow's default. accurate: Pillow's and PyTorch's.
-  # auto: accurate for files (folder:, csv:, images:), fast for TFDS.
+  # auto: accurate for files (folder:, csv:, images:, tar:, parquet:), fast for TFDS. Records are
+  # decoded as the source that they were packed from.
   jpeg_dct: str = 'auto'
   # error: end the run. skip: leave an unreadable image out of loss and accuracy, and count it.
   bad_images: str = 'error'

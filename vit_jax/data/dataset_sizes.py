@@ -9,6 +9,7 @@ This table is its own file because `tpu/plan.py` and `paper/` read it without th
 DATASET_SIZES = {
   'tfds:imagenet2012': (1_281_167, 1_000, 1),
   'folder:imagenet21k': (14_000_000, 21_843, 1),
+  'records:imagenet21k': (14_000_000, 21_843, 1),  # Packed from the folder.
   'folder:jft': (303_000_000, 18_291, 1),
   'folder:jft3b': (3_000_000_000, 29_593, 1),
   'tfds:cifar10': (50_000, 10, 1),

@@ -87,8 +87,12 @@ class FolderStore(_ImageFileStore):
     self._root = resolve_existing_path(path)
     self.title = f'folder:{path}'
     if not self._root.is_dir():
-      is_csv = self._root.suffix == '.csv'
-      remedy = f'use csv:{path}' if is_csv else 'unpack archives first'
+      remedies = {
+        '.csv': f'use csv:{path}',
+        '.parquet': f'use parquet:{path}',
+        '.tar': f'unpack it, or use tar:{path} if it is a WebDataset archive',
+      }
+      remedy = remedies.get(self._root.suffix, 'unpack archives first')
       raise UserError(f'{path} is a file, not a folder; {remedy}. {EXPECTED_LAYOUT}')
     self._is_flat = not any(_list_classes(self._root / split) for split in SPLIT_FOLDERS)
     self._examples = {}  # Filled by `shard_lengths`.

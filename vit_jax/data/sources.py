@@ -5,6 +5,9 @@
   folder:PATH, csv:PATH                    image files (folder.py)
   tfds:NAME                                a TFDS dataset prepared as ArrayRecord (tfds_source.py)
   vtab:TASK                                a task of VTAB-1k with its own labels (vtab.py)
+  records:PATH                             a source that was packed as ArrayRecord (records.py)
+  tar:PATH                                 WebDataset archives (tar_source.py)
+  parquet:PATH                             tables of encoded images (parquet_source.py)
   images:PATH                              all images below a folder, unlabelled (folder.py)
 
 Each kind is a store with the attributes `title` (KIND:NAME, as the user writes it), `splits` (their
@@ -33,11 +36,16 @@ from vit_jax.data.array_store import BUILTIN_LABEL_NAMES, open_builtin, open_idx
 from vit_jax.data.class_names import check_class_names
 from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
 from vit_jax.data.held_out import parse_part, take_part
+from vit_jax.data.parquet_source import ParquetStore, UnlabelledParquetStore
+from vit_jax.data.records import MANIFEST, open_records, open_unlabelled_records
+from vit_jax.data.tar_source import TarStore, UnlabelledTarStore
 from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
 from vit_jax.errors import UserError, did_you_mean
 
-USER_FILE_KINDS = ('folder', 'csv', 'images')  # Their images are files of the user.
+# Their images are files of the user.
+USER_FILE_KINDS = ('folder', 'csv', 'images', 'tar', 'parquet')
+FILE_KINDS = {'.csv': 'csv', '.tar': 'tar', '.parquet': 'parquet'}  # By extension.
 EVAL_SPLITS = ('test', 'validation', 'val')  # The first one that exists is the default.
 
 
@@ -61,6 +69,16 @@ class Source:
     self.split: str = '+'.join(dict.fromkeys(split for split, _, _ in spans))
 
   @property
+  def title(self) -> str:
+    """The name of the source: KIND:NAME."""
+    return self._store.title
+
+  @property
+  def kind(self) -> str:
+    """The kind of the source; for packed data, of the source that was packed."""
+    return getattr(self._store, 'source_kind', self.title.partition(':')[0])
+
+  @property
   def labelled(self) -> 'Source':
     """The examples with labels; an epoch is one pass over them."""
     return self
@@ -78,18 +96,27 @@ class Source:
     """The largest number of labels of an example in these splits, at least 1."""
     return max(self._store.max_labels(split) for split in self.split_sizes)
 
-  def class_counts(self) -> np.ndarray | None:
-    """Return the number of examples [k] of each class, or None if only the records state labels."""
+  def read_labels(self) -> np.ndarray | None:
+    """Return the labels [n, m], padded with -1, or None if only the records state labels."""
     if not hasattr(self._store, 'read_labels'):
       return None
-    spans = [self._store.read_labels(split)[start:stop] for split, start, stop in self._spans]
-    labels = np.concatenate([span.ravel() for span in spans])
+    tables = {split: self._store.read_labels(split) for split in self.split_sizes}
+    width = max(table.shape[1] for table in tables.values())
+    spans = [tables[split][start:stop] for split, start, stop in self._spans]
+    pad = lambda span: np.pad(span, ((0, 0), (0, width - span.shape[1])), constant_values=-1)
+    return np.concatenate([pad(span) for span in spans])
+
+  def class_counts(self) -> np.ndarray | None:
+    """Return the number of examples [k] of each class, or None if only the records state labels."""
+    labels = self.read_labels()
+    if labels is None:
+      return None
     return np.bincount(labels[labels >= 0], minlength=self.classes)
 
   def is_user_file(self, i: int) -> bool:
     """Return whether example `i` is a file of the user, not a record of a published data set."""
     del i  # A source has one store.
-    return self._store.title.partition(':')[0] in USER_FILE_KINDS
+    return self.kind in USER_FILE_KINDS
 
   def index_checksum(self) -> str:
     """Return a checksum of the spans and of the names and labels, without reading images."""
@@ -140,6 +167,17 @@ STORES = {
   'csv': CsvStore,
   'tfds': TfdsStore,
   'vtab': VtabStore,
+  'records': open_records,
+  'tar': TarStore,
+  'parquet': ParquetStore,
+}
+
+UNLABELLED_STORES = {
+  'images': UnlabelledFolderStore,
+  'tfds': UnlabelledTfdsStore,
+  'records': open_unlabelled_records,
+  'tar': UnlabelledTarStore,
+  'parquet': UnlabelledParquetStore,
 }
 
 
@@ -171,8 +209,7 @@ def open_source(
 
 def open_unlabelled(name: str, split: str, *, dir: str = '') -> Source:
   """Open a source without using its labels, if it has any. See `open_source`."""
-  stores = STORES | {'images': UnlabelledFolderStore, 'tfds': UnlabelledTfdsStore}
-  return open_source(name, split, dir=dir, stores=stores)
+  return open_source(name, split, dir=dir, stores=STORES | UNLABELLED_STORES)
 
 
 def _suggest_source(kind: str, rest: str, name: str) -> str:
@@ -180,9 +217,16 @@ def _suggest_source(kind: str, rest: str, name: str) -> str:
     return did_you_mean(kind, STORES)
   if name in BUILTIN_LABEL_NAMES:
     return f" Did you mean 'builtin:{name}'?"
-  if Path(name).exists():
-    return f' Did you mean {("folder:" if Path(name).is_dir() else "csv:") + name!r}?'
+  if found := kind_of_path(Path(name)):
+    return f' Did you mean {f"{found}:{name}"!r}?'
   return f" Did you mean 'tfds:{name}'? KIND is one of {', '.join(STORES)}."
+
+
+def kind_of_path(path: Path) -> str:
+  """Return the kind of source that a file or folder is, or '' if it does not exist."""
+  if path.is_dir():
+    return 'records' if (path / MANIFEST).is_file() else 'folder'
+  return FILE_KINDS.get(path.suffix.lower(), 'csv') if path.exists() else ''
 
 
 def _default_eval_split(store) -> str:

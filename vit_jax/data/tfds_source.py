@@ -14,7 +14,7 @@ from vit_jax.errors import UserError, did_you_mean, one_line
 NOT_IN_TFDS = {
   'imagenet21k': (
     'ImageNet-21k is not in TFDS: download it from image-net.org, unpack it, '
-    'and use the source folder:PATH'
+    'and use the source folder:PATH, or pack it and use records:PATH'
   )
 }
 

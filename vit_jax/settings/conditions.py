@@ -23,8 +23,10 @@ Requirement = dict[str, tuple | Pattern | NotDefault]
 ENABLED = NotDefault()
 TFDS = Pattern('^(tfds|vtab):', 'tfds:NAME')
 # Sources of image files. Those that are built in have arrays.
-ENCODED = Pattern('^(folder|csv|images|tfds|vtab):', 'folder:PATH')
-ENCODED_PROBE = Pattern('^[^:]*$|:(folder|csv|images|tfds|vtab):', 'fewshot:folder:PATH')
+ENCODED = Pattern('^(folder|csv|images|tfds|vtab|records|tar|parquet):', 'folder:PATH')
+ENCODED_PROBE = Pattern(
+  '^[^:]*$|:(folder|csv|images|tfds|vtab|records|tar|parquet):', 'fewshot:folder:PATH'
+)
 ENCODED_SOURCES = {
   'data.train': ENCODED, 'data.eval': ENCODED, 'data.unlabelled': ENCODED, 'probes': ENCODED_PROBE,
 }  # fmt: skip
