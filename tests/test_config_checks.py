@@ -60,6 +60,7 @@ COMPANIONS = {
   'noisystudent': {'data.randaug_ops': 2, 'data.randaug_magnitude': 27.0},
   'mean': {'loss': 'sigmoid'},
   'staircase': {'optim.lr_boundaries': '50%'},
+  'uniform': {'model.drop_path': 0.1},
   'half_pixel': {'init': 'runs/a'},
   'keep': {'init': 'runs/a'},
   'probe': {'init': 'runs/a'},
