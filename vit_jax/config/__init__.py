@@ -122,7 +122,8 @@ class DataConfig:
   @property
   def eval_image_size(self) -> tuple[int, int]:
     """Height and width in pixels of evaluation images."""
-    return tuple(self.eval_size) if any(self.eval_size) else tuple(self.size)
+    height, width = self.eval_size if any(self.eval_size) else self.size
+    return height, width
 
 
 @dataclass(slots=True, kw_only=True)
