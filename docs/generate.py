@@ -55,8 +55,9 @@ def allowed_values(name: str) -> str:
 
 def write_settings():
   """Write reference/settings.md: every setting with its flag, type, default, values and meaning."""
-  source = Path(vit_jax.config.__file__).read_text(encoding='utf-8')
-  comments = field_comments(source)
+  comments = {}
+  for path in sorted(Path(vit_jax.config.__file__).parent.glob('*.py')):
+    comments |= field_comments(path.read_text(encoding='utf-8'))
   lines = ['# Settings\n\n', GENERATED]
   lines.append(
     'Every setting is a flag: `--config.optim.lr=0.03`. `vit_jax.config` holds them.\n\n'
