@@ -5,6 +5,7 @@
     {"step": 900, "kind": "probe", "fewshot/digits_5shot": ...}
     {"step": 7, "kind": "bad_step", "left_out": "not_finite", "ids": [...]}
     {"step": 7, "kind": "unreadable", "unreadable": [...]}
+    {"step": 900, "kind": "goodput", "goodput": ..., "starts": 2}
 
 Records are output only. A run reads none of them to decide what to do next.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from vit_jax.errors import UserError
 
-KINDS = ('train', 'eval', 'probe', 'bad_step', 'unreadable')
+KINDS = ('train', 'eval', 'probe', 'bad_step', 'unreadable', 'goodput')
 
 
 def parse_record(line: str) -> dict | None:
