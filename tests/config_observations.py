@@ -166,14 +166,18 @@ def decoding_threads() -> set[int | None]:
 
 def run(config: Config, workdir: Path) -> dict[str, object]:
   """Train, and return the results and files of the run."""
-  error, decoded, watchdog = '', [], mock.MagicMock(spec=Watchdog)
+  error, decoded, watchdog, tracked = '', [], mock.MagicMock(spec=Watchdog), mock.MagicMock()
 
   def counted(data, out, **kwargs):
     decoded.append(out.shape == (*config.data.size, 3))
     write_train_image(data, out, **kwargs)
 
   try:
-    with mock.patch('vit_jax.data.loader.write_train_image', counted):
+    with (
+      mock.patch('vit_jax.data.loader.write_train_image', counted),
+      mock.patch('vit_jax.training.setup.check_trackers'),
+      mock.patch.dict('vit_jax.metrics.trackers.TRACKERS', mlflow=tracked),
+    ):
       train(config, workdir, watchdog=watchdog)
   except (UserError, DivergedError) as raised:
     error = str(raised).replace(str(workdir), '')
@@ -188,6 +192,8 @@ def run(config: Config, workdir: Path) -> dict[str, object]:
     'probe records': [record['step'] for record in probes],
     'last probe': [value for name, value in probes[-1].items() if 'shot' in name] if probes else [],
     'ids': (workdir / 'ids.jsonl').exists(),
+    'tracked': tracked.called,
+    'traces': [path.name for path in workdir.glob('tensorboard/plugins/profile/*')],
     'checkpoints': sorted(path.name for path in workdir.glob('checkpoints/*')),
     'seconds': {arg for call in watchdog.mock_calls for arg in call.kwargs.values()},
     'many batches decoded': sum(decoded) > 30 * config.data.batch,

@@ -265,3 +265,30 @@ def test_probes_are_any_number_of_texts():
   for wrong in ('knn:builtin:digits', ('a', 1), ['a']):
     with pytest.raises(UserError, match=r'config\.probes='):
       validate(Config(steps=1, probes=wrong))
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['5', '5:', ':5', '5:5', '6:5', '0:5', '-1:5', '1:5:2', '1.5:3', 'a:b', '1:200', '\u0663:\u0665'],
+)
+def test_a_bad_range_of_steps_to_trace_is_refused(text):
+  with pytest.raises(UserError, match=f'config.profile={re.escape(repr(text))}'):
+    validate(Config(steps=300, profile=text))
+
+
+@pytest.mark.parametrize(
+  ('given', 'names'),
+  [
+    ((), ()),
+    (('',), ()),
+    (('wandb,mlflow',), ('wandb', 'mlflow')),
+    (('mlflow', 'mlflow'), ('mlflow',)),
+  ],
+)
+def test_the_names_of_writers_may_be_separated_by_commas(given, names):
+  assert validate(Config(steps=1, writers=given)).writers == names
+
+
+def test_an_unknown_writer_is_refused_with_a_suggestion():
+  with pytest.raises(UserError, match="config.writers='wandbb' .* Did you mean 'wandb'"):
+    validate(Config(steps=1, writers=('mlflow', 'wandbb')))

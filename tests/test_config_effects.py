@@ -262,6 +262,8 @@ RUNS = [
     {
       'data.prefetch': (60, 'many batches decoded'),
       'log_ids': (True, 'ids'),
+      'writers': (('mlflow',), 'tracked'),
+      'profile': ('2:4', 'traces'),
       'log_every': ('2', 'train records'),
       'eval_every': ('2', 'test records'),
       'keep_every': ('1', 'checkpoints'),

@@ -150,8 +150,8 @@ def test_a_run_directory_has_the_documented_files(uninterrupted):
   left = {path.name for path in full.iterdir()}
   assert left == {
     'config.json', 'preprocessing.json', 'labels.txt', 'data.json', 'versions.json',
-    'metrics.jsonl', 'ids.jsonl', 'tensorboard', 'checkpoints', 'curves.png', 'predictions.npz',
-        '.lock',
+    'metrics.jsonl', 'goodput.jsonl', 'ids.jsonl', 'tensorboard', 'checkpoints', 'curves.png',
+    'predictions.npz', '.lock',
   }  # fmt: skip
   first = read_metrics(full)[0]
   assert {'step', 'loss', 'lr', 'images_per_second'} <= set(first)

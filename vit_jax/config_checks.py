@@ -13,11 +13,17 @@ from vit_jax.config import Config, ModelConfig
 from vit_jax.errors import UserError, did_you_mean
 from vit_jax.settings.conditions import settings_without_effect
 from vit_jax.settings.fields import flatten_config, setting_types
-from vit_jax.settings.limits import CHANNELS, CHOICES, RANGES, TIMM_INTERPOLATIONS
+from vit_jax.settings.limits import (
+  CHANNELS,
+  CHOICES,
+  MAX_PROFILED_STEPS,
+  RANGES,
+  TIMM_INTERPOLATIONS,
+)
 
 
 def validate(config: Config) -> Config:
-  """Return the config with `data.size` and `data.eval_size` as two numbers.
+  """Return the config with `data.size` and `data.eval_size` as two numbers, and `writers` as names.
 
   Raises UserError that names the setting, its value, and what is expected.
   """
@@ -39,6 +45,7 @@ def validate_values(config: Config) -> Config:
   config = dataclasses.replace(
     config,
     data=dataclasses.replace(config.data, **sizes),
+    writers=_split_names(config.writers),
     model=_join_equal_channels(config.model),
   )
   values = flatten_config(config)
@@ -53,6 +60,7 @@ def validate_values(config: Config) -> Config:
       f'{got}: set exactly one of them (--config.steps=0 or --config.epochs=0 unsets the other)'
     )
   check_channels(config.model)
+  parse_step_range(config.profile)
   return config
 
 
@@ -60,6 +68,35 @@ def _as_two_numbers(size):
   """Return one number, or a sequence of one, as a tuple of two. Return other values as they are."""
   size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
   return size * 2 if isinstance(size, tuple) and len(size) == 1 else size
+
+
+def _split_names(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Return ('a', 'b') for ('a,b',), which is what the flag a,b gives, and () for ('',)."""
+  if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+    return names
+  return tuple(dict.fromkeys(filter(None, ','.join(names).split(','))))
+
+
+def parse_step_range(text: str) -> range:
+  """Return the steps of FIRST:END, without END, as in slices of Python; none for ''.
+
+  Steps are counted from 1. Raises UserError for any other text.
+  """
+  if not text:
+    return range(0)
+  if not (match := re.fullmatch(r'(\d{1,12}):(\d{1,12})', text, re.ASCII)):
+    raise UserError(f'config.profile={text!r}: expected FIRST:END, such as 100:105')
+  first, end = map(int, match.groups())
+  if not 0 < first < end:
+    raise UserError(
+      f'config.profile={text!r}: expected FIRST of at least 1 and END above it; it traces the '
+      'steps FIRST to END - 1'
+    )
+  if end - first > MAX_PROFILED_STEPS:
+    raise UserError(
+      f'config.profile={text!r} has {end - first} steps; expected at most {MAX_PROFILED_STEPS}'
+    )
+  return range(first, end)
 
 
 def _join_equal_channels(model: ModelConfig) -> ModelConfig:
@@ -96,10 +133,11 @@ def _check_values(values: dict[str, object]):
   for name, value in values.items():
     if not has_type(types[name], value):
       raise UserError(f'config.{name}={value!r:.80}: expected {format_type(types[name])}')
-    if name in CHOICES and value not in CHOICES[name]:
-      raise UserError(
-        f'config.{name}={value!r} is not a choice.{did_you_mean(str(value), CHOICES[name])}'
-      )
+    for each in (value if isinstance(value, tuple) else (value,)) if name in CHOICES else ():
+      if each not in CHOICES[name]:
+        raise UserError(
+          f'config.{name}={each!r} is not a choice.{did_you_mean(str(each), CHOICES[name])}'
+        )
     low, high = RANGES.get(name, (-math.inf, math.inf))
     if name in RANGES and not low <= value <= high:
       limits = f'from {low} to {high}' if high < math.inf else f'of at least {low}'

@@ -19,14 +19,15 @@ from vit_jax.runtime.cluster import is_lost_host_error
 from vit_jax.runtime.crash_log import CrashLog
 from vit_jax.runtime.files import summarize_error
 from vit_jax.runtime.preemption import Preemption
+from vit_jax.runtime.profiler import Profiler
 from vit_jax.runtime.watchdog import Watchdog
-from vit_jax.sharding.mesh import make_any_host
+from vit_jax.sharding.mesh import make_largest
 from vit_jax.step import TrainState
 from vit_jax.training.evaluation import Evaluations
 from vit_jax.training.initial_head import InitialHead
 from vit_jax.training.initial_state import restore_or_init_state
 from vit_jax.training.program import compile_train_step
-from vit_jax.training.setup import Run, set_up, start_run
+from vit_jax.training.setup import Run, make_profiler, set_up, start_run
 
 
 def train(
@@ -53,32 +54,67 @@ def train(
   ):
     head = InitialHead(run, watchdog, evaluate=probe_head)
     state, counters, notes = restore_or_init_state(run.program, checkpoints, head)
-    crash_log.register_start(step := int(state.step))
+    crash_log.register_start(int(state.step))
     log = start_run(run, state, checkpoints, counters, notes)
-    files.callback(log.writer.close)
+    files.callback(log.close_files)
     head.write_metrics(log.writer)
     evaluations = Evaluations(run, log, counters, should_stop=should_stop, watchdog=watchdog)
-    train_step, batches = compile_train_step(run.program), log.time_batches(run.batches(step))
-    log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')
-    preemption.start_saving(make_any_host(run.program.mesh))
-    stop = not evaluations.run_missed(state)
-    while step < run.steps and not (stop or log.abort_error):
-      ids, batch = next(batches)
-      checkpoints.check_for_errors()
-      state, metrics = train_step(state, batch, **run.constants)
-      step += 1
-      log.append(step, metrics, ids)
-      if (stop := should_stop(metrics)) or run.is_due('log_every', step):
-        log.write_summary(step)
-      stop = stop or not evaluations.run_due(state, step)
-      if run.is_due('save_every', step) and not stop:
-        save_checkpoint(checkpoints.save, state, step, log, evaluations, watchdog)
+    profiler = make_profiler(run, log, watchdog)
+    files.callback(profiler.close)
+    state, step, stop = take_steps(
+      run,
+      state,
+      checkpoints=checkpoints,
+      log=log,
+      evaluations=evaluations,
+      profiler=profiler,
+      preemption=preemption,
+      watchdog=watchdog,
+    )
     save_checkpoint(checkpoints.finish, state, step, log, evaluations, watchdog)
     close_run(run, log, step, stopped=stop)
   if stop:
     raise SystemExit(preemption.exit_code)
   preemption.stop_saving()
   return finish_run(run, log, evaluations)
+
+
+def take_steps(
+  run: Run,
+  state: TrainState,
+  *,
+  checkpoints: CheckpointManager,
+  log: StepLog,
+  evaluations: Evaluations,
+  profiler: Profiler,
+  preemption: Preemption,
+  watchdog: Watchdog,
+) -> tuple[TrainState, int, bool]:
+  """Take the steps after `state`. Log, evaluate, trace and save when it is due.
+
+  Return (the last state, its step, whether the run has to stop).
+  """
+  step = int(state.step)
+  train_step, batches = compile_train_step(run.program), log.time_batches(run.batches(step))
+  log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')
+  preemption.start_saving(make_largest(run.program.mesh))
+  stop = not evaluations.run_missed(state)
+  log.start_steps(step)
+  while step < run.steps and not (stop or log.abort_error):
+    requested = preemption.take_trace_request()
+    with profiler.trace_step(step + 1, state, requested=requested):
+      ids, batch = next(batches)
+      checkpoints.check_for_errors()
+      state, metrics = train_step(state, batch, **run.constants)
+    step += 1
+    log.append(step, metrics, ids)
+    profiler.end_step(step, state)
+    if (stop := end_step(preemption, watchdog, metrics)) or run.is_due('log_every', step):
+      log.write_summary(step)
+    stop = stop or not evaluations.run_due(state, step)
+    if run.is_due('save_every', step) and not stop:
+      save_checkpoint(checkpoints.save, state, step, log, evaluations, watchdog)
+  return state, step, stop
 
 
 def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
@@ -107,6 +143,7 @@ def save_checkpoint(
   with log.stopwatch.paused(state):
     log.flush()
     log.writer.flush()
+    log.goodput.flush()
     write(state, step, log.counters | evaluations.counters)
 
 
@@ -146,6 +183,7 @@ def close_run(run: Run, log: StepLog, step: int, *, stopped: bool):
     log.writer.print_line(
       f'stopped and saved after step {step}/{run.steps}: the same command resumes the run'
     )
+  log.write_goodput(step, complete=step == run.steps and not (stopped or log.abort_error))
   log.close()
 
 

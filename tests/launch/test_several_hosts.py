@@ -136,5 +136,9 @@ def test_two_hosts_pre_train_the_quickstart_to_the_accuracy_of_one(tmp_path):
   one, two = (read_metrics(tmp_path / str(hosts)) for hosts in (1, 2))
   losses = [[record['loss'] for record in records if 'loss' in record] for records in (one, two)]
   assert losses[1][:5] == pytest.approx(losses[0][:5], rel=1e-4)
-  assert one[-1]['test_accuracy'] > 0.86
-  assert two[-1]['test_accuracy'] == pytest.approx(one[-1]['test_accuracy'], abs=0.005)
+  accuracies = [
+    [record['test_accuracy'] for record in records if 'test_accuracy' in record][-1]
+    for records in (one, two)
+  ]
+  assert accuracies[0] > 0.86
+  assert accuracies[1] == pytest.approx(accuracies[0], abs=0.005)

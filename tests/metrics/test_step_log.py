@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.metrics.goodput import GoodputLog
 from vit_jax.metrics.records import read_metrics
 from vit_jax.metrics.step_log import StepLog
 from vit_jax.metrics.writer import MetricsWriter
@@ -17,7 +18,8 @@ def open_log(
 ) -> StepLog:
   return StepLog(
     MetricsWriter(workdir, step=step, steps=99),
-    throughput=lambda seconds: {'images_per_second': 1.0, 'seconds_per_step': seconds},
+    goodput=GoodputLog(workdir, step=step, steps=99, began=0.0, report=print),
+    measure=lambda seconds: {'images_per_second': 1.0, 'seconds_per_step': seconds},
     ids_path=workdir / 'ids.jsonl' if log_ids else None,
     max_bad_steps=3,
     max_bad_images=lambda step: 2 * -(-step // 10),  # Two in each ten steps.

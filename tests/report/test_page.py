@@ -170,6 +170,14 @@ def test_warnings_name_skipped_steps_unreadable_images_and_crashes(tmp_path):
   assert not list_warnings(tmp_path / 'absent', [], [])
 
 
+def test_the_summary_states_the_goodput_of_the_whole_life(page, hostile_run):
+  lines = (hostile_run / 'goodput.jsonl').read_text('utf-8').splitlines()
+  first, *_, last = map(json.loads, lines)
+  ready = json.loads(lines[1])['seconds']
+  share = (last['seconds'] - ready) / (last['time'] - first['time'])
+  assert f'Goodput {share:.1%}: of ' in page and 'with 1 start, the run spent' in page
+
+
 def test_each_metric_has_one_panel_and_panels_without_metrics_are_absent():
   panels = choose_panels(['loss', 'lr', 'val_loss', 'val_accuracy_top5', 'fewshot/a_5shot'])
   assert panels == {

@@ -123,15 +123,48 @@ def test_a_signal_between_two_stages_ends_the_process():
 
 def test_hosts_stop_after_the_same_step_if_any_of_them_got_a_signal():
   """Two hosts in lockstep. The third answer is the vote of the first call."""
-  flags = [False, True]
+  votes = [0, 2]
   ours, theirs = Preemption(), Preemption()
   for preemption in (ours, theirs):
-    preemption.start_saving(lambda flag: any(flags))
+    preemption.start_saving(lambda vote: max(votes))
   assert [ours.should_stop(), theirs.should_stop(), ours.should_stop(), theirs.should_stop()] == [
     False
   ] * 4
   assert [ours.should_stop(), theirs.should_stop()] == [True, True]
   assert ours.exit_code == 75
+
+
+def test_hosts_trace_the_same_step_once_if_one_of_them_got_sigusr1():
+  """Two hosts in lockstep, whose votes the list has by their calls."""
+  hosts, votes = [Preemption(), Preemption()], {0: [], 1: []}
+
+  def vote_of(host: int):
+    def largest(vote: int):
+      votes[host].append(vote)
+      call = len(votes[host]) - 1
+      return Lazy(lambda: max(votes[other][call] for other in (0, 1)))
+
+    return largest
+
+  for i, preemption in enumerate(hosts):
+    preemption.start_saving(vote_of(i))
+  asked = []
+  for call in range(8):
+    if call == 1:
+      hosts[1]._trace_signals += 1  # As the thread that handles signals does.
+    assert [preemption.should_stop() for preemption in hosts] == [False, False]
+    asked.append([preemption.take_trace_request() for preemption in hosts])
+  assert asked == [[False, False]] * 3 + [[True, True]] + [[False, False]] * 4
+
+
+class Lazy:
+  """A number that is computed when it is read."""
+
+  def __init__(self, compute):
+    self.compute = compute
+
+  def __int__(self):
+    return self.compute()
 
 
 def test_without_handlers_no_signal_is_noticed():

@@ -110,7 +110,7 @@ def test_a_run_without_space_for_its_metrics_completes(tmp_path, monkeypatch, ca
   assert set(list_saved_steps(tmp_path / 'run' / 'checkpoints')) == {1, 2, 3, 4}
   text = capsys.readouterr().err
   assert text.count('metrics.jsonl cannot be written: No space left') == 1
-  assert 'metrics.jsonl lacks 5 records' in text  # Four steps and an evaluation.
+  assert 'metrics.jsonl lacks 6 records' in text  # Four steps, an evaluation, and goodput.
 
 
 def test_a_run_without_space_for_its_examples_saves_and_exits_with_74(tmp_path, monkeypatch):

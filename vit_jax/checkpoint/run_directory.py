@@ -1,7 +1,8 @@
 """The files that make a run directory self-contained.
 
     config.json  preprocessing.json  labels.txt  data.json  versions.json
-    metrics.jsonl  tensorboard/  checkpoints/STEP/  curves.png  predictions.npz  report.html
+    metrics.jsonl  goodput.jsonl  tensorboard/  checkpoints/STEP/  curves.png  predictions.npz
+    report.html  wandb/  wandb.id  mlflow.id
 
 This module writes and reads the first line; manager.py handles the checkpoints.
 """
@@ -36,7 +37,7 @@ MUTABLE_ON_RESUME = {
   'log_every', 'eval_every', 'save_every', 'max_to_keep', 'keep_every', 'mesh.fsdp', 'model.remat',
   'model.unroll', 'data.dir', 'data.pseudo_labels', 'data.eval_batch', 'data.workers',
   'data.threads', 'data.prefetch', 'data.max_bad_fraction', 'optim.max_bad_steps', 'log_ids',
-  'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2',
+  'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2', 'profile', 'writers',
 }
 # Setting -> the value of runs whose config.json lacks it: what the code did before it existed.
 UNRECORDED_SETTINGS = {'data.orient': 'ignore', 'data.jpeg_dct': 'fast'}
@@ -67,7 +68,7 @@ def write_run_description(
     'versions.json': json.dumps(versions, indent=2),
     **({'data.json': json.dumps(facts, indent=2)} if facts else {}),
     # Last, so that a directory with a config has all the files.
-    'config.json': json.dumps(config_to_dict(_without_credentials(config)), indent=2),
+    'config.json': json.dumps(config_to_dict(without_credentials(config)), indent=2),
   }
   with explain_write_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def check_same_run(
       return
   stored = read_run_config(workdir)
   # Passwords are not stored, so that they may also change.
-  old, new = (flatten_config(_without_credentials(each)) for each in (stored, config))
+  old, new = (flatten_config(without_credentials(each)) for each in (stored, config))
   free = MUTABLE_ON_RESUME | settings_without_effect(stored).keys()
   differ = [
     f'{name}: {old[name]} there, {new[name]} here'
@@ -112,7 +113,7 @@ def check_same_run(
     )
 
 
-def _without_credentials(config: Config) -> Config:
+def without_credentials(config: Config) -> Config:
   """Return the config with user names and passwords of URLs replaced by '***'."""
   texts = {name: value for name, value in flatten_config(config).items() if isinstance(value, str)}
   return with_settings(config, {name: mask_credentials(text) for name, text in texts.items()})

@@ -326,6 +326,10 @@ class Config:
   init_head: str = 'new'
   # Writes the ids of each step's examples and its exact loss to ids.jsonl.
   log_ids: bool = False
+  # Further places for the numbers of metrics.jsonl: wandb, mlflow (metrics/trackers.py).
+  writers: tuple[str, ...] = ()
+  # FIRST:END traces the steps FIRST to END - 1 for TensorBoard's profile plugin. '' means none.
+  profile: str = ''
   # A duration, like the other `*_every` settings.
   log_every: str = '50'
   eval_every: str = '1ep'

@@ -6,6 +6,7 @@
     {"step": 7, "kind": "bad_step", "left_out": "not_finite", "ids": [...]}
     {"step": 7, "kind": "unreadable", "unreadable": [...]}
     {"step": 0, "kind": "teacher", "forward_flops": ...}
+    {"step": 900, "kind": "goodput", "goodput": ..., "starts": 2}
 
 Records are output only. A run reads none of them to decide what to do next.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from vit_jax.errors import UserError
 
-KINDS = ('train', 'eval', 'probe', 'bad_step', 'unreadable', 'teacher')
+KINDS = ('train', 'eval', 'probe', 'bad_step', 'unreadable', 'teacher', 'goodput')
 
 
 def parse_record(line: str) -> dict | None:

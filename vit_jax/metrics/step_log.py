@@ -26,6 +26,7 @@ from vit_jax.data.mixture import MixtureSource
 from vit_jax.data.sources import Source
 from vit_jax.errors import DivergedError, StorageError, UserError
 from vit_jax.metrics.data_wait import HIGH_SHARE, DataWait, describe_wait
+from vit_jax.metrics.goodput import GoodputLog
 from vit_jax.metrics.writer import MetricsWriter, Stopwatch, keep_records
 from vit_jax.runtime.cluster import broadcast_first
 from vit_jax.runtime.files import append_text, explain_write_errors, retry_io, summarize_error
@@ -47,11 +48,13 @@ def open_step_log(
   ids_path: Path,
   step: int,
   counters: dict,
-  throughput: Callable[[float], dict[str, float]],
+  goodput: GoodputLog,
+  measure: Callable[[float], dict[str, float]],
 ) -> 'StepLog':
   """Open the log of a run that continues after `step`, with the counters of its checkpoint.
 
-  `throughput` maps seconds per step to the metrics that are recorded about speed.
+  `measure` maps seconds per step to the metrics that are recorded about speed and memory. All hosts
+  call it.
   """
   examples, batch = len(source), config.data.batch
 
@@ -64,7 +67,8 @@ def open_step_log(
 
   return StepLog(
     writer,
-    throughput=throughput,
+    goodput=goodput,
+    measure=measure,
     ids_path=ids_path if config.log_ids else None,
     max_bad_steps=config.optim.max_bad_steps,
     max_bad_images=max_bad_images,
@@ -84,7 +88,8 @@ class StepLog:
     self,
     writer: MetricsWriter,
     *,
-    throughput: Callable[[float], dict[str, float]],
+    goodput: GoodputLog,
+    measure: Callable[[float], dict[str, float]],
     ids_path: Path | None,
     max_bad_steps: int,
     max_bad_images: Callable[[int], int],
@@ -101,10 +106,10 @@ class StepLog:
     """
     # Why the run has to save and end, once it has to; the same on all hosts.
     self.abort_error: UserError | None = None
-    self.writer, self.stopwatch = writer, Stopwatch()
+    self.writer, self.goodput, self.stopwatch = writer, goodput, Stopwatch()
     self._data_wait, self._describe_wait = DataWait(), describe_wait
     self._summaries, self._reported_wait = 0, False
-    self._throughput, self._max_bad_steps = throughput, max_bad_steps
+    self._measure, self._max_bad_steps = measure, max_bad_steps
     self._max_bad_images, self._describe_bad_example = max_bad_images, describe_bad_example
     self._ids_path = ids_path if jax.process_index() == 0 else None
     self._needs_ids, self._unwritten_ids = ids_path is not None, ''
@@ -138,6 +143,10 @@ class StepLog:
     """Yield the batches. The summaries then tell how long the devices waited for them."""
     return self._data_wait.time_batches(batches)
 
+  def start_steps(self, step: int):
+    """Report that the run is ready for the step after `step`."""
+    self.goodput.record(step, self.stopwatch.total())
+
   def flush(self):
     """Wait for the added steps, and report bad steps and unreadable images.
 
@@ -150,6 +159,7 @@ class StepLog:
     steps, metrics, ids = zip(*self._pending, strict=True)
     self._pending, metrics = [], jax.device_get(metrics)
     self._flushed += metrics
+    self.goodput.record(steps[-1], self.stopwatch.total())
     reasons = [next((name for name in SKIP_REASON_TEXTS if each[name]), '') for each in metrics]
     skipped = [each['skipped'].item() for each in metrics]
     needs_ids = self._needs_ids or any(reasons) or any(skipped)
@@ -171,18 +181,24 @@ class StepLog:
     self.flush()
     steps, self._flushed = self._flushed, []
     seconds = self.stopwatch.lap()
-    speed = self._throughput(seconds / len(steps))
+    measured = self._measure(seconds / len(steps))
     waited = min(1.0, self._data_wait.lap() / seconds)
     good = [each for each in steps if not any(each[name] for name in SKIP_REASON_TEXTS)] or steps
     means = {name: float(np.mean([each[name] for each in good])) for name in ('loss', 'grad_norm')}
     counts = {
       name: sum(each[name].item() for each in steps) for name in ('skipped', *SKIP_REASON_TEXTS)
     }
-    values = means | {'lr': steps[-1]['lr'].item()} | counts | speed
+    values = means | {'lr': steps[-1]['lr'].item()} | counts | measured
     values['data_wait'] = waited
     self.writer.write(step, values, kind='train')
     self.writer.show_progress(step, values)
     self._report_wait(waited)
+
+  def write_goodput(self, step: int, *, complete: bool):
+    """Write the last line about goodput; of a complete run also a record, unless it has one."""
+    values = self.goodput.record(step, self.stopwatch.total(), complete=complete)
+    if complete and values:
+      self.writer.write(step, values, kind='goodput')
 
   def close(self):
     """Close the files.
@@ -192,9 +208,14 @@ class StepLog:
     if self.abort_error and self._ids_path:
       with contextlib.suppress(OSError, UserError):
         self._append_ids(self._ids_path)
-    self.writer.close()
+    self.close_files()
     if self.abort_error:
       raise self.abort_error
+
+  def close_files(self):
+    """Close the files of the records and of goodput; a second call does nothing."""
+    self.goodput.close()
+    self.writer.close()
 
   def _write_ids(self, steps: Sequence[int], metrics: list[dict], ids):
     """Append lines to ids.jsonl on the first host. If that fails, all hosts save and end the run.

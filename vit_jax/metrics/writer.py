@@ -1,4 +1,4 @@
-"""The outputs of a run: metrics.jsonl, TensorBoard and the screen.
+"""The outputs of a run: metrics.jsonl, TensorBoard, experiment trackers and the screen.
 
 `records.py` describes the records.
 """
@@ -16,6 +16,7 @@ import tqdm
 from vit_jax.metrics.background import BackgroundWriter
 from vit_jax.metrics.records import parse_record
 from vit_jax.metrics.tensorboard import EventFiles, purge_events, scalar_event
+from vit_jax.metrics.trackers import TrackerWriter
 from vit_jax.runtime.files import append_text, explain_write_errors, retry_io, write_atomically
 
 
@@ -25,11 +26,21 @@ class MetricsWriter:
   Storage that fails or hangs never delays nor ends the run.
   """
 
-  def __init__(self, workdir: Path, *, step: int, steps: int, write: bool = True):
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    step: int,
+    steps: int,
+    write: bool = True,
+    trackers: tuple[str, ...] = (),
+    config: dict[str, object] | None = None,
+  ):
     """Open the files of a run that continues after `step` of `steps`.
 
     Records of later steps, which an interrupted run wrote, are removed: those steps are taken
-    again. Lines that are not records are removed too, with a note on the screen.
+    again. Lines that are not records are removed too, with a note on the screen. `trackers` are
+    names in trackers.py, which also record `config`.
     """
     self._steps, self._write, self._bar = steps, write, None
     if not write:
@@ -45,17 +56,22 @@ class MetricsWriter:
     self._events = BackgroundWriter(str(folder), self._event_files.write, self.print_line)
     for event in purge_events(step + 1):
       self._events.put(event)
+    self._trackers = [
+      TrackerWriter(name, workdir, config or {}, self.print_line) for name in trackers
+    ]
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=steps, initial=step, unit='step', dynamic_ncols=True)
 
   def write(self, step: int, values: dict[str, float], *, kind: str):
-    """Write scalars of `step` to metrics.jsonl and TensorBoard."""
+    """Write scalars of `step` to metrics.jsonl, TensorBoard and the trackers."""
     if not self._write:
       return
     finite = {name: x if math.isfinite(x) else str(x) for name, x in values.items()}
     self.write_jsonl(step, finite, kind=kind)
     for name, value in values.items():
       self._events.put(scalar_event(step, name, value))
+    for tracker in self._trackers:
+      tracker.put(step, values)
 
   def write_jsonl(self, step: int, values: dict, *, kind: str):
     """Write a record of `step`, which may hold lists and text, to metrics.jsonl alone."""
@@ -97,6 +113,8 @@ class MetricsWriter:
     if self._write:
       self._lines.close()
       self._events.close()
+      for tracker in self._trackers:
+        tracker.close()
       with contextlib.suppress(OSError):
         self._event_files.close()
 
@@ -123,18 +141,25 @@ class Stopwatch:
   """Measures seconds of training alone."""
 
   def __init__(self):
-    self._start = time.monotonic()
+    self._start, self._laps = time.monotonic(), 0.0
+    self._paused_at: float | None = None
 
   def lap(self) -> float:
     """Return the seconds since the last lap, without the pauses, and start the next lap."""
     now, start = time.monotonic(), self._start
-    self._start = now
+    self._start, self._laps = now, self._laps + now - start
     return now - start
+
+  def total(self) -> float:
+    """Return the seconds since the stopwatch exists, without the pauses."""
+    now = time.monotonic() if self._paused_at is None else self._paused_at
+    return self._laps + now - self._start
 
   @contextlib.contextmanager
   def paused(self, arrays):
     """Stop the clock inside the context, once the devices have computed `arrays`."""
     jax.block_until_ready(arrays)
-    began = time.monotonic()
+    self._paused_at = time.monotonic()
     yield
-    self._start += time.monotonic() - began
+    self._start += time.monotonic() - self._paused_at
+    self._paused_at = None

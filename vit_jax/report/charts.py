@@ -35,6 +35,7 @@ def choose_panels(names: list[str]) -> dict[str, list[str]]:
     'Skipped steps and images': ['skipped', 'not_finite', 'spikes'],
     'Probes': [name for name in names if '/' in name],
     'Fraction of peak FLOPs': ['mfu'],
+    'Memory in bytes': [name for name in names if '_bytes' in name],
   }
   present = {title: [name for name in some if name in names] for title, some in panels.items()}
   return {title: some for title, some in present.items() if some}

@@ -8,6 +8,7 @@ from pathlib import Path
 from vit_jax.checkpoint.run_directory import read_run_config, read_run_labels
 from vit_jax.config import Config
 from vit_jax.errors import UserError
+from vit_jax.metrics.goodput import Goodput, read_goodput
 from vit_jax.metrics.records import split_records
 from vit_jax.recipes import differences_from_recipe, format_flags
 from vit_jax.runtime.files import read_json_object
@@ -27,6 +28,7 @@ class RunFacts:
   config: Config
   labels: tuple[str, ...]
   records: list[dict]  # Of metrics.jsonl.
+  goodput: Goodput | None
   versions: dict[str, str]
   warnings: list[str]
 
@@ -77,6 +79,7 @@ def read_run(workdir: Path) -> RunFacts:
     config=config,
     labels=read_run_labels(workdir),
     records=records,
+    goodput=read_goodput(workdir),
     versions=read_json_object(versions) if versions.is_file() else {},
     warnings=list_warnings(workdir, records, bad_lines),
   )

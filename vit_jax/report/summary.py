@@ -4,6 +4,7 @@ import jax
 
 from vit_jax.config import Config
 from vit_jax.data.preprocessing import describe_sizes
+from vit_jax.metrics.goodput import Goodput
 from vit_jax.models.families import family_name, with_article
 from vit_jax.optim.sharpness import forward_passes
 from vit_jax.report.classes import Predictions
@@ -38,6 +39,21 @@ def describe_run(run: RunFacts, model=None) -> list[str]:
     + _speed(run)
     + '.',
     *_describe_cost(run, model),
+    *_describe_goodput(run.goodput),
+  ]
+
+
+def _describe_goodput(goodput: Goodput | None) -> list[str]:
+  """Return a sentence about the run's whole life, or none for runs that do not record it."""
+  if goodput is None or not goodput.life:
+    return []
+  starts = f'{goodput.starts} starts' if goodput.starts > 1 else '1 start'
+  repeated = ''
+  if goodput.repeated:
+    repeated = f', and {format_seconds(goodput.repeated)} on steps that a start repeated'
+  return [
+    f'Goodput {goodput.share:.1%}: of {format_seconds(goodput.life)} since the first start, with '
+    f'{starts}, the run spent {format_seconds(goodput.new)} on new steps{repeated}.'
   ]
 
 

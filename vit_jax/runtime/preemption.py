@@ -1,4 +1,4 @@
-"""Save and exit on SIGTERM, SIGHUP and SIGINT.
+"""Save and exit on SIGTERM, SIGHUP and SIGINT. Trace the next steps on SIGUSR1.
 
 Platforms send SIGTERM before they take a machine away. A terminal that is closed sends SIGHUP,
 which counts as SIGTERM unless the process was started to ignore it, as by `nohup`. SIGINT is
@@ -7,6 +7,9 @@ there is nothing to save, and the process exits immediately. Afterwards all host
 same step, no matter which of them got the signal. A second SIGTERM has no effect; a second Ctrl-C
 ends the process immediately. A thread handles the signals, because Python runs its own handlers in
 the main thread, which may be busy compiling.
+
+SIGUSR1 to one host asks all hosts for a trace of the same steps (profiler.py). It never ends the
+process.
 """
 
 import collections
@@ -25,6 +28,7 @@ _SIGNAL_EXIT_CODES = {
   signal.SIGINT: EXIT_INTERRUPTED,
 }
 _VOTE_LAG = 2  # Votes that are in flight before the result of the oldest one is read.
+_NOTHING, _TRACE, _STOP = range(3)  # Votes. The largest of any host wins.
 
 
 class Preemption:
@@ -35,8 +39,9 @@ class Preemption:
   """
 
   def __init__(self):
-    self._signal, self._any_host, self._pending_votes = None, None, collections.deque()
-    self._installed = self._can_save = False
+    self._signal, self._largest, self._pending_votes = None, None, collections.deque()
+    self._installed = self._can_save = self._trace_due = False
+    self._trace_signals = self._seen_trace_signals = 0
     self.has_next_stage = False
 
   def install_handlers(self):
@@ -48,7 +53,7 @@ class Preemption:
     self._installed = True
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    numbers = set(_SIGNAL_EXIT_CODES)
+    numbers = {*_SIGNAL_EXIT_CODES, signal.SIGUSR1}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
       numbers.remove(signal.SIGHUP)
     for number in numbers:
@@ -60,13 +65,13 @@ class Preemption:
     ).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
-  def start_saving(self, any_host: Callable[[bool], object] | None = None):
+  def start_saving(self, largest: Callable[[int], object] | None = None):
     """Declare that there is state to save from now on.
 
-    With several hosts, `any_host(flag)` starts a vote and returns a lazy boolean: True if the flag
-    of any host is True.
+    With several hosts, `largest(number)` starts a vote and returns a lazy number: the largest of
+    all hosts.
     """
-    self._can_save, self._any_host = True, any_host
+    self._can_save, self._largest = True, largest
 
   def should_stop(self) -> bool:
     """Return True if the run should save and stop here, the same on all hosts.
@@ -74,11 +79,24 @@ class Preemption:
     All hosts have to call it equally often. With several hosts the answer lags by 2 calls, so that
     no step waits for a vote.
     """
-    signalled = self._signal is not None
-    if self._any_host is None:
-      return signalled
-    self._pending_votes.append(self._any_host(signalled))
-    return len(self._pending_votes) > _VOTE_LAG and bool(self._pending_votes.popleft())
+    signals = self._trace_signals
+    vote = _TRACE if signals != self._seen_trace_signals else _NOTHING
+    self._seen_trace_signals = signals
+    vote = vote if self._signal is None else _STOP
+    if self._largest is not None:
+      self._pending_votes.append(self._largest(vote))
+      ready = len(self._pending_votes) > _VOTE_LAG
+      vote = int(self._pending_votes.popleft()) if ready else _NOTHING
+    self._trace_due |= vote == _TRACE
+    return vote == _STOP
+
+  def take_trace_request(self) -> bool:
+    """Return True, once, after SIGUSR1 asked for a trace, at the same step on all hosts.
+
+    `should_stop` has to be called between two steps.
+    """
+    due, self._trace_due = self._trace_due, False
+    return due
 
   def stop_saving(self):
     """Declare that the run is complete, so that nothing is left to save.
@@ -87,7 +105,7 @@ class Preemption:
     SIGTERM and SIGHUP are ignored, because they come too late to matter.
     """
     if self.has_next_stage:
-      self._can_save, self._any_host = False, None
+      self._can_save, self._largest = False, None
       self._pending_votes.clear()
     elif self._installed:
       signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -103,6 +121,7 @@ class Preemption:
     del writer
     interrupts = 0
     while number := reader.recv(1)[0]:
+      self._trace_signals += number == signal.SIGUSR1
       if number not in _SIGNAL_EXIT_CODES:
         continue
       interrupts += number == signal.SIGINT

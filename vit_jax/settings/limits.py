@@ -42,7 +42,9 @@ CHOICES = {
   'init_positions': ('corner', 'half_pixel', 'bicubic'),
   'init_head': ('new', 'keep', 'probe'),
   'class_weights': ('none', 'balanced'),
+  'writers': ('wandb', 'mlflow'),  # Of a tuple: of each of its texts.
 }  # fmt: skip
+MAX_PROFILED_STEPS = 100  # A trace of more steps takes gigabytes.
 
 # Closed ranges. Any finite number is valid for a setting that is not listed.
 RANGES = {

@@ -30,6 +30,9 @@ PEAK_FLOPS = {
   'NVIDIA H200': 989e12,
 }
 
+# Those of `jax.Device.memory_stats` that a run records.
+MEMORY_STATS = ('bytes_in_use', 'peak_bytes_in_use')
+
 # VMEM that one fusion may use, in KiB. With more than the compiler's default of 16 MiB, matrix
 # products keep their operands there. On v5e, four layers of L/16 take 7 % fewer cycles with 32 MiB
 # than with 16, and 1 % fewer than with 64. The values of v6e and TPU7x are published ones.
@@ -189,17 +192,27 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   }
 
 
-def make_any_host(mesh: Mesh) -> Callable[[bool], jax.Array] | None:
-  """Return a function that maps a flag of each host to a lazy boolean: True if any flag is True.
+def make_largest(mesh: Mesh) -> Callable[[int], jax.Array] | None:
+  """Return a function that maps a number of each host to the largest of them, a lazy int32.
 
   Every host has to call the function equally often. Returns None if there is only one host.
   """
   if jax.process_count() == 1:
     return None
-  any_true = jax.jit(jax.numpy.any, out_shardings=replicated(mesh))
+  largest_of_all = jax.jit(jax.numpy.max, out_shardings=replicated(mesh))
 
-  def any_host(flag: bool) -> jax.Array:
-    flags = np.full(len(mesh.local_devices), flag)
-    return any_true(to_global({'flag': flags}, mesh)['flag'])
+  def largest(number: int) -> jax.Array:
+    numbers = np.full(len(mesh.local_devices), number, np.int32)
+    return largest_of_all(to_global({'number': numbers}, mesh)['number'])
 
-  return any_host
+  return largest
+
+
+def device_memory(mesh: Mesh) -> dict[str, int]:
+  """Return the bytes in use, and their peak, of the device of this host that uses the most.
+
+  Returns an empty dict for devices that do not count them, such as CPUs.
+  """
+  stats = [device.memory_stats() or {} for device in mesh.local_devices]
+  counted = [name for name in MEMORY_STATS if all(name in each for each in stats)]
+  return {f'device_{name}': max(each[name] for each in stats) for name in counted}

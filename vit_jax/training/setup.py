@@ -1,5 +1,6 @@
 """Set-up of a run before any parameter exists: its data, its program and its schedules."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -15,10 +16,11 @@ from vit_jax.checkpoint.manager import CheckpointManager
 from vit_jax.checkpoint.run_directory import (
   adopt_unrecorded_settings,
   check_same_run,
+  without_credentials,
   write_run_description,
 )
 from vit_jax.config import Config
-from vit_jax.config_checks import validate
+from vit_jax.config_checks import parse_step_range, validate
 from vit_jax.data.class_names import normalize_class_name
 from vit_jax.data.fingerprint import fingerprint_data
 from vit_jax.data.loader import train_batches
@@ -27,11 +29,16 @@ from vit_jax.data.prefetch import host_kwargs, prefetch_to_device
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate.protocols import ProtocolFn, make_protocols
+from vit_jax.metrics.goodput import GoodputLog
+from vit_jax.metrics.memory import measure_memory
 from vit_jax.metrics.step_log import StepLog, open_step_log
+from vit_jax.metrics.trackers import check_trackers
 from vit_jax.metrics.writer import MetricsWriter
 from vit_jax.optim.durations import due, labelled_batch_size, parse_duration, total_steps
 from vit_jax.optim.losses import balanced_class_weights, weight_classes
+from vit_jax.runtime.profiler import Profiler
 from vit_jax.runtime.watchdog import Watchdog
+from vit_jax.settings.fields import flatten_config
 from vit_jax.sharding.fsdp import split_params, unsharded_params
 from vit_jax.sharding.mesh import describe_mesh, peak_flops, shard_from_host
 from vit_jax.step import TrainState
@@ -108,14 +115,12 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
   teacher = load_teacher(config, labels)
   probes = make_protocols(config.probes, labels, dir=config.data.dir, l2=config.fewshot_l2)
   steps, epoch = total_steps(config, examples), examples / labelled_batch_size(config.data)
-  durations = {name: getattr(config, name) for name in SCHEDULES}
-  every = {
-    name: parse_duration(text, name=name, steps=steps, epoch=epoch)
-    for name, text in durations.items()
-  }
+  every = parse_schedules(config, steps=steps, epoch=epoch)
   fingerprint = fingerprint_data(train_source, eval_source)
   fingerprint |= teacher.facts if teacher else {}
   check_same_run(workdir, config, labels, fingerprint)
+  if jax.process_index() == 0:  # The others write no records.
+    check_trackers(config.writers)
   return Run(
     config=config,
     workdir=workdir,
@@ -135,6 +140,22 @@ def set_up(config: Config, workdir: Path, watchdog: Watchdog) -> Run:
     fingerprint=fingerprint,
     began=began,
   )
+
+
+def parse_schedules(config: Config, *, steps: int, epoch: float) -> dict[str, int]:
+  """Return the settings in SCHEDULES in steps, for a run of `steps` steps and `epoch` an epoch.
+
+  Raises UserError for these, and for a trace of steps that the run does not have.
+  """
+  if (profiled := parse_step_range(config.profile)).stop > steps + 1:
+    raise UserError(
+      f'config.profile={config.profile!r} ends with step {profiled.stop - 1}, and the run has '
+      f'{steps} steps'
+    )
+  return {
+    name: parse_duration(getattr(config, name), name=name, steps=steps, epoch=epoch)
+    for name in SCHEDULES
+  }
 
 
 def weight_task(task: Task, source: Source | MixtureSource, config: Config) -> Task:
@@ -190,8 +211,15 @@ def start_run(
   sync_global_devices('restored')
   write_run_description(run.workdir, run.config, run.train_source.label_names, run.fingerprint)
   checkpoints.acquire_directory()
-  first, mesh = int(state.step), run.program.mesh
-  writer = MetricsWriter(run.workdir, step=first, steps=run.steps, write=jax.process_index() == 0)
+  first, mesh, is_host_0 = int(state.step), run.program.mesh, jax.process_index() == 0
+  writer = MetricsWriter(
+    run.workdir,
+    step=first,
+    steps=run.steps,
+    write=is_host_0,
+    trackers=run.config.writers,
+    config=flatten_config(without_credentials(run.config)),
+  )
   writer.print_line(
     f'{run.workdir}: {summarize_run(run.program, state)}, {describe_mesh(mesh)}, steps {first} to '
     f'{run.steps}'
@@ -210,7 +238,33 @@ def start_run(
     ids_path=run.workdir / 'ids.jsonl',
     step=first,
     counters=counters,
-    throughput=functools.partial(measure_throughput, run.program),
+    goodput=GoodputLog(
+      run.workdir,
+      step=first,
+      steps=run.steps,
+      began=run.began,
+      report=writer.print_line,
+      write=is_host_0,
+    ),
+    measure=functools.partial(measure_step, run.program),
+  )
+
+
+def make_profiler(run: Run, log: StepLog, watchdog: Watchdog) -> Profiler:
+  """Return the profiler of a run. Neither its log nor its time limits count what a trace takes."""
+
+  @contextlib.contextmanager
+  def pause(arrays):
+    watchdog.arm_slow()
+    with log.stopwatch.paused(arrays):
+      yield
+
+  return Profiler(
+    run.workdir / 'tensorboard',
+    parse_step_range(run.config.profile),
+    end=run.steps,
+    pause=pause,
+    report=log.writer.print_line,
   )
 
 
@@ -229,6 +283,11 @@ def summarize_run(program: Program, state: TrainState) -> str:
 def count_elements(params: dict) -> int:
   """Return the number of elements of all arrays."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def measure_step(program: Program, seconds: float) -> dict[str, float]:
+  """Return the metrics about speed and memory, for steps of so many seconds. All hosts call it."""
+  return measure_throughput(program, seconds) | measure_memory(program.mesh)
 
 
 def measure_throughput(program: Program, seconds_per_step: float) -> dict[str, float]:
