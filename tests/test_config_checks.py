@@ -37,6 +37,7 @@ def test_tables_list_only_settings_that_exist():
     name for name, row in READ_ONLY_WHEN.items() if any('data.unlabelled' in needs for needs in row)
   } - {
     'data.dir', 'data.orient', 'data.jpeg_dct', 'class_weights', 'target_threshold', 'data.repeats',
+    'distill.teacher',
   }  # fmt: skip
   assert unlabelled | {'data.unlabelled'} == {f'data.{name}' for name in UNLABELLED_DEFAULTS}
 
@@ -71,8 +72,9 @@ COMPANIONS = {
 
 @pytest.mark.parametrize('name', CHOICES)
 def test_every_choice_is_accepted(name):
-  for value in CHOICES[name]:
-    config = validate(changed({name: value} | COMPANIONS.get(value, {})))
+  for choice in CHOICES[name]:
+    value = (choice,) if isinstance(DEFAULTS[name], tuple) else choice
+    config = validate(changed({name: value} | COMPANIONS.get(choice, {})))
     assert flatten_config(config)[name] == value
 
 

@@ -64,7 +64,7 @@ def main():
 
 
 def run_program():
-  """Run the command line as a program of its own, with huge pages of memory."""
+  """Run the command line as a program, with huge pages of memory."""
   restart_with_huge_pages()
   main()
 

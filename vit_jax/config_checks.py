@@ -46,6 +46,7 @@ def validate_values(config: Config) -> Config:
     config,
     data=dataclasses.replace(config.data, **sizes),
     writers=_split_names(config.writers),
+    probes=_drop_empty(config.probes),
     model=_join_equal_channels(config.model),
   )
   values = flatten_config(config)
@@ -68,6 +69,11 @@ def _as_two_numbers(size):
   """Return one number, or a sequence of one, as a tuple of two. Return other values as they are."""
   size = (size,) if type(size) is int else tuple(size) if isinstance(size, list) else size
   return size * 2 if isinstance(size, tuple) and len(size) == 1 else size
+
+
+def _drop_empty(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Return () for ('',), which is what an empty flag gives."""
+  return () if names == ('',) else names
 
 
 def _split_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -126,6 +126,7 @@ def end_step(preemption: Preemption, watchdog: Watchdog, result) -> bool:
   return preemption.should_stop()
 
 
+@jax.profiler.annotate_function
 def save_checkpoint(
   write: Callable[[TrainState, int, dict], None],
   state: TrainState,

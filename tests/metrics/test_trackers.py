@@ -161,7 +161,7 @@ def wandb_records(path):
 
 
 def train_in_a_process(workdir, writers: str, environment: dict[str, str]):
-  """Train for 4 steps, in a process of its own: trackers start threads and servers."""
+  """Train for 4 steps in another process: trackers start threads and servers."""
   command = [
     sys.executable, 'run_pretrain.py', '--config=tests/tiny.py', f'--config.writers={writers}',
     f'--workdir={workdir}', '--no-report', '--config.steps=4', '--config.save_every=2',

@@ -40,7 +40,8 @@ class DataWait:
     try:
       while True:
         began = time.monotonic()
-        batch = next(batches)
+        with jax.profiler.TraceAnnotation('next_batch'):
+          batch = next(batches)
         step, completed = self._completed
         if step == self._dispatched:
           self._seconds += max(0.0, time.monotonic() - max(began, completed))

@@ -47,7 +47,7 @@ class Line:
 
 @dataclasses.dataclass(slots=True)
 class Goodput:
-  """What a run did with its time, in seconds, as far as the added lines tell."""
+  """The seconds that a run spent on new steps and on others, as far as the added lines tell."""
 
   starts: int = 0
   life: float = 0.0

@@ -173,6 +173,7 @@ class StepLog:
       if bad_images:
         self._report_unreadable(step, (~row[row < 0]).tolist())
 
+  @jax.profiler.annotate_function
   def write_summary(self, step: int):
     """Record, and show, what the steps since the last summary did.
 

@@ -1,6 +1,6 @@
 """Huge pages of memory for a program, which make a training step on a CPU a quarter faster.
 
-XLA allocates the activations of a step anew at every step. Linux then hands the memory over in
+XLA allocates the activations again at every step. Linux then hands the memory over in
 pages of 4 KiB: 300,000 of them for 20 images of 140 pixels in ViT-S/14. In pages of 2 MiB it is a
 thousand. Where Linux gives huge pages on request (`madvise`), glibc 2.35 and later requests them
 for `malloc` if an environment variable says so. It reads the variable when a program starts.
@@ -34,6 +34,8 @@ def can_request_huge_pages() -> bool:
   try:
     name, _, version = (os.confstr('CS_GNU_LIBC_VERSION') or '').partition(' ')
     numbers = tuple(map(int, version.split('.')[:2]))
-    return name == 'glibc' and numbers >= MIN_GLIBC and '[madvise]' in _PAGES.read_text('ascii')
+    return (
+      name == 'glibc' and numbers >= MIN_GLIBC and '[madvise]' in _PAGES.read_text(encoding='ascii')
+    )
   except (OSError, ValueError):  # Another C library, or a container that hides the file.
     return False

@@ -2,9 +2,10 @@
 
     WORKDIR/tensorboard/plugins/profile/steps_FIRST-LAST/hostI.xplane.pb, hostI.trace.json.gz
 
-A trace has the operations of the devices and the Python functions of the host. Each of its steps is
-named 'train' with its number. The devices are idle when a trace starts, and it ends when they have
-computed its last step, so that it has these steps and no other.
+A trace has the operations of the devices, under jit_train_step, and the main functions of the host:
+next_batch, write_summary, run_due, save_checkpoint. Each of its steps is named 'train' with its
+number. The devices are idle when a trace starts, and it ends when they have computed its last step,
+so that it has these steps and no other.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import jax
 from vit_jax.runtime.files import summarize_error
 from vit_jax.runtime.screen import print_stderr
 
-REQUESTED_STEPS = 5  # Steps of a trace that was asked for with SIGUSR1.
+REQUESTED_STEPS = 5  # Steps of a trace that SIGUSR1 requests.
 _ENDINGS = ('.xplane.pb', '.trace.json.gz')  # Of the files that JAX writes, after the host's name.
 
 Pause = Callable[[object], contextlib.AbstractContextManager]
@@ -78,7 +79,11 @@ class Profiler:
     try:
       # Not in the run directory: JAX would create one that was removed.
       self._folder = tempfile.mkdtemp(prefix='vit_jax_trace_')
-      jax.profiler.start_trace(self._folder)
+      options = jax.profiler.ProfileOptions()
+      # Otherwise each Python call of the threads that decode images is recorded, which slows them
+      # down and exceeds the million events that the JSON may have.
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(self._folder, profiler_options=options)
     except Exception as error:  # Such as another trace in this process.
       self._report_failure(steps, error)
       shutil.rmtree(self._folder, ignore_errors=True)

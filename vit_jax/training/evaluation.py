@@ -6,6 +6,7 @@ Of the evaluation split, and of the probes of `config.probes`, each on its own s
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 
 from vit_jax.data.loader import max_bad_examples
 from vit_jax.errors import UserError
@@ -59,6 +60,7 @@ class Evaluations:
     step = int(state.step)
     return step == 0 or self.run_due(state, step)
 
+  @jax.profiler.annotate_function
   def run_due(self, state: TrainState, step: int) -> bool:
     """Run the evaluations that are due after `step`.
 

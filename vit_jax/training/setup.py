@@ -286,7 +286,7 @@ def count_elements(params: dict) -> int:
 
 
 def measure_step(program: Program, seconds: float) -> dict[str, float]:
-  """Return the metrics about speed and memory, for steps of so many seconds. All hosts call it."""
+  """Return the metrics about speed and memory, for steps of `seconds`. All hosts call it."""
   return measure_throughput(program, seconds) | measure_memory(program.mesh)
 
 
