@@ -7,6 +7,12 @@ import pytest
 from vit_jax.data.pack import PackOptions, pack_source
 
 
+def state(path):
+  """Return what a write changes. Reading a file changes the time of the last access."""
+  status = path.stat()
+  return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @pytest.fixture
 def packed(tmp_path, png):
   """Return packed data of three shards of `train` and two of `test`."""

@@ -2,8 +2,8 @@
 
 One shard is written at a time. Threads read and re-encode its images ahead, and their order is that
 of the source, so the files are the same for any number of threads. A shard is written under another
-name, synced, and then renamed. What is known about it is written before that, so a killed packing
-continues with the first shard that has not its final name. manifest.json is written last.
+name, synced, and then renamed. Its entry of the manifest is written before that, so a killed
+packing continues with the first shard without its final name. manifest.json is written last.
 """
 
 import collections
