@@ -43,7 +43,7 @@ def reencode_image(
 
 
 def describe_reencoding(reencode: tuple[int, int] | None) -> dict[str, object] | None:
-  """Return what the manifest says about (short side, quality), or None."""
+  """Return the entry of the manifest for (short side, quality), or None."""
   if not reencode:
     return None
   return {

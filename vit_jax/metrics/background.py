@@ -84,7 +84,7 @@ class BackgroundWriter:
     try:
       if batch:
         self._write(batch)
-    except Exception as error:  # Whatever a writer raises, it ends no run.
+    except Exception as error:  # No error of a writer ends a run.
       return error
     return None
 

@@ -182,7 +182,7 @@ def check_trackers(names: tuple[str, ...], env: dict[str, str] | Any = os.enviro
 
 
 def _has_wandb_account(env: dict[str, str] | Any) -> bool:
-  """Return whether W&B needs no login. It would ask for one on the terminal, from a thread."""
+  """Return whether W&B needs no login. Without one, it prompts on the terminal, from a thread."""
   if env.get('WANDB_MODE', 'online') != 'online':
     return True
   if 'WANDB_API_KEY' in env or 'WANDB_IDENTITY_TOKEN_FILE' in env:

@@ -75,7 +75,7 @@ class Profiler:
 
   def _start(self, steps: range):
     if steps.start in self._steps:
-      self._steps = range(0)  # Whatever happens, it is attempted once.
+      self._steps = range(0)  # They are traced once, or not at all.
     try:
       # Not in the run directory: JAX would create one that was removed.
       self._folder = tempfile.mkdtemp(prefix='vit_jax_trace_')
