@@ -5,6 +5,7 @@ import threading
 import time
 import types
 
+import jax
 import pytest
 
 from tests.tiny import get_config
@@ -21,7 +22,7 @@ def clock(monkeypatch):
   clock = {'now': 0.0}
   time_module = types.SimpleNamespace(monotonic=lambda: clock['now'])
   jax_module = types.SimpleNamespace(
-    block_until_ready=threading.Event.wait, process_count=lambda: 1
+    profiler=jax.profiler, block_until_ready=threading.Event.wait, process_count=lambda: 1
   )
   monkeypatch.setattr(data_wait, 'time', time_module)
   monkeypatch.setattr(data_wait, 'jax', jax_module)
