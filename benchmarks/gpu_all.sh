@@ -23,7 +23,9 @@
 #   PART=480          seconds of a part, at most
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-results/gpu} WORK=${WORK:-runs/gpu} TOTAL=${TOTAL:-570} PART=${PART:-480}
+name=gpu
+if [[ ${1-} == --smoke ]]; then name=gpu-smoke; fi
+OUT=${OUT:-results/$name} WORK=${WORK:-runs/$name} TOTAL=${TOTAL:-570} PART=${PART:-480}
 PYTHON=${PYTHON:-python}
 smoke=() least=60
 if [[ ${1-} == --smoke ]]; then

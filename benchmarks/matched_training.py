@@ -60,7 +60,7 @@ def ours(args, seed: int) -> dict:
     save_every='0',
     log_every='5%',
   )  # fmt: skip
-  workdir = args.out / f'ours-{seed}'
+  workdir = args.out / f'ours-{seed}-{args.epochs:g}-{args.patch}'
   result = train(validate(config), workdir)
   records = [each for each in read_metrics(workdir) if 'seconds_per_step' in each]
   seconds = [each['seconds_per_step'] for each in records]

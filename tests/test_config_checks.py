@@ -163,6 +163,10 @@ WRONG = [
   ),
   ({'data.eval_size': (0, 8)}, ['config.data.eval_size=(0, 8)', 'or 0']),
   (
+    {'data.eval_size': 288, 'model.position': 'learned2d'},
+    ['config.data.eval_size=(288, 288)', "config.model.position='learned2d'"],
+  ),
+  (
     {'data.batch': 10, 'optim.grad_accum_steps': 4},
     ['config.data.batch=10', 'config.optim.grad_accum_steps=4'],
   ),

@@ -21,6 +21,8 @@ from vit_jax.settings.limits import (
   TIMM_INTERPOLATIONS,
 )
 
+UNRESAMPLED_POSITIONS = ('learned2d', 'relative')
+
 
 def validate(config: Config) -> Config:
   """Return the config with `data.size` and `data.eval_size` as two numbers, and `writers` as names.
@@ -164,6 +166,11 @@ def _check_data(config: Config):
     raise UserError(
       f'config.data.eval_size={data.eval_size}: expected HEIGHT,WIDTH in pixels, one number for a '
       'square, or 0 for config.data.size'
+    )
+  if data.eval_image_size != data.size and config.model.position in UNRESAMPLED_POSITIONS:
+    raise UserError(
+      f'config.data.eval_size={data.eval_size}: the positions of '
+      f'config.model.position={config.model.position!r} cannot be resampled'
     )
   if data.unlabelled and data.batch % (1 + data.unlabelled_ratio):
     raise UserError(

@@ -74,6 +74,16 @@ def test_only_positions_change_and_as_numpy_resamples_them(position, fsdp):
   )
 
 
+def test_a_grid_of_as_many_patches_is_resampled_too():
+  config = with_settings(CONFIG, {'data.size': (8, 16), 'data.eval_size': (16, 8)})
+  program = program_of(config)
+  _, resample = make_resample(program)
+  params = drawn_params(program)
+  before, after = flat(params)[POSITION], flat(resample(params))[POSITION]
+  assert after.shape == before.shape
+  np.testing.assert_allclose(after, resample_positions(before, 9, (4, 2), (2, 4)), atol=1e-6)
+
+
 @pytest.mark.parametrize('settings', [{'data.eval_size': (0, 0)}, {'model.position': 'sincos2d'}])
 def test_parameters_that_fit_are_the_same_objects(settings):
   program = program_of(with_settings(CONFIG, settings))

@@ -12,14 +12,14 @@ from sklearn.metrics import accuracy_score
 import vit_jax
 from tests.tiny import get_config
 from vit_jax.checkpoint.manager import CheckpointManager
-from vit_jax.config import Config
+from vit_jax.config import Config, DataConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluate.outputs import FEATURES
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.settings.fields import with_settings
 from vit_jax.train import train
 from vit_jax.training.evaluation import make_evaluator
-from vit_jax.training.initial_head import InitialHead
+from vit_jax.training.initial_head import InitialHead, at_training_size
 from vit_jax.training.initial_state import restore_or_init_state
 from vit_jax.training.setup import set_up
 
@@ -48,7 +48,9 @@ def initial_state(config: Config, workdir):
 
 def test_the_head_starts_as_the_logistic_regression_of_the_features(backbone, tmp_path):
   run, state, notes = initial_state(tuned(backbone, init_head='probe'), tmp_path)
-  evaluator = make_evaluator(run, run.program.model, lambda outputs: False)
+  evaluator = make_evaluator(
+    run, run.program.model, run.program.param_shapes, lambda outputs: False
+  )
   pool, test = (
     evaluator.rows(state.params, source, FEATURES) for source in (run.train_source, run.eval_source)
   )
@@ -99,3 +101,9 @@ def test_reusing_the_head_for_other_classes_is_an_error(backbone, tmp_path):
       initial_state(tuned(backbone, init_head='keep'), tmp_path)
   finally:
     path.write_text(names, encoding='utf-8')
+
+
+def test_the_probe_sees_the_crop_of_the_evaluation_in_the_size_of_training():
+  data = DataConfig(size=(140, 140), eval_size=(224, 224), eval_crop='center', eval_short_side=256)
+  probed = at_training_size(data)
+  assert (probed.eval_image_size, probed.eval_short_side) == ((140, 140), 160)  # 256 * 140 / 224.

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.pretrained.arrays import RELATIVE_TABLE
+from vit_jax.pretrained.arrays import POSITION_EMBEDDING, RELATIVE_TABLE
 from vit_jax.pretrained.resample import resample_offsets, resample_positions
 from vit_jax.sharding.fsdp import state_shardings
 from vit_jax.step import abstract_params
 from vit_jax.training.program import Program
+
+POSITION_TABLES = (POSITION_EMBEDDING, RELATIVE_TABLE)
 
 
 def make_resample(program: Program) -> tuple[dict, Callable[[dict], dict]]:
@@ -29,10 +31,11 @@ def make_resample(program: Program) -> tuple[dict, Callable[[dict], dict]]:
   old = flax.traverse_util.flatten_dict(program.param_shapes, sep='/')
   shapes = abstract_params(program.model, data.eval_image_size)
   new = flax.traverse_util.flatten_dict(shapes, sep='/')
+  shape = program.model.shape
+  is_same_grid = shape.grid(data.eval_image_size) == shape.grid(data.size)
+  tables = [] if is_same_grid else [name for name in new if name.endswith(POSITION_TABLES)]
   matrices = {
-    name: resample_matrix(program, name, old[name].shape[1], new[name].shape[1])
-    for name in new
-    if new[name].shape != old[name].shape
+    name: resample_matrix(program, name, old[name].shape[1], new[name].shape[1]) for name in tables
   }
   if not matrices:
     return shapes, lambda params: params

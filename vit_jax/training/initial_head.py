@@ -12,6 +12,7 @@ import flax.traverse_util
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
+from vit_jax.config import DataConfig
 from vit_jax.data.class_names import first_different_class
 from vit_jax.errors import UserError
 from vit_jax.evaluate.evaluator import Evaluator
@@ -95,9 +96,18 @@ class InitialHead:
       model=program.model,
       param_shapes=program.param_shapes,
       mesh=program.mesh,
-      data=dataclasses.replace(self._run.config.data, bad_images='skip', eval_size=(0, 0)),
+      data=dataclasses.replace(at_training_size(self._run.config.data), bad_images='skip'),
       on_batch=lambda examples: self._watchdog.arm_slow(),
     )
+
+
+def at_training_size(data: DataConfig) -> DataConfig:
+  """Return settings by which evaluation images have the size of those of training.
+
+  The side to which they are resized before a crop changes in proportion.
+  """
+  side = round(data.eval_short_side * max(data.size) / max(data.eval_image_size))
+  return dataclasses.replace(data, eval_size=(0, 0), eval_short_side=max(side, *data.size))
 
 
 def majority(features: ProbeFeatures) -> float:
