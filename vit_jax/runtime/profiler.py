@@ -3,9 +3,9 @@
     WORKDIR/tensorboard/plugins/profile/steps_FIRST-LAST/hostI.xplane.pb, hostI.trace.json.gz
 
 A trace has the operations of the devices, under jit_train_step, and the main functions of the host:
-next_batch, write_summary, run_due, save_checkpoint. Each of its steps is named 'train' with its
-number. The devices are idle when a trace starts, and it ends when they have computed its last step,
-so that it has these steps and no other.
+next_batch, StepLog.write_summary, Evaluations.run_due, save_checkpoint. Each of its steps is named
+'train' with its number. The devices are idle when a trace starts, and it ends when they have
+computed its last step, so that it has these steps and no other.
 """
 
 import contextlib
