@@ -193,3 +193,21 @@ def test_a_compressed_truncated_or_missing_archive_is_an_error(folder, tmp_path)
     open_source(f'tar:{tmp_path / "none.tar"}', 'train')
   with pytest.raises(UserError, match=f'use tar:{tmp_path / "x.tar"}'):
     open_source(f'folder:{tmp_path / "x.tar"}', 'train')
+
+
+def test_a_damaged_header_or_a_joined_archive_does_not_lose_examples_silently(folder, tmp_path):
+  content = (folder / 'val-0.tar').read_bytes()
+  with tarfile.open(folder / 'val-0.tar') as archive:
+    third, end = archive.getmembers()[2].offset, archive.offset
+  damaged = content[:third] + b'?' + content[third + 1 :]
+  for name, data in {
+    'damaged header': damaged,
+    'a damaged header,': content[: third + 100],
+    'data after the end': content + content,
+  }.items():
+    (tmp_path / 'x.tar').write_bytes(data)
+    with pytest.raises(UserError, match=name):
+      open_source(f'tar:{tmp_path / "x.tar"}', 'train')
+  for data in (content[:end], content + bytes(5000)):  # Without an end mark; with more zeros.
+    (tmp_path / 'x.tar').write_bytes(data)
+    assert len(open_source(f'tar:{tmp_path / "x.tar"}', 'train')) == 4

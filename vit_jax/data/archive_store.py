@@ -26,7 +26,7 @@ from vit_jax.data.image_files import printable
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import user_cache_dir, write_atomically
 
-INDEX_VERSION = 1  # Increase it when the content of an index changes.
+INDEX_VERSION = 2  # Increase it when the content of an index changes.
 LABEL_FILES = ('labels.txt', 'classes.txt', 'classnames.txt')  # A class name per line.
 
 Index = dict[str, np.ndarray]  # At least 'names', bytes [n], and 'labels', JSON lists as bytes [n].

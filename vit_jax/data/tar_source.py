@@ -24,6 +24,7 @@ from vit_jax.errors import UserError, one_line
 LABEL_EXTENSIONS = ('.cls', '.txt', '.json')
 JSON_KEYS = ('label', 'labels', 'cls')
 MAX_LABEL_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 TarExample = tuple[str, int, int, list[int | str] | None]  # Name, position, size, labels or None.
 COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZ': 'bzip2', b'\xfd7': 'xz', b'\x28\xb5': 'zstd'}
 
@@ -47,7 +48,9 @@ class TarStore(ArchiveStore):
         labels.append(encode_labels(label or []))
         spans.append((offset, size))
     except (tarfile.TarError, EOFError) as error:
-      raise UserError(f'{path} is not a tar archive: {_describe(path, error)}') from None
+      raise UserError(
+        f'{path} is not a tar archive that can be read: {_describe(path, error)}'
+      ) from None
     offsets, sizes = np.array(spans, np.int64).reshape(-1, 2).T
     return {
       'names': np.array(names, 'S'),
@@ -99,6 +102,18 @@ def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     archive.members = []
     if member.isreg() and not member.issparse() and member.name.rpartition('/')[2][:1] != '.':
       yield member
+  _check_end(archive)
+
+
+def _check_end(archive: tarfile.TarFile):
+  """Raise ReadError unless only zeros follow. `tarfile` takes a damaged header for the end."""
+  archive.fileobj.seek(archive.offset)
+  is_first = True
+  while block := archive.fileobj.read(tarfile.BLOCKSIZE if is_first else READ_BYTES):
+    if block.count(0) < len(block):
+      problem = 'a damaged header' if is_first else 'data after the end, as joined archives have'
+      raise tarfile.ReadError(f'{problem}, after byte {archive.offset:,}')
+    is_first = False
 
 
 def _read_labels(
