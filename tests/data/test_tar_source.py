@@ -118,6 +118,9 @@ def test_a_packed_archive_gives_the_same_batches(folder, tmp_path):
     ('0001.tar', 'train'), ('sets/val/0001.tar', 'val'), ('train_photos/test-1.tar', 'test'),
     ('data/test-00000-of-00001.parquet', 'test'), ('contest.tar', 'train'),
     ('data/unseen-00000-of-00002-0123abcd.parquet', 'unseen'),
+    ('ds/train/part-00000-of-00001.tar', 'train'), ('ds/val/part-00000-of-00001.tar', 'val'),
+    ('ds/val/photos-00000-of-00001.tar', 'val'), ('ds/part-00000-of-00001.tar', 'train'),
+    ('ds/test_extra-00000-of-00001.tar', 'test_extra'),
   ],
 )  # fmt: skip
 def test_a_file_is_of_the_split_that_its_path_names(path, split, tmp_path):
