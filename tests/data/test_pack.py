@@ -214,3 +214,32 @@ def test_a_process_killed_at_any_moment_continues_to_the_same_files(photos, tmp_
     pack_source(f'folder:{photos}', out, PackOptions(shards=30))
     assert all(state(path) == before for path, before in finished.items())
     assert checksums(out) == checksums(tmp_path / 'expected')
+
+
+@pytest.mark.parametrize('damage', ['remove a shard', 'cut a shard', 'remove the labels'])
+def test_packing_again_repairs_a_missing_or_cut_file(damage, photos, tmp_path):
+  name, out = f'folder:{photos}', tmp_path / 'out'
+  pack_source(name, out, PackOptions(shards=3))
+  expected = checksums(out)
+  bad = out / ('train-labels.npy' if 'labels' in damage else 'train-00001-of-00003.array_record')
+  others = {path: state(path) for path in out.glob('*.array_record') if path != bad}
+  if damage == 'cut a shard':
+    bad.write_bytes(bad.read_bytes()[:-1])
+  else:
+    bad.unlink()
+  pack_source(name, out, PackOptions())
+  assert checksums(out) == expected
+  assert all(state(path) == before for path, before in others.items())
+
+
+def test_a_shard_whose_note_is_lost_is_written_again(photos, tmp_path, monkeypatch):
+  name, out = f'folder:{photos}', tmp_path / 'out'
+  pack_source(name, tmp_path / 'expected', PackOptions(shards=3))
+  with monkeypatch.context() as patch:
+    patch.setattr('vit_jax.data.pack.Manifest', None)  # It ends before the manifest.
+    with pytest.raises(TypeError):
+      pack_source(name, out, PackOptions(shards=3))
+  (out / '.packing' / 'train-00001-of-00003.array_record.json').unlink()
+  (out / '.packing' / 'train-00002-of-00003.array_record.json').write_text('[', encoding='utf-8')
+  pack_source(name, out, PackOptions())
+  assert checksums(out) == checksums(tmp_path / 'expected')
