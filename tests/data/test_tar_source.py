@@ -214,3 +214,19 @@ def test_a_damaged_header_or_a_joined_archive_does_not_lose_examples_silently(fo
   for data in (content[:end], content + bytes(5000)):  # Without an end mark; with more zeros.
     (tmp_path / 'x.tar').write_bytes(data)
     assert len(open_source(f'tar:{tmp_path / "x.tar"}', 'train')) == 4
+
+
+def test_labels_without_an_image_are_counted_and_a_new_kind_of_image_is_indexed(
+  tmp_path, images, capsys, monkeypatch
+):
+  files = {'a.png': images[0], 'a.cls': b'0', 'b.png': images[1], 'b.cls': b'1'}
+  files |= {'c.raw': b'', 'c.cls': b'1', 'd.cls': b'1', 'f.RAW': b'', 'f.cls': b'0'}
+  write_tar(tmp_path / 'x.tar', files)
+  name = f'tar:{tmp_path / "x.tar"}'
+  for _ in range(2):
+    assert len(open_source(name, 'train')) == 2
+  note = f'{name}: passed over 3 files without the extension of an image (2 .raw, 1 .cls)'
+  assert capsys.readouterr().err.strip() == note  # Once.
+  for module in ('archive_store', 'tar_source'):
+    monkeypatch.setattr(f'vit_jax.data.{module}.image_extensions', lambda: ('.png', '.raw'))
+  assert contents(open_source(name, 'train'))[2:] == [(b'', (1,)), (b'', (0,))]

@@ -22,7 +22,7 @@ import numpy as np
 
 from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import SPLIT_FOLDERS, resolve_existing_path
-from vit_jax.data.image_files import printable
+from vit_jax.data.image_files import image_extensions, printable
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import user_cache_dir, write_atomically
 
@@ -122,7 +122,8 @@ class ArchiveStore:
 
     Raises UserError if the archive has no examples or cannot be read.
     """
-    index = load_index(file, type(self).__name__, self.index_file)
+    kind = f'{type(self).__name__} {" ".join(image_extensions())}'
+    index = load_index(file, kind, self.index_file)
     if not len(index['names']):
       raise UserError(f'{file} has no images')
     return index

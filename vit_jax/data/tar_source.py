@@ -8,6 +8,7 @@ The name of an example is the path up to the first dot of the file name. Other f
 `labels.txt` beside the archives names numbered classes.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.archive_store import ArchiveStore, Index, encode_labels
-from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions
+from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions, note_passed_over
 from vit_jax.errors import UserError, one_line
 
 LABEL_EXTENSIONS = ('.cls', '.txt', '.json')
@@ -34,11 +35,18 @@ class TarStore(ArchiveStore):
 
   kind, suffix = 'tar', '.tar'
 
+  def __init__(self, path: str, *, dir: str = ''):
+    super().__init__(path, dir=dir)
+    others = collections.Counter()
+    for index in itertools.chain.from_iterable(self._indices.values()):
+      others.update(json.loads(str(index['passed_over'])))
+    note_passed_over(self.title, {'': dict(others)})
+
   def index_file(self, path: Path) -> Index:
     """Return the names, labels, positions and sizes of the images of an archive."""
-    names, labels, spans = [], [], []
+    names, labels, spans, others = [], [], [], collections.Counter()
     try:
-      for name, offset, size, label in _list_examples(path, with_labels=self.needs_labels):
+      for name, offset, size, label in _list_examples(path, others, with_labels=self.needs_labels):
         if label is None and self.needs_labels:
           raise UserError(
             f'{path}: {name} has no label; expected a file beside it with the extension '
@@ -57,6 +65,7 @@ class TarStore(ArchiveStore):
       'labels': np.array(labels, 'S'),
       'offsets': offsets,
       'sizes': sizes,
+      'passed_over': np.array(json.dumps(others)),
     }
 
   def read_image(self, path: Path, index: Index, row: int) -> bytes:
@@ -77,8 +86,10 @@ class UnlabelledTarStore(TarStore):
   needs_labels = False
 
 
-def _list_examples(path: Path, *, with_labels: bool) -> Iterator[TarExample]:
-  """Yield the examples of an archive that have an image."""
+def _list_examples(
+  path: Path, others: collections.Counter, *, with_labels: bool
+) -> Iterator[TarExample]:
+  """Yield the examples of an archive that have an image. Count those with only labels, by kind."""
   label_extensions = LABEL_EXTENSIONS if with_labels else ()
   with tarfile.open(path, 'r:') as archive:
     for _, group in itertools.groupby(_list_members(archive), key=lambda each: _split(each)[0]):
@@ -87,6 +98,9 @@ def _list_examples(path: Path, *, with_labels: bool) -> Iterator[TarExample]:
       labels = next(filter(None, found), None)
       images = [each for each in members if '.' + _split(each)[1] in image_extensions()]
       yield from ((each.name, each.offset_data, each.size, labels) for each in images[:1])
+      if labels and not images:
+        kinds = ['.' + _split(each)[1] for each in members]
+        others[next((kind for kind in kinds if kind not in LABEL_EXTENSIONS), kinds[0])] += 1
 
 
 def _split(member: tarfile.TarInfo) -> tuple[str, str]:
