@@ -138,7 +138,10 @@ def test_an_unreadable_file_ends_packing_or_is_kept_as_a_bad_image(photos, tmp_p
   monkeypatch.setattr(FolderStore, 'read_example', read_some)
   with pytest.raises(UserError, match='x.jpg: the file cannot be read.*--bad_images=keep'):
     pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions())
-  pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions(keep_unreadable=True))
+  options = PackOptions(keep_unreadable=True, shards=2)
+  manifest = pack_source(f'folder:{photos}', tmp_path / 'out', options)
+  assert manifest == read_manifest(tmp_path / 'out')
+  assert [file.unreadable for file in manifest.splits['train'].shards] == [1, 0]
   source = open_source(f'records:{tmp_path / "out"}', 'train')
   assert len(source) == 36 and source[6][1] in ((0,), (1,))
   with pytest.raises(BadImageError, match=r'array_record #5 .*x\.jpg.*Input/output error'):

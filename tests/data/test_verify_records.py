@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from vit_jax.data.decode import BadImageError
+from vit_jax.data.folder import FolderStore
 from vit_jax.data.pack import PackOptions, pack_source
 
 
@@ -71,3 +73,18 @@ def test_a_wrong_reencoding_is_refused(value, typed, tmp_path):
     'data', 'pack', 'builtin:digits', f'--to={tmp_path / "o"}', f'--reencode={value}'
   )
   assert code == 2 and 'SHORT_SIDE,QUALITY' in error
+
+
+def test_packing_prints_how_many_images_could_not_be_read(typed, tmp_path, png, monkeypatch):
+  for name in 'ab':
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(3):
+      (tmp_path / 'photos' / name / f'{i}.png').write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
+
+  def read_none(store, split, i):
+    raise BadImageError('x.png', 'Input/output error')
+
+  monkeypatch.setattr(FolderStore, 'read_example', read_none)
+  arguments = [f'--to={tmp_path / "out"}', '--bad_images=keep', '--split=train=all']
+  code, out, _ = typed('data', 'pack', f'folder:{tmp_path / "photos"}', *arguments)
+  assert code == 0 and 'train: 6 images could not be read' in out

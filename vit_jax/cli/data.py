@@ -68,6 +68,8 @@ def data_pack(args):
   for name, split in manifest.splits.items():
     size = sum(shard.bytes for shard in split.shards)
     print(f'{name}: {split.examples:,} examples in {len(split.shards):,} shards, {size:,} bytes')
+    if unreadable := sum(shard.unreadable for shard in split.shards):
+      print(f'{name}: {unreadable:,} images could not be read; their records count as unreadable')
   print(f'read them as records:{args.to}')
 
 

@@ -34,6 +34,7 @@ from vit_jax.data.records import (
   PackedSplit,
   encode_record,
   encode_unreadable_record,
+  is_unreadable_record,
   read_manifest,
 )
 from vit_jax.data.reencode import describe_reencoding, reencode_image
@@ -330,14 +331,16 @@ def _write_shard(
   from array_record.python.array_record_module import ArrayRecordWriter
 
   unfinished = folder / f'incomplete.{shard.file}'
+  unreadable = 0
   try:
     writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
     for record in records:
       writer.write(record)
+      unreadable += is_unreadable_record(record)
       count_record()
     writer.close()
     facts = _describe_file(unfinished, shard.file, shard.stop - shard.start)
-    _write_note(folder, facts)
+    _write_note(folder, dataclasses.replace(facts, unreadable=unreadable))
     unfinished.rename(folder / shard.file)
     sync_folder(folder)
   finally:

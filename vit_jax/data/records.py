@@ -41,6 +41,7 @@ class PackedFile:
   examples: int
   bytes: int
   sha256: str
+  unreadable: int = 0  # Records of images that could not be read.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ def _parse_file(values: dict) -> PackedFile:
     raise ValueError(f'{file.file!r:.80} is not the name of a file')
   if not all(type(count) is int and count > 0 for count in (file.examples, file.bytes)):
     raise ValueError(f'{file.file}: examples={file.examples!r:.20}, bytes={file.bytes!r:.20}')
+  if type(file.unreadable) is not int or not 0 <= file.unreadable <= file.examples:
+    raise ValueError(f'{file.file}: unreadable={file.unreadable!r:.20}')
   return file
 
 
@@ -128,6 +131,13 @@ def encode_record(data: ImageData, labels: tuple[int, ...], name: str) -> bytes:
 def encode_unreadable_record(labels: tuple[int, ...], name: str, reason: str) -> bytes:
   """Return the record of an example whose image could not be read."""
   return _join_record({'name': name, 'labels': list(labels), 'error': reason}, b'')
+
+
+def is_unreadable_record(record: bytes) -> bool:
+  """Return whether a record is one of `encode_unreadable_record`."""
+  (length,) = _LENGTH.unpack_from(record)
+  has_data = len(record) > _LENGTH.size + length
+  return not has_data and 'error' in json.loads(record[_LENGTH.size :])
 
 
 def _join_record(header: dict, data: bytes) -> bytes:
