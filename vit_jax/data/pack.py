@@ -26,6 +26,7 @@ import numpy as np
 import tqdm
 
 from vit_jax.data.decode import BadImageError
+from vit_jax.data.fingerprint import checksum_samples
 from vit_jax.data.records import (
   MANIFEST,
   UNFINISHED,
@@ -34,6 +35,7 @@ from vit_jax.data.records import (
   PackedSplit,
   encode_record,
   encode_unreadable_record,
+  file_size,
   is_unreadable_record,
   read_manifest,
 )
@@ -69,11 +71,7 @@ class _Split(NamedTuple):
   name: str
   spec: str  # The split of the source.
   source: Source
-
-  @property
-  def facts(self) -> list[str]:
-    """Facts that must not change while the split is packed."""
-    return [self.spec, self.source.index_checksum()]
+  facts: list[str]  # What must not change while the split is packed.
 
 
 class _Shard(NamedTuple):
@@ -123,7 +121,9 @@ def _open_splits(name: str, specs: tuple[str, ...], dir: str) -> list[_Split]:
       )
     if key in splits:
       raise UserError(f'--split {key} is given twice')
-    splits[key] = _Split(key, spec or key, open_split(name, spec or key, dir=dir))
+    spec, source = spec or key, open_split(name, spec or key, dir=dir)
+    facts = [spec, source.index_checksum(), checksum_samples(source)]
+    splits[key] = _Split(key, spec, source, facts)
   return list(splits.values())
 
 
@@ -138,13 +138,13 @@ def _find_packed(splits: list[_Split], folder: Path, options: PackOptions) -> Ma
     return None
   manifest = read_manifest(folder)
   files = [file for split in manifest.splits.values() for file in (*split.shards, split.labels)]
-  is_whole = all(_has_size(folder, file) for file in files if file)
+  is_whole = all(file_size(folder / file.file) == file.bytes for file in files if file)
   if is_whole:
     shutil.rmtree(folder / UNFINISHED)
   found = {
     'source_kind': manifest.source_kind,
     'reencode': manifest.reencode,
-    'splits': {key: [split.spec, split.listing] for key, split in manifest.splits.items()},
+    'splits': {key: [x.spec, x.listing, x.content] for key, x in manifest.splits.items()},
   }
   counts = {key: len(split.shards) for key, split in manifest.splits.items()}
   _check_same(found, counts, splits, options, folder)
@@ -250,6 +250,9 @@ def _check_same(
     'splits': 'other splits, or the source has changed since',
   }
   task = _describe_task(splits, options)
+  for key, facts in found['splits'].items():  # Older packings do not state the content.
+    if key in task['splits'] and facts[2:] in ([], ['']):
+      found['splits'][key] = facts[:2] + task['splits'][key][2:]
   differences = [text for key, text in names.items() if found.get(key) != task[key]]
   shards = {split.name: min(len(split.source), options.shards) for split in splits}
   if options.shards and not differences and counts != shards:
@@ -360,12 +363,7 @@ def _is_done(folder: Path, shard: _Shard) -> bool:
     note = PackedFile(**read_json_object(folder / UNFINISHED / f'{shard.file}.json'))
   except (OSError, TypeError, UserError):
     return False
-  return note.examples == shard.stop - shard.start and _has_size(folder, note)
-
-
-def _has_size(folder: Path, file: PackedFile) -> bool:
-  path = folder / file.file
-  return path.is_file() and path.stat().st_size == file.bytes
+  return note.examples == shard.stop - shard.start and file_size(folder / note.file) == note.bytes
 
 
 def _describe_file(path: Path, name: str, examples: int) -> PackedFile:
@@ -385,10 +383,11 @@ def _describe_split(split: _Split, folder: Path, shards: list[_Shard]) -> Packed
       np.save(file, table.astype(np.int32))
     labels = _describe_file(path, path.name, len(table))
   notes = [read_json_object(folder / UNFINISHED / f'{shard.file}.json') for shard in shards]
-  spec, listing = split.facts
+  spec, listing, content = split.facts
   return PackedSplit(
     spec=spec,
     listing=listing,
+    content=content,
     max_labels=split.source.max_labels,
     shards=tuple(PackedFile(**note) for note in notes),
     labels=labels,

@@ -52,6 +52,7 @@ class PackedSplit:
   listing: str  # The checksum of that split's names and labels.
   max_labels: int  # The largest number of labels of an example, at least 1.
   shards: tuple[PackedFile, ...]
+  content: str = ''  # The checksum of samples of its images; '' in older manifests.
   labels: PackedFile | None = None  # None if only the records state labels.
 
   @property
@@ -262,7 +263,7 @@ def open_unlabelled_records(path: str, *, dir: str = '') -> RecordStore:
 def check_sizes(root: Path, files: tuple[PackedFile, ...]):
   """Raise UserError if a file of packed data is missing or has another size."""
   with concurrent.futures.ThreadPoolExecutor(64) as pool:  # The threads wait for storage.
-    sizes = pool.map(_file_size, [root / each.file for each in files])
+    sizes = pool.map(file_size, [root / each.file for each in files])
     for each, size in zip(files, sizes, strict=True):
       if size is None:
         raise UserError(f'{root / each.file} is missing; pack again, or copy it again')
@@ -273,7 +274,8 @@ def check_sizes(root: Path, files: tuple[PackedFile, ...]):
         )
 
 
-def _file_size(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
+  """Return the size of a file, or None if there is none."""
   try:
     return path.stat().st_size
   except FileNotFoundError:
