@@ -68,11 +68,13 @@ def test_the_labels_are_class_numbers_class_names_or_json(tmp_path, images):
   assert source.label_names == ('ant', 'bee')
 
   objects = {}
-  for i, label in enumerate(({'label': 2}, {'labels': [0, 1]}, {'cls': '1', 'label': None})):
+  for i, label in enumerate(
+    ({'label': 2}, {'labels': [0, 1]}, {'cls': '1', 'label': None}, {'labels': []})
+  ):
     objects |= {f'{i}.PNG': images[i], f'{i}.json': json.dumps(label).encode()}
   write_tar(tmp_path / 'objects.tar', objects)
   source = open_source(f'tar:{tmp_path / "objects.tar"}', 'train')
-  assert [source[i][1] for i in range(3)] == [(2,), (0, 1), (1,)]
+  assert [source[i][1] for i in range(4)] == [(2,), (0, 1), (1,), ()]
   assert source.max_labels == 2
 
 

@@ -95,7 +95,7 @@ def _list_examples(
     for _, group in itertools.groupby(_list_members(archive), key=lambda each: _split(each)[0]):
       members = list(group)
       found = (_read_labels(path, archive, member, label_extensions) for member in members)
-      labels = next(filter(None, found), None)
+      labels = next((each for each in found if each is not None), None)
       images = [each for each in members if '.' + _split(each)[1] in image_extensions()]
       yield from ((each.name, each.offset_data, each.size, labels) for each in images[:1])
       if labels and not images:
