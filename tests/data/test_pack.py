@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def test_an_ended_packing_continues_with_the_unfinished_shard(read, photos, tmp_
   read_example, count = FolderStore.read_example, iter(range(1000))
 
   def read_some(*args):
-    if next(count) == read:
+    if next(count) == read + 20:  # The checksums have read 16 of 36 photos, and 4 of 4.
       raise Killed
     return read_example(*args)
 
@@ -138,7 +139,10 @@ def test_an_unreadable_file_ends_packing_or_is_kept_as_a_bad_image(photos, tmp_p
   monkeypatch.setattr(FolderStore, 'read_example', read_some)
   with pytest.raises(UserError, match='x.jpg: the file cannot be read.*--bad_images=keep'):
     pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions())
-  pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions(keep_unreadable=True))
+  options = PackOptions(keep_unreadable=True, shards=2)
+  manifest = pack_source(f'folder:{photos}', tmp_path / 'out', options)
+  assert manifest == read_manifest(tmp_path / 'out')
+  assert [file.unreadable for file in manifest.splits['train'].shards] == [1, 0]
   source = open_source(f'records:{tmp_path / "out"}', 'train')
   assert len(source) == 36 and source[6][1] in ((0,), (1,))
   with pytest.raises(BadImageError, match=r'array_record #5 .*x\.jpg.*Input/output error'):
@@ -214,3 +218,45 @@ def test_a_process_killed_at_any_moment_continues_to_the_same_files(photos, tmp_
     pack_source(f'folder:{photos}', out, PackOptions(shards=30))
     assert all(state(path) == before for path, before in finished.items())
     assert checksums(out) == checksums(tmp_path / 'expected')
+
+
+@pytest.mark.parametrize('damage', ['remove a shard', 'cut a shard', 'remove the labels'])
+def test_packing_again_repairs_a_missing_or_cut_file(damage, photos, tmp_path):
+  name, out = f'folder:{photos}', tmp_path / 'out'
+  pack_source(name, out, PackOptions(shards=3))
+  expected = checksums(out)
+  bad = out / ('train-labels.npy' if 'labels' in damage else 'train-00001-of-00003.array_record')
+  others = {path: state(path) for path in out.glob('*.array_record') if path != bad}
+  if damage == 'cut a shard':
+    bad.write_bytes(bad.read_bytes()[:-1])
+  else:
+    bad.unlink()
+  pack_source(name, out, PackOptions())
+  assert checksums(out) == expected
+  assert all(state(path) == before for path, before in others.items())
+
+
+def test_a_shard_whose_note_is_lost_is_written_again(photos, tmp_path, monkeypatch):
+  name, out = f'folder:{photos}', tmp_path / 'out'
+  pack_source(name, tmp_path / 'expected', PackOptions(shards=3))
+  with monkeypatch.context() as patch:
+    patch.setattr('vit_jax.data.pack.Manifest', None)  # It ends before the manifest.
+    with pytest.raises(TypeError):
+      pack_source(name, out, PackOptions(shards=3))
+  (out / '.packing' / 'train-00001-of-00003.array_record.json').unlink()
+  (out / '.packing' / 'train-00002-of-00003.array_record.json').write_text('[', encoding='utf-8')
+  pack_source(name, out, PackOptions())
+  assert checksums(out) == checksums(tmp_path / 'expected')
+
+
+def test_an_image_that_changed_is_not_packed_already(photos, tmp_path):
+  name, out = f'folder:{photos}', tmp_path / 'out'
+  pack_source(name, out, PackOptions(splits=('train=all',)))
+  for path in photos.rglob('*.jpg'):
+    path.write_bytes(path.read_bytes()[:-1] + b'x')  # The names and sizes stay.
+  with pytest.raises(UserError, match='the source has changed'):
+    pack_source(name, out, PackOptions(splits=('train=all',)))
+  manifest = json.loads((out / 'manifest.json').read_text(encoding='utf-8'))
+  del manifest['splits']['train']['content']  # As an older program wrote it.
+  (out / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
+  pack_source(name, out, PackOptions(splits=('train=all',)))

@@ -68,11 +68,13 @@ def test_the_labels_are_class_numbers_class_names_or_json(tmp_path, images):
   assert source.label_names == ('ant', 'bee')
 
   objects = {}
-  for i, label in enumerate(({'label': 2}, {'labels': [0, 1]}, {'cls': '1', 'label': None})):
+  for i, label in enumerate(
+    ({'label': 2}, {'labels': [0, 1]}, {'cls': '1', 'label': None}, {'labels': []})
+  ):
     objects |= {f'{i}.PNG': images[i], f'{i}.json': json.dumps(label).encode()}
   write_tar(tmp_path / 'objects.tar', objects)
   source = open_source(f'tar:{tmp_path / "objects.tar"}', 'train')
-  assert [source[i][1] for i in range(3)] == [(2,), (0, 1), (1,)]
+  assert [source[i][1] for i in range(4)] == [(2,), (0, 1), (1,), ()]
   assert source.max_labels == 2
 
 
@@ -118,6 +120,9 @@ def test_a_packed_archive_gives_the_same_batches(folder, tmp_path):
     ('0001.tar', 'train'), ('sets/val/0001.tar', 'val'), ('train_photos/test-1.tar', 'test'),
     ('data/test-00000-of-00001.parquet', 'test'), ('contest.tar', 'train'),
     ('data/unseen-00000-of-00002-0123abcd.parquet', 'unseen'),
+    ('ds/train/part-00000-of-00001.tar', 'train'), ('ds/val/part-00000-of-00001.tar', 'val'),
+    ('ds/val/photos-00000-of-00001.tar', 'val'), ('ds/part-00000-of-00001.tar', 'train'),
+    ('ds/test_extra-00000-of-00001.tar', 'test_extra'),
   ],
 )  # fmt: skip
 def test_a_file_is_of_the_split_that_its_path_names(path, split, tmp_path):
@@ -193,3 +198,37 @@ def test_a_compressed_truncated_or_missing_archive_is_an_error(folder, tmp_path)
     open_source(f'tar:{tmp_path / "none.tar"}', 'train')
   with pytest.raises(UserError, match=f'use tar:{tmp_path / "x.tar"}'):
     open_source(f'folder:{tmp_path / "x.tar"}', 'train')
+
+
+def test_a_damaged_header_or_a_joined_archive_does_not_lose_examples_silently(folder, tmp_path):
+  content = (folder / 'val-0.tar').read_bytes()
+  with tarfile.open(folder / 'val-0.tar') as archive:
+    third, end = archive.getmembers()[2].offset, archive.offset
+  damaged = content[:third] + b'?' + content[third + 1 :]
+  for name, data in {
+    'damaged header': damaged,
+    'a damaged header,': content[: third + 100],
+    'data after the end': content + content,
+  }.items():
+    (tmp_path / 'x.tar').write_bytes(data)
+    with pytest.raises(UserError, match=name):
+      open_source(f'tar:{tmp_path / "x.tar"}', 'train')
+  for data in (content[:end], content + bytes(5000)):  # Without an end mark; with more zeros.
+    (tmp_path / 'x.tar').write_bytes(data)
+    assert len(open_source(f'tar:{tmp_path / "x.tar"}', 'train')) == 4
+
+
+def test_labels_without_an_image_are_counted_and_a_new_kind_of_image_is_indexed(
+  tmp_path, images, capsys, monkeypatch
+):
+  files = {'a.png': images[0], 'a.cls': b'0', 'b.png': images[1], 'b.cls': b'1'}
+  files |= {'c.raw': b'', 'c.cls': b'1', 'd.cls': b'1', 'f.RAW': b'', 'f.cls': b'0'}
+  write_tar(tmp_path / 'x.tar', files)
+  name = f'tar:{tmp_path / "x.tar"}'
+  for _ in range(2):
+    assert len(open_source(name, 'train')) == 2
+  note = f'{name}: passed over 3 files without the extension of an image (2 .raw, 1 .cls)'
+  assert capsys.readouterr().err.strip() == note  # Once.
+  for module in ('archive_store', 'tar_source'):
+    monkeypatch.setattr(f'vit_jax.data.{module}.image_extensions', lambda: ('.png', '.raw'))
+  assert contents(open_source(name, 'train'))[2:] == [(b'', (1,)), (b'', (0,))]

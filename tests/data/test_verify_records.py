@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from vit_jax.data.decode import BadImageError
+from vit_jax.data.folder import FolderStore
 from vit_jax.data.pack import PackOptions, pack_source
 
 
@@ -55,14 +57,15 @@ def test_a_damaged_file_is_named(damage, packed, typed):
   assert [line.split()[0] for line in out.splitlines() if 'DAMAGED' in line] == [shard.name]
 
 
-def test_an_image_that_does_not_decode_is_found(tmp_path, typed):
+def test_an_image_that_does_not_decode_is_found_but_is_no_damage(tmp_path, typed):
   for name in 'ab':
     (tmp_path / 'photos' / name).mkdir(parents=True)
     cv2.imwrite(str(tmp_path / 'photos' / name / '0.png'), np.zeros((3, 3), np.uint8))
     (tmp_path / 'photos' / name / '1.jpg').write_bytes(b'broken')
   pack_source(f'folder:{tmp_path / "photos"}', tmp_path / 'out', PackOptions())
   code, out, _ = typed('data', 'verify', str(tmp_path / 'out'))
-  assert code == 1 and '1.jpg' in out
+  assert code == 0 and 'DAMAGED' not in out
+  assert {line.split()[0] for line in out.splitlines() if '1.jpg' in line} == {'bad'}
 
 
 @pytest.mark.parametrize('value', ['512', '0,95', '512,101', 'x,y'])
@@ -71,3 +74,18 @@ def test_a_wrong_reencoding_is_refused(value, typed, tmp_path):
     'data', 'pack', 'builtin:digits', f'--to={tmp_path / "o"}', f'--reencode={value}'
   )
   assert code == 2 and 'SHORT_SIDE,QUALITY' in error
+
+
+def test_packing_prints_how_many_images_could_not_be_read(typed, tmp_path, png, monkeypatch):
+  for name in 'ab':
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(3):
+      (tmp_path / 'photos' / name / f'{i}.png').write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
+
+  def read_none(store, split, i):
+    raise BadImageError('x.png', 'Input/output error')
+
+  monkeypatch.setattr(FolderStore, 'read_example', read_none)
+  arguments = [f'--to={tmp_path / "out"}', '--bad_images=keep', '--split=train=all']
+  code, out, _ = typed('data', 'pack', f'folder:{tmp_path / "photos"}', *arguments)
+  assert code == 0 and 'train: 6 images could not be read' in out

@@ -68,19 +68,23 @@ def data_pack(args):
   for name, split in manifest.splits.items():
     size = sum(shard.bytes for shard in split.shards)
     print(f'{name}: {split.examples:,} examples in {len(split.shards):,} shards, {size:,} bytes')
+    if unreadable := sum(shard.unreadable for shard in split.shards):
+      print(f'{name}: {unreadable:,} images could not be read; their records count as unreadable')
   print(f'read them as records:{args.to}')
 
 
 def data_verify(args):
   """Check the checksums, the counts and samples of packed data. Changes nothing.
 
-  The exit code is 1 if a file is damaged.
+  The exit code is 1 if a file is damaged. An image that was bad when it was packed is no damage.
   """
   from vit_jax.data.verify_records import verify_records
 
   are_good = True
-  for name, details, is_good in verify_records(args.folder):
+  for name, details, is_good, bad_images in verify_records(args.folder):
     print(f'{name:<40}  {"good" if is_good else "DAMAGED"}  {details}', flush=True)
+    for text in bad_images:
+      print(f'  bad image  {text}', flush=True)
     are_good &= is_good
   raise SystemExit(0 if are_good else 1)
 

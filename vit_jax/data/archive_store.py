@@ -22,11 +22,12 @@ import numpy as np
 
 from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import SPLIT_FOLDERS, resolve_existing_path
-from vit_jax.data.image_files import printable
+from vit_jax.data.image_files import image_extensions, printable
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import user_cache_dir, write_atomically
 
-INDEX_VERSION = 1  # Increase it when the content of an index changes.
+INDEX_VERSION = 2  # Increase it when the content of an index changes.
+GENERIC_NAMES = ('part', 'shard', 'data', 'images')  # Of files; they name no split.
 LABEL_FILES = ('labels.txt', 'classes.txt', 'classnames.txt')  # A class name per line.
 
 Index = dict[str, np.ndarray]  # At least 'names', bytes [n], and 'labels', JSON lists as bytes [n].
@@ -121,7 +122,8 @@ class ArchiveStore:
 
     Raises UserError if the archive has no examples or cannot be read.
     """
-    index = load_index(file, type(self).__name__, self.index_file)
+    kind = f'{type(self).__name__} {" ".join(image_extensions())}'
+    index = load_index(file, kind, self.index_file)
     if not len(index['names']):
       raise UserError(f'{file} has no images')
     return index
@@ -175,13 +177,16 @@ class ArchiveStore:
 def name_split(path: Path) -> str:
   """Return the split of an archive: the last word of its path that names one, or 'train'.
 
-  The files of the Hugging Face hub, such as 'unseen-00000-of-00003.parquet', may have any split.
+  A file of the Hugging Face hub, such as 'unseen-00000-of-00003.parquet', may have any split. But
+  in 'val/part-00000-of-00003.tar' the folder names the split.
   """
   words = re.split(r'[^a-z]+', str(path.with_suffix('')).lower())
   known = [word for word in words if word in SPLIT_FOLDERS]
   numbered = re.fullmatch(r'(\w+)-\d+-of-\d+(-\w+)?', path.stem)
   if numbered and numbered[1].isidentifier():
-    return numbered[1]
+    names_split = not set(re.split(r'[^a-z]+', numbered[1].lower())).isdisjoint(SPLIT_FOLDERS)
+    if names_split or (not known and numbered[1].lower() not in GENERIC_NAMES):
+      return numbered[1]
   return known[-1] if known else SPLIT_FOLDERS[0]
 
 

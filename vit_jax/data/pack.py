@@ -3,7 +3,8 @@
 One shard is written at a time. Threads read and re-encode its images ahead, and their order is that
 of the source, so the files are the same for any number of threads. A shard is written under another
 name, synced, and then renamed. Its entry of the manifest is written before that, so a killed
-packing continues with the first shard without its final name. manifest.json is written last.
+packing continues with the first shard that lacks its name, its entry or its size. manifest.json
+is written last.
 """
 
 import collections
@@ -25,6 +26,7 @@ import numpy as np
 import tqdm
 
 from vit_jax.data.decode import BadImageError
+from vit_jax.data.fingerprint import checksum_samples
 from vit_jax.data.records import (
   MANIFEST,
   UNFINISHED,
@@ -33,13 +35,16 @@ from vit_jax.data.records import (
   PackedSplit,
   encode_record,
   encode_unreadable_record,
+  file_size,
+  is_unreadable_record,
   read_manifest,
 )
 from vit_jax.data.reencode import describe_reencoding, reencode_image
 from vit_jax.data.sources import Source, open_source, open_unlabelled
 from vit_jax.errors import UserError, one_line
-from vit_jax.runtime.files import read_json_object, write_atomically
+from vit_jax.runtime.files import read_json_object, sync_folder, write_atomically
 
+PLAN = 'plan.json'  # The splits and numbers of shards of an unfinished packing.
 SHARD_BYTES = 2**29  # Of a shard, if the number of shards is not given.
 SIZE_SAMPLES = 64  # Examples that are read to estimate the size of a split.
 CHUNK = 4  # Examples that a thread takes at a time.
@@ -66,11 +71,7 @@ class _Split(NamedTuple):
   name: str
   spec: str  # The split of the source.
   source: Source
-
-  @property
-  def facts(self) -> list[str]:
-    """Facts that must not change while the split is packed."""
-    return [self.spec, self.source.index_checksum()]
+  facts: list[str]  # What must not change while the split is packed.
 
 
 class _Shard(NamedTuple):
@@ -120,27 +121,42 @@ def _open_splits(name: str, specs: tuple[str, ...], dir: str) -> list[_Split]:
       )
     if key in splits:
       raise UserError(f'--split {key} is given twice')
-    splits[key] = _Split(key, spec or key, open_split(name, spec or key, dir=dir))
+    spec, source = spec or key, open_split(name, spec or key, dir=dir)
+    facts = [spec, source.index_checksum(), checksum_samples(source)]
+    splits[key] = _Split(key, spec, source, facts)
   return list(splits.values())
 
 
 def _find_packed(splits: list[_Split], folder: Path, options: PackOptions) -> Manifest | None:
   """Return the manifest if `folder` is packed to the end, or None.
 
+  If a file is missing or has another size, `folder` becomes an unfinished packing of the others.
+
   Raises UserError if it was packed with other options.
   """
   if not (folder / MANIFEST).exists():
     return None
-  shutil.rmtree(folder / UNFINISHED)
   manifest = read_manifest(folder)
+  files = [file for split in manifest.splits.values() for file in (*split.shards, split.labels)]
+  is_whole = all(file_size(folder / file.file) == file.bytes for file in files if file)
+  if is_whole:
+    shutil.rmtree(folder / UNFINISHED)
   found = {
     'source_kind': manifest.source_kind,
     'reencode': manifest.reencode,
-    'splits': {key: [split.spec, split.listing] for key, split in manifest.splits.items()},
+    'splits': {key: [x.spec, x.listing, x.content] for key, x in manifest.splits.items()},
   }
   counts = {key: len(split.shards) for key, split in manifest.splits.items()}
   _check_same(found, counts, splits, options, folder)
-  return manifest
+  if is_whole:
+    return manifest
+  for file in files:
+    if file:
+      _write_note(folder, file)
+  plan = _describe_task(splits, options) | {'shards': counts}
+  write_atomically(folder / UNFINISHED / PLAN, json.dumps(plan))
+  (folder / MANIFEST).unlink()
+  return None
 
 
 def _pack(splits: list[_Split], folder: Path, options: PackOptions) -> Manifest:
@@ -158,7 +174,7 @@ def _pack(splits: list[_Split], folder: Path, options: PackOptions) -> Manifest:
   )
   with concurrent.futures.ThreadPoolExecutor(_count_threads(options)) as pool, bar:
     for shard in shards:
-      if (folder / shard.file).exists():
+      if _is_done(folder, shard):
         bar.update(shard.stop - shard.start)
       else:
         _write_shard(folder, shard, _read_records(shard, options, pool), bar.update)
@@ -174,6 +190,7 @@ def _pack(splits: list[_Split], folder: Path, options: PackOptions) -> Manifest:
     },
   )
   write_atomically(folder / MANIFEST, manifest.to_json() + '\n')
+  sync_folder(folder)
   shutil.rmtree(folder / UNFINISHED)
   return manifest
 
@@ -210,7 +227,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _plan_shards(splits: list[_Split], folder: Path, options: PackOptions) -> dict[str, int]:
   """Return the number of shards of each split: that of an unfinished packing, or a new one."""
-  path = folder / UNFINISHED / 'plan.json'
+  path = folder / UNFINISHED / PLAN
   if path.exists():
     plan = read_json_object(path)
     _check_same(plan, plan['shards'], splits, options, folder)
@@ -233,6 +250,9 @@ def _check_same(
     'splits': 'other splits, or the source has changed since',
   }
   task = _describe_task(splits, options)
+  for key, facts in found['splits'].items():  # Older packings do not state the content.
+    if key in task['splits'] and facts[2:] in ([], ['']):
+      found['splits'][key] = facts[:2] + task['splits'][key][2:]
   differences = [text for key, text in names.items() if found.get(key) != task[key]]
   shards = {split.name: min(len(split.source), options.shards) for split in splits}
   if options.shards and not differences and counts != shards:
@@ -314,18 +334,36 @@ def _write_shard(
   from array_record.python.array_record_module import ArrayRecordWriter
 
   unfinished = folder / f'incomplete.{shard.file}'
+  unreadable = 0
   try:
     writer = ArrayRecordWriter(str(unfinished), WRITER_OPTIONS)
     for record in records:
       writer.write(record)
+      unreadable += is_unreadable_record(record)
       count_record()
     writer.close()
     facts = _describe_file(unfinished, shard.file, shard.stop - shard.start)
-    note = folder / UNFINISHED / f'{shard.file}.json'
-    write_atomically(note, json.dumps(dataclasses.asdict(facts)))
+    _write_note(folder, dataclasses.replace(facts, unreadable=unreadable))
     unfinished.rename(folder / shard.file)
+    sync_folder(folder)
   finally:
     unfinished.unlink(missing_ok=True)
+
+
+def _write_note(folder: Path, file: PackedFile):
+  """Write what the manifest will say about a file."""
+  note = folder / UNFINISHED / f'{file.file}.json'
+  write_atomically(note, json.dumps(dataclasses.asdict(file)))
+  sync_folder(note.parent)
+
+
+def _is_done(folder: Path, shard: _Shard) -> bool:
+  """Return whether a shard has its final name, its note, and the size in the note."""
+  try:
+    note = PackedFile(**read_json_object(folder / UNFINISHED / f'{shard.file}.json'))
+  except (OSError, TypeError, UserError):
+    return False
+  return note.examples == shard.stop - shard.start and file_size(folder / note.file) == note.bytes
 
 
 def _describe_file(path: Path, name: str, examples: int) -> PackedFile:
@@ -345,10 +383,11 @@ def _describe_split(split: _Split, folder: Path, shards: list[_Shard]) -> Packed
       np.save(file, table.astype(np.int32))
     labels = _describe_file(path, path.name, len(table))
   notes = [read_json_object(folder / UNFINISHED / f'{shard.file}.json') for shard in shards]
-  spec, listing = split.facts
+  spec, listing, content = split.facts
   return PackedSplit(
     spec=spec,
     listing=listing,
+    content=content,
     max_labels=split.source.max_labels,
     shards=tuple(PackedFile(**note) for note in notes),
     labels=labels,

@@ -41,6 +41,7 @@ class PackedFile:
   examples: int
   bytes: int
   sha256: str
+  unreadable: int = 0  # Records of images that could not be read.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class PackedSplit:
   listing: str  # The checksum of that split's names and labels.
   max_labels: int  # The largest number of labels of an example, at least 1.
   shards: tuple[PackedFile, ...]
+  content: str = ''  # The checksum of samples of its images; '' in older manifests.
   labels: PackedFile | None = None  # None if only the records state labels.
 
   @property
@@ -113,6 +115,8 @@ def _parse_file(values: dict) -> PackedFile:
     raise ValueError(f'{file.file!r:.80} is not the name of a file')
   if not all(type(count) is int and count > 0 for count in (file.examples, file.bytes)):
     raise ValueError(f'{file.file}: examples={file.examples!r:.20}, bytes={file.bytes!r:.20}')
+  if type(file.unreadable) is not int or not 0 <= file.unreadable <= file.examples:
+    raise ValueError(f'{file.file}: unreadable={file.unreadable!r:.20}')
   return file
 
 
@@ -128,6 +132,13 @@ def encode_record(data: ImageData, labels: tuple[int, ...], name: str) -> bytes:
 def encode_unreadable_record(labels: tuple[int, ...], name: str, reason: str) -> bytes:
   """Return the record of an example whose image could not be read."""
   return _join_record({'name': name, 'labels': list(labels), 'error': reason}, b'')
+
+
+def is_unreadable_record(record: bytes) -> bool:
+  """Return whether a record is one of `encode_unreadable_record`."""
+  (length,) = _LENGTH.unpack_from(record)
+  has_data = len(record) > _LENGTH.size + length
+  return not has_data and 'error' in json.loads(record[_LENGTH.size :])
 
 
 def _join_record(header: dict, data: bytes) -> bytes:
@@ -252,7 +263,7 @@ def open_unlabelled_records(path: str, *, dir: str = '') -> RecordStore:
 def check_sizes(root: Path, files: tuple[PackedFile, ...]):
   """Raise UserError if a file of packed data is missing or has another size."""
   with concurrent.futures.ThreadPoolExecutor(64) as pool:  # The threads wait for storage.
-    sizes = pool.map(_file_size, [root / each.file for each in files])
+    sizes = pool.map(file_size, [root / each.file for each in files])
     for each, size in zip(files, sizes, strict=True):
       if size is None:
         raise UserError(f'{root / each.file} is missing; pack again, or copy it again')
@@ -263,7 +274,8 @@ def check_sizes(root: Path, files: tuple[PackedFile, ...]):
         )
 
 
-def _file_size(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
+  """Return the size of a file, or None if there is none."""
   try:
     return path.stat().st_size
   except FileNotFoundError:

@@ -8,6 +8,7 @@ The name of an example is the path up to the first dot of the file name. Other f
 `labels.txt` beside the archives names numbered classes.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.archive_store import ArchiveStore, Index, encode_labels
-from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions
+from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions, note_passed_over
 from vit_jax.errors import UserError, one_line
 
 LABEL_EXTENSIONS = ('.cls', '.txt', '.json')
 JSON_KEYS = ('label', 'labels', 'cls')
 MAX_LABEL_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 TarExample = tuple[str, int, int, list[int | str] | None]  # Name, position, size, labels or None.
 COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZ': 'bzip2', b'\xfd7': 'xz', b'\x28\xb5': 'zstd'}
 
@@ -33,11 +35,18 @@ class TarStore(ArchiveStore):
 
   kind, suffix = 'tar', '.tar'
 
+  def __init__(self, path: str, *, dir: str = ''):
+    super().__init__(path, dir=dir)
+    others = collections.Counter()
+    for index in itertools.chain.from_iterable(self._indices.values()):
+      others.update(json.loads(str(index['passed_over'])))
+    note_passed_over(self.title, {'': dict(others)})
+
   def index_file(self, path: Path) -> Index:
     """Return the names, labels, positions and sizes of the images of an archive."""
-    names, labels, spans = [], [], []
+    names, labels, spans, others = [], [], [], collections.Counter()
     try:
-      for name, offset, size, label in _list_examples(path, with_labels=self.needs_labels):
+      for name, offset, size, label in _list_examples(path, others, with_labels=self.needs_labels):
         if label is None and self.needs_labels:
           raise UserError(
             f'{path}: {name} has no label; expected a file beside it with the extension '
@@ -47,13 +56,16 @@ class TarStore(ArchiveStore):
         labels.append(encode_labels(label or []))
         spans.append((offset, size))
     except (tarfile.TarError, EOFError) as error:
-      raise UserError(f'{path} is not a tar archive: {_describe(path, error)}') from None
+      raise UserError(
+        f'{path} is not a tar archive that can be read: {_describe(path, error)}'
+      ) from None
     offsets, sizes = np.array(spans, np.int64).reshape(-1, 2).T
     return {
       'names': np.array(names, 'S'),
       'labels': np.array(labels, 'S'),
       'offsets': offsets,
       'sizes': sizes,
+      'passed_over': np.array(json.dumps(others)),
     }
 
   def read_image(self, path: Path, index: Index, row: int) -> bytes:
@@ -74,16 +86,21 @@ class UnlabelledTarStore(TarStore):
   needs_labels = False
 
 
-def _list_examples(path: Path, *, with_labels: bool) -> Iterator[TarExample]:
-  """Yield the examples of an archive that have an image."""
+def _list_examples(
+  path: Path, others: collections.Counter, *, with_labels: bool
+) -> Iterator[TarExample]:
+  """Yield the examples of an archive that have an image. Count those with only labels, by kind."""
   label_extensions = LABEL_EXTENSIONS if with_labels else ()
   with tarfile.open(path, 'r:') as archive:
     for _, group in itertools.groupby(_list_members(archive), key=lambda each: _split(each)[0]):
       members = list(group)
       found = (_read_labels(path, archive, member, label_extensions) for member in members)
-      labels = next(filter(None, found), None)
+      labels = next((each for each in found if each is not None), None)
       images = [each for each in members if '.' + _split(each)[1] in image_extensions()]
       yield from ((each.name, each.offset_data, each.size, labels) for each in images[:1])
+      if labels and not images:
+        kinds = ['.' + _split(each)[1] for each in members]
+        others[next((kind for kind in kinds if kind not in LABEL_EXTENSIONS), kinds[0])] += 1
 
 
 def _split(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -99,6 +116,18 @@ def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     archive.members = []
     if member.isreg() and not member.issparse() and member.name.rpartition('/')[2][:1] != '.':
       yield member
+  _check_end(archive)
+
+
+def _check_end(archive: tarfile.TarFile):
+  """Raise ReadError unless only zeros follow. `tarfile` takes a damaged header for the end."""
+  archive.fileobj.seek(archive.offset)
+  is_first = True
+  while block := archive.fileobj.read(tarfile.BLOCKSIZE if is_first else READ_BYTES):
+    if block.count(0) < len(block):
+      problem = 'a damaged header' if is_first else 'data after the end, as joined archives have'
+      raise tarfile.ReadError(f'{problem}, after byte {archive.offset:,}')
+    is_first = False
 
 
 def _read_labels(

@@ -126,6 +126,16 @@ def write_atomically(path: Path, content: str | bytes, *, private: bool = False)
   retry_io(f'writing {path}', write)
 
 
+def sync_folder(folder: Path):
+  """Sync the names of the files of a directory to the disk, if the file system can do it."""
+  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    with contextlib.suppress(OSError):  # Some file systems sync only files.
+      os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
 def append_text(path: Path, text: str):
   """Append UTF-8 text to a file. If that fails, the file is as before, and OSError is raised."""
   content = memoryview(text.encode())
