@@ -133,6 +133,7 @@ def test_an_undecodable_image_is_the_same_bad_image(photos, tmp_path):
     (lambda values: values | {'label_names': [1, 2]}, 'not valid'),
     (lambda values: {'format': values['format'], 'version': 1}, 'not valid'),
     (lambda values: json.loads(json.dumps(values).replace('train-000', '../train-')), 'not valid'),
+    (lambda values: json.loads(json.dumps(values).replace('train-labels.npy', '..')), 'not valid'),
     (lambda values: json.loads(json.dumps(values).replace('"examples": 6', '"examples": "6"')),
      'not valid'),
   ],

@@ -111,7 +111,8 @@ def _parse_split(values: dict) -> PackedSplit:
 
 def _parse_file(values: dict) -> PackedFile:
   file = PackedFile(**values)
-  if not isinstance(file.file, str) or Path(file.file).name != file.file:
+  name = file.file
+  if not isinstance(name, str) or Path(name).name != name or name in ('', '..') or '\0' in name:
     raise ValueError(f'{file.file!r:.80} is not the name of a file')
   if not all(type(count) is int and count > 0 for count in (file.examples, file.bytes)):
     raise ValueError(f'{file.file}: examples={file.examples!r:.20}, bytes={file.bytes!r:.20}')
