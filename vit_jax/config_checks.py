@@ -162,16 +162,7 @@ def _check_data(config: Config):
     raise UserError(
       f'config.data.size={data.size}: expected HEIGHT,WIDTH in pixels, or one number for a square'
     )
-  if data.eval_size != (0, 0) and min(data.eval_size) < 1:
-    raise UserError(
-      f'config.data.eval_size={data.eval_size}: expected HEIGHT,WIDTH in pixels, one number for a '
-      'square, or 0 for config.data.size'
-    )
-  if data.eval_image_size != data.size and config.model.position in UNRESAMPLED_POSITIONS:
-    raise UserError(
-      f'config.data.eval_size={data.eval_size}: the positions of '
-      f'config.model.position={config.model.position!r} cannot be resampled'
-    )
+  _check_eval_size(config)
   if data.unlabelled and data.batch % (1 + data.unlabelled_ratio):
     raise UserError(
       f'config.data.batch={data.batch} is not divisible into groups of 1 labelled image and '
@@ -206,6 +197,21 @@ def _check_data(config: Config):
     )
   if data.randaug_ops and data.randaug_variant == 'timm':
     _check_timm_randaugment(config)
+
+
+def _check_eval_size(config: Config):
+  """Raise UserError for a size of evaluation that is not valid, or that the model cannot have."""
+  data = config.data
+  if data.eval_size != (0, 0) and min(data.eval_size) < 1:
+    raise UserError(
+      f'config.data.eval_size={data.eval_size}: expected HEIGHT,WIDTH in pixels, one number for a '
+      'square, or 0 for config.data.size'
+    )
+  if data.eval_image_size != data.size and config.model.position in UNRESAMPLED_POSITIONS:
+    raise UserError(
+      f'config.data.eval_size={data.eval_size}: the positions of '
+      f'config.model.position={config.model.position!r} cannot be resampled'
+    )
 
 
 def _check_timm_randaugment(config: Config):
