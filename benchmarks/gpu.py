@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --smoke                      a tiny model, on any machine
 
 gpu_sides.py says what the sides are. Each takes its best batch: sizes are tried in ascending order
-until a side is no faster, or out of memory. The sides then run in turns, each in a process of its
-own. Seconds are medians over all turns. MFU counts 3 times the FLOPs of `Shape.flops`.
+until a side is no faster, or out of memory. The sides then alternate, each in its own
+process. Seconds are medians over all turns. MFU counts 3 times the FLOPs of `Shape.flops`.
 
 FILE gets the table, and FILE.measured the measurements as they are made. A measurement that is
 there is not repeated, so that an interrupted comparison continues.
@@ -118,6 +118,13 @@ def write_rows(path: Path, rows: list[dict[str, object]]):
   write_atomically(path, format_csv([list(rows[0]), *(list(each.values()) for each in rows)]))
 
 
+def publish(rows: list[dict[str, object]], path: Path | None):
+  """Print rows as a table, and write them as CSV to `path` if it is given."""
+  if path:
+    write_rows(path, rows)
+  print(markdown(rows))
+
+
 def markdown(rows: list[dict[str, object]]) -> str:
   """Return rows as a table for the documentation."""
   line = lambda cells: '| ' + ' | '.join(map(str, cells)) + ' |'
@@ -145,9 +152,7 @@ def main():
   compare_one = functools.partial(compare, measured_once(path, smoke=args.smoke), smoke=args.smoke)
   variants = args.variants or (['Ti/16'] if args.smoke else ['B/16', 'S/16', 'L/16', 'H/14'])
   rows = [compare_one(variant) for variant in variants]
-  if args.csv:
-    write_rows(args.csv, rows)
-  print(markdown(rows))
+  publish(rows, args.csv)
 
 
 if __name__ == '__main__':

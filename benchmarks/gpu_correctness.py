@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu import markdown, write_rows
+from gpu import publish
 from gpu_sides import check_gpu
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -194,9 +194,7 @@ def main():
     }
     for model, check, error, limit in all_errors(args)
   ]
-  if args.csv:
-    write_rows(args.csv, rows)
-  print(markdown(rows))
+  publish(rows, args.csv)
   if any(each['verdict'] == 'FAIL' for each in rows):
     sys.exit(1)
 

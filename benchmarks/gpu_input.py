@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import jax
 import numpy as np
-from gpu import markdown, write_rows
+from gpu import publish
 from gpu_sides import TIMM, UNROLL, check_gpu
 
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -150,9 +150,7 @@ def main():
     folder = args.photos or Path(written)
     variants = args.variants or (['Ti/16'] if args.smoke else ['B/16', 'S/16'])
     rows = [measure(variant, folder, smoke=args.smoke) for variant in variants]
-  if args.csv:
-    write_rows(args.csv, rows)
-  print(markdown(rows))
+  publish(rows, args.csv)
 
 
 if __name__ == '__main__':

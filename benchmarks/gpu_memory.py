@@ -9,7 +9,7 @@ the compilation. `planned` is what the compiler reserves for our step.
 
 import sys
 
-from gpu import markdown, parse_arguments, write_rows
+from gpu import parse_arguments, publish
 from gpu_sides import available_sides, measure_in_process
 
 from vit_jax.errors import UserError
@@ -44,9 +44,7 @@ def main():
   args = parse_arguments(__doc__, tuple(BATCH))
   variants = args.variants or (['Ti/16'] if args.smoke else ['B/16', 'S/16', 'L/16', 'H/14'])
   rows = [compare(variant, smoke=args.smoke) for variant in variants]
-  if args.csv:
-    write_rows(args.csv, rows)
-  print(markdown(rows))
+  publish(rows, args.csv)
 
 
 if __name__ == '__main__':

@@ -81,7 +81,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_model(patch: int):
-  """Return timm's model with the initial distributions of ours (vit_jax/models/vit.py)."""
+  """Return timm's model with the initial distributions of vit_jax/models/vit.py."""
   import torch
   from timm.models.vision_transformer import VisionTransformer
   from torch.nn import init
@@ -178,7 +178,7 @@ SIDES = {'ours': ours, 'theirs': theirs}
 
 
 def run_side(side: str, seed: int, args, path: Path):
-  """Train one side in a process of its own, and append its result."""
+  """Train one side in another process, and append its result."""
   command = [sys.executable, __file__, *sys.argv[1:], '--side', f'{side}:{seed}']
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ)
   if done.returncode:
