@@ -61,6 +61,7 @@ def train(
     evaluations = Evaluations(run, log, counters, should_stop=should_stop, watchdog=watchdog)
     profiler = make_profiler(run, log, watchdog)
     files.callback(profiler.close)
+    files.callback(watchdog.arm_slow)  # Called first: to write a trace may take long.
     state, step, stop = take_steps(
       run,
       state,
@@ -96,6 +97,7 @@ def take_steps(
   """
   step = int(state.step)
   train_step, batches = compile_train_step(run.program), log.time_batches(run.batches(step))
+  constants = run.constants
   log.writer.print_line(f'  ready to step after {time.monotonic() - run.began:.0f} s')
   preemption.start_saving(make_largest(run.program.mesh))
   stop = not evaluations.run_missed(state)
@@ -105,7 +107,7 @@ def take_steps(
     with profiler.trace_step(step + 1, state, requested=requested):
       ids, batch = next(batches)
       checkpoints.check_for_errors()
-      state, metrics = train_step(state, batch, **run.constants)
+      state, metrics = train_step(state, batch, **constants)
     step += 1
     log.append(step, metrics, ids)
     profiler.end_step(step, state)

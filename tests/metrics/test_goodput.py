@@ -1,4 +1,4 @@
-"""Goodput equals hand-computed values, whatever kills the run."""
+"""Goodput equals hand-computed values, also of runs that are killed."""
 
 import json
 import os

@@ -11,11 +11,11 @@ import vit_jax
 from vit_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
 from vit_jax.evaluate.predict import eval_data_config
 from vit_jax.pretrained.resample import resample_offsets, resample_positions
 from vit_jax.settings.fields import with_settings
 from vit_jax.train import train
-from vit_jax.training.eval_size import make_resample
 from vit_jax.training.program import abstract_state, make_program
 from vit_jax.training.task import make_task
 
@@ -56,7 +56,7 @@ def drawn_params(program) -> dict:
 def test_only_positions_change_and_as_numpy_resamples_them(position, fsdp):
   config = with_settings(CONFIG, {'model.position': position, 'mesh.fsdp': fsdp})
   program = program_of(config)
-  shapes, resample = make_resample(program)
+  shapes, resample = program.eval_param_shapes, program.make_resample()
   params = drawn_params(program)
   before, after = flat(params), flat(resample(params))
   name = TABLE if position == 'relative2d' else POSITION
@@ -77,7 +77,7 @@ def test_only_positions_change_and_as_numpy_resamples_them(position, fsdp):
 def test_a_grid_of_as_many_patches_is_resampled_too():
   config = with_settings(CONFIG, {'data.size': (8, 16), 'data.eval_size': (16, 8)})
   program = program_of(config)
-  _, resample = make_resample(program)
+  resample = program.make_resample()
   params = drawn_params(program)
   before, after = flat(params)[POSITION], flat(resample(params))[POSITION]
   assert after.shape == before.shape
@@ -87,9 +87,32 @@ def test_a_grid_of_as_many_patches_is_resampled_too():
 @pytest.mark.parametrize('settings', [{'data.eval_size': (0, 0)}, {'model.position': 'sincos2d'}])
 def test_parameters_that_fit_are_the_same_objects(settings):
   program = program_of(with_settings(CONFIG, settings))
-  _, resample = make_resample(program)
+  resample = program.make_resample()
   params = object()
   assert resample(params) is params
+
+
+@pytest.mark.parametrize(
+  ('settings', 'words'),
+  [
+    ({'data.eval_size': (30, 30)}, r'eval_size=\(30, 30\).*patches of 4x4'),
+    (
+      {
+        'model.variant': 'AxialR1.1x1',
+        'model.depth': 0,
+        'data.size': (32, 32),
+        'data.eval_size': (64, 64),
+      },
+      'AxialR1.1x1 cannot be evaluated at another size.*relative',
+    ),
+  ],
+)
+def test_a_size_that_the_model_cannot_take_is_an_error_before_anything_is_written(
+  tmp_path, settings, words
+):
+  with pytest.raises(UserError, match=words):
+    train(with_settings(CONFIG, settings), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.fixture(scope='module')

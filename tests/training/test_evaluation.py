@@ -154,9 +154,9 @@ def test_evaluations_of_a_run_pad_with_the_mean_of_its_model():
       model=dataclasses.replace(CONFIG.model, mean=(10.0, 20.0, 30.0)),
     )
   )
-  program = SimpleNamespace(mesh=make_mesh(1, batches={}))
+  program = SimpleNamespace(eval_param_shapes={}, mesh=make_mesh(1, batches={}))
   model, run = build_model(config.model, 10), SimpleNamespace(config=config, program=program)
-  evaluator = make_evaluator(run, model, {}, lambda rows: False)
+  evaluator = make_evaluator(run, model, lambda rows: False)
   source, output = open_source('builtin:digits', 'test[:16]'), SimpleNamespace(exact_images=True)
   batch = next(evaluator._load(source, output, host=0, hosts=1))
   np.testing.assert_array_equal(batch['image'][0, 0, 0], [10, 20, 30])

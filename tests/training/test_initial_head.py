@@ -48,9 +48,7 @@ def initial_state(config: Config, workdir):
 
 def test_the_head_starts_as_the_logistic_regression_of_the_features(backbone, tmp_path):
   run, state, notes = initial_state(tuned(backbone, init_head='probe'), tmp_path)
-  evaluator = make_evaluator(
-    run, run.program.model, run.program.param_shapes, lambda outputs: False
-  )
+  evaluator = make_evaluator(run, run.program.model, lambda outputs: False)
   pool, test = (
     evaluator.rows(state.params, source, FEATURES) for source in (run.train_source, run.eval_source)
   )

@@ -38,6 +38,7 @@ MUTABLE_ON_RESUME = {
   'model.unroll', 'data.dir', 'data.pseudo_labels', 'data.eval_batch', 'data.workers',
   'data.threads', 'data.prefetch', 'data.max_bad_fraction', 'optim.max_bad_steps', 'log_ids',
   'first_step_timeout', 'step_timeout', 'probes', 'probe_every', 'fewshot_l2', 'profile', 'writers',
+  'distill.variant',
 }
 # Setting -> the value of runs whose config.json lacks it: what the code did before it existed.
 UNRECORDED_SETTINGS = {'data.orient': 'ignore', 'data.jpeg_dct': 'fast'}
@@ -108,8 +109,8 @@ def check_same_run(
   path = workdir / 'data.json'
   if differ := describe_differences(read_json_object(path) if path.exists() else {}, facts or {}):
     raise UserError(
-      f'the data of the run in {workdir} have changed: {"; ".join(differ)}. Choose another '
-      f'--workdir, or remove {path} to resume with the new data'
+      f'the data or the teacher of the run in {workdir} have changed: {"; ".join(differ)}. '
+      f'Choose another --workdir, or remove {path} to resume with the new ones'
     )
 
 

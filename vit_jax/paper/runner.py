@@ -95,8 +95,7 @@ def _read_run_measurements(workdir: Path) -> dict:
     if 'seconds_per_step' in record:
       seconds += record['seconds_per_step'] * (record['step'] - step)
       step = record['step']
-  others = [record for record in records if record['kind'] != 'goodput']
-  evaluations = [record for record in others if 'seconds_per_step' not in record]
+  evaluations = [record for record in records if record['kind'] in ('eval', 'probe')]
   return {'hours': seconds / 3600, 'records': evaluations}
 
 

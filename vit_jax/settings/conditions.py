@@ -113,7 +113,10 @@ READ_ONLY_WHEN: dict[str, tuple[Requirement, ...]] = {
   'mixup': (NO_MASK,),
   'cutmix': (NO_MASK,),
   'cutmix_probability': ({'cutmix': ENABLED}, {'mixup': ENABLED}),
-  'init_positions': ({'init': ENABLED}, {'model.position': POSITION_TABLES}),
+  'init_positions': (
+    {'init': ENABLED, 'data.eval_size': ENABLED},
+    {'model.position': POSITION_TABLES},
+  ),
   'init_head': ({'init': ENABLED}, NO_MASK),
   'probe_every': ({'probes': ENABLED},),
   'fewshot_l2': ({'probes': FEWSHOT_PROBE},),

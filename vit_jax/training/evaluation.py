@@ -16,7 +16,6 @@ from vit_jax.metrics.records import format_metrics
 from vit_jax.metrics.step_log import StepLog
 from vit_jax.runtime.watchdog import Watchdog
 from vit_jax.step import TrainState
-from vit_jax.training.eval_size import make_resample
 from vit_jax.training.setup import Run
 
 KINDS = {'eval_every': 'eval', 'probe_every': 'probe'}  # Schedule -> kind of its records.
@@ -40,6 +39,7 @@ class Evaluations:
     """
     self._run, self._log, self._watchdog = run, log, watchdog
     self.last_rows: Rows = {}  # Of the last evaluation of this process.
+    self._resample = run.program.make_resample()
     self._evaluate = {
       'eval_every': make_split_evaluation(run, should_stop, self.last_rows.update),
       'probe_every': make_probe_evaluation(run, should_stop, watchdog),
@@ -75,7 +75,7 @@ class Evaluations:
   def _run_one(self, name: str, state: TrainState, step: int) -> bool:
     self._watchdog.arm_slow()
     with self._log.stopwatch.paused(state):
-      values = self._evaluate[name](state.eval_params)
+      values = self._evaluate[name](self._resample(state.eval_params))
     if values is None:
       return False
     self._done_at[name] = step
@@ -96,12 +96,11 @@ def make_split_evaluation(
   `keep_rows` is called with the rows of all examples.
   """
   program, source, data = run.program, run.eval_source, run.config.data
-  param_shapes, resample = make_resample(program)
-  evaluator = make_evaluator(run, program.model, param_shapes, should_stop)
+  evaluator = make_evaluator(run, program.model, should_stop)
 
   def evaluate(params: dict) -> dict[str, float] | None:
     try:
-      rows = evaluator.rows(resample(params), source, program.task.eval_output)
+      rows = evaluator.rows(params, source, program.task.eval_output)
     except PreemptedError:
       return None
     keep_rows(rows)
@@ -123,20 +122,17 @@ def make_probe_evaluation(
 ) -> Callable[[dict], dict[str, float] | None]:
   """Return a function params -> {'fewshot/digits_5shot': ..., ...} for the probes of the config."""
   model = run.program.task.build_probed_model(run.train_source.classes)
-  param_shapes, resample = make_resample(run.program)
-  on_batch = lambda examples: watchdog.arm_slow()
-  evaluator = make_evaluator(run, model, param_shapes, should_stop, on_batch=on_batch)
-  evaluate = make_protocol_evaluator(run.probes, evaluator)
-  return lambda params: evaluate(resample(params))
+  evaluator = make_evaluator(run, model, should_stop, on_batch=lambda examples: watchdog.arm_slow())
+  return make_protocol_evaluator(run.probes, evaluator)
 
 
 def make_evaluator(
-  run: Run, model: nn.Module, param_shapes: dict, should_stop: Callable[[object], bool], **options
+  run: Run, model: nn.Module, should_stop: Callable[[object], bool], **options
 ) -> Evaluator:
-  """Return an evaluator of `model` with the parameters of the run, sharded as in training."""
+  """Return an evaluator of `model` with parameters of the run that fit its evaluation images."""
   return Evaluator(
     model=model,
-    param_shapes=param_shapes,
+    param_shapes=run.program.eval_param_shapes,
     mesh=run.program.mesh,
     data=run.config.data,
     should_stop=should_stop,

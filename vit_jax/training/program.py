@@ -30,6 +30,7 @@ from vit_jax.step import (
   predict_sharded_logits,
   train_step,
 )
+from vit_jax.training.eval_size import abstract_eval_params, make_resample
 from vit_jax.training.task import Task
 
 
@@ -53,6 +54,17 @@ class Program:
   def param_shapes(self) -> dict:
     """The shapes of the parameters, a tree of `jax.ShapeDtypeStruct`."""
     return abstract_params(self.model, self.config.data.size)
+
+  @functools.cached_property
+  def eval_param_shapes(self) -> dict:
+    """The shapes of the parameters for evaluation images."""
+    return abstract_eval_params(self.config, self.model, self.param_shapes)
+
+  def make_resample(self) -> Callable[[dict], dict]:
+    """Return the function that fits sharded parameters to evaluation images."""
+    return make_resample(
+      self.config, self.model, self.param_shapes, self.eval_param_shapes, self.mesh
+    )
 
 
 def training_flops(
@@ -86,13 +98,14 @@ def make_program(
 
   `devices` are by default all that JAX finds. `examples` is the number of labelled training
   examples. `teacher` is needed if `config.distill` names one. Raises UserError if the config names
-  an unknown model, optimizer or mesh.
+  an unknown model, optimizer or mesh, or a size of evaluation that the model cannot take.
   """
   steps = total_steps(config, examples)
   epoch = examples / labelled_batch_size(config.data)
   model = task.build_model(classes)
   lr = make_lr_schedule(config.optim, steps=steps, epoch=epoch)
   params = abstract_params(model, config.data.size)
+  abstract_eval_params(config, model, params)  # Raises the error.
   optim = freeze_base(config, params)
   return Program(
     config=config,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 
 import flax.linen as nn
 import flax.traverse_util
@@ -12,6 +11,7 @@ from vit_jax.config import Config, ModelConfig
 from vit_jax.data.class_names import first_different_class
 from vit_jax.errors import UserError
 from vit_jax.models.families import build_model
+from vit_jax.pretrained.adapters import checksum
 from vit_jax.pretrained.loading import load
 from vit_jax.pretrained.model import PretrainedModel
 
@@ -29,15 +29,8 @@ class Teacher:
   @property
   def facts(self) -> dict[str, object]:
     """Facts that are recorded with the run's data: a run does not resume with another teacher."""
-    return {'teacher.variant': self.model.config.variant, 'teacher.content': self.checksum()}
-
-  def checksum(self) -> str:
-    """Return a checksum of the parameters."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path, array in sorted(flax.traverse_util.flatten_dict(self.params, sep='/').items()):
-      digest.update(f'{path} {array.shape} {array.dtype}'.encode())
-      digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    flat = flax.traverse_util.flatten_dict(self.params, sep='/')
+    return {'teacher.variant': self.model.config.variant, 'teacher.content': checksum(flat)}
 
 
 def load_teacher(config: Config, labels: tuple[str, ...]) -> Teacher | None:
