@@ -10,8 +10,7 @@ depth, loss, batch, AdamW and float32 are the same everywhere.
 All alternate in one process, so that other load on the machine affects each. A turn is a few
 consecutive steps, as in a run, after one step that is not counted, because it finds the other
 model's data in the caches. The ratio is that of the medians over turns, of wall time and of the
-time of all cores. Below 1, ours is faster. Ours accumulates gradients over parts of the batch, as
-configs/quickstart.py does: the activations of a part are small and stay in the cache.
+time of all cores. Below 1, ours is faster.
 
 All sides have huge pages of memory, as the commands of vit_jax have (runtime/huge_pages.py).
 GLIBC_TUNABLES=glibc.malloc.hugetlb=0 measures without.
@@ -35,16 +34,15 @@ from vit_jax.runtime.huge_pages import restart_with_huge_pages
 from vit_jax.step import TrainState, train_step
 
 CLASSES, RATE, DECAY = 10, 1e-3, 1e-4
-# The model, the images' size, a batch, and its parts.
+# The model, the images' size, and a batch.
 SHAPES = {
   'quickstart': (
     ModelConfig(variant='Ti/7', width=128, depth=4, mlp=256, heads=4, pool='gap', unroll=0),
     (28, 28),
     96,
-    4,
   ),
-  'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 16, 4),
-  'S/16': (ModelConfig(variant='S/16', unroll=0), (224, 224), 16, 4),
+  'Ti/16': (ModelConfig(variant='Ti/16', unroll=0), (224, 224), 16),
+  'S/16': (ModelConfig(variant='S/16', unroll=0), (224, 224), 16),
 }
 
 
@@ -86,7 +84,7 @@ def draw_batch(size: tuple[int, int], b: int) -> dict[str, np.ndarray]:
   }
 
 
-def jax_step(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], None]:
+def jax_step(model, size: tuple[int, int], b: int) -> Callable[[], None]:
   """Return a training step of a linen model."""
   batch = jax.device_put(draw_batch(size, b))
   tx = optax.adamw(RATE, weight_decay=DECAY)
@@ -99,7 +97,6 @@ def jax_step(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], N
     loss=softmax_loss,
     lr=lambda step: RATE,
     seed=0,
-    grad_accum_steps=parts,
   )
   compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
@@ -111,8 +108,8 @@ def jax_step(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], N
   return step
 
 
-def jax_inference(model, size: tuple[int, int], b: int, parts: int) -> Callable[[], None]:
-  """Return a forward pass of a linen model. `parts` is not used."""
+def jax_inference(model, size: tuple[int, int], b: int) -> Callable[[], None]:
+  """Return a forward pass of a linen model."""
   images = jax.device_put(draw_batch(size, b)['image'])
   params = jax.jit(model.init)(jax.random.key(0), images[:1])['params']
   forward = jax.jit(lambda params, images: model.apply({'params': params}, images))
@@ -178,12 +175,12 @@ def turn_of(step: Callable[[], None], steps: int) -> np.ndarray:
 
 def make_steps(name: str, sides: list[str], *, inference: bool) -> dict[str, Callable[[], None]]:
   """Return {side: step} of a shape, ours first."""
-  config, size, b, parts = SHAPES[name]
+  config, size, b = SHAPES[name]
   model = build_vit(config, CLASSES)
   build = jax_inference if inference else jax_step
-  steps = {'ours': build(model, size, b, parts)}
+  steps = {'ours': build(model, size, b)}
   if 'plain' in sides:
-    steps['plain'] = build(PlainVit(config, model.shape, CLASSES), size, b, 1)
+    steps['plain'] = build(PlainVit(config, model.shape, CLASSES), size, b)
   if 'timm' in sides:
     make = functools.partial(timm_step, config, size, b, inference=inference)
     steps |= {'timm': make(compiled=False), 'compiled': make(compiled=True)}
