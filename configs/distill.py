@@ -18,6 +18,7 @@ Cost: the teacher's forward pass is added to each step. For an image of 224 pixe
 GFLOPs for BiT-R50x1 and 88 for its teacher: 42 exaFLOPs in 300 epochs of ImageNet. Not run here.
 Expected top-1 of BiT-R50x1 on ImageNet: 82.8 % after 9,600 epochs at 224 pixels, from a teacher of
 83.0 % (README of big_vision's proj/distill); the number of epochs is from memory, unverified.
+`vit-jax tables distill` has the runs.
 """
 
 from vit_jax.config import Config, DataConfig, DistillConfig, ModelConfig, OptimConfig

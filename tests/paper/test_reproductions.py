@@ -63,6 +63,7 @@ def test_every_table_and_figure_of_the_paper_is_listed():
     'Table 3 of augreg',
     'Table 1 of plain ViT',
     'Table 1 of GSAM',
+    'Results of distill',
   }
 
 
@@ -140,6 +141,14 @@ def test_the_cost_of_pre_training_is_table_6s():
   assert run_exaflops(start) == pytest.approx(224, rel=0.01)
 
 
+def test_the_cost_of_distillation_has_the_teachers_forward_pass():
+  """Table 6: exaFLOPs of 7 epochs of JFT-300M, 303 million images, three passes each."""
+  student, teacher = 50 / (7 * 303e6), 563 / 3 / (7 * 303e6)
+  (run,) = [run for run in REPRODUCTIONS['distill'].make_runs() if run.row == 'BiT-R50x1 at 224']
+  images = 9600 * 0.98 * 1_281_167
+  assert run_exaflops(run) == pytest.approx(images * (student + teacher), rel=0.03)
+
+
 def test_the_cost_of_the_axial_models_is_figure_13s():
   """They agree to 0.5 %, except for two models.
 
@@ -175,7 +184,7 @@ def test_chip_hours_are_the_flops_divided_by_the_used_share_of_the_peak():
   'name',
   [
     *('2', '5', '6', '7', '8', '9', 'fig2', 'fig3', 'fig5', 'fig13', 'selfsupervision'),
-    *('augreg', 'plain_vit', 'sam'),
+    *('augreg', 'plain_vit', 'sam', 'distill'),
   ],
 )
 def test_the_paper_has_a_number_for_every_cell_of_our_runs(name):

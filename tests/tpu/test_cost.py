@@ -14,7 +14,7 @@ OUTLIER = ('R50x1+ViT-L/16', '7')  # 25 exaFLOPs more than half of the same mode
 
 def exaflops(variant: str, images: float) -> float:
   config = Config(model=ModelConfig(variant=variant))
-  return training_flops(config, build_model(config.model, 0), images) / 1e18
+  return training_flops(config, build_model(config.model, 0), images, None) / 1e18
 
 
 def variant(model: str) -> str:

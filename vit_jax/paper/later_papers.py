@@ -3,6 +3,7 @@
 - "How to train your ViT" (augreg, arXiv 2106.10270), Table 3.
 - "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580), Tables 1 and 2.
 - SAM (arXiv 2106.01548) and GSAM (arXiv 2203.08065), whose Table 1 has the numbers of both.
+- "A good teacher is patient and consistent" (arXiv 2106.05237), as big_vision's README quotes it.
 """
 
 from collections.abc import Iterator
@@ -81,6 +82,24 @@ def sam_runs() -> list[ExperimentRun]:
     columns = ['ImageNet', 'ImageNet ReaL', 'ImageNet V2', 'ImageNet-R']
     runs += _runs_of_row(row, f'{row["Model"]} {row["Rule"]}', columns, config)
   return runs
+
+
+def distill_runs() -> list[ExperimentRun]:
+  """Students of the longest schedule, at two sizes of images.
+
+  Only the recipe at 224 pixels is published. At 160, images for evaluation are resized by as much.
+  """
+  students = [row for row in read_published_table('distill') if row['Role'] == 'student']
+  return [
+    ExperimentRun(
+      row=f'{row["Model"]} at {side}',
+      column='ImageNet',
+      config=f'configs/distill.py:BiT-R152x2,{row["Model"]},imagenet,9600',
+      settings={'data.size': (side, side), 'data.eval_short_side': side * 8 // 7},
+    )
+    for row in students
+    for side in [int(row['Pixels'])]
+  ]
 
 
 def _runs_of_row(

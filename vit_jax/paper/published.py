@@ -33,6 +33,7 @@ ROW_NAMES: dict[str, Callable[[dict[str, str]], str]] = {
   'augreg': lambda row: row['Model'],
   'plain_vit': lambda row: row['Change'],
   'sam': lambda row: f'{row["Model"]} {row["Rule"]}',
+  'distill': lambda row: f'{row["Model"]} at {row["Pixels"]}',
 }
 # Table 6's columns, by their names in the other tables.
 _COLUMN_NAMES = {'Pets': 'Oxford-IIIT-Pets', 'Flowers': 'Oxford Flowers-102'}

@@ -29,6 +29,7 @@ from vit_jax.paper.runs import (
 from vit_jax.tpu.cost import ASSUMED_MFU, chip_hours
 from vit_jax.tpu.topologies import GENERATIONS
 from vit_jax.training.program import training_flops
+from vit_jax.training.teacher import describe_teacher
 
 _NO_JFT_NOTE = (
   'uses JFT-300M: not reproducible outside Google; '
@@ -158,6 +159,10 @@ REPRODUCTIONS = {
     title='ViTs on ImageNet with AdamW, SAM and GSAM (arXiv 2106.01548, 2203.08065)',
     name='Table 1 of GSAM', make_runs=later_papers.sam_runs,
   ),
+  'distill': Reproduction(
+    title='BiT ResNets distilled on ImageNet (arXiv 2106.05237)',
+    name='Results of distill', make_runs=later_papers.distill_runs,
+  ),
 }  # fmt: skip
 
 
@@ -257,7 +262,8 @@ def run_exaflops(run: ExperimentRun) -> float:
   config = _build_run_config(run)
   examples, classes, _ = DATASET_SIZES[config.data.train]
   images = total_steps(config, examples) * config.data.batch
-  return training_flops(config, build_model(config.model, classes), images) / 1e18
+  model, teacher = build_model(config.model, classes), describe_teacher(config, classes)
+  return training_flops(config, model, images, teacher) / 1e18
 
 
 def _format_three_digits(value: float) -> str:

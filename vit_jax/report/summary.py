@@ -84,7 +84,8 @@ def _describe_cost(run: RunFacts, model) -> list[str]:
   passes = forward_passes(config.optim)
   taught = next((each['forward_flops'] for each in run.records if each['kind'] == 'teacher'), 0)
   images = config.data.batch * run.last_step
-  flops = training_flops(config, model.model, images) + taught * images
+  # The records have the teacher's FLOPs: its file may be gone.
+  flops = training_flops(config, model.model, images, None) + taught * images
   operations = f'about {flops:.2g} floating-point operations, {passes} forward passes an image'
   operations += ' and one of the teacher' if taught else ''
   if not devices:  # Runs of older versions do not record them.

@@ -68,7 +68,7 @@ class Program:
 
 
 def training_flops(
-  config: Config, model: nn.Module, images: float, teacher: nn.Module | None = None
+  config: Config, model: nn.Module, images: float, teacher: nn.Module | None
 ) -> float:
   """Return the FLOPs of training a model on `images` images, counted as often as they are seen.
 
