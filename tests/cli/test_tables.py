@@ -7,7 +7,7 @@ import pytest
 
 from tests.pretrained.released_layout import google_file
 from vit_jax.config import ModelConfig
-from vit_jax.paper.mini import MINI_EXPERIMENTS
+from vit_jax.paper.mini import MINI_EXPERIMENTS, SWEEP
 from vit_jax.paper.runner import read_records_csv
 
 # A model of two steps in place of B/16, on digits in place of CIFAR-10.
@@ -80,18 +80,26 @@ def test_a_table_that_cannot_be_made_is_an_error(command, args, words):
   assert code == 2 and words in err
 
 
-def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'experiments'),
+  [
+    ('selfsupervision', (SWEEP, 'masked_patches')),
+    pytest.param('mini', tuple(MINI_EXPERIMENTS), marks=pytest.mark.slow),
+  ],
+)
+def test_experiments_run_in_miniature_and_the_page_shows_them(command, tmp_path, name, experiments):
   data = ('--cifar10=builtin:digits', '--fashion_mnist=builtin:digits')
   code, _, err = command(
-    'tables', 'mini', '--effort=0.001', '--seeds=1', '--runs=1', '--root=runs', *data
+    *('tables', name, '--scale=mini', '--effort=0.001', '--seeds=1', '--runs=1', '--root=runs'),
+    *data,
   )
   assert code == 0, err
   results = tmp_path / 'runs' / 'results'  # A test does not write to the real results.
   page = (results / 'README.md').read_text(encoding='utf-8')
-  for name in MINI_EXPERIMENTS:
-    (row, *_) = read_records_csv(results / f'mini_{name}.csv')
+  for each in experiments:
+    (row, *_) = read_records_csv(results / f'mini_{each}.csv')
     assert 0 <= float(row['value']) <= 1 and (tmp_path / 'runs' / row['digest']).is_dir()
-    assert f'mini_{name}.png' in page and (results / f'mini_{name}.png').is_file()
+    assert f'mini_{each}.png' in page and (results / f'mini_{each}.png').is_file()
   assert 'not run' in page
 
 
