@@ -44,11 +44,8 @@ CONVOLUTIONAL = re.compile(r'(BiT-|Axial)?R\d+[x+]|B\d$')  # Unrolled, so slow t
 def arguments() -> list:
   """Return (config, argument) cases; those that trace slowly are marked."""
   cases = [('quickstart', None), ('quickstart_finetune', None), ('scaling', 'G/14')]
-  cases += [
-    ('mini', f'{model},{data}')
-    for model in load_module('mini').MODELS
-    for data in ('fashion_mnist', 'digits', 'flowers')
-  ]
+  cases += [('mini', f'{model},cifar10') for model in load_module('mini').MODELS]
+  cases += [('mini', f'ViT-S,{data}') for data in ('fashion_mnist', 'digits', 'flowers')]
   for (variant, data), (epochs, *_) in load_module('pretrain').RECIPES.items():
     cases.append(('pretrain', f'{variant},{data}'))
     cases += [('pretrain', f'{variant},{data},{count}') for count in epochs[1:]]

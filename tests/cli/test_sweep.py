@@ -10,7 +10,7 @@ from tests.cli.test_finetune import run_vit_jax
 from vit_jax.cli.sweep import default_grid, make_runs, parse_grid, percentage
 from vit_jax.errors import UserError
 
-DIGITS = ('--config=mini:ViT-M,digits', '--config.steps=8')
+DIGITS = ('--config=mini:ViT-S,digits', '--config.steps=8')
 
 
 def test_a_sweep_of_a_folder_writes_its_table_and_resumes(photos, tmp_path):

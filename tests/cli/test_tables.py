@@ -7,7 +7,7 @@ import pytest
 
 from tests.pretrained.released_layout import google_file
 from vit_jax.config import ModelConfig
-from vit_jax.paper.mini import MINI_EXPERIMENTS
+from vit_jax.paper.mini import MINI_EXPERIMENTS, SWEEP
 from vit_jax.paper.runner import read_records_csv
 
 # A model of two steps in place of B/16, on digits in place of CIFAR-10.
@@ -72,6 +72,7 @@ def test_a_dry_run_prints_commands_hours_and_data(command):
     (('5', '--dry_run', '--plan', 'none.json'), '--plan none.json'),
     (('mini', '--effort=21'), 'above 0 and at most 20'),
     (('mini', '--effort=0'), 'above 0 and at most 20'),
+    (('mini', '--cifar10=folder:absent'), 'absent'),
   ],
 )
 def test_a_table_that_cannot_be_made_is_an_error(command, args, words):
@@ -79,17 +80,36 @@ def test_a_table_that_cannot_be_made_is_an_error(command, args, words):
   assert code == 2 and words in err
 
 
-def test_every_experiment_runs_in_miniature_and_the_page_shows_it(command, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'experiments'),
+  [
+    ('selfsupervision', (SWEEP, 'masked_patches')),
+    pytest.param('mini', tuple(MINI_EXPERIMENTS), marks=pytest.mark.slow),
+  ],
+)
+def test_experiments_run_in_miniature_and_the_page_shows_them(command, tmp_path, name, experiments):
+  data = ('--cifar10=builtin:digits', '--fashion_mnist=builtin:digits')
   code, _, err = command(
-    'tables', 'mini', '--effort=0.01', '--seeds=1', '--runs=1', '--out=results', '--root=runs'
+    *('tables', name, '--scale=mini', '--effort=0.001', '--seeds=1', '--runs=1', '--root=runs'),
+    *data,
   )
   assert code == 0, err
-  page = (tmp_path / 'results' / 'README.md').read_text(encoding='utf-8')
-  for name in MINI_EXPERIMENTS:
-    (row, *_) = read_records_csv(tmp_path / 'results' / f'mini_{name}.csv')
+  results = tmp_path / 'runs' / 'results'  # A test does not write to the real results.
+  page = (results / 'README.md').read_text(encoding='utf-8')
+  for each in experiments:
+    (row, *_) = read_records_csv(results / f'mini_{each}.csv')
     assert 0 <= float(row['value']) <= 1 and (tmp_path / 'runs' / row['digest']).is_dir()
-    assert f'mini_{name}.png' in page and (tmp_path / 'results' / f'mini_{name}.png').is_file()
+    assert f'mini_{each}.png' in page and (results / f'mini_{each}.png').is_file()
   assert 'not run' in page
+
+
+def test_a_dry_run_of_the_miniatures_lists_one_seed_after_the_other(command):
+  code, out, _ = command('tables', 'mini', '--dry_run', '--photos=folder:photos')
+  *lines, total = out.splitlines()
+  seeds = [re.search(r'seed (\d)', line)[1] for line in lines]
+  assert code == 0 and seeds == sorted(seeds) and {*seeds} == {'0', '1', '2'}
+  assert 'learning_rates: ViT-S, 0.001' in lines[0]
+  assert 5 < float(re.search(r'([\d.]+) hours of two CPU cores', total)[1]) < 8
 
 
 def test_a_released_checkpoint_is_fine_tuned_and_stands_beside_the_published_numbers(

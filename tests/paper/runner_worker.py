@@ -25,7 +25,7 @@ SHORT = {
   'probes': (),
 }
 FIRST = ExperimentRun(
-  row='first', column='digits', config='configs/mini.py:ViT-M,digits', settings=TINY | SHORT
+  row='first', column='digits', config='configs/mini.py:ViT-S,digits', settings=TINY | SHORT
 )
 SECOND = ExperimentRun(
   row='second',

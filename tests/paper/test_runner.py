@@ -13,6 +13,7 @@ import pytest
 
 from tests.paper.runner_worker import FIRST, SECOND
 from vit_jax.errors import UserError
+from vit_jax.paper import runner
 from vit_jax.paper.runner import (
   RECORD_COLUMNS,
   execute_runs,
@@ -20,6 +21,8 @@ from vit_jax.paper.runner import (
   measure_values,
   read_records_csv,
   select_best_candidate,
+  update_csv,
+  write_records_csv,
 )
 from vit_jax.paper.runs import (
   format_run_command,
@@ -81,7 +84,7 @@ def test_a_record_has_the_settings_digest_and_device_of_its_run(records):
   )
   assert first['digest'] == run_digest(FIRST) != second['digest']
   assert (
-    'configs/mini.py:ViT-M,digits model.width=16' in first['config']
+    'configs/mini.py:ViT-S,digits model.width=16' in first['config']
     and 'optim.lr=0.0001' in second['config']
   )
   assert 'cpu' in first['device'] and float(first['hours']) > 0
@@ -93,6 +96,27 @@ def test_a_complete_run_is_not_repeated(records):
   written = (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns
   assert execute_runs([SECOND], root) == before[1:]
   assert (run_workdir(SECOND, root) / 'metrics.jsonl').stat().st_mtime_ns == written
+
+
+def test_a_csv_gains_the_missing_runs_and_loses_those_of_another_design(tmp_path, monkeypatch):
+  trained = []
+
+  def execute(runs, root):
+    trained.extend(runs)
+    return [dict.fromkeys(RECORD_COLUMNS, '1') | {'metric': 'accuracy'} | facts(runs[0])]
+
+  facts = lambda run: {'row': run.row, 'column': run.column, 'digest': run_digest(run)}
+  monkeypatch.setattr(runner, 'execute_runs', execute)
+  twin = dataclasses.replace(FIRST, row='the same run in another table')
+  path, other = tmp_path / 'mini_a.csv', tmp_path / 'mini_b.csv'
+  write_records_csv([dict.fromkeys(RECORD_COLUMNS, '1')], path)  # Of no run of this table.
+  update_csv(path, [FIRST, SECOND], [FIRST], tmp_path)
+  assert [row['row'] for row in read_records_csv(path)] == ['first']
+  update_csv(path, [FIRST, SECOND], [FIRST, SECOND], tmp_path)
+  update_csv(other, [twin], [twin], tmp_path)
+  assert [row['row'] for row in read_records_csv(path)] == ['first', 'second']
+  assert [row['row'] for row in read_records_csv(other)] == [twin.row]
+  assert trained == [FIRST, SECOND]  # The run of the other table is read from the first CSV.
 
 
 def test_a_missing_measure_is_an_error_that_names_the_recorded_ones(records):
@@ -180,7 +204,7 @@ def test_the_digest_changes_with_every_setting_that_a_number_depends_on():
 def test_the_command_of_a_run_starts_from_the_directory_of_the_previous_run():
   line = format_run_command(SECOND, Path('runs/tables'))
   assert line.startswith(
-    'python -m vit_jax train --config=configs/mini.py:ViT-M,digits --config.model.width=16'
+    'python -m vit_jax train --config=configs/mini.py:ViT-S,digits --config.model.width=16'
   )
   assert f'--config.init=runs/tables/{run_digest(FIRST)}' in line and line.endswith(
     f'--workdir=runs/tables/{run_digest(SECOND)}'

@@ -1,6 +1,7 @@
 """tables: make a table or figure of the paper, at full scale or in miniature, and compare it."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -84,35 +85,72 @@ def run_full_scale(args, name: str):
   enable_compilation_cache()
   runs = [replace_jft(run) if args.standin else run for run in item.make_runs()]
   records = execute_runs(runs, Path(args.root))
-  path = Path(args.out) / f'{name}.csv'
+  path = Path(args.out or 'results') / f'{name}.csv'
   write_records_csv(records, path)
   print(format_paper_comparison(records, reproduction_paper_cells(name)))
   print_stderr(f'report: {write_experiment_report(path)}')
 
 
 def run_miniatures(args, only: str = ''):
-  """Run all miniature experiments, or the one of a table, and write the page of results."""
+  """Run all miniature experiments, or the one of a table, and write the page of results.
+
+  All experiments are run with the first seed, then with the second, and so on.
+  """
   from absl import logging
 
   from vit_jax.cli.jobs import enable_compilation_cache
-  from vit_jax.paper.mini import MINI_EXPERIMENTS, MiniEffort, check_photos, select_mini_runs
-  from vit_jax.paper.results_page import PAGE_SECTIONS, write_results_page
-  from vit_jax.paper.runner import execute_runs, write_records_csv
+  from vit_jax.paper.mini import MINI_EXPERIMENTS, SWEEP, check_sources, estimate_runs
 
-  effort = MiniEffort(
-    step_factor=args.effort, max_runs=args.runs, seeds=tuple(range(args.seeds)), photos=args.photos
-  )
-  check_photos(effort)
-  experiments = [find_mini_experiment(only)] if only else [*MINI_EXPERIMENTS]
+  effort = read_mini_effort(args)
+  chosen = [SWEEP, find_mini_experiment(only)] if only else [*MINI_EXPERIMENTS]
+  if args.dry_run:
+    print('\n'.join(estimate_runs(chosen, effort)))
+    return
+  check_sources(effort)
   logging.set_verbosity(logging.WARNING)  # Hide the progress messages of libraries.
   enable_compilation_cache()
-  for name in experiments:
-    print_stderr(f'{name}: {PAGE_SECTIONS[name].title}')
-    records = execute_runs(select_mini_runs(name, effort), Path(args.root))
-    path = Path(args.out) / f'mini_{name}.csv'
-    write_records_csv(records, path)
-    print_stderr(f'report: {write_experiment_report(path)}')
-    print_stderr(f'see {write_results_page(Path(args.out), effort)}')
+  for seed in effort.seeds:
+    for name in chosen:
+      effort = run_miniature(name, effort, seed, root=Path(args.root), out=mini_directory(args))
+
+
+def run_miniature(name: str, effort, seed: int, *, root: Path, out: Path):
+  """Run an experiment with a seed, write its CSV and the page, and return the effort.
+
+  After the sweep, the effort has its learning rates.
+  """
+  from vit_jax.paper.mini import SWEEP, choose_rates, select_mini_runs
+  from vit_jax.paper.results_page import PAGE_SECTIONS, write_results_page
+  from vit_jax.paper.runner import read_records_csv, update_csv
+
+  print_stderr(f'{name}, seed {seed}: {PAGE_SECTIONS[name].title}')
+  path = out / f'mini_{name}.csv'
+  runs = select_mini_runs(name, effort, effort.seeds)
+  update_csv(path, runs, select_mini_runs(name, effort, (seed,)), root)
+  if name == SWEEP:
+    effort = dataclasses.replace(effort, rates=choose_rates(read_records_csv(path)))
+  print_stderr(f'report: {write_experiment_report(path)}')
+  print_stderr(f'see {write_results_page(out, effort)}')
+  return effort
+
+
+def read_mini_effort(args):
+  """Return the amount of training and the data that the arguments state."""
+  from vit_jax.paper.mini import MiniEffort
+
+  sources = {'cifar10': args.cifar10, 'fashion_mnist': args.fashion_mnist, 'flowers': args.photos}
+  return MiniEffort(
+    step_factor=args.effort,
+    max_runs=args.runs,
+    seeds=tuple(range(args.seeds)),
+    sources={name: source for name, source in sources.items() if source},
+  )
+
+
+def mini_directory(args) -> Path:
+  """Return --out. By default, a test with less effort or fewer runs does not write to results."""
+  is_complete = args.effort == 1 and not args.runs
+  return Path(args.out or ('results' if is_complete else f'{args.root}/results'))
 
 
 def find_mini_experiment(name: str) -> str:
@@ -147,7 +185,7 @@ def run_from_released(args, name: str):
     return
   enable_compilation_cache()
   records = execute_runs(runs, Path(args.root))
-  write_records_csv(records, Path(args.out) / '5_from_released.csv')
+  write_records_csv(records, Path(args.out or 'results') / '5_from_released.csv')
   print(format_released_comparison(records))
 
 
@@ -214,12 +252,19 @@ def _add_run_arguments(command: argparse.ArgumentParser):
     metavar='DIR',
     help='directory of the runs; existing runs resume',
   )
-  add('--out', default='results', metavar='DIR', help='directory of the CSV, plots and page')
-  effort = 'miniatures: factor for the number of steps, at most 20; by default 1'
+  out = 'directory of the CSV, plots and page; by default results, and for miniatures with another '
+  out += '--effort or with --runs the folder results of --root'
+  add('--out', default='', metavar='DIR', help=out)
+  effort = 'miniatures: factor for the number of steps, at most 20; by default 1, which is about 8 '
+  effort += 'hours of two CPU cores. Less only tests that everything runs'
   add('--effort', type=parse_effort, default=1.0, metavar='FACTOR', help=effort)
-  runs = 'miniatures: number of runs of each experiment; by default all'
+  runs = 'miniatures: number of runs of each experiment and seed; by default all'
   add('--runs', type=non_negative_int, default=0, metavar='N', help=runs)
   add('--seeds', type=positive_int, default=3, metavar='N', help='number of seeds; by default 3')
+  cifar10 = 'miniatures: CIFAR-10; by default tfds:cifar10'
+  add('--cifar10', default='', metavar='SOURCE', help=cifar10)
+  fashion_mnist = 'miniatures: Fashion-MNIST; by default the files of dataset-fashion-mnist'
+  add('--fashion_mnist', default='', metavar='SOURCE', help=fashion_mnist)
   photos = 'miniatures: photographs to fine-tune on'
   add('--photos', default='', metavar='folder:DIR', help=photos)
 

@@ -1,251 +1,320 @@
 """Compare the results of the miniatures with the claims of the paper.
 
-Each claim gets a verdict and the differences it rests on, in percentage points.
+A claim is tested at several scales, by the differences of runs with the same seed, in percentage
+points. The verdict at a scale follows from their mean and its standard error.
 """
 
+import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC
+from vit_jax.paper.mini import (
+  ALL,
+  DATA_TITLES,
+  FAMILIES,
+  FEWSHOT_METRIC,
+  MIDDLE,
+  RESOLUTIONS,
+  SCALES,
+  SMALLEST,
+  TARGETS,
+  resolution_row,
+  steps_column,
+)
 
-ClaimFinding = tuple[str, str, str]  # (claim, verdict, numbers)
+HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'not decidable here'
+ONE_SEED, NOT_RUN = 'not decidable yet (one seed)', 'not run'
+# Differences of up to a point are small.
+SMALL_POINTS = 1.0
+# Student's t at 95 %, one-sided, by the number of seeds; more seeds have that of the last.
+_STUDENT_T = {2: 6.31, 3: 2.92, 4: 2.35, 5: 2.13}
+
+Differences = dict[str, float]  # By seed, in percentage points.
 
 
-def _seed_values(
-  records: list[dict], row: str, column: str, metric: str = 'accuracy'
-) -> list[float]:
-  """Return the values of a cell at the last step, in percent, ordered by seed."""
-  chosen = [r for r in records if (r['row'], r['column'], r['metric']) == (row, column, metric)]
-  last = max((int(r['steps']) for r in chosen), default=0)
-  return [
-    100 * float(r['value'])
-    for r in sorted(chosen, key=lambda r: int(r['seed']))
-    if int(r['steps']) == last
-  ]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+  """A finding of the paper: that the mean difference is above 0 at every scale.
+
+  With `small`, that it is at most a point from 0.
+  """
+
+  text: str
+  scales: dict[str, Differences]
+  small: bool = False
+
+  @property
+  def verdict(self) -> str:
+    """The verdict of all scales, or the scales of each verdict if they differ."""
+    by_verdict: dict[str, list[str]] = {}
+    for scale, differences in self.scales.items():
+      by_verdict.setdefault(assess(differences, small=self.small), []).append(scale)
+    if len(by_verdict) == 1:
+      return next(iter(by_verdict))
+    return '; '.join(f'{verdict}: {", ".join(names)}' for verdict, names in by_verdict.items())
+
+  @property
+  def numbers(self) -> str:
+    """The mean difference and its standard error at each scale."""
+    return '; '.join(f'{scale} {format_points(each)}' for scale, each in self.scales.items())
 
 
-def assess_claim(differences: list[float], *, small: bool = False) -> str:
-  """Return 'yes', 'no', 'within chance' or 'not run' for a claim about paired differences.
+def assess(differences: Differences, *, small: bool = False) -> str:
+  """Return the verdict about a claim at one scale.
 
-  The claim is that their mean is above 0. It holds if the mean exceeds twice its standard error, or
-  one percentage point if there is one seed. With `small`, the claim is that the mean is within a
-  point of 0.
+  It is decided if the one-sided 95 % confidence interval of the mean, over the seeds, is above or
+  below 0; with `small`, if it is inside or outside of a point around 0.
   """
   if not differences:
-    return 'not run'
-  mean = statistics.mean(differences)
+    return NOT_RUN
+  if len(differences) == 1:
+    return ONE_SEED
+  mean, error = _mean_and_error(differences)
+  margin = _STUDENT_T[min(len(differences), max(_STUDENT_T))] * error
+  low, high = mean - margin, mean + margin
   if small:
-    return 'yes' if abs(mean) <= 1 else 'no'
-  margin = (
-    2 * statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 1.0
-  )
-  return 'yes' if mean > margin else 'no' if mean < -margin else 'within chance'
+    inside = low >= -SMALL_POINTS and high <= SMALL_POINTS
+    outside = low > SMALL_POINTS or high < -SMALL_POINTS
+    return HOLDS if inside else FAILS if outside else OPEN
+  return HOLDS if low > 0 else FAILS if high < 0 else OPEN
 
 
-def _paired_differences(ours: list[float], theirs: list[float]) -> list[float]:
-  """Return the differences of two lists of values, seed by seed."""
-  return [a - b for a, b in zip(ours, theirs, strict=False)]
+def _mean_and_error(differences: Differences) -> tuple[float, float]:
+  """Return the mean and the standard error of two differences or more."""
+  values = [*differences.values()]
+  return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
-def _points(differences: list[float]) -> str:
-  """Return the mean and standard deviation as text: '+1.2 ± 0.3 points'."""
+def format_points(differences: Differences) -> str:
+  """Return the mean and its standard error: '+1.2 ± 0.3', '+1.2', or 'not run'."""
   if not differences:
-    return ''
-  deviation = f' ± {statistics.stdev(differences):.1f}' if len(differences) > 1 else ''
-  return f'{statistics.mean(differences):+.1f}{deviation} points'
+    return NOT_RUN
+  if len(differences) == 1:
+    return f'{next(iter(differences.values())):+.1f}'
+  mean, error = _mean_and_error(differences)
+  return f'{mean:+.1f} ± {error:.1f}'
 
 
-def _data_size_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claims of Figures 3 and 4."""
-  smallest, *_, largest = MINI_DATA_FRACTIONS
-  gap = {
-    share: _paired_differences(
-      _seed_values(records, 'R-M', share), _seed_values(records, 'ViT-M', share)
-    )
-    for share in MINI_DATA_FRACTIONS
+def _minus(ours: Differences, theirs: Differences) -> Differences:
+  """Return the differences of the seeds that both have."""
+  return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+
+
+def _average(parts: Iterable[Differences]) -> Differences:
+  """Return the means over the parts, of the seeds that all have."""
+  parts = list(parts)
+  return {
+    seed: statistics.mean(part[seed] for part in parts)
+    for seed in parts[0]
+    if all(seed in part for part in parts)
   }
-  few = [
-    _paired_differences(
-      _seed_values(records, name, largest, MINI_FEWSHOT_METRIC),
-      _seed_values(records, name, smallest, MINI_FEWSHOT_METRIC),
-    )
-    for name in ('ViT-M', 'R-M')
-  ]
-  closing = _paired_differences(gap[smallest], gap[largest])
-  larger = _paired_differences(
-    _paired_differences(
-      _seed_values(records, 'ViT-L', largest), _seed_values(records, 'ViT-L', smallest)
-    ),
-    _paired_differences(
-      _seed_values(records, 'ViT-M', largest), _seed_values(records, 'ViT-M', smallest)
-    ),
-  )
-  return [
-    (
-      'a ResNet is more accurate with little data',
-      assess_claim(gap[smallest]),
-      f'R-M minus ViT-M on 1/8: {_points(gap[smallest])}',
-    ),
-    (
-      'ViT catches up with more data',
-      assess_claim(closing),
-      f'R-M minus ViT-M on all: {_points(gap[largest])}; smaller by {_points(closing)}',
-    ),
-    (
-      'a larger ViT gains more from more data',
-      assess_claim(larger),
-      f"ViT-L's gain from 1/8 to all minus ViT-M's: {_points(larger)}",
-    ),
-    (
-      'more data improves few-shot accuracy',
-      assess_claim(few[0] + few[1]),
-      f'from 1/8 to all: ViT-M {_points(few[0])}, R-M {_points(few[1])}',
-    ),
-  ]
 
 
-def _scaling_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claims of Table 6."""
-  of = lambda name: _seed_values(records, name, 'Fashion-MNIST')
-  medium = [_paired_differences(of('R+ViT-M'), of(other)) for other in ('ViT-M', 'R-M')]
-  large = _paired_differences(of('R+ViT-L'), of('ViT-L'))
-  narrows = _paired_differences(medium[0], large)
-  growth = _paired_differences(of('ViT-L'), of('ViT-S'))
-  numbers = f'R+ViT-M minus ViT-M {_points(medium[0])}, minus R-M {_points(medium[1])}'
-  return [
-    ('a hybrid is more accurate than ViT at small compute', assess_claim(medium[0]), numbers),
-    (
-      'the advantage of the hybrid vanishes for larger models',
-      assess_claim(narrows),
-      f'R+ViT-L minus ViT-L {_points(large)}; smaller by {_points(narrows)}',
-    ),
-    (
-      'the accuracy of ViT grows with compute',
-      assess_claim(growth),
-      f'ViT-L minus ViT-S {_points(growth)}',
-    ),
-  ]
+class _Cells:
+  """Accuracies in percent, by row, column and metric."""
+
+  def __init__(self, records: list[dict]):
+    self.steps: dict[tuple, dict[int, Differences]] = {}
+    for record in records:
+      key = (record['row'], record['column'], record['metric'])
+      of_step = self.steps.setdefault(key, {}).setdefault(int(record['steps']), {})
+      of_step[str(record['seed'])] = 100 * float(record['value'])
+
+  def __call__(self, row: str, column: str, metric: str = 'accuracy') -> Differences:
+    """Return the values at the last step, by seed."""
+    steps = self.steps.get((row, column, metric), {})
+    return steps[max(steps)] if steps else {}
+
+  def gap(self, ours: str, theirs: str, column: str, metric: str = 'accuracy') -> Differences:
+    """Return the differences of two rows in a column."""
+    return _minus(self(ours, column, metric), self(theirs, column, metric))
 
 
-def _optimizer_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claim of Table 7."""
-  ahead = [
-    _paired_differences(
-      *(_seed_values(records, 'Fashion-MNIST', f'R-M {kind}', metric) for kind in ('Adam', 'SGD'))
-    )
-    for metric in ('accuracy', MINI_FEWSHOT_METRIC)
-  ]
-  return [
-    (
-      'Adam is no worse than SGD for ResNets',
-      assess_claim([d + 0.5 for d in ahead[0]]),
-      f'Adam minus SGD {_points(ahead[0])}, few-shot {_points(ahead[1])}',
-    )
-  ]
-
-
-def _position_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claims of Table 8."""
-  kinds = dict.fromkeys((r['row'], r['column']) for r in records if r['row'] != 'none')
-  base = _seed_values(records, '1-D learned', 'Stem only')
-  none = _paired_differences(base, _seed_values(records, 'none', 'Stem only'))
-  others = {
-    key: _paired_differences(_seed_values(records, *key), base)
-    for key in kinds
-    if key != ('1-D learned', 'Stem only')
+def _data_size_claims(records: list[dict]) -> list[Claim]:
+  """Claims of Figures 3 and 4."""
+  cells = _Cells(records)
+  cifar, fashion = DATA_TITLES['cifar10'], DATA_TITLES['fashion_mnist']
+  gaps = {
+    f'{data}, {images}': cells.gap('R-S', 'ViT-S', f'{data}, {images}')
+    for data, scales in ((cifar, SCALES), (fashion, (SMALLEST, ALL)))
+    for images in scales
   }
-  widest = max(
-    others.items(), key=lambda pair: abs(statistics.mean(pair[1] or [0])), default=(('', ''), [])
+  closing = {
+    f'{data} from {few} to {many}': _minus(gaps[f'{data}, {few}'], gaps[f'{data}, {many}'])
+    for data, few, many in (
+      (cifar, SMALLEST, MIDDLE),
+      (cifar, MIDDLE, ALL),
+      (cifar, SMALLEST, ALL),
+      (fashion, SMALLEST, ALL),
+    )
+  }
+  larger = {images: cells.gap('ViT-L', 'ViT-S', f'{cifar}, {images}') for images in (SMALLEST, ALL)}
+  few_shot = {
+    f'{model}, {data}': _minus(
+      cells(model, f'{data}, {ALL}', FEWSHOT_METRIC),
+      cells(model, f'{data}, {SMALLEST}', FEWSHOT_METRIC),
+    )
+    for data in (cifar, fashion)
+    for model in ('ViT-S', 'R-S')
+  }
+  return [
+    Claim('a ResNet is more accurate than a ViT with little data (R-S minus ViT-S)', gaps),
+    Claim('ViT catches up with more data (how much the gap shrinks)', closing),
+    Claim(
+      'a larger ViT is less accurate with little data (ViT-S minus ViT-L)',
+      {images: {seed: -value for seed, value in each.items()} for images, each in larger.items()},
+    ),
+    Claim(
+      'a larger ViT gains more from more data (gain of ViT-L minus that of ViT-S)',
+      {f'from {SMALLEST} to {ALL}': _minus(larger[ALL], larger[SMALLEST])},
+    ),
+    Claim(f'more data improves 5-shot accuracy on digits ({ALL} minus {SMALLEST})', few_shot),
+  ]
+
+
+def _scaling_claims(records: list[dict]) -> list[Claim]:
+  """Claims of Table 6 and Figure 5."""
+  cells = _Cells(records)
+  columns = [steps_column(steps) for steps in SCALES]
+  sized = lambda ours, theirs: {
+    f'{size}, {column}': cells.gap(f'{ours}-{size}', f'{theirs}-{size}', column)
+    for size in 'SL'
+    for column in columns
+  }
+  hybrid = sized('R+ViT', 'ViT')
+  growth = {
+    f'{family}, {column}': cells.gap(f'{family}-L', f'{family}-S', column)
+    for family in FAMILIES
+    for column in columns
+  }
+  return [
+    Claim('at equal compute a ViT is more accurate than a ResNet', sized('ViT', 'R')),
+    Claim('a hybrid is more accurate than a ViT at small compute', hybrid),
+    Claim(
+      'the advantage of the hybrid is smaller for larger models (at S minus at L)',
+      {each: _minus(hybrid[f'S, {each}'], hybrid[f'L, {each}']) for each in columns},
+    ),
+    Claim('accuracy grows with the size of the model (L minus S)', growth),
+  ]
+
+
+def _optimizer_claims(records: list[dict]) -> list[Claim]:
+  """Claim of Table 7, which is about accuracy after fine-tuning."""
+  cells = _Cells(records)
+  scales = {'pre-training': cells.gap('R-S Adam', 'R-S SGD', 'pre-training')}
+  scales['digits, 5-shot'] = cells.gap('R-S Adam', 'R-S SGD', 'pre-training', FEWSHOT_METRIC)
+  scales |= {f'fine-tuned on {name}': cells.gap('R-S Adam', 'R-S SGD', name) for name in TARGETS}
+  return [Claim('Adam is better than SGD for ResNets', scales)]
+
+
+def _position_claims(records: list[dict]) -> list[Claim]:
+  """Claims of Table 8."""
+  cells = _Cells(records)
+  base = '1-D learned'
+  columns = {'Stem only': steps_column(MIDDLE), 'Stem only, all steps': steps_column(ALL)}
+  others = [
+    (base, 'Every layer'),
+    (base, 'Every layer shared'),
+    *(('2-D learned', place) for place in ('Stem only', 'Every layer', 'Every layer shared')),
+    ('relative', 'Stem only'),
+  ]
+  return [
+    Claim(
+      'position embeddings matter (1-D learned minus none)',
+      {scale: cells.gap(base, 'none', column) for column, scale in columns.items()},
+    ),
+    Claim(
+      'their kind and place hardly matter (minus 1-D learned in the stem, within a point)',
+      {f'{row}, {at}': _minus(cells(row, at), cells(base, 'Stem only')) for row, at in others},
+      small=True,
+    ),
+  ]
+
+
+def _pooling_claims(records: list[dict]) -> list[Claim]:
+  """Claims of Figure 9."""
+  cells = _Cells(records)
+
+  def gaps(row: str) -> dict[str, Differences]:
+    steps = cells.steps.get(('CLS', 'CIFAR-10', 'accuracy'), {})
+    others = cells.steps.get((row, 'CIFAR-10', 'accuracy'), {})
+    return {
+      f'{round(100 * step / max(steps))} % of the run': _minus(steps[step], others.get(step, {}))
+      for step in sorted(steps)
+    } or {'the run': {}}
+
+  return [
+    Claim(
+      'class token and mean are equally accurate, each at its learning rate (CLS minus GAP)',
+      gaps('GAP at its rate'),
+      small=True,
+    ),
+    Claim(
+      'at the learning rate of the class token the mean is worse (CLS minus GAP)',
+      gaps('GAP at the rate of CLS'),
+    ),
+  ]
+
+
+def _transfer_claims(records: list[dict]) -> list[Claim]:
+  """Claims of Table 5."""
+  cells = _Cells(records)
+  gain = lambda model, target: _minus(
+    cells(f'{model} from {ALL}', target), cells(f'{model} from {SMALLEST}', target)
   )
+  models = ('ViT-S', 'R-S', 'ViT-L')
   return [
-    (
-      'position embeddings matter',
-      assess_claim(none),
-      f'1-D learned minus none {_points(none)}',
+    Claim(
+      f'more pre-training data transfers better (from {ALL} minus from {SMALLEST}, mean of models)',
+      {target: _average(gain(model, target) for model in models) for target in TARGETS},
     ),
-    (
-      'their kind and place hardly matter',
-      assess_claim(widest[1], small=True),
-      f'the largest difference is that of {", ".join(widest[0])}: {_points(widest[1])}',
-    ),
-  ]
-
-
-def _pooling_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claim of Figure 9."""
-  of = lambda name: _seed_values(records, name, 'Fashion-MNIST')
-  gaps = [
-    _paired_differences(of('CLS lr=4e-3'), of(name)) for name in ('GAP lr=4e-3', 'GAP lr=1.5e-3')
-  ]
-  best = min(gaps, key=lambda gap: statistics.mean(gap) if gap else 100)
-  return [
-    (
-      'class token and mean are equally accurate, each at its learning rate',
-      assess_claim(best, small=True),
-      f'CLS minus GAP at 4e-3 {_points(gaps[0])}, at 1.5e-3 {_points(gaps[1])}',
-    )
-  ]
-
-
-def _transfer_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claims of Table 5 and §3.2."""
-  models = ('ViT-M', 'R-M', 'R+ViT-M')
-  over = lambda column, a, b: [
-    d
-    for m in models
-    for d in _paired_differences(
-      _seed_values(records, f'{m} from {a}', column), _seed_values(records, f'{m} from {b}', column)
-    )
-  ]
-  across = lambda high, low: [
-    d
-    for m in models
-    for s in ('1/8', '1')
-    for d in _paired_differences(
-      _seed_values(records, f'{m} from {s}', high), _seed_values(records, f'{m} from {s}', low)
-    )
-  ]
-  more, higher = (
-    over('digits', '1', '1/8'),
-    across('Fashion-MNIST at 64 px', 'Fashion-MNIST at 32 px'),
-  )
-  return [
-    (
-      'more pre-training data transfers better',
-      assess_claim(more),
-      f'digits, from all minus from 1/8, over the models: {_points(more)}',
-    ),
-    (
-      'fine-tuning at a higher resolution helps',
-      assess_claim(higher),
-      f'Fashion-MNIST, 64 minus 32 px, over models and parts: {_points(higher)}',
+    Claim(
+      'most of all for larger models (gain of ViT-L minus that of ViT-S)',
+      {target: _minus(gain('ViT-L', target), gain('ViT-S', target)) for target in TARGETS},
     ),
   ]
 
 
-def _masked_patch_findings(records: list[dict]) -> list[ClaimFinding]:
-  """Assess the claim of §4.6."""
-  gain = _paired_differences(
-    *(
-      _seed_values(records, row, 'Fashion-MNIST, 500 labels')
-      for row in ('masked patches first', 'from scratch')
+def _resolution_claims(records: list[dict]) -> list[Claim]:
+  """Claim of §3.2. Where the images have no more detail, resolution alone is tested."""
+  cells = _Cells(records)
+  scales = {}
+  for model in ('ViT-S', 'R-S'):
+    for before, (low, high) in RESOLUTIONS.items():
+      detail = 'more detail' if high <= 32 else 'no more detail'
+      for steps in (SMALLEST, MIDDLE):
+        scales[f'{model}, {detail} ({low} to {high} px), {steps_column(steps)}'] = _minus(
+          cells(resolution_row(before, high, steps), model),
+          cells(resolution_row(before, low, steps), model),
+        )
+    low, high = RESOLUTIONS[32]
+    scales[f'{model}, photos ({low} to {high} px)'] = _minus(
+      cells(resolution_row(32, high), model), cells(resolution_row(32, low), model)
     )
-  )
+  return [Claim('fine-tuning at a higher resolution helps', scales)]
+
+
+def _masked_patch_claims(records: list[dict]) -> list[Claim]:
+  """Claim of §4.6."""
+  cells = _Cells(records)
   return [
-    (
+    Claim(
       'masked patch prediction before fine-tuning improves accuracy',
-      assess_claim(gain),
-      f'at the same number of fine-tuning steps: {_points(gain)}',
+      {
+        column: cells.gap('masked patches first', 'from scratch', column)
+        for column in (f'{images} of the labels' for images in (SMALLEST, MIDDLE))
+      },
     )
   ]
 
 
-MINI_FINDINGS: dict[str, Callable[[list[dict]], list[ClaimFinding]]] = {
-  'data_size': _data_size_findings,
-  'scaling': _scaling_findings,
-  'optimizers': _optimizer_findings,
-  'positions': _position_findings,
-  'pooling': _pooling_findings,
-  'transfer': _transfer_findings,
-  'masked_patches': _masked_patch_findings,
+MINI_CLAIMS: dict[str, Callable[[list[dict]], list[Claim]]] = {
+  'data_size': _data_size_claims,
+  'scaling': _scaling_claims,
+  'resolution': _resolution_claims,
+  'transfer': _transfer_claims,
+  'pooling': _pooling_claims,
+  'masked_patches': _masked_patch_claims,
+  'positions': _position_claims,
+  'optimizers': _optimizer_claims,
 }

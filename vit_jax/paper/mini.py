@@ -1,254 +1,395 @@
-"""Runs of the paper's experiments in miniature, on Fashion-MNIST, digits and photos of flowers.
+"""Runs of the paper's experiments in miniature, on CIFAR-10, Fashion-MNIST, digits and photos.
 
-The sizes and the recipe are those of configs/mini.py. Runs that several experiments share are
-trained once.
+The sizes and the recipe are those of configs/mini.py. A scale of data is a part of the training
+images, with the same share of every class; all parts are trained on for the same number of steps.
+A scale of compute is a part of the steps. Runs that several experiments share are trained once.
 """
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.paper.runs import ExperimentRun, repeat_over_seeds
+from vit_jax.models.families import build_model
+from vit_jax.paper.runs import ExperimentRun, init_chain, run_digest
 from vit_jax.recipes import load_recipe
+from vit_jax.training.program import training_flops
 
-# Images of Fashion-MNIST in configs/mini.py. A run sees the smallest part 38 times, and all images
-# 5 times.
-MINI_TRAIN_IMAGES = 4000
-MINI_DATA_FRACTIONS = {'1/8': 8, '1/4': 4, '1/2': 2, '1': 1}
-# Accuracy on digits of features learned from Fashion-MNIST, with five examples of each digit.
-MINI_FEWSHOT_METRIC = 'digits_5shot'
+# Parts of the training images, and of the steps.
+SCALES = {'1/16': 16, '1/4': 4, 'all': 1}
+SMALLEST, MIDDLE, ALL = SCALES
+# Accuracy on digits of frozen features, with five examples of each digit.
+FEWSHOT_METRIC = 'digits_5shot'
+DATA_TITLES = {'cifar10': 'CIFAR-10', 'fashion_mnist': 'Fashion-MNIST'}
+FAMILIES = ('ViT', 'R', 'R+ViT')
+SIZES = ('S', 'M', 'L')
+SWEEP = 'learning_rates'  # The experiment whose results the others use.
+HELD_OUT_PERCENT = 10  # Of the training images, to choose learning rates.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MiniEffort:
-  """The amount of training in the miniatures."""
+  """The amount of training in the miniatures, and their data."""
 
-  step_factor: float = 1.0  # Multiplies the steps of every run.
-  max_runs: int = 0  # Runs of each experiment; the others are skipped. 0 means all.
+  step_factor: float = 1.0  # Multiplies the steps of every run. 1 is the design; less is a test.
+  max_runs: int = 0  # Runs of each experiment and seed; the others are skipped. 0 means all.
   seeds: tuple[int, ...] = (0, 1, 2)
-  # folder:PATH of photographs in class folders, such as TensorFlow's flower_photos. '' skips them.
-  photos: str = ''
+  # Sources in place of those of configs/mini.py: {'cifar10': 'folder:cifar10'}. Without 'flowers',
+  # runs on photos are skipped.
+  sources: dict[str, str] = dataclasses.field(default_factory=dict)
+  # The learning rates that the sweep chose: {'ViT-S': 2e-3}. Others are those of configs/mini.py.
+  rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _mini_pretrain_run(
-  effort: MiniEffort, model: str, row: str, column: str, *, fraction: str = '1', **settings
+def _make_run(
+  effort: MiniEffort,
+  seed: int,
+  model: str,
+  row: str,
+  column: str,
+  *,
+  data: str = 'cifar10',
+  images: str = ALL,
+  steps: str = ALL,
+  rate: str = '',
+  settings: dict[str, object] | None = None,
+  **fields,
 ) -> ExperimentRun:
-  """Return the run of a model of configs/mini.py on a fraction of Fashion-MNIST.
+  """Return the run of a model of configs/mini.py.
 
-  In the names of `settings`, '__' stands for a dot.
+  Args:
+    effort: the amount of training.
+    seed: of the run.
+    model: the model.
+    row: of the table.
+    column: of the table.
+    data: the training set.
+    images: the scale of the data.
+    steps: the scale of the steps.
+    rate: whose learning rate to use, by the row of the sweep; by default the model's.
+    settings: other settings.
+    **fields: other fields of the run.
   """
-  settings = {name.replace('__', '.'): value for name, value in settings.items()}
-  config = f'configs/mini.py:{model},fashion_mnist'
-  if fraction != '1':
-    settings['data.split'] = f'train[:{MINI_TRAIN_IMAGES // MINI_DATA_FRACTIONS[fraction]}]'
-  measures = ('accuracy', MINI_FEWSHOT_METRIC)
-  return ExperimentRun(
-    row=row,
-    column=column,
-    config=config,
-    settings=_scale_steps(effort, config) | settings,
-    measures=measures,
-  )
+  config = f'configs/mini.py:{model},{data}'
+  chosen: dict[str, object] = {'seed': seed} | (settings or {})
+  if data in effort.sources:
+    chosen['data.train'] = effort.sources[data]
+  if images != ALL:
+    chosen['data.split'] = f'train/held_out:{100 / SCALES[images]:g}%'
+  if 'steps' not in chosen and (effort.step_factor != 1 or steps != ALL):
+    chosen['steps'] = _scale(load_recipe(config).steps / SCALES[steps], effort)
+  if (rate or model) in effort.rates:
+    chosen['optim.lr'] = effort.rates[rate or model]
+  fields = {'measures': ('accuracy', FEWSHOT_METRIC)} | fields
+  return ExperimentRun(row=row, column=column, config=config, settings=chosen, **fields)
 
 
-def _scale_steps(effort: MiniEffort, config: str) -> dict[str, object]:
-  """Return the setting of the scaled number of steps, at least 3; none if the factor is 1."""
-  if effort.step_factor == 1:
-    return {}
-  return {'steps': _scaled(load_recipe(config).steps, effort)}
-
-
-def _scaled(steps: int, effort: MiniEffort) -> int:
-  """Return the scaled number of steps, at least 3."""
+def _scale(steps: float, effort: MiniEffort) -> int:
+  """Return the number of steps at the effort, at least 3."""
   return max(3, round(steps * effort.step_factor))
 
 
-def _data_size_runs(effort: MiniEffort) -> list[ExperimentRun]:
+# Sweeps of the learning rate, at a quarter of the steps. {row: (model, settings, learning rates)}.
+_ADAM_RATES = (1e-3, 3e-3, 1e-2)
+_SGD = {'optim.name': 'sgd', 'optim.lr': 0.1, 'optim.weight_decay': 1e-3}
+_GAP = {'model.pool': 'gap'}
+SWEEPS = {f'{family}-{size}': ({}, _ADAM_RATES) for size in SIZES for family in FAMILIES} | {
+  'R-S SGD': (_SGD, (0.03, 0.1, 0.3)),
+  'ViT-S GAP': (_GAP, _ADAM_RATES),
+}
+
+
+def steps_column(steps: str) -> str:
+  """Return the name of a scale of compute: '1/4 of the steps'."""
+  return 'all steps' if steps == ALL else f'{steps} of the steps'
+
+
+def _learning_rate_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Candidate learning rates on held-out images, for the first seed only."""
+  if seed != effort.seeds[0]:
+    return []
+  part = {
+    'data.split': f'train/rest:{HELD_OUT_PERCENT}%',
+    'data.eval_split': f'train/held_out:{HELD_OUT_PERCENT}%',
+    'probes': (),
+  }
+  plain = dataclasses.replace(effort, rates={})
+  return [
+    _make_run(
+      plain, seed, row.partition(' ')[0], row, f'{rate:g}', steps=MIDDLE, measures=('accuracy',),
+      settings=settings | part | {'optim.lr': rate},
+    )
+    for row, (settings, rates) in SWEEPS.items()
+    for rate in rates
+  ]  # fmt: skip
+
+
+def choose_rates(records: Iterable[dict]) -> dict[str, float]:
+  """Return the learning rate with the highest accuracy in the records of the sweep, by row."""
+  best = {}
+  for record in records:
+    accuracy = float(record['value'])
+    if record['row'] not in best or accuracy > best[record['row']][0]:
+      best[record['row']] = (accuracy, float(record['column']))
+  return {row: rate for row, (_, rate) in best.items()}
+
+
+def _data_size_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
   """Experiment 2, as in Figures 3 and 4: accuracy against the number of training images.
 
-  Two models of equal compute, and a larger one.
+  Two models of equal compute on two data sets, and a larger one.
   """
-  runs = [
-    _mini_pretrain_run(effort, model, model, fraction, fraction=fraction)
-    for model in ('ViT-M', 'R-M')
-    for fraction in MINI_DATA_FRACTIONS
+  cases = [
+    ('cifar10', ('ViT-S', 'R-S'), (ALL, MIDDLE, SMALLEST)),
+    ('fashion_mnist', ('ViT-S', 'R-S'), (ALL, SMALLEST)),
+    ('cifar10', ('ViT-L',), (ALL, SMALLEST)),
   ]
-  larger = [
-    _mini_pretrain_run(effort, 'ViT-L', 'ViT-L', fraction, fraction=fraction)
-    for fraction in MINI_DATA_FRACTIONS
+  return [
+    _make_run(
+      effort, seed, model, model, f'{DATA_TITLES[data]}, {images}', data=data, images=images
+    )
+    for data, models, scales in cases
+    for images in scales
+    for model in models
   ]
-  return repeat_over_seeds(runs, effort.seeds) + repeat_over_seeds(larger, effort.seeds[:1])
 
 
-def _scaling_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Experiment 3, as in Table 6 and Figure 5: accuracy of three families against compute."""
-  medium = [
-    _mini_pretrain_run(effort, model, model, 'Fashion-MNIST')
-    for model in ('ViT-M', 'R-M', 'R+ViT-M')
+def _scaling_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Experiment 3, as in Table 6 and Figure 5: accuracy of three families against compute.
+
+  Models of the middle size are not trained for all steps.
+  """
+  return [
+    _make_run(
+      effort, seed, f'{family}-{size}', f'{family}-{size}', steps_column(steps), steps=steps
+    )
+    for steps in (ALL, MIDDLE, SMALLEST)
+    for size in SIZES
+    if (size, steps) != ('M', ALL)
+    for family in FAMILIES
   ]
-  others = [
-    _mini_pretrain_run(effort, model, model, 'Fashion-MNIST')
-    for model in ('ViT-S', 'ViT-L', 'R-L', 'R+ViT-L')
+
+
+def _optimizer_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """ResNets pre-trained with Adam and with SGD and fine-tuned, as in Table 7."""
+  adam = _make_run(effort, seed, 'R-S', 'R-S Adam', 'pre-training')
+  sgd = _make_run(effort, seed, 'R-S', 'R-S SGD', 'pre-training', rate='R-S SGD', settings=_SGD)
+  return [adam, sgd] + [
+    _finetune_run(effort, start, start.row, target)
+    for start in (adam, sgd)
+    for target in _targets(effort)
   ]
-  return repeat_over_seeds(medium, effort.seeds) + repeat_over_seeds(others, effort.seeds[:1])
 
 
-def _optimizer_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """ResNets pre-trained with Adam and with SGD, as in Table 7."""
-  sgd = {'optim__name': 'sgd', 'optim__lr': 0.1, 'optim__weight_decay': 1e-3}
-  kinds = {'Adam': {}, 'SGD': sgd}
-  runs = [
-    _mini_pretrain_run(effort, 'R-M', 'Fashion-MNIST', f'R-M {kind}', **settings)
-    for kind, settings in kinds.items()
-  ]
-  return repeat_over_seeds(runs, effort.seeds)
+def _position_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Position embeddings by their kind and by where they are added, as in Table 8.
 
-
-def _position_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Position embeddings by their kind and by where they are added, as in Table 8."""
-  kinds = {
-    'none': 'none',
-    '1-D learned': 'learned',
-    '2-D learned': 'learned2d',
-    'relative': 'relative',
-  }
+  All have a quarter of the steps; none and the default have all of them too.
+  """
+  kinds = {'1-D learned': 'learned', 'none': 'none', '2-D learned': 'learned2d'}
+  kinds |= {'relative': 'relative'}
   places = {'Stem only': 'stem', 'Every layer': 'every', 'Every layer shared': 'shared'}
+  default = {'model.position': 'learned', 'model.position_at': 'stem'}
   runs = []
   for row, kind in kinds.items():
     for column, place in places.items() if kind.startswith('learned') else [('Stem only', 'stem')]:
-      changed = {'model__position': kind, 'model__position_at': place}
-      default = {'model__position': 'learned', 'model__position_at': 'stem'}
+      changed = {'model.position': kind, 'model.position_at': place}
       changed = {name: value for name, value in changed.items() if value != default[name]}
-      runs.append(_mini_pretrain_run(effort, 'ViT-M', row, column, **changed))
-  return repeat_over_seeds(runs, effort.seeds)
+      runs.append(_make_run(effort, seed, 'ViT-S', row, column, steps=MIDDLE, settings=changed))
+  for row in ('1-D learned', 'none'):
+    changed = {} if row == '1-D learned' else {'model.position': 'none'}
+    runs.append(_make_run(effort, seed, 'ViT-S', row, 'Stem only, all steps', settings=changed))
+  return runs
 
 
-def _pooling_runs(effort: MiniEffort) -> list[ExperimentRun]:
+def _pooling_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
   """A class token and the mean of the patches, as in Figure 9.
 
-  The mean is trained at the learning rate of the class token and at less than half of it.
+  The mean is trained at the learning rate of the class token and at its own.
   """
-  kinds = {
-    'CLS lr=4e-3': {},
-    'GAP lr=4e-3': {'model__pool': 'gap'},
-    'GAP lr=1.5e-3': {'model__pool': 'gap', 'optim__lr': 1.5e-3},
-  }
   clock = {'eval_every': '25%', 'probe_every': '25%'}
-  runs = [
-    _mini_pretrain_run(effort, 'ViT-M', name, 'Fashion-MNIST', **settings, **clock)
-    for name, settings in kinds.items()
+  kinds = {
+    'CLS': ('', {}),
+    'GAP at its rate': ('ViT-S GAP', _GAP),
+    'GAP at the rate of CLS': ('', _GAP),
+  }
+  return [
+    _make_run(effort, seed, 'ViT-S', row, 'CIFAR-10', rate=rate, settings=settings | clock)
+    for row, (rate, settings) in kinds.items()
   ]
-  return repeat_over_seeds(runs, effort.seeds)
 
 
-# Fine-tuning: SGD at learning rate 0.03 without weight decay, as in Table 4. {name: (data,
-# settings)}.
+# Fine-tuning: SGD at learning rate 0.03 without weight decay, as in Table 4.
 _TRANSFER_SGD = {
   'optim.name': 'sgd',
   'optim.lr': 0.03,
   'optim.schedule': 'cosine',
   'optim.weight_decay': 0.0,
   'optim.lr_end': 0.0,
-}
-_MINI_TRANSFERS = {
-  'digits': ('digits', {'data.batch': 48, 'steps': 150}),
-  'digits at 64 px': ('digits', {'data.batch': 48, 'steps': 150, 'data.size': (64, 64)}),
-  'Fashion-MNIST at 32 px': ('fashion_mnist', {'steps': 100}),
-  'Fashion-MNIST at 64 px': ('fashion_mnist', {'steps': 100, 'data.size': (64, 64)}),
-  'flowers at 64 px': ('flowers', {'data.batch': 48, 'steps': 150, 'data.size': (64, 64)}),
-}
-
-
-def _transfer_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Experiment 1, as in Tables 2, 5 and 9: fine-tuning at two resolutions.
-
-  The models are pre-trained on an eighth of the images and on all.
-  """
-  runs = []
-  for seed in effort.seeds[:1]:
-    for model in ('ViT-M', 'R-M', 'R+ViT-M'):
-      for fraction in ('1/8', '1'):
-        (start,) = repeat_over_seeds(
-          [_mini_pretrain_run(effort, model, model, fraction, fraction=fraction)], (seed,)
-        )
-        runs += [
-          _mini_finetune_run(effort, start, fraction, name)
-          for name in _MINI_TRANSFERS
-          if effort.photos or 'flowers' not in name
-        ]
-  return runs
-
-
-def _mini_finetune_run(
-  effort: MiniEffort, start: ExperimentRun, fraction: str, name: str
-) -> ExperimentRun:
-  """Return the run that fine-tunes `start` on an entry of _MINI_TRANSFERS."""
-  data, settings = _MINI_TRANSFERS[name]
-  settings = settings | _TRANSFER_SGD | {'probes': (), 'seed': start.settings['seed']}
-  settings |= {'steps': _scaled(settings['steps'], effort)}
-  settings |= {'data.train': effort.photos} if data == 'flowers' else {}
-  config = f'configs/mini.py:{start.row},{data}'
-  return ExperimentRun(
-    row=f'{start.row} from {fraction}', column=name, config=config, settings=settings, init=start
-  )
-
-
-# Self-supervision: all images without labels, in 49 patches each; then the labels of the first 500
-# images.
-_MASKED_PATCH_SETTINGS = {
-  'model.variant': 'Ti/4',
-  'model.pool': 'gap',
-  'data.size': (28, 28),
   'probes': (),
 }
-_FEW_LABELS_SETTINGS = {'data.split': 'train[:500]', 'data.batch': 48, 'steps': 150}
-
-
-def _masked_patch_runs(effort: MiniEffort) -> list[ExperimentRun]:
-  """Self-supervision, as in §4.6: few labels after masked patch prediction, and from scratch.
-
-  Both are fine-tuned for the same number of steps.
-  """
-  config, column = 'configs/mini.py:ViT-S,fashion_mnist', 'Fashion-MNIST, 500 labels'
-  mask = {'mask.target': 'colour', 'optim.weight_decay': 0.0, 'steps': _scaled(600, effort)}
-  mask = _MASKED_PATCH_SETTINGS | mask
-  few = _MASKED_PATCH_SETTINGS | _FEW_LABELS_SETTINGS
-  few |= {'steps': _scaled(few['steps'], effort)}
-  runs = []
-  for seed in effort.seeds:
-    start = ExperimentRun(
-      row='ViT-S', column='masked patches', config=config, settings=mask | {'seed': seed}
-    )
-    for row, init in (('masked patches first', start), ('from scratch', '')):
-      runs.append(
-        ExperimentRun(
-          row=row, column=column, config=config, settings=few | {'seed': seed}, init=init
-        )
-      )
-  return runs
-
-
-def select_mini_runs(experiment: str, effort: MiniEffort) -> list[ExperimentRun]:
-  """Return the runs of an experiment, at most `effort.max_runs` of them."""
-  runs = MINI_EXPERIMENTS[experiment](effort)
-  return runs[: effort.max_runs] if effort.max_runs else runs
-
-
-MINI_EXPERIMENTS: dict[str, Callable[[MiniEffort], list[ExperimentRun]]] = {
-  'data_size': _data_size_runs,
-  'scaling': _scaling_runs,
-  'optimizers': _optimizer_runs,
-  'positions': _position_runs,
-  'pooling': _pooling_runs,
-  'transfer': _transfer_runs,
-  'masked_patches': _masked_patch_runs,
+# {name: (data, its scale, settings)}.
+TARGETS = {
+  'digits': ('digits', ALL, {'data.batch': 64, 'steps': 200}),
+  'Fashion-MNIST, 1/16': ('fashion_mnist', SMALLEST, {'data.batch': 64, 'steps': 200}),
+  'flowers': ('flowers', ALL, {'data.batch': 64, 'steps': 200}),
 }
 
 
-def check_photos(effort: MiniEffort):
-  """Raise UserError if the source of photographs cannot be opened."""
-  if effort.photos and not effort.photos.startswith('folder:'):
-    raise UserError(f'--photos={effort.photos}: expected folder:PATH')
-  if effort.photos:
-    open_source(effort.photos, 'train')
+def _targets(effort: MiniEffort) -> list[str]:
+  """Return the names of the targets whose data is there."""
+  return [name for name in TARGETS if name != 'flowers' or 'flowers' in effort.sources]
+
+
+def _finetune_run(
+  effort: MiniEffort,
+  start: ExperimentRun,
+  row: str,
+  target: str,
+  *,
+  column: str = '',
+  size: int = 32,
+) -> ExperimentRun:
+  """Return the run that fine-tunes `start` on a target at a size."""
+  data, images, settings = TARGETS[target]
+  settings = settings | _TRANSFER_SGD | {'steps': _scale(settings['steps'], effort)}
+  settings |= {'data.size': (size, size)} if size != 32 else {}
+  return _make_run(
+    dataclasses.replace(effort, rates={}), start.settings['seed'], _model_of(start), row,
+    column or target, data=data, images=images, settings=settings, init=start,
+    measures=('accuracy',),
+  )  # fmt: skip
+
+
+def _model_of(run: ExperimentRun) -> str:
+  """Return the model of configs/mini.py of a run."""
+  return run.config.partition(':')[2].partition(',')[0]
+
+
+def _transfer_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Experiment 1, as in Tables 2, 5 and 9: fine-tuning after little pre-training data and all."""
+  return [
+    _finetune_run(
+      effort,
+      _make_run(effort, seed, model, model, images, images=images),
+      f'{model} from {images}',
+      target,
+    )
+    for model in ('ViT-S', 'R-S', 'ViT-L')
+    for images in (ALL, SMALLEST)
+    for target in _targets(effort)
+  ]
+
+
+# Sizes of pre-training and of fine-tuning. Images of CIFAR-10 have 32 pixels, so up to 32 a higher
+# resolution shows more of them, and above it does not. Photos have more than 200.
+RESOLUTIONS = {16: (16, 24), 32: (32, 48)}
+
+
+def _resolution_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Fine-tuning at a higher resolution, as in §3.2: for few steps and for more."""
+  runs = []
+  for model, (before, sizes) in itertools.product(('ViT-S', 'R-S'), RESOLUTIONS.items()):
+    settings = {'data.size': (before, before)} if before != 32 else {}
+    start = _make_run(effort, seed, model, model, 'CIFAR-10', settings=settings)
+    for after in sizes:
+      settings = _TRANSFER_SGD | {'data.size': (after, after)}
+      runs += [
+        _make_run(
+          dataclasses.replace(effort, rates={}), seed, model,
+          resolution_row(before, after, steps), model, steps=steps, init=start,
+          settings=settings, measures=('accuracy',),
+        )
+        for steps in (SMALLEST, MIDDLE)
+      ]  # fmt: skip
+      if before == 32 and 'flowers' in effort.sources:
+        row = resolution_row(before, after)
+        runs.append(_finetune_run(effort, start, row, 'flowers', column=model, size=after))
+  return runs
+
+
+def resolution_row(before: int, after: int, steps: str = '') -> str:
+  """Return the row of the table: fine-tuning on CIFAR-10 for `steps`, or on photos."""
+  data = f'CIFAR-10, {steps_column(steps)}' if steps else 'flowers'
+  return f'{data}, {before} to {after} px'
+
+
+def _masked_patch_runs(effort: MiniEffort, seed: int) -> list[ExperimentRun]:
+  """Self-supervision, as in §4.6: few labels after masked patch prediction, and from scratch.
+
+  Masked patches are predicted on all images without labels. Both are then trained on the labels of
+  a part, for the same number of steps.
+  """
+  base = {'model.pool': 'gap', 'probes': ()}
+  mask = base | {'mask.target': 'colour', 'optim.weight_decay': 0.0}
+  start = _make_run(
+    effort, seed, 'ViT-S', 'ViT-S', 'masked patches', rate='ViT-S GAP', settings=mask
+  )
+  return [
+    _make_run(
+      effort, seed, 'ViT-S', row, f'{images} of the labels', images=images, steps=MIDDLE,
+      rate='ViT-S GAP', settings=base, init=init, measures=('accuracy',),
+    )
+    for images in (SMALLEST, MIDDLE)
+    for row, init in (('masked patches first', start), ('from scratch', ''))
+  ]  # fmt: skip
+
+
+def select_mini_runs(
+  experiment: str, effort: MiniEffort, seeds: Iterable[int]
+) -> list[ExperimentRun]:
+  """Return the runs of an experiment, at most `effort.max_runs` of them for each seed."""
+  runs_of_seeds = [MINI_EXPERIMENTS[experiment](effort, seed) for seed in seeds]
+  return [run for runs in runs_of_seeds for run in runs[: effort.max_runs or None]]
+
+
+# In the order in which they run.
+MINI_EXPERIMENTS: dict[str, Callable[[MiniEffort, int], list[ExperimentRun]]] = {
+  SWEEP: _learning_rate_runs,
+  'data_size': _data_size_runs,
+  'scaling': _scaling_runs,
+  'resolution': _resolution_runs,
+  'transfer': _transfer_runs,
+  'pooling': _pooling_runs,
+  'masked_patches': _masked_patch_runs,
+  'positions': _position_runs,
+  'optimizers': _optimizer_runs,
+}
+
+
+# Of two CPU cores in float32, measured for these models, and the time of a run for compilation,
+# evaluation and checkpoints.
+_FLOPS_PER_SECOND = 20e9
+_SECONDS_PER_RUN = 8
+
+
+def estimate_runs(experiments: Iterable[str], effort: MiniEffort) -> Iterator[str]:
+  """Yield a line for each run in order, with an estimate of its minutes, and the total."""
+  minutes: dict[str, float] = {}
+  for seed, name in itertools.product(effort.seeds, experiments):
+    runs = select_mini_runs(name, effort, (seed,))
+    for run in itertools.chain.from_iterable(map(init_chain, runs)):
+      if run_digest(run) not in minutes:
+        minutes[run_digest(run)] = _estimate_minutes(run)
+        yield f'{_estimate_minutes(run):5.1f} min  seed {seed}  {name}: {run.row}, {run.column}'
+  hours = sum(minutes.values()) / 60
+  yield f'{len(minutes)} runs, {hours:.1f} hours of two CPU cores (an estimate)'
+
+
+def _estimate_minutes(run: ExperimentRun) -> float:
+  """Return the minutes of a run, without those that it starts from."""
+  config = run.build_config('-' if run.init else '')
+  images = config.steps * config.data.batch
+  flops = training_flops(config, build_model(config.model, 10), images)
+  return (flops / _FLOPS_PER_SECOND + _SECONDS_PER_RUN) / 60
+
+
+def check_sources(effort: MiniEffort):
+  """Raise UserError if a source of the effort cannot be opened."""
+  if not effort.sources.get('flowers', 'folder:').startswith('folder:'):
+    raise UserError(f'--photos={effort.sources["flowers"]}: expected folder:PATH')
+  for name in ('cifar10', 'fashion_mnist', 'flowers'):
+    if name in effort.sources or name != 'flowers':
+      default = load_recipe(f'configs/mini.py:ViT-S,{name}').data.train
+      open_source(effort.sources.get(name, default), 'train')

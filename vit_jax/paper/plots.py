@@ -5,15 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit_jax.models.families import build_model
-from vit_jax.paper.mini import MINI_DATA_FRACTIONS, MINI_FEWSHOT_METRIC, MINI_TRAIN_IMAGES
+from vit_jax.paper.mini import ALL, DATA_TITLES, FAMILIES, FEWSHOT_METRIC, SCALES, SMALLEST, SWEEP
 from vit_jax.paper.published import read_published_table
 from vit_jax.recipes import load_recipe
 
 # Colors by the prefix of a model's name. The first that matches is used.
 _FAMILY_COLORS = {'ViT': 'tab:blue', 'R+': 'tab:green', 'R': 'tab:red'}
 _TITLES = {
-  'accuracy': 'Fashion-MNIST accuracy, %',
-  MINI_FEWSHOT_METRIC: 'digits 5-shot, %',
+  'accuracy': 'accuracy, %',
+  FEWSHOT_METRIC: 'digits 5-shot, %',
 }
 
 
@@ -58,22 +58,33 @@ def _plot_errorbars(axes, xs: list, pairs: list[tuple[float, float]], **style):
   axes.errorbar(xs, means, yerr=deviations, marker='o', capsize=3, **style)
 
 
+def _plot_learning_rates(panels, records: list[dict]):
+  """Plot the accuracy on held-out images against the learning rate, for each family."""
+  found = _mean_and_std_by_key(records, 'accuracy', lambda r: (r['row'], float(r['column'])))
+  for axes, family in zip(panels, FAMILIES, strict=True):
+    for row in dict.fromkeys(row for row, _ in found if row.startswith(f'{family}-')):
+      rates = sorted(rate for name, rate in found if name == row)
+      axes.plot(rates, [found[row, rate][0] for rate in rates], marker='o', label=row)
+    axes.set(title=f'{family}: accuracy on held-out images, %', xlabel='learning rate')
+    axes.set_xscale('log')
+
+
 def _plot_data_size(panels, records: list[dict]):
-  """Plot accuracy and few-shot accuracy against the number of training images, and Figure 4."""
-  for axes, (metric, title) in zip(panels, _TITLES.items(), strict=False):
-    found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], r['column']))
+  """Plot accuracy on both data sets against the number of training images, and Figure 4."""
+  found = _mean_and_std_by_key(records, 'accuracy', lambda r: (r['row'], r['column']))
+  for axes, data in zip(panels, DATA_TITLES.values(), strict=False):
     for model in dict.fromkeys(row for row, _ in found):
-      shares = [share for share in MINI_DATA_FRACTIONS if (model, share) in found]
-      xs = [MINI_TRAIN_IMAGES // MINI_DATA_FRACTIONS[share] for share in shares]
-      _plot_errorbars(
-        axes,
-        xs,
-        [found[model, share] for share in shares],
-        label=model,
-        color=_family_color(model),
-        ls='--' if model == 'ViT-L' else '-',
-      )
-    axes.set(title=f'ours: {title}', xlabel='training images', xscale='log')
+      shares = [share for share in SCALES if (model, f'{data}, {share}') in found]
+      if shares:
+        _plot_errorbars(
+          axes,
+          [1 / SCALES[share] for share in shares],
+          [found[model, f'{data}, {share}'] for share in shares],
+          label=model,
+          color=_family_color(model),
+          ls='--' if model == 'ViT-L' else '-',
+        )
+    axes.set(title=f'ours: {data}, %', xlabel='part of the training images', xscale='log')
   for model in dict.fromkeys(row['model'] for row in read_published_table('fig4')):
     rows = [row for row in read_published_table('fig4') if row['model'] == model]
     xs, ys = (
@@ -90,29 +101,29 @@ def _plot_data_size(panels, records: list[dict]):
   panels[2].set(title='Figure 4: ImageNet 5-shot, %', xlabel='JFT images, millions', xscale='log')
 
 
-def _forward_megaflops(record: dict) -> float:
-  """Return the MFLOPs of a forward pass of a record's model at its own resolution."""
+def _teraflops(record: dict) -> float:
+  """Return the TFLOPs of training of a record's run, with three forward passes for a step."""
   config = load_recipe(record['config'].split()[0])
-  return build_model(config.model, 10).shape.flops(config.data.size) / 1e6
+  forward = build_model(config.model, 10).shape.flops(config.data.size)
+  return 3 * forward * config.data.batch * int(record['steps']) / 1e12
 
 
 def _plot_scaling(panels, records: list[dict]):
   """Plot accuracy and few-shot accuracy against compute, and Table 6's average of five sets."""
-  compute = {record['row']: _forward_megaflops(record) for record in records}
-  families = {'ViT': 'ViT-', 'hybrid': 'R+', 'ResNet': 'R-'}
+  compute = {(record['row'], record['column']): _teraflops(record) for record in records}
   for axes, (metric, title) in zip(panels, _TITLES.items(), strict=False):
-    found = _mean_and_std_by_key(records, metric, lambda r: r['row'])
-    for label, start in families.items():
-      names = sorted((name for name in found if name.startswith(start)), key=compute.get)
-      if names:
-        _plot_errorbars(
-          axes,
-          [compute[name] for name in names],
-          [found[name] for name in names],
-          label=label,
-          color=_family_color(start),
-        )
-    axes.set(title=f'ours: {title}', xlabel='MFLOPs of a forward pass', xscale='log')
+    found = _mean_and_std_by_key(records, metric, lambda r: (r['row'], r['column']))
+    for name in dict.fromkeys(row for row, _ in found):
+      keys = sorted((key for key in found if key[0] == name), key=compute.get)
+      _plot_errorbars(
+        axes,
+        [compute[key] for key in keys],
+        [found[key] for key in keys],
+        label=name,
+        color=_family_color(name),
+        ls={'S': ':', 'M': '--', 'L': '-'}[name[-1]],
+      )
+    axes.set(title=f'ours: {title}', xlabel='TFLOPs of training', xscale='log')
   for label, start in {'ViT': 'ViT', 'hybrid': 'R50x1+', 'ResNet': 'ResNet'}.items():
     rows = [row for row in read_published_table('table6') if row['Model'].startswith(start)]
     pairs = sorted((float(row['exaFLOPs']), _figure_5_average(row)) for row in rows)
@@ -153,7 +164,7 @@ def _make_bar_plot(
 
   def plot(panels, records: list[dict]):
     _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', name), 'ours: accuracy, %')
-    if few := _mean_and_std_by_key(records, MINI_FEWSHOT_METRIC, name):
+    if few := _mean_and_std_by_key(records, FEWSHOT_METRIC, name):
       _plot_bars(panels[1], few, 'ours: digits 5-shot, %')
     _plot_bars(panels[2], read_paper(), caption)
 
@@ -209,18 +220,19 @@ def _plot_pooling(panels, records: list[dict]):
 
 
 def _plot_transfer(panels, records: list[dict]):
-  """Plot two of the transfers by the fraction of pre-training data, and Table 5's ViT-L/16."""
+  """Plot two of the transfers by the part of pre-training data, and Table 5's ViT-L/16."""
   found = _mean_and_std_by_key(records, 'accuracy', lambda r: (r['row'], r['column']))
-  columns = [name for name in dict.fromkeys(column for _, column in found) if '64 px' in name][:2]
-  for axes, column in zip(panels, columns, strict=False):
+  columns = dict.fromkeys(column for _, column in found)
+  for axes, column in zip(panels[:2], columns, strict=False):
     for model in dict.fromkeys(row.split(' from ')[0] for row, _ in found):
-      shares = [
-        share for share in MINI_DATA_FRACTIONS if (f'{model} from {share}', column) in found
-      ]
+      shares = [share for share in (SMALLEST, ALL) if (f'{model} from {share}', column) in found]
       if shares:
         pairs = [found[f'{model} from {share}', column] for share in shares]
-        _plot_errorbars(axes, shares, pairs, label=model, color=_family_color(model))
-    axes.set(title=f'ours: {column}, %', xlabel='part of Fashion-MNIST pre-trained on')
+        _plot_errorbars(
+          axes, shares, pairs, label=model, color=_family_color(model),
+          ls='--' if model == 'ViT-L' else '-',
+        )  # fmt: skip
+    axes.set(title=f'ours: {column}, %', xlabel='part of CIFAR-10 pre-trained on')
   for target in ('ImageNet', 'CIFAR-100', 'Oxford-IIIT-Pets'):
     rows = [row for row in read_published_table('table5') if row['Transfer to'] == target]
     panels[2].plot(
@@ -232,18 +244,23 @@ def _plot_transfer(panels, records: list[dict]):
   panels[2].set(title='Table 5: ViT-L/16, %')
 
 
+def _plot_resolution(panels, records: list[dict]):
+  """Plot accuracy by resolution, for each model; the paper has no such plot."""
+  models = dict.fromkeys(record['column'] for record in records)
+  for axes, model in zip(panels, models, strict=False):
+    bars = _mean_and_std_by_key(
+      [r for r in records if r['column'] == model], 'accuracy', _record_row
+    )
+    _plot_bars(axes, bars, f'ours: {model}, %')
+  panels[2].set_axis_off()
+
+
 def _plot_masked_patches(panels, records: list[dict]):
   """Plot accuracy with and without masked patch prediction first, and that of §4.6."""
-  _plot_bars(panels[0], _mean_and_std_by_key(records, 'accuracy', _record_row), 'ours: accuracy, %')
-  for seed in sorted({r['seed'] for r in records}):
-    of_seed = {
-      name: mean
-      for name, (mean, _) in _mean_and_std_by_key(
-        [r for r in records if r['seed'] == seed], 'accuracy', _record_row
-      ).items()
-    }
-    panels[1].plot(list(of_seed), list(of_seed.values()), marker='o', label=f'seed {seed}')
-  panels[1].set(title='ours, seed by seed, %')
+  for axes, column in zip(panels, dict.fromkeys(r['column'] for r in records), strict=False):
+    of_column = [record for record in records if record['column'] == column]
+    bars = _mean_and_std_by_key(of_column, 'accuracy', _record_row)
+    _plot_bars(axes, bars, f'ours: {column}, %')
   theirs = {
     row['Pre-training'].split(':')[0].split(' on ')[0]: (float(row['ImageNet']), 0.0)
     for row in read_published_table('selfsupervision')
@@ -252,15 +269,19 @@ def _plot_masked_patches(panels, records: list[dict]):
 
 
 MINI_PLOTS: dict[str, Callable] = {
+  SWEEP: _plot_learning_rates,
   'data_size': _plot_data_size,
   'scaling': _plot_scaling,
-  'optimizers': _make_bar_plot(lambda r: r['column'], _table_7_bars, 'Table 7: average of five, %'),
+  'resolution': _plot_resolution,
+  'transfer': _plot_transfer,
+  'pooling': _plot_pooling,
+  'masked_patches': _plot_masked_patches,
   'positions': _make_bar_plot(
     lambda r: _format_position_label(r['row'], r['column']),
     _table_8_bars,
     'Table 8: ImageNet 5-shot, %',
   ),
-  'pooling': _plot_pooling,
-  'transfer': _plot_transfer,
-  'masked_patches': _plot_masked_patches,
+  'optimizers': _make_bar_plot(
+    lambda r: f'{r["row"]}, {r["column"]}', _table_7_bars, 'Table 7: average of five, %'
+  ),
 }

@@ -50,6 +50,38 @@ def execute_runs(runs: list[ExperimentRun], root: Path) -> list[dict]:
   return records
 
 
+def update_csv(path: Path, runs: list[ExperimentRun], due: list[ExperimentRun], root: Path):
+  """Train the runs of `due` that no CSV beside `path` has, and write the rows of `runs` to `path`.
+
+  `due` is a part of `runs`. The file is written after every run, and has no rows of other runs.
+  """
+  recorded = [
+    record for file in sorted(path.parent.glob('*.csv')) for record in _read_if_records(file)
+  ]
+  rows = [row for run in runs for row in find_records(run, recorded)]
+  for run in due:
+    if not find_records(run, rows):
+      rows += execute_runs([run], root)
+      write_records_csv(rows, path)
+  write_records_csv(rows, path)
+
+
+def find_records(run: ExperimentRun, records: list[dict]) -> list[dict]:
+  """Return the rows of a run from those of all runs with its digest, or [] if one is missing."""
+  found = {
+    (record['metric'], int(record['steps'])): record | {'row': run.row, 'column': run.column}
+    for record in records
+    if record['digest'] == run_digest(run) and record['metric'] in run.measures
+  }
+  return [*found.values()] if {metric for metric, _ in found} == {*run.measures} else []
+
+
+def _read_if_records(path: Path) -> list[dict[str, str]]:
+  """Return the records of a CSV, or [] if it has other columns."""
+  records = read_records_csv(path)
+  return records if records and tuple(records[0]) == RECORD_COLUMNS else []
+
+
 def select_best_candidate(run: ExperimentRun, root: Path) -> ExperimentRun:
   """Return the candidate with the highest accuracy on the held-out examples."""
   results = [load_or_train(candidate, root) for candidate in sweep_candidates(run)]
