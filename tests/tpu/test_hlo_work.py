@@ -77,6 +77,13 @@ def test_a_copy_into_vector_memory_reads_hbm_once():
   assert work(text, 'c').hbm_bytes == 256 * 128 * 4
 
 
+def test_an_allocation_moves_nothing():
+  text = """ENTRY %main () -> f32[] {
+  ROOT %a = f32[12,256,128]{2,1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+}"""
+  assert work(text, 'a').hbm_bytes == work(text, 'a').moved_bytes == 0
+
+
 def test_arrays_are_padded_to_their_tiles_in_the_order_of_their_layout():
   (rows, columns, vector, scalar) = parse_arrays(
     '(bf16[16,197,192]{2,1,0:T(8,128)(2,1)}, bf16[16,197,192]{1,2,0:T(8,128)(2,1)S(1)}, /*index=2*/f32[197]{0:T(256)}, pred[]{:T(512)})'

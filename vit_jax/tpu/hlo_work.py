@@ -74,7 +74,7 @@ class Work:
 
 def instruction_work(computations: Computations, name: str, instruction: Instruction) -> Work:
   """Return the work of an instruction of computation `name`."""
-  if instruction.opcode in FREE:
+  if instruction.opcode in FREE or is_allocation(instruction):
     return Work((), 0, 0, 0)
   if instruction.opcode in ('copy-start', 'slice-start'):
     return copied_ahead(instruction)
@@ -92,6 +92,11 @@ def instruction_work(computations: Computations, name: str, instruction: Instruc
     moved_bytes=sum(both for _, both in moved),
     stored_bytes=moved[-1][1],
   )
+
+
+def is_allocation(instruction: Instruction) -> bool:
+  """Return whether a custom call is no kernel: the compiler's own ones only name memory."""
+  return instruction.opcode == 'custom-call' and KERNEL not in instruction.attributes
 
 
 def copied_ahead(instruction: Instruction) -> Work:
