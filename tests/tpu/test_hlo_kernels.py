@@ -5,7 +5,7 @@ import pytest
 from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 from vit_jax.errors import UserError
 from vit_jax.kernels.attention import is_supported
-from vit_jax.tpu.hlo_kernels import kernel_cycles
+from vit_jax.tpu.hlo_kernels import kernel_cycles, vector_bundles
 from vit_jax.tpu.topologies import topology_devices
 
 # Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels
@@ -31,3 +31,16 @@ def test_every_generation_compiles_the_kernel_for_every_supported_shape(topology
   for n, d, heads in fitting:
     cycles = kernel_cycles(topology, b=2, n=n, d=d, heads=heads, dtype='bfloat16')
     assert 0 < cycles['attention_forward'] < cycles['attention_backward'], (n, d, heads)
+
+
+def test_a_kernel_needs_as_many_bundles_as_its_busiest_vector_unit():
+  report = """== CAPACTIY:
+MATMUL, MATPUSH, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU
+    4     4     3     4     2     1     3     3     1     1     2
+== UTILIZATION:
+4 0 0 4 0 0 0 0 0 0 2
+0 0 3 4 0 1 0 0 0 0 0
+0 0 0 1 0 1 0 0 0 0 0
+0 0 0 0 0 0 3 0 1 0 0
+"""
+  assert vector_bundles(report) == 3  # Nine arithmetic operations, four at a time.

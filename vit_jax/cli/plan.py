@@ -41,9 +41,11 @@ def plan(args):
   where, config = parse_topology(args.topology, args.slices), parse_config_flags(args.settings)
   others = {what: parse_comparison(what, args) for what in args.compare or ()}
   found, hlo = compile_plan(config, where)
+  parts = find_breakdown(found, hlo) if args.breakdown else None
   if args.json != STDOUT:
     print('\n'.join(format_plan(config, found)))
-  write_output(plan_to_json(found), args.json)
+    print_breakdown(parts)
+  write_output(plan_to_json(found, parts), args.json)
   write_output(hlo, args.hlo)
   if others:
     plans = {args.topology: found} | {what: compile_plan(*pair)[0] for what, pair in others.items()}
@@ -102,9 +104,34 @@ def is_config(settings: list[str], i: int) -> bool:
   )
 
 
-def plan_to_json(found) -> str:
-  """Return all of a plan as a JSON object."""
+def find_breakdown(found, hlo: str):
+  """Return the breakdown of a compiled plan, or None if it did not compile for lack of memory."""
+  from vit_jax.tpu.breakdown import break_down
+
+  return break_down(hlo, found.kernels, found.topology.generation) if hlo else None
+
+
+def print_breakdown(parts):
+  """Print the tables of a breakdown, if there is one."""
+  from vit_jax.tpu.breakdown_table import breakdown_rows, format_mixed, operation_rows
+
+  if parts is not None:
+    lines = ''.join(f'{line}\n' for line in format_mixed(parts))
+    tables = (
+      format_table(breakdown_rows(parts)),
+      lines,
+      format_table(operation_rows(parts.operations)),
+    )
+    print('\n' + '\n'.join(tables), end='')
+
+
+def plan_to_json(found, parts) -> str:
+  """Return all of a plan, and its breakdown if there is one, as a JSON object."""
+  from vit_jax.tpu.breakdown_table import breakdown_to_json
+
   facts = dataclasses.asdict(found) | {'seconds_per_step': found.seconds_per_step, 'mfu': found.mfu}
+  if parts is not None:
+    facts['breakdown'] = breakdown_to_json(parts)
   return json.dumps(facts, indent=1) + '\n'
 
 
@@ -130,5 +157,10 @@ def add(commands):
   )
   command.add_argument(
     '--json', metavar='FILE', help='write the plan as JSON; - prints it instead of the text'
+  )
+  command.add_argument(
+    '--breakdown',
+    action='store_true',
+    help='show where the cycles go: by part of the model, and the most expensive operations',
   )
   command.add_argument('--hlo', metavar='FILE', help='write the compiled program as HLO text')

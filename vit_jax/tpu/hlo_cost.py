@@ -11,8 +11,9 @@ other chips is included.
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-<>]+) .*\{\s*$')
 INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = .*?\s([\w\-]+)\(')
@@ -25,6 +26,7 @@ CALLED = re.compile(rf'(?:{CALLEES})=\{{?%?([\w.\-]+)')
 LOOP_LIMIT = re.compile(r's32\[\]\S* constant\((\d+)\)')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 UNKNOWN_CYCLES = 10**13  # The compiler writes more where it does not know.
+KERNEL = 'custom_call_target="tpu_custom_call"'
 CALL_OPCODES = ('call', 'conditional', 'async-start')
 
 
@@ -46,10 +48,11 @@ def program_cost(hlo: str, kernels: Mapping[str, int] = MappingProxyType({})) ->
   bodies, entry = parse_computations(hlo)
   if entry is None:
     raise ValueError('the text has no ENTRY computation: it is not HLO')
-  by_name, missing = collections.Counter(), []
-  cycles = add_computation_cost(
-    bodies, entry, CostTally(by_name, missing, kernels), times=1, above=()
-  )
+  cycles, by_name, missing = 0, collections.Counter(), []
+  for each in counted_instructions(bodies, entry, missing):
+    own, label = instruction_cycles(each, kernels, missing), OP_NAME.search(each.line)
+    by_name[re.sub(r'\d+', '#', label[1]) if label else each.opcode] += own * each.times
+    cycles += own * each.times
   return ProgramCost(cycles, by_name, tuple(missing))
 
 
@@ -68,62 +71,67 @@ def parse_computations(hlo: str) -> tuple[dict[str, list[str]], str | None]:
   return bodies, entry
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CostTally:
-  """Costs accumulated while a program is traversed, and the known costs of kernels."""
+class Counted(NamedTuple):
+  """An instruction that counts, and how often it runs."""
 
-  by_name: collections.Counter
-  missing: list[str]
-  kernels: Mapping[str, int]
+  computation: str
+  name: str
+  opcode: str
+  line: str
+  times: int
 
 
-def add_computation_cost(
-  bodies: dict[str, list[str]], name: str, tally: CostTally, *, times: int, above: tuple[str, ...]
-) -> int:
-  """Return the cycles of one run of computation `name`.
+def counted_instructions(
+  bodies: dict[str, list[str]],
+  name: str,
+  missing: list[str],
+  *,
+  times: int = 1,
+  above: tuple[str, ...] = (),
+) -> Iterator[Counted]:
+  """Yield the instructions of computation `name`, which runs `times`, and of those that it calls.
 
-  The cycles of all its `times` runs are added to the tally by operation name.
+  Calls and loops are followed, fusions are not. `missing` gets the loops of unknown length.
   """
-  cycles = 0
   for line in bodies.get(name, ()):
     found = INSTRUCTION.match(line)
     if not found:
       continue
-    instruction, kind = found.groups()
-    if kind == 'while':
+    instruction, opcode = found.groups()
+    runs, callees = times, ()
+    if opcode == 'while':
       trips = loop_trip_count(bodies, line)
       if trips is None:
-        tally.missing.append(f'{instruction}: a loop whose trip count is unknown, counted once')
-      body, trips = re.search(r'body=%?([\w.\-]+)', line)[1], trips or 1
-      cycles += trips * add_computation_cost(
-        bodies, body, tally, times=times * trips, above=(*above, name)
-      )
-    elif kind in CALL_OPCODES and not CYCLES.search(line):
-      for callee in (
-        called for called in CALLED.findall(line) if called in bodies and called not in above
-      ):
-        cycles += add_computation_cost(bodies, callee, tally, times=times, above=(*above, name))
+        missing.append(f'{instruction}: a loop whose trip count is unknown, counted once')
+      runs, callees = times * (trips or 1), (re.search(r'body=%?([\w.\-]+)', line)[1],)
+    elif opcode in CALL_OPCODES and not CYCLES.search(line):
+      callees = [each for each in CALLED.findall(line) if each in bodies and each not in above]
     else:
-      own, label = instruction_cycles(line, instruction, tally), OP_NAME.search(line)
-      tally.by_name[re.sub(r'\d+', '#', label[1]) if label else kind] += own * times
-      cycles += own
-  return cycles
+      yield Counted(name, instruction, opcode, line, times)
+    for callee in callees:
+      yield from counted_instructions(bodies, callee, missing, times=runs, above=(*above, name))
 
 
-def instruction_cycles(line: str, instruction: str, tally: CostTally) -> int:
-  """Return the cycles of an instruction without callees.
+def instruction_cycles(each: Counted, kernels: Mapping[str, int], missing: list[str]) -> int:
+  """Return the cycles of one run of an instruction.
 
-  The compiler's estimate, or the kernel's schedule.
+  The compiler's estimate, or the kernel's schedule. `missing` gets kernels without one.
   """
-  if 'custom_call_target="tpu_custom_call"' in line:
-    result = instruction + line.partition('custom-call(')[0]
-    names = (name for name in tally.kernels if all(word in result for word in name.split()))
-    kernel = next(names, None)
+  if KERNEL in each.line:
+    kernel = find_kernel(each, kernels)
     if kernel is None:
-      tally.missing.append(f'{instruction}: a kernel without an estimate')
-    return tally.kernels.get(kernel, 0)
-  match = CYCLES.search(line)
+      missing.append(f'{each.name}: a kernel without an estimate')
+    return kernels.get(kernel, 0)
+  match = CYCLES.search(each.line)
   return int(match[1]) if match and int(match[1]) <= UNKNOWN_CYCLES else 0
+
+
+def find_kernel(each: Counted, kernels: Iterable[str]) -> str | None:
+  """Return the name of the hand-written kernel that an instruction calls, among those known."""
+  if KERNEL not in each.line:
+    return None  # It may read the result of a kernel.
+  result = each.name + each.line.partition('custom-call(')[0]
+  return next((name for name in kernels if all(word in result for word in name.split())), None)
 
 
 def loop_trip_count(bodies: dict[str, list[str]], line: str) -> int | None:

@@ -6,7 +6,9 @@ times the number of grid steps. Waiting for memory is not included. The compiler
 that dumps the schedule only at start-up: hence a separate process.
 """
 
+import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,13 +20,23 @@ KERNEL_NAME = re.compile(
   'attention_(forward|backward)'
 )  # Differentiation adds to the name: jvp_attention_forward_.1.
 BUNDLES = re.compile(r'total scheduled bundles:\s+(\d+)')
+# Arithmetic, moves between lanes, transcendental functions, loads and stores.
+VECTOR_UNITS = ('VALU', 'XLU', 'EUP', 'VLOAD', 'VSTORE')
 GRID_STEPS = re.compile(r'loop: start=0, step=1, limit=(\d+)')
 
 
-def kernel_cycles(
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelSchedule:
+  """Cycles of one call of a kernel, and how many of them its busiest vector unit needs."""
+
+  cycles: int
+  vector_cycles: int
+
+
+def kernel_schedules(
   topology: str, *, b: int, n: int, d: int, heads: int, dtype: str, rope: bool = False
-) -> dict[str, int]:
-  """Return {'attention_forward': cycles, 'attention_backward': cycles}.
+) -> dict[str, KernelSchedule]:
+  """Return the schedules of 'attention_forward' and 'attention_backward'.
 
   They are for b images of n tokens of width d, on one chip of the slice, with rotary positions or
   without.
@@ -51,18 +63,42 @@ def kernel_cycles(
     return read_schedules(Path(dump))
 
 
-def read_schedules(dump: Path) -> dict[str, int]:
-  """Return {kernel: cycles} from the schedules in a folder."""
-  cycles = {}
+def kernel_cycles(topology: str, **shape) -> dict[str, int]:
+  """Return {'attention_forward': cycles, 'attention_backward': cycles}."""
+  return {name: made.cycles for name, made in kernel_schedules(topology, **shape).items()}
+
+
+def read_schedules(dump: Path) -> dict[str, KernelSchedule]:
+  """Return {kernel: schedule} from the reports of the compiler in a folder."""
+  found = {}
   for path in sorted(dump.glob('*-schedule-analysis_final_bundles.txt')):
     number, call = re.match(r'(\d+)-(.+?)-\d+-', path.name).groups()
     source = next(dump.glob(f'{number}-{call}-*-original.txt'), None)
     if source and (kernel := KERNEL_NAME.search(call)):
-      grid_steps = GRID_STEPS.search(source.read_text(encoding='utf-8'))
-      cycles[kernel[0]] = int(BUNDLES.search(path.read_text(encoding='utf-8'))[1]) * (
-        int(grid_steps[1]) if grid_steps else 1
+      loop = GRID_STEPS.search(source.read_text(encoding='utf-8'))
+      grid_steps = int(loop[1]) if loop else 1
+      bundles = int(BUNDLES.search(path.read_text(encoding='utf-8'))[1])
+      usage = next(
+        dump.glob(f'{number}-{call}-*-final_hlo-static-per-bundle-utilization.txt'), None
       )
-  return cycles
+      vector = vector_bundles(usage.read_text(encoding='utf-8')) if usage else 0
+      found[kernel[0]] = KernelSchedule(bundles * grid_steps, vector * grid_steps)
+  return found
+
+
+def vector_bundles(usage: str) -> int:
+  """Return the fewest bundles into which the operations of the busiest vector unit would fit.
+
+  `usage` is a report of the compiler: names of units, their operations in a bundle, then those that
+  each bundle has.
+  """
+  lines = [line for line in usage.splitlines() if line.strip() and not line.startswith('==')]
+  names, (capacity, *used) = lines[0].split(', '), [list(map(int, x.split())) for x in lines[1:]]
+  needed = {
+    name: math.ceil(sum(column) / most)
+    for name, most, column in zip(names, capacity, zip(*used, strict=True), strict=True)
+  }
+  return max(needed.get(name, 0) for name in VECTOR_UNITS)
 
 
 def compile_kernels(wanted: dict):

@@ -19,7 +19,7 @@ from vit_jax.step import TrainState
 from vit_jax.tpu.cost import core_days
 from vit_jax.tpu.hlo_collectives import collective_bytes
 from vit_jax.tpu.hlo_cost import program_cost
-from vit_jax.tpu.hlo_kernels import kernel_cycles
+from vit_jax.tpu.hlo_kernels import KernelSchedule, kernel_schedules
 from vit_jax.tpu.topologies import GIB, Topology, topology_devices
 from vit_jax.training.dry_run import data_dimensions
 from vit_jax.training.program import (
@@ -63,6 +63,7 @@ class Plan:
   cycles: int | None
   missing: tuple[str, ...]
   collectives: dict[str, float]
+  kernels: dict[str, KernelSchedule] = dataclasses.field(default_factory=dict)
   compile_seconds: float
 
   @property
@@ -116,10 +117,9 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
   except jax.errors.JaxRuntimeError as error:
     return Plan(**known, **parse_out_of_memory(error), compile_seconds=time.monotonic() - began), ''
   seconds, hlo = time.monotonic() - began, compiled.as_text()
-  (peak, memory), counted = (
-    memory_breakdown(compiled, state, teacher),
-    program_cost(hlo, attention_kernel_cycles(program, topology, hlo)),
-  )
+  peak, memory = memory_breakdown(compiled, state, teacher)
+  kernels = attention_kernels(program, topology, hlo)
+  counted = program_cost(hlo, {name: made.cycles for name, made in kernels.items()})
   made = Plan(
     **known,
     fits=peak <= topology.generation.hbm * GIB / topology.generation.devices,
@@ -128,6 +128,7 @@ def plan_run(config: Config, topology: Topology) -> tuple[Plan, str]:
     cycles=counted.cycles,
     missing=counted.missing,
     collectives=collective_bytes(hlo),
+    kernels=kernels,
     compile_seconds=seconds,
   )
   return made, hlo
@@ -170,8 +171,8 @@ def held_bytes(tree) -> float:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def attention_kernel_cycles(program: Program, topology: Topology, hlo: str) -> dict[str, int]:
-  """Return the cycles of one call of each hand-written kernel in the program.
+def attention_kernels(program: Program, topology: Topology, hlo: str) -> dict[str, KernelSchedule]:
+  """Return the schedule of each hand-written kernel in the program.
 
   A name is followed by a part of the shape of the result if it is a kernel of the teacher.
   """
@@ -185,8 +186,8 @@ def attention_kernel_cycles(program: Program, topology: Topology, hlo: str) -> d
       continue
     shape = {'b': b, 'n': n, 'd': d, 'heads': s.heads, 'dtype': c.dtype}
     suffix = f' {n},{d}]' if model is program.teacher else ''
-    cycles = kernel_cycles(topology.name, **shape, rope=c.has_rope)
-    found |= {name + suffix: count for name, count in cycles.items()}
+    schedules = kernel_schedules(topology.name, **shape, rope=c.has_rope)
+    found |= {name + suffix: made for name, made in schedules.items()}
   return found
 
 

@@ -27,11 +27,15 @@ class Generation:
   devices: int
   axes: int  # Axes of the torus of chips.
   host: int  # Chips of a host, in slices of several hosts.
+  cores: int  # TensorCores of a chip: each has a vector unit.
+  # Register operations of a vector unit in a cycle: arithmetic, transcendental functions, loads,
+  # stores.
+  vector_slots: tuple[int, int, int, int]
   shapes: tuple[str, ...]  # The common slices.
 
 
-# Makers' data sheets; shapes: cloud.google.com/tpu/docs. v5e and v6e have slices of one to 256
-# chips.
+# Makers' data sheets; vector slots: reports of libtpu 0.0.52 on a kernel's schedule; shapes:
+# cloud.google.com/tpu/docs. v5e and v6e have slices of one to 256 chips.
 TORUS_2D_SHAPES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 TORUS_3D_SHAPES = (
   '2x2x1',
@@ -46,13 +50,13 @@ TORUS_3D_SHAPES = (
   '8x16x16',
   '16x16x16',
 )
-# name       FLOP/s   GiB  bytes/s  GHz   devices axes host shapes
+# name       FLOP/s   GiB  bytes/s  GHz   devices axes host cores vector slots shapes
 GENERATIONS = {
-  'v4':     Generation(275e12,  32,  1.23e12, 1.05, 1, 3, 4, TORUS_3D_SHAPES),
-  'v5e':    Generation(197e12,  16,  0.82e12, 1.5,  1, 2, 4, TORUS_2D_SHAPES),
-  'v5p':    Generation(459e12,  95,  2.77e12, 1.75, 1, 3, 4, TORUS_3D_SHAPES),
-  'v6e':    Generation(918e12,  32,  1.64e12, 1.75, 1, 2, 4, TORUS_2D_SHAPES),
-  'tpu7x':  Generation(2307e12, 192, 7.37e12, 2.2,  2, 3, 4, TORUS_3D_SHAPES),
+  'v4':     Generation(275e12,  32,  1.23e12, 1.05, 1, 3, 4, 2, (2, 1, 1, 1), TORUS_3D_SHAPES),
+  'v5e':    Generation(197e12,  16,  0.82e12, 1.5,  1, 2, 4, 1, (4, 1, 3, 1), TORUS_2D_SHAPES),
+  'v5p':    Generation(459e12,  95,  2.77e12, 1.75, 1, 3, 4, 2, (4, 1, 3, 1), TORUS_3D_SHAPES),
+  'v6e':    Generation(918e12,  32,  1.64e12, 1.75, 1, 2, 4, 1, (4, 1, 3, 2), TORUS_2D_SHAPES),
+  'tpu7x':  Generation(2307e12, 192, 7.37e12, 2.2,  2, 3, 4, 2, (4, 1, 3, 2), TORUS_3D_SHAPES),
 }  # fmt: skip
 
 
