@@ -6,7 +6,8 @@
 #
 # The parts are ordered by value. A part that has its CSV is not repeated, and an interrupted one
 # continues. The exit code is 0 if all parts are done, 75 if parts are left for another call, and 1
-# if a part failed, a check exceeds its limit, or a published result is missed.
+# if a part failed, a check exceeds its limit, or a published result is missed, in this call or an
+# earlier one.
 #
 # Variables, with their defaults:
 #   OUT=results/gpu   the CSV files, and state.tar with all that is worth keeping
@@ -93,11 +94,17 @@ part() {
   local name=$1 csv=$2 limit=$((TOTAL - SECONDS)) code=0
   shift 2
   number=$((number + 1))
-  if is_done "$csv"; then echo "== $number $name: done before"; return; fi
+  if is_done "$csv"; then
+    echo "== $number $name: done before"
+    if grep -Fqsx -- "$name" "$state/missed"; then failed+=("$name"); fi
+    return
+  fi
   if ((limit < least)); then echo "== $number $name: left for the next call"; left+=("$name"); return; fi
   if ((limit > PART)); then limit=$PART; fi
   echo "== $number $name: at most $limit s, after $SECONDS s"
   timeout --kill-after=15 "$limit" "$PYTHON" "$@" || code=$?
+  # A part that is done is not repeated, so later calls must know that it missed its result.
+  if is_done "$csv" && ((code)); then echo "$name" >>"$state/missed"; fi
   keep
   if is_done "$csv"; then
     if ((code)); then failed+=("$name"); fi

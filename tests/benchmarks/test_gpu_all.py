@@ -81,6 +81,28 @@ def test_without_time_every_part_is_left_for_the_next_call(gpu_all, tmp_path):
     assert not [name for name in state.getnames() if name.endswith('.csv')]
 
 
+def test_a_result_that_an_earlier_call_missed_is_not_forgotten(gpu_all, tmp_path):
+  python = tmp_path / 'python'
+  # Every part writes its CSV; one misses its result.
+  python.write_text(
+    '#!/usr/bin/env bash\n'
+    'all=$*\n'
+    'while (($#)); do case $1 in --csv) echo x >"$2" ;; --out) out=$2 ;; esac; shift; done\n'
+    'if [[ $all == *gpu_reproduce* ]]; then\n'
+    '  echo "cifar10-94-fast,x" >"$out/reproduced.csv"; exit 1\n'
+    'elif [[ $all == *tables* ]]; then echo x >"$out/mini_positions.csv"; fi\n',
+    encoding='utf-8',
+  )
+  python.chmod(0o755)
+  code, text = gpu_all(PYTHON=str(python))
+  assert code == 1 and 'failed, or over a limit: cifar10-94-fast' in text
+  bare = {'WORK': str(tmp_path / 'bare'), 'STATE': str(tmp_path / 'out' / 'state.tar')}
+  for changes in ({}, bare):
+    code, text = gpu_all(PYTHON=str(python), **changes)
+    assert code == 1 and text.count('done before') == 6
+    assert 'failed, or over a limit: cifar10-94-fast' in text
+
+
 @pytest.mark.parametrize(
   ('seconds', 'expected'),
   [

@@ -16,6 +16,7 @@ from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import FolderStore
 from vit_jax.data.pack import PackOptions, pack_source, shorten_name
 from vit_jax.data.records import read_manifest
+from vit_jax.data.reencode import reencode_image
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -197,6 +198,8 @@ def test_names_lose_the_directory_of_their_source():
   assert shorten_name('/data/photos/train/a.jpg', 'folder:/data/photos') == 'train/a.jpg'
   assert shorten_name('/data/photos/a.jpg', 'csv:/data/photos/labels.csv') == 'a.jpg'
   assert shorten_name('photos/a.jpg', 'folder:photos') == 'a.jpg'
+  assert shorten_name('photos/a.jpg', 'folder:./photos') == 'a.jpg'
+  assert shorten_name('photos/a.jpg', 'csv:./photos/labels.csv') == 'a.jpg'
   assert shorten_name('tfds:cifar10 train #5', 'tfds:cifar10') == 'tfds:cifar10 train #5'
 
 
@@ -260,3 +263,12 @@ def test_an_image_that_changed_is_not_packed_already(photos, tmp_path):
   del manifest['splits']['train']['content']  # As an older program wrote it.
   (out / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
   pack_source(name, out, PackOptions(splits=('train=all',)))
+
+
+def test_an_image_too_long_for_a_jpeg_stays_as_it_is():
+  out = io.BytesIO()
+  Image.new('RGB', (70_000, 20)).save(out, 'png')
+  data = out.getvalue()
+  assert reencode_image(data, 'x', 19, 95, user_file=True) is data
+  small = reencode_image(data, 'x', 10, 95, user_file=True)
+  assert Image.open(io.BytesIO(small)).size == (35_000, 10)

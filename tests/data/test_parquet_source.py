@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from vit_jax.data import parquet_source
 from vit_jax.data.decode import BadImageError
 from vit_jax.data.pack import PackOptions, pack_source
 from vit_jax.data.sources import open_source, open_unlabelled
@@ -132,4 +133,26 @@ def test_without_pyarrow_the_error_says_what_to_install(folder, monkeypatch):
     util, 'find_spec', lambda name: (name != 'pyarrow' and find_spec(name)) or None
   )
   with pytest.raises(UserError, match=r"pip install 'vit-jax\[parquet\]'"):
+    open_source(f'parquet:{folder}', 'train')
+
+
+@pytest.mark.parametrize(
+  ('columns', 'problem'),
+  [
+    ({'image': [b'', b''], 'label': [0, 5_000_000]}, 'row 1.*less than 1,000,000.*got 5000000'),
+    ({'image': [b'', b''], 'label': [0, 1.5]}, 'row 0.*0.0 is not a label'),
+    ({'image': ['a.png', 'b.png'], 'label': [0, 1]}, 'image is string; expected bytes'),
+    ({'image': [{'path': 'a', 'data': b''}] * 2, 'label': [0, 1]}, 'expected bytes, or structs'),
+  ],
+)
+def test_a_column_of_another_kind_is_a_one_line_error(columns, problem, tmp_path):
+  write_table(tmp_path / 'a.parquet', columns)
+  with pytest.raises(UserError, match=problem) as caught:
+    open_source(f'parquet:{tmp_path / "a.parquet"}', 'train')
+  assert '\n' not in str(caught.value)
+
+
+def test_a_row_group_that_is_too_large_for_an_array_is_an_error(folder, monkeypatch):
+  monkeypatch.setattr(parquet_source, 'MAX_ROW_GROUP_BYTES', 100)
+  with pytest.raises(UserError, match='smaller row groups'):
     open_source(f'parquet:{folder}', 'train')

@@ -1,19 +1,23 @@
 """Packed data gives the batches of its source, and names the shard and record of a bad image."""
 
+import contextlib
+import gc
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vit_jax.config import DataConfig
+from vit_jax.data import shards
 from vit_jax.data.decode import BadImageError
 from vit_jax.data.loader import diagnose_bad_example, eval_batches, train_batches
 from vit_jax.data.pack import PackOptions, pack_source
 from vit_jax.data.records import read_manifest
-from vit_jax.data.sources import open_source, open_unlabelled
+from vit_jax.data.sources import kind_of_path, open_source, open_unlabelled
 from vit_jax.errors import UserError
 
 
@@ -196,3 +200,32 @@ def test_a_directory_without_a_manifest_says_what_is_expected(tmp_path):
   (tmp_path / '.packing').mkdir()
   with pytest.raises(UserError, match='not packed to the end'):
     open_source(f'records:{tmp_path}', 'train')
+
+
+def test_few_shards_are_open_however_many_there_are(photos, tmp_path, monkeypatch):
+  pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions(shards=6))
+  monkeypatch.setattr(shards, 'count_open_shards', lambda: 4)
+  sources = [open_source(f'records:{tmp_path / "out"}', split) for split in ('train', 'val') * 2]
+  expected = [[source[i] for i in range(len(source))] for source in sources]
+  for i in reversed(range(6)):
+    assert [source[i] for source in sources] == [examples[i] for examples in expected]
+    assert 0 < count_open_shards() <= 4
+  del sources
+  gc.collect()
+  assert not count_open_shards()
+
+
+def count_open_shards() -> int:
+  """Return how many descriptors of this process are shards."""
+  count = 0
+  for path in Path('/proc/self/fd').iterdir():
+    with contextlib.suppress(FileNotFoundError):  # That of the listing.
+      count += path.readlink().suffix == '.array_record'
+  return count
+
+
+def test_a_photo_folder_with_a_manifest_of_its_own_is_not_packed(photos, tmp_path):
+  (photos / 'manifest.json').write_text('{"name": "my app"}', encoding='utf-8')
+  assert kind_of_path(photos) == 'folder'
+  pack_source(f'folder:{photos}', tmp_path / 'out', PackOptions())
+  assert kind_of_path(tmp_path / 'out') == 'records'

@@ -173,6 +173,9 @@ def test_labels_are_not_needed_for_a_teacher(tmp_path, images):
     ({'a.png': b'', 'a.cls': b'1', 'b.png': b'', 'b.txt': b'x'}, 'numbers.*names'),
     ({'a.png': b'', 'a.txt': b'x'}, 'only one class'),
     ({'a.txt': b'x'}, 'no images'),
+    ({'a.png': b'', 'a.cls': b'1234567'}, r'a\.cls .*less than 1,000,000.* got 1234567'),
+    ({'a.png': b'', 'a.json': b'{"label": 99999999999}'}, r'a\.json .*less than 1,000,000'),
+    ({'a.png': b'', 'a.json': b'[' * 100_000}, r'a\.json is not a label'),
   ],
 )
 def test_a_wrong_archive_is_a_one_line_error(files, problem, tmp_path):
@@ -232,3 +235,30 @@ def test_labels_without_an_image_are_counted_and_a_new_kind_of_image_is_indexed(
   for module in ('archive_store', 'tar_source'):
     monkeypatch.setattr(f'vit_jax.data.{module}.image_extensions', lambda: ('.png', '.raw'))
   assert contents(open_source(name, 'train'))[2:] == [(b'', (1,)), (b'', (0,))]
+
+
+def test_text_is_the_name_of_a_class_also_if_it_has_digits(tmp_path, images):
+  files = {f'{i}.png': image for i, image in enumerate(images)}
+  files |= {f'{i}.txt': (b'10', b'9', b'007\n')[i % 3] for i in range(12)}
+  write_tar(tmp_path / 'x.tar', dict(sorted(files.items())))
+  source = open_source(f'tar:{tmp_path / "x.tar"}', 'train')
+  assert source.label_names == ('007', '10', '9')
+  for i, name in enumerate(sorted(map(str, range(12)))):
+    assert source[i][1] == ((1, 2, 0)[int(name) % 3],)
+
+
+@pytest.mark.parametrize('name', ['more.tar.gz', 'more.tgz', 'more.tar.zst'])
+def test_a_compressed_archive_beside_others_is_an_error(name, folder):
+  (folder / name).write_bytes(b'')
+  with pytest.raises(UserError, match=f'{name} is compressed'):
+    open_source(f'tar:{folder}', 'train')
+
+
+def test_a_list_of_class_names_that_is_not_utf_8_is_an_error(tmp_path, images):
+  files = {}
+  for i, image in enumerate(images):
+    files |= {f'{i}.png': image, f'{i}.cls': b'%d' % (i % 2)}
+  write_tar(tmp_path / 'x.tar', files)
+  (tmp_path / 'labels.txt').write_bytes(b'caf\xe9\nbar\n')
+  with pytest.raises(UserError, match=r'labels\.txt is not UTF-8'):
+    open_source(f'tar:{tmp_path / "x.tar"}', 'train')

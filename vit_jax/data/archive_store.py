@@ -20,15 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.class_names import read_class_names
 from vit_jax.data.decode import BadImageError
 from vit_jax.data.folder import SPLIT_FOLDERS, resolve_existing_path
 from vit_jax.data.image_files import image_extensions, printable
 from vit_jax.errors import UserError
 from vit_jax.runtime.files import user_cache_dir, write_atomically
 
-INDEX_VERSION = 2  # Increase it when the content of an index changes.
+INDEX_VERSION = 3  # Increase it when the content of an index changes.
 GENERIC_NAMES = ('part', 'shard', 'data', 'images')  # Of files; they name no split.
 LABEL_FILES = ('labels.txt', 'classes.txt', 'classnames.txt')  # A class name per line.
+
+MAX_CLASSES = 1_000_000  # A larger number is no class, but an id of something else.
+COMPRESSED_SUFFIXES = ('.gz', '.bz2', '.xz', '.zst')
 
 Index = dict[str, np.ndarray]  # At least 'names', bytes [n], and 'labels', JSON lists as bytes [n].
 
@@ -38,6 +42,7 @@ class ArchiveStore:
 
   kind: str
   suffix: str
+  compressed_suffixes: tuple[str, ...] = ()  # Besides `suffix` with COMPRESSED_SUFFIXES.
   needs_labels = True
 
   def __init__(self, path: str, *, dir: str = ''):
@@ -108,11 +113,17 @@ class ArchiveStore:
     """Return the archives, sorted. Raises UserError if there are none."""
     if not self._root.is_dir():
       return [self._root]
+    compressed = (*(self.suffix + each for each in COMPRESSED_SUFFIXES), *self.compressed_suffixes)
     files = sorted(
       file
-      for file in self._root.rglob(f'*{self.suffix}')
-      if file.is_file() and not any(part[0] == '.' for part in file.relative_to(self._root).parts)
+      for file in self._root.rglob('*')
+      if file.name.endswith((self.suffix, *compressed))
+      and file.is_file()
+      and not any(part[0] == '.' for part in file.relative_to(self._root).parts)
     )
+    for file in files:
+      if file.name.endswith(compressed):
+        raise UserError(f'{file} is compressed, so it has no random access; decompress it')
     if not files:
       raise UserError(f'{self.title} has no {self.suffix} files')
     return files
@@ -170,7 +181,7 @@ class ArchiveStore:
     folder = self._root if self._root.is_dir() else self._root.parent
     for path in (folder / name for name in LABEL_FILES):
       if path.is_file():
-        return tuple(path.read_text(encoding='utf-8').splitlines())
+        return read_class_names(path)
     return ()
 
 
@@ -219,6 +230,14 @@ def _stamp(file: Path) -> np.ndarray:
   """Return the size and the time of a file, with which its index is valid."""
   status = file.stat()
   return np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns], np.int64)
+
+
+def check_class_number(label: int | str) -> int | str:
+  """Return a label. Raises ValueError if it is a number that is too large for one of a class."""
+  if isinstance(label, int) and not -MAX_CLASSES < label < MAX_CLASSES:
+    expected = f'the number of a class, less than {MAX_CLASSES:,}'
+    raise ValueError(f'expected {expected}, or its name; got {label}')
+  return label
 
 
 def encode_labels(labels: list[int | str]) -> bytes:

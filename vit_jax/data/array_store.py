@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.class_names import read_class_names
 from vit_jax.errors import UserError, did_you_mean
 
 # One decoding thread loads the images, and the others wait. NumPy parses array headers with `ast`,
@@ -150,7 +151,7 @@ def _idx_label_names(folder: Path, classes: int) -> tuple[str, ...]:
   path = folder / 'labels.txt'
   if not path.is_file():
     return tuple(map(str, range(classes)))
-  names = tuple(path.read_text(encoding='utf-8').splitlines())
+  names = read_class_names(path)
   if len(names) < classes:
     raise UserError(f'{path} names {len(names)} classes, but the labels go up to {classes - 1}')
   return names

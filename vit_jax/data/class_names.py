@@ -2,6 +2,7 @@
 
 import collections
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,14 @@ _IMAGENET_VALIDATION_EXAMPLES = 50_000  # Images of ImageNet-1k's validation spl
 def normalize_class_name(name: str) -> str:
   """Return the composed form (NFC) of a name. Files from a Mac may have the decomposed form."""
   return unicodedata.normalize('NFC', name)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+  """Return the lines of a file. Raises UserError if it is not UTF-8."""
+  try:
+    return tuple(path.read_text(encoding='utf-8').splitlines())
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is not UTF-8 text: {error}') from None
 
 
 def check_class_names(names: tuple[str, ...], title: str):

@@ -244,6 +244,14 @@ class UnlabelledFolderStore(_ImageFileStore):
 
 
 def _read_csv_labels(file: Path) -> dict[bytes, tuple[str, ...]]:
+  """Return {path: its sorted labels}. Raises UserError if the file is not valid."""
+  try:
+    return _parse_csv_labels(file)
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f'{file} is not a CSV file in UTF-8: {error}') from None
+
+
+def _parse_csv_labels(file: Path) -> dict[bytes, tuple[str, ...]]:
   """Return {path: its sorted labels}.
 
   Raises UserError with the number of the first invalid line.

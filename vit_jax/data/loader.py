@@ -22,14 +22,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterable, Iterator
 
 import cv2
 import grain
@@ -42,6 +38,7 @@ from vit_jax.data.decode import BadImageError, decode_image
 from vit_jax.data.images import write_eval_image, write_train_image
 from vit_jax.data.preprocessing import Preprocessing, decoding_options, eval_preprocessing
 from vit_jax.data.sampler import mixture_example, repeated_example, sequential_example
+from vit_jax.data.workers import init_worker, start_resource_tracker
 from vit_jax.errors import UserError
 
 # Images that a decoding thread takes at a time. Their decoding dwarfs the cost of handing them out.
@@ -49,6 +46,7 @@ DECODE_CHUNK = 16
 MIN_SHARED_BYTES = 1 << 16  # Smaller arrays of a worker are cheaper to send than to share.
 # Batches in progress in each process, so that threads that finish one can start the next.
 LOADER_PREFETCH = 2
+READ_AHEAD = 2  # Batches after those in progress, whose records in object storage are fetched.
 
 Batch = dict[str, np.ndarray]
 
@@ -100,6 +98,7 @@ def train_batches(
     hosts=hosts,
     skip_bad_images=config.bad_images == 'skip',
     threads=_count_threads(config),
+    read_ahead=getattr(source, 'read_ahead', None),
   )
   return _iterate_batches(make_batch, range(start, sys.maxsize), config.workers)
 
@@ -148,6 +147,7 @@ def eval_batches(
     hosts=hosts,
     skip_bad_images=config.bad_images == 'skip',
     threads=_count_threads(config),
+    read_ahead=getattr(source, 'read_ahead', None),
   )
   return _iterate_batches(make_batch, range(math.ceil(len(source) / size)), config.workers)
 
@@ -236,6 +236,8 @@ class _BatchMaker:
   hosts: int
   skip_bad_images: bool
   threads: int
+  read_ahead: Callable[[Iterable[int]], None] | None  # Given examples that are needed soon.
+  stride: int = 1  # Batch k + stride is this process's next batch.
 
   def __call__(self, k: int) -> Batch | UserError:
     b = self.shape[0]
@@ -247,16 +249,25 @@ class _BatchMaker:
       'id': np.empty(b, np.int64),
     }
     first = (k * self.hosts + self.host) * b
-    chunks = [
-      self._pool.submit(self._fill_rows, out, first, range(i, min(i + DECODE_CHUNK, b)))
-      for i in range(0, b, DECODE_CHUNK)
-    ]
     try:
+      for step in range(READ_AHEAD + 1) if self.read_ahead else ():
+        self.read_ahead(self._list_examples(k + step * self.stride))
+      chunks = [
+        self._pool.submit(self._fill_rows, out, first, range(i, min(i + DECODE_CHUNK, b)))
+        for i in range(0, b, DECODE_CHUNK)
+      ]
       for chunk in chunks:
         chunk.result()
     except UserError as error:
       return error  # Raising it in a worker process would change its type and message.
     return out
+
+  def _list_examples(self, k: int) -> Iterator[int]:
+    """Yield the examples of batch `k`."""
+    b = self.shape[0]
+    first = (k * self.hosts + self.host) * b
+    located = (self.locate_example(position)[1] for position in range(first, first + b))
+    return (index for index in located if index >= 0)
 
   def _allocate_images(self) -> np.ndarray:
     """Reuse the memory of an earlier batch that nothing references any more.
@@ -327,6 +338,7 @@ def _local_batch_size(name: str, batch: int, hosts: int) -> int:
 
 def _iterate_batches(make_batch: _BatchMaker, batches: range, workers: int) -> Iterator[Batch]:
   """Yield the batches in order, made ahead by threads of this process or by worker processes."""
+  make_batch = dataclasses.replace(make_batch, stride=max(1, workers))
   dataset = grain.MapDataset.range(batches.start, batches.stop).map(make_batch)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(num_threads=LOADER_PREFETCH, prefetch_buffer_size=LOADER_PREFETCH)
@@ -336,11 +348,11 @@ def _iterate_batches(make_batch: _BatchMaker, batches: range, workers: int) -> I
   if workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl applications parse.
-    _start_resource_tracker()
+    start_resource_tracker()
     options = grain.MultiprocessingOptions(
       num_workers=workers, per_worker_buffer_size=LOADER_PREFETCH
     )
-    dataset = dataset.mp_prefetch(options, worker_init_fn=_init_worker)
+    dataset = dataset.mp_prefetch(options, worker_init_fn=init_worker)
   holder = [iter(dataset)]
   iterator = _yield_batches(holder)
   # If the program ends before the loop does, Grain's own cleanup would run too late.
@@ -366,33 +378,3 @@ def _close_iterator(holder: list):
   """Stop the worker processes and free shared memory."""
   if holder:
     holder.pop().close()
-
-
-def _start_resource_tracker():
-  """Start Python's tracker of shared memory without changing the signal mask.
-
-  Starting it unblocks signals in this thread. Workers must inherit the mask as it was.
-  """
-  blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-  resource_tracker.ensure_running()
-  signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def _init_worker(worker: int, workers: int):
-  """Leave signals to the parent process and end when it ends.
-
-  Ctrl-C and preemption reach all processes, but only the parent handles them.
-  """
-  del worker, workers
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent():
-  """End this worker when its parent has ended.
-
-  Otherwise a worker of a killed process would wait forever and keep its memory.
-  """
-  multiprocessing.parent_process().join()
-  os._exit(0)

@@ -6,6 +6,8 @@ Shapes: k classes.
 
 import dataclasses
 import hashlib
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,10 @@ class PseudoLabelledSource:
     """Return whether example `i` is a file of the user."""
     return self.source.is_user_file(int(self.indices[i]))
 
+  def read_ahead(self, indices: Iterable[int]):
+    """Begin to read examples that are needed soon."""
+    self.source.read_ahead(int(self.indices[i]) for i in indices)
+
   def __len__(self) -> int:
     return len(self.indices)
 
@@ -84,6 +90,13 @@ class MixtureSource:
 
   def __len__(self) -> int:
     return len(self.labelled) + len(self.unlabelled)
+
+  def read_ahead(self, indices: Iterable[int]):
+    """Begin to read examples that are needed soon."""
+    ones, others = itertools.tee(indices)  # Sources that are not in object storage take none.
+    n = len(self.labelled)
+    self.labelled.read_ahead(i for i in ones if i < n)
+    self.unlabelled.read_ahead(i - n for i in others if i >= n)
 
   def is_user_file(self, i: int) -> bool:
     """Return whether example `i` is a file of the user."""

@@ -321,7 +321,7 @@ def shorten_name(name: str, title: str) -> str:
   """
   path = title.partition(':')[2]
   for folder in (path, os.path.dirname(path)):  # noqa: PTH120
-    prefix = os.path.join(os.path.expanduser(folder), '')  # noqa: PTH111, PTH118
+    prefix = os.path.join(Path(os.path.expanduser(folder)), '')  # noqa: PTH111, PTH118
     if folder and name.startswith(prefix):
       return name[len(prefix) :]
   return name

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.archive_store import ArchiveStore, Index, encode_labels
+from vit_jax.data.archive_store import ArchiveStore, Index, check_class_number, encode_labels
 from vit_jax.errors import UserError, check_installed, one_line
 
 IMAGE_COLUMNS = ('image', 'img')
 LABEL_COLUMNS = ('label', 'labels', 'fine_label')
+MAX_ROW_GROUP_BYTES = 2**31 - 1  # Of images: what an Arrow array can have.
 CACHED_ROW_GROUPS = 4  # Of the image column, in memory.
 
 
@@ -55,6 +56,8 @@ class ParquetStore(ArchiveStore):
         label = _find_column(path, schema, LABEL_COLUMNS)
       groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
       is_struct = pyarrow.types.is_struct(schema.field(image).type)
+      column = _find_bytes(path, schema.field(image))
+      _check_row_groups(path, table.metadata, column)
       labels = table.read([label])[label].to_pylist() if label else [None] * sum(groups)
       names = _read_paths(table, image) if is_struct else [''] * sum(groups)
     except (pyarrow.ArrowException, OSError) as error:
@@ -62,9 +65,11 @@ class ParquetStore(ArchiveStore):
     named = [f'#{i} {name}'.strip().encode() for i, name in enumerate(names)]
     return {
       'names': np.array(named, 'S'),
-      'labels': np.array([encode_labels(_list_labels(path, each)) for each in labels], 'S'),
+      'labels': np.array(
+        [encode_labels(_list_labels(path, i, each)) for i, each in enumerate(labels)], 'S'
+      ),
       'group_ends': np.cumsum(groups, dtype=np.int64),
-      'column': np.array(f'{image}.bytes' if is_struct else image),
+      'column': np.array(column),
       'classes': np.array(json.dumps(_read_class_names(schema, label))),
     }
 
@@ -123,6 +128,33 @@ def _find_column(path: Path, schema, names: tuple[str, ...]) -> str:
   return found
 
 
+def _find_bytes(path: Path, field) -> str:
+  """Return the column with the bytes of images. Raises UserError if the field has none."""
+  import pyarrow
+
+  is_struct, kind = pyarrow.types.is_struct(field.type), field.type
+  if is_struct:
+    kind = next((child.type for child in kind if child.name == 'bytes'), None)
+  accepted = pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_null
+  if kind is None or not any(is_accepted(kind) for is_accepted in accepted):
+    raise UserError(
+      f'{path}: the column {field.name} is {field.type!s:.80}; expected bytes, or structs with '
+      'the field bytes'
+    )
+  return f'{field.name}.bytes' if is_struct else field.name
+
+
+def _check_row_groups(path: Path, metadata, column: str):
+  """Raise UserError if a row group has more images than Arrow can hold in an array."""
+  for group in map(metadata.row_group, range(metadata.num_row_groups)):
+    for part in map(group.column, range(group.num_columns)):
+      if part.path_in_schema == column and part.total_uncompressed_size > MAX_ROW_GROUP_BYTES:
+        raise UserError(
+          f'{path} has a row group with {part.total_uncompressed_size:,} bytes of images; at most '
+          f'{MAX_ROW_GROUP_BYTES:,} can be read. Write it again with smaller row groups'
+        )
+
+
 def _read_paths(table, image: str) -> list[str]:
   """Return the file names of the images of a table, '' where there is none."""
   if not any(field.name == 'path' for field in table.schema_arrow.field(image).type):
@@ -131,12 +163,16 @@ def _read_paths(table, image: str) -> list[str]:
   return [name or '' for name in column.field('path').to_pylist()]
 
 
-def _list_labels(path: Path, value) -> list[int | str]:
+def _list_labels(path: Path, row: int, value) -> list[int | str]:
   """Return the labels of a row: none for a null or for -1, which stand for unknown."""
   labels = value if isinstance(value, list) else [] if value is None else [value]
   if not all(isinstance(label, int | str) for label in labels):
-    raise UserError(f'{path}: {value!r:.80} is not a label; expected the number or name of a class')
-  return [label for label in labels if label != -1]
+    expected = 'expected the number or name of a class'
+    raise UserError(f'{path} row {row}: {value!r:.80} is not a label; {expected}')
+  try:
+    return [check_class_number(label) for label in labels if label != -1]
+  except ValueError as error:
+    raise UserError(f'{path} row {row}: {error}') from None
 
 
 def _read_class_names(schema, label: str | None) -> list[str]:
@@ -146,6 +182,6 @@ def _read_class_names(schema, label: str | None) -> list[str]:
     feature = features[label]
     feature = feature.get('feature', feature)  # Of a sequence.
     names = feature.get('names') or []
-  except (KeyError, TypeError, ValueError, AttributeError):
+  except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
     return []
   return [str(name) for name in names] if isinstance(names, list) else []

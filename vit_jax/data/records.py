@@ -12,24 +12,26 @@ an image that could not be read when it was packed has the reason, `error`, inst
 
 import concurrent.futures
 import dataclasses
+import io
 import itertools
 import json
-import resource
 import struct
 from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax.data.decode import BadImageError, ImageData
 from vit_jax.data.folder import resolve_existing_path
+from vit_jax.data.object_storage import ObjectShards
+from vit_jax.data.shards import LocalShards
 from vit_jax.errors import UserError, one_line
 from vit_jax.runtime.files import read_json_object
 
 MANIFEST = 'manifest.json'
 UNFINISHED = '.packing'  # The directory of what is known about an unfinished packing.
 FORMAT, VERSION = 'vit_jax records', 1
-SPARE_OPEN_FILES = 256  # Beside the shards, which stay open.
 _LENGTH = struct.Struct('<I')
 
 
@@ -83,7 +85,19 @@ def read_manifest(folder: Path) -> Manifest:
     if (folder / UNFINISHED).exists():
       raise UserError(f'{folder} is not packed to the end; run the same `data pack` again')
     raise UserError(f'{folder} has no {MANIFEST}; expected a directory that `data pack` wrote')
-  values = read_json_object(path)
+  return parse_manifest(read_json_object(path), path)
+
+
+def is_packed(folder: Path) -> bool:
+  """Return whether a directory has a manifest of packed data, of any version."""
+  try:
+    return read_json_object(folder / MANIFEST).get('format') == FORMAT
+  except (OSError, UserError):
+    return False
+
+
+def parse_manifest(values: dict, path: Path | str) -> Manifest:
+  """Return the manifest with these values. Raises UserError, with `path`, if it is not valid."""
   if values.pop('format', None) != FORMAT:
     raise UserError(f'{path} does not describe records; expected what `data pack` writes')
   if (version := values.pop('version', None)) != VERSION:
@@ -164,7 +178,7 @@ def decode_record(record: bytes, name: str) -> tuple[ImageData, tuple[int, ...],
     labels = tuple(header['labels'])
     if 'shape' in header:
       data = np.frombuffer(data, np.uint8).reshape(header['shape'])
-  except (struct.error, ValueError, TypeError, KeyError) as error:
+  except (struct.error, ValueError, TypeError, KeyError, RecursionError) as error:
     raise BadImageError(name, f'the record is damaged: {one_line(error)}') from None
   if 'error' in header:
     raise BadImageError(name, f'when it was packed: {header["error"]}')
@@ -172,10 +186,10 @@ def decode_record(record: bytes, name: str) -> tuple[ImageData, tuple[int, ...],
 
 
 class RecordStore:
-  """Packed data, as a store of sources.py. The shards of a split are opened when it is read."""
+  """Packed data, as a store of sources.py. Shards are opened when they are read."""
 
-  def __init__(self, path: str, manifest: Manifest, root: Path):
-    self.title, self._root = f'records:{path}', root
+  def __init__(self, path: str, manifest: Manifest, files: LocalShards | ObjectShards):
+    self.title, self._files = f'records:{path}', files
     self.source_kind = manifest.source_kind
     self.label_names, self.splits = manifest.label_names, tuple(manifest.splits)
     self._packed = manifest.splits
@@ -183,18 +197,16 @@ class RecordStore:
       name: list(itertools.accumulate(shard.examples for shard in split.shards))
       for name, split in manifest.splits.items()
     }
-    self._checked, self._readers = set(), {}
-
-  def __getstate__(self) -> dict:
-    return self.__dict__ | {'_readers': {}}
+    self._checked = set()
 
   def shard_lengths(self, split: str) -> list[int]:
     """Return the number of examples of each shard of a split.
 
-    Raises UserError if a shard is missing or has another size.
+    Raises UserError if a shard is missing or has another size. In object storage that is found
+    when the shard is first read.
     """
-    if split not in self._checked:
-      check_sizes(self._root, self._packed[split].shards)
+    if isinstance(self._files, LocalShards) and split not in self._checked:
+      check_sizes(self._files.root, self._packed[split].shards)
       self._checked.add(split)
     return [shard.examples for shard in self._packed[split].shards]
 
@@ -208,12 +220,12 @@ class RecordStore:
 
   def read_example(self, split: str, i: int) -> tuple[ImageData, tuple[int, ...], str]:
     """Return (image, labels, name) of example `i` of a split."""
-    shard = bisect_right(self._ends[split], i)
-    first = self._ends[split][shard - 1] if shard else 0
-    name = f'{self.title} {self._packed[split].shards[shard].file} #{i - first}'
-    reader = self._open(split)
+    shard, row = self._locate(split, i)
+    name = f'{self.title} {shard.file} #{row}'
     try:
-      record = reader[i]
+      record = self._files.read_record(shard, row)
+    except UserError:
+      raise
     except Exception as error:  # ArrayRecord documents no error types.
       raise BadImageError(name, f'the record is damaged: {one_line(error)}') from None
     data, labels, name = decode_record(record, name)
@@ -222,17 +234,15 @@ class RecordStore:
       raise BadImageError(name, problem)
     return data, labels, name
 
-  def _open(self, split: str):
-    if split not in self._readers:
-      from array_record.python.array_record_data_source import ArrayRecordDataSource
+  def read_ahead(self, examples: Iterable[tuple[str, int]]):
+    """Begin to fetch (split, example) that are needed soon, if they are in object storage."""
+    if isinstance(self._files, ObjectShards):
+      self._files.read_ahead([self._locate(split, i) for split, i in examples])
 
-      shards = self._packed[split].shards
-      _allow_open_files(len(shards), self.title)
-      # With the range, ArrayRecord opens a file without counting its records.
-      self._readers[split] = ArrayRecordDataSource(
-        [f'{self._root / shard.file}[0:{shard.examples}]' for shard in shards]
-      )
-    return self._readers[split]
+  def _locate(self, split: str, i: int) -> tuple[PackedFile, int]:
+    """Return (shard, number of the record in it) of an example."""
+    shard = bisect_right(self._ends[split], i)
+    return self._packed[split].shards[shard], i - (self._ends[split][shard - 1] if shard else 0)
 
 
 class ListedRecordStore(RecordStore):
@@ -240,20 +250,39 @@ class ListedRecordStore(RecordStore):
 
   def read_labels(self, split: str) -> np.ndarray:
     """Return the labels [n, m] of all examples of a split, padded with -1."""
-    return read_label_table(self._root, self._packed[split], len(self.label_names))
+    packed, classes = self._packed[split], len(self.label_names)
+    if isinstance(self._files, LocalShards):
+      return read_label_table(self._files.root, packed, classes)
+    content = self._files.read_file(packed.labels.file, packed.labels.bytes)
+    return _load_label_table(io.BytesIO(content), packed.labels.file, packed, classes)
 
 
 def open_records(path: str, *, dir: str = '', labelled: bool = True) -> RecordStore:
   """Open packed data. Raises UserError if it has no labels, unless `labelled` is False."""
-  root = resolve_existing_path(path)
-  manifest = read_manifest(root)
+  files, manifest = _open_url(path) if '://' in path else _open_folder(path)
   if labelled and not manifest.label_names:
     raise UserError(
       f'records:{path} was packed from {manifest.source} without labels; it can be '
       'config.data.unlabelled'
     )
   listed = all(split.labels for split in manifest.splits.values())
-  return (ListedRecordStore if listed else RecordStore)(path, manifest, root)
+  return (ListedRecordStore if listed else RecordStore)(path, manifest, files)
+
+
+def _open_folder(path: str) -> tuple[LocalShards, Manifest]:
+  root = resolve_existing_path(path)
+  return LocalShards(root), read_manifest(root)
+
+
+def _open_url(url: str) -> tuple[ObjectShards, Manifest]:
+  files = ObjectShards(url)
+  try:
+    values = json.loads(files.read_file(MANIFEST))
+  except (ValueError, RecursionError):
+    values = None
+  if not isinstance(values, dict):
+    raise UserError(f'{url}/{MANIFEST} is not a JSON object; expected what `data pack` writes')
+  return files, parse_manifest(values, f'{url}/{MANIFEST}')
 
 
 def open_unlabelled_records(path: str, *, dir: str = '') -> RecordStore:
@@ -287,29 +316,19 @@ def read_label_table(root: Path, split: PackedSplit, classes: int) -> np.ndarray
   """Return the labels [n, m] of a split. Raises UserError if its file is damaged."""
   path = root / split.labels.file
   try:
-    table = np.load(path, allow_pickle=False)
+    return _load_label_table(path, path, split, classes)
   except FileNotFoundError:
     raise UserError(f'{path} is missing; pack again, or copy it again') from None
+
+
+def _load_label_table(
+  content: Path | io.BytesIO, path: Path | str, split: PackedSplit, classes: int
+) -> np.ndarray:
+  try:
+    table = np.load(content, allow_pickle=False)
   except (ValueError, EOFError, SyntaxError) as error:
     raise UserError(f'{path} is damaged: {one_line(error, limit=200)}; copy it again') from None
   is_table = table.dtype == np.int32 and table.ndim == 2 and len(table) == split.examples
   if not is_table or not -1 <= table.min(initial=-1) <= table.max(initial=-1) < max(1, classes):
     raise UserError(f'{path} does not fit the manifest: it has {table.dtype} {list(table.shape)}')
   return table
-
-
-def _allow_open_files(count: int, title: str):
-  """Raise this process's limit of open files if it has no room for `count` shards.
-
-  Raises UserError if the system does not allow as many.
-  """
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  needed = count + SPARE_OPEN_FILES
-  if soft == resource.RLIM_INFINITY or soft >= needed:
-    return
-  if hard != resource.RLIM_INFINITY and hard < needed:
-    raise UserError(
-      f'{title} has {count:,} shards, but a process may open {hard:,} files; raise `ulimit -Hn`, '
-      'or pack again with fewer --shards'
-    )
-  resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -10,6 +10,7 @@ from vit_jax.data.resize import resize_image
 from vit_jax.errors import UserError
 
 REENCODE_FILTER = 'pil_bicubic'  # With antialiasing.
+MAX_JPEG_SIDE = 65_535  # Of the format.
 REENCODE_SUBSAMPLING = '420'  # Of the chroma, as in most JPEG files.
 
 
@@ -18,8 +19,9 @@ def reencode_image(
 ) -> ImageData:
   """Return a JPEG of an image whose short side is reduced to `short_side` pixels.
 
-  Smaller images, and those that cannot be decoded, stay as they are. The JPEG is upright if the
-  orientation counts by default (`user_file`). It has no metadata.
+  Smaller images, those whose long side would be too long for a JPEG, and those that cannot be
+  decoded, stay as they are. The JPEG is upright if the orientation counts by default (`user_file`).
+  It has no metadata.
 
   Raises UserError if the image is not a file.
   """
@@ -34,6 +36,8 @@ def reencode_image(
   if min(h, w) <= short_side:
     return data
   size = tuple(round(n * short_side / min(h, w)) for n in (h, w))
+  if max(size) > MAX_JPEG_SIDE:
+    return data
   return simplejpeg.encode_jpeg(
     resize_image(image, size, REENCODE_FILTER),
     quality=quality,

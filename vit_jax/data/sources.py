@@ -5,7 +5,7 @@
   folder:PATH, csv:PATH                    image files (folder.py)
   tfds:NAME                                a TFDS dataset prepared as ArrayRecord (tfds_source.py)
   vtab:TASK                                a task of VTAB-1k with its own labels (vtab.py)
-  records:PATH                             a source that was packed as ArrayRecord (records.py)
+  records:PATH, records:URL                a source that was packed as ArrayRecord (records.py)
   tar:PATH                                 WebDataset archives (tar_source.py)
   parquet:PATH                             tables of encoded images (parquet_source.py)
   images:PATH                              all images below a folder, unlabelled (folder.py)
@@ -18,6 +18,7 @@ names) and `label_names` (those of the classes), and these methods:
   index_bytes(split)         bytes that differ if the names or labels of the examples differ
   read_example(split, i)     (data, labels, name), as `Source.__getitem__`
   read_labels(split)         labels [n, m] of all examples; absent if only the records state them
+  read_ahead(examples)       begin to fetch (split, i) that are needed soon; absent if of no use
 
 Several threads call `read_example` at the same time. Stores open their files after unpickling, so
 little is sent to a worker process.
@@ -27,7 +28,7 @@ import bisect
 import hashlib
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from vit_jax.data.class_names import check_class_names
 from vit_jax.data.folder import CsvStore, FolderStore, UnlabelledFolderStore
 from vit_jax.data.held_out import parse_part, take_part
 from vit_jax.data.parquet_source import ParquetStore, UnlabelledParquetStore
-from vit_jax.data.records import MANIFEST, open_records, open_unlabelled_records
+from vit_jax.data.records import is_packed, open_records, open_unlabelled_records
 from vit_jax.data.tar_source import TarStore, UnlabelledTarStore
 from vit_jax.data.tfds_source import TfdsStore, UnlabelledTfdsStore
 from vit_jax.data.vtab import VtabStore
@@ -142,6 +143,11 @@ class Source:
     chosen = [self._locate(int(i)) for i in np.linspace(0, len(self) - 1, min(n, len(self)))]
     return Source(self._store, [(split, i, i + 1) for split, i in chosen])
 
+  def read_ahead(self, indices: Iterable[int]):
+    """Begin to read examples that are needed soon, if they are in object storage."""
+    if hasattr(self._store, 'read_ahead'):
+      self._store.read_ahead(self._locate(i) for i in indices)
+
   def __len__(self) -> int:
     return self._span_ends[-1]
 
@@ -225,7 +231,7 @@ def _suggest_source(kind: str, rest: str, name: str) -> str:
 def kind_of_path(path: Path) -> str:
   """Return the kind of source that a file or folder is, or '' if it does not exist."""
   if path.is_dir():
-    return 'records' if (path / MANIFEST).is_file() else 'folder'
+    return 'records' if is_packed(path) else 'folder'
   return FILE_KINDS.get(path.suffix.lower(), 'csv') if path.exists() else ''
 
 

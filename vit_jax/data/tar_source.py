@@ -1,7 +1,7 @@
 """WebDataset archives: uncompressed tars in which the files of one example follow each other.
 
     000012.jpg  000012.cls     an image and the number of its class
-    000013.jpg  000013.txt     an image and the name of its class
+    000013.jpg  000013.txt     an image and the name of its class, which may consist of digits
     000014.png  000014.json    an image and an object with `label`, `labels` or `cls`
 
 The name of an example is the path up to the first dot of the file name. Other files are ignored.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_jax.data.archive_store import ArchiveStore, Index, encode_labels
+from vit_jax.data.archive_store import ArchiveStore, Index, check_class_number, encode_labels
 from vit_jax.data.image_files import MAX_IMAGE_FILE_BYTES, image_extensions, note_passed_over
 from vit_jax.errors import UserError, one_line
 
@@ -34,6 +34,7 @@ class TarStore(ArchiveStore):
   """The examples of WebDataset archives."""
 
   kind, suffix = 'tar', '.tar'
+  compressed_suffixes = ('.tgz', '.tbz2', '.txz', '.tzst')
 
   def __init__(self, path: str, *, dir: str = ''):
     super().__init__(path, dir=dir)
@@ -144,6 +145,8 @@ def _read_labels(
     if member.size > MAX_LABEL_BYTES:
       raise ValueError(f'{member.size:,} bytes')
     text = archive.extractfile(member).read().decode().strip()
+    if extension == '.txt' and text:
+      return [text]  # A name, also if it consists of digits, as the name of a folder may.
     if extension != '.json':
       return [_parse_label(text)]
     values = json.loads(text)
@@ -151,7 +154,7 @@ def _read_labels(
     if found is None:
       return None
     return [_parse_label(each) for each in (found if isinstance(found, list) else [found])]
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
     problem = one_line(error, limit=200)
     raise UserError(f'{path}: {member.name} is not a label: {problem}') from None
 
@@ -160,7 +163,8 @@ def _parse_label(value) -> int | str:
   """Return the number or the name of a class."""
   if isinstance(value, bool) or not isinstance(value, int | str) or value == '':
     raise ValueError(f'expected the number or the name of a class, got {value!r:.80}')
-  return int(value) if isinstance(value, str) and value.isdecimal() else value
+  is_number = isinstance(value, str) and value.isdecimal()
+  return check_class_number(int(value) if is_number else value)
 
 
 def _describe(path: Path, error: Exception) -> str:
