@@ -79,6 +79,7 @@ def test_every_argument_gives_a_valid_config():
     'cifar:vit_cifar,cifar100',
     'cifar:vit_512_short',
     'cifar:vit_512_long',
+    'cifar:scratch',
     'cifar:fast',
     'distill:B/8,S/16,imagenet,300',
     'distill:EfficientNet-B0,Ti/16,imagenet,300',
