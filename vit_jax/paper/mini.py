@@ -381,7 +381,7 @@ def _estimate_minutes(run: ExperimentRun) -> float:
   """Return the minutes of a run, without those that it starts from."""
   config = run.build_config('-' if run.init else '')
   images = config.steps * config.data.batch
-  flops = training_flops(config, build_model(config.model, 10), images)
+  flops = training_flops(config, build_model(config.model, 10), images, None)
   return (flops / _FLOPS_PER_SECOND + _SECONDS_PER_RUN) / 60
 
 
