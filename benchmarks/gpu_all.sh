@@ -19,6 +19,7 @@
 #   TIMM_PYTHON=      the Python that has torch and timm, if it is another
 #   CIFAR10=          a folder, or a tar file, with train/CLASS and test/CLASS
 #   CIFAR100=         the same. Without them, TFDS's copies in TFDS_DATA_DIR are used
+#   FASHION_MNIST=    a folder with its IDX files, by default that of Debian's dataset-fashion-mnist
 #   PHOTOS=           a folder with train/CLASS and val/CLASS, for the input and the miniatures
 #   TOTAL=570         seconds of this call
 #   PART=480          seconds of a part, at most
@@ -124,9 +125,14 @@ reproduce() { # NAME
   part "$1" "reproduced.csv:$1" benchmarks/gpu_reproduce.py "$1" \
     --root "$WORK/reproduce" --out "$state" "${smoke[@]}"
 }
+fashion_mnist=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 mini() { # EXPERIMENT TABLE
-  local options=(--effort=20)
-  if ((${#smoke[@]})); then options=(--effort=0.01 --seeds=1 --runs=1); fi
+  local options=(--effort=20 "--fashion_mnist=idx:$fashion_mnist")
+  if ((${#smoke[@]})); then
+    options=(--effort=0.002 --seeds=1 --runs=1 --cifar10=builtin:digits)
+  elif [[ -n ${VIT_JAX_CIFAR10-} ]]; then
+    options+=("--cifar10=$VIT_JAX_CIFAR10")
+  fi
   if [[ -n ${PHOTOS-} ]]; then options+=("--photos=folder:$PHOTOS"); fi
   part "miniature $1" "mini_$1.csv" -m vit_jax tables "$2" --scale=mini \
     --root "$WORK/mini" --out "$state" "${options[@]}"
@@ -154,20 +160,24 @@ else
   part memory memory.csv benchmarks/gpu_memory.py --csv "$state/memory.csv"
   step H/14
   if [[ -n $has_cifar10 ]]; then
-    for name in kentaroy-cifar10-500 kentaroy-cifar10-1000 vit-cifar-cifar10 spt-lsa-vit-cifar10 cifar10-94-fast; do
+    for name in kentaroy-cifar10-500 kentaroy-cifar10-1000 vit-cifar-cifar10 spt-lsa-vit-cifar10 scratch-vit-cifar10 cifar10-94-fast; do
       reproduce "$name"
     done
   else
     echo '== neither CIFAR10 nor TFDS_DATA_DIR is set: results on CIFAR-10 are left out'
   fi
   if [[ -n $has_cifar100 ]]; then reproduce vit-lite-cifar100; fi
-  mini positions 8
-  mini data_size fig4
-  mini scaling fig5
-  mini optimizers 7
-  mini pooling fig9
-  mini masked_patches selfsupervision
-  mini transfer 2
+  if [[ -n $has_cifar10 && -d $fashion_mnist ]]; then
+    mini positions 8
+    mini data_size fig4
+    mini scaling fig5
+    mini optimizers 7
+    mini pooling fig9
+    mini masked_patches selfsupervision
+    mini transfer 2
+  else
+    echo "== CIFAR-10 or $fashion_mnist is missing: the miniatures are left out"
+  fi
 fi
 
 keep
