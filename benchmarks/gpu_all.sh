@@ -90,7 +90,8 @@ is_done() { # FILE, or FILE:NAME for a row of a file
 }
 
 left=() failed=() number=0
-# Run a part: its name, the CSV that it writes in $state, and its command.
+# Run a part: its name, the CSV that it writes in $state at its end, and its command. If it writes the
+# CSV piece by piece, NAME.done in place of the CSV says that it has ended.
 part() {
   local name=$1 csv=$2 limit=$((TOTAL - SECONDS)) code=0
   shift 2
@@ -104,6 +105,7 @@ part() {
   if ((limit > PART)); then limit=$PART; fi
   echo "== $number $name: at most $limit s, after $SECONDS s"
   timeout --kill-after=15 "$limit" "$PYTHON" "$@" || code=$?
+  if [[ $csv == *.done ]] && ((!code)); then echo "$name" >"$state/$csv"; fi
   # A part that is done is not repeated, so later calls must know that it missed its result.
   if is_done "$csv" && ((code)); then echo "$name" >>"$state/missed"; fi
   keep
@@ -127,14 +129,14 @@ reproduce() { # NAME
 }
 fashion_mnist=${FASHION_MNIST:-/usr/share/datasets/fashion-mnist}
 mini() { # EXPERIMENT TABLE
-  local options=(--effort=20 "--fashion_mnist=idx:$fashion_mnist")
+  local options=("--fashion_mnist=idx:$fashion_mnist")
   if ((${#smoke[@]})); then
     options=(--effort=0.002 --seeds=1 --runs=1 --cifar10=builtin:digits)
   elif [[ -n ${VIT_JAX_CIFAR10-} ]]; then
     options+=("--cifar10=$VIT_JAX_CIFAR10")
   fi
   if [[ -n ${PHOTOS-} ]]; then options+=("--photos=folder:$PHOTOS"); fi
-  part "miniature $1" "mini_$1.csv" -m vit_jax tables "$2" --scale=mini \
+  part "miniature $1" "mini_$1.done" -m vit_jax tables "$2" --scale=mini \
     --root "$WORK/mini" --out "$state" "${options[@]}"
 }
 measure_input() { # MODEL…

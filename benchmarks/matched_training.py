@@ -3,10 +3,11 @@
     python benchmarks/matched_training.py FOLDER --out DIR [--seeds 3] [--epochs 5] [--patch 8]
 
 FOLDER has train/CLASS/*.jpg and test/CLASS/*.jpg. Both sides train timm's ViT of width 192 and
-depth 4 in float32 by the same recipe: batches of 128, a pad of 4 pixels by reflection, a random
-crop, a flip, AdamW, weight decay of the kernels, 5 % warm-up and a cosine, clipping, and label
-smoothing. Initial parameters have the same distributions. Order, crops and parameters are drawn by
-each side's own generators. So the accuracies agree up to the deviation over seeds.
+depth 4 in float32 by the same recipe. Images are padded by 4 pixels by reflection, cropped at
+random and flipped, in batches of 128. The optimizer is AdamW with weight decay of the kernels,
+clipping, 5 % warm-up and a cosine. Labels are smoothed. Initial parameters have the same
+distributions. Order, crops and parameters are drawn by each side's own generators. So the
+accuracies agree up to the deviation over seeds.
 
 The sides alternate, each in its own process. Time is that of training alone, without the start, the
 compilation and the evaluation, and with the reading of the images. results.jsonl in DIR has a line

@@ -2,7 +2,7 @@
 
     python benchmarks/partial_decode.py FOLDER
 
-Each image is decoded, cropped (inception, 224 px), flipped and resized by both sides in turns, so
+The sides alternate. Both decode, crop (inception, 224 px), flip and resize each image, so
 that other load on the machine affects both. The result is the ratio of the CPU times of the sums.
 """
 

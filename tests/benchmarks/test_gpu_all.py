@@ -103,6 +103,23 @@ def test_a_result_that_an_earlier_call_missed_is_not_forgotten(gpu_all, tmp_path
     assert 'failed, or over a limit: cifar10-94-fast' in text
 
 
+def test_a_miniature_that_has_only_a_part_of_its_rows_is_continued(gpu_all, tmp_path):
+  python = tmp_path / 'python'
+  python.write_text(
+    '#!/usr/bin/env bash\n'
+    'all=$*\n'
+    'while (($#)); do case $1 in --csv) echo x >"$2" ;; --out) out=$2 ;; esac; shift; done\n'
+    'if [[ $all == *gpu_reproduce* ]]; then echo "cifar10-94-fast,x" >"$out/reproduced.csv"; fi\n'
+    'if [[ $all == *tables* ]]; then echo x >"$out/mini_positions.csv"; exit 124; fi\n',
+    encoding='utf-8',
+  )
+  python.chmod(0o755)
+  for done in (0, 5):
+    code, text = gpu_all(PYTHON=str(python))
+    assert code == 75 and text.count('done before') == done
+    assert 'miniature positions: interrupted' in text
+
+
 @pytest.mark.parametrize(
   ('seconds', 'expected'),
   [

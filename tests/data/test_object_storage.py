@@ -1,4 +1,4 @@
-"""Packed data behind a URL gives the batches of the directory, whatever the server does."""
+"""Packed data behind a URL gives the batches of the directory, also from a server with faults."""
 
 import itertools
 import pickle

@@ -5,7 +5,7 @@ import pytest
 from vit_jax.cli.plan import QUIET_TPU_ENVIRONMENT
 from vit_jax.errors import UserError
 from vit_jax.kernels.attention import is_supported
-from vit_jax.tpu.hlo_kernels import kernel_cycles, vector_bundles
+from vit_jax.tpu.hlo_kernels import kernel_schedules, vector_bundles
 from vit_jax.tpu.topologies import topology_devices
 
 # Tokens, width and heads: B/16, L/16, H/14, g/14 and G/14 at 224 px; B/16 and L/16 at 384; channels
@@ -29,8 +29,9 @@ def test_every_generation_compiles_the_kernel_for_every_supported_shape(topology
   fitting = [shape for shape in SHAPES if is_supported(*shape, chip)]
   assert len(fitting) >= (8 if chip == 'TPU v4' else len(SHAPES))
   for n, d, heads in fitting:
-    cycles = kernel_cycles(topology, b=2, n=n, d=d, heads=heads, dtype='bfloat16')
-    assert 0 < cycles['attention_forward'] < cycles['attention_backward'], (n, d, heads)
+    made = kernel_schedules(topology, b=2, n=n, d=d, heads=heads, dtype='bfloat16')
+    cycles = [made[f'attention_{way}'].cycles for way in ('forward', 'backward')]
+    assert 0 < cycles[0] < cycles[1], (n, d, heads)
 
 
 def test_a_kernel_needs_as_many_bundles_as_its_busiest_vector_unit():

@@ -186,7 +186,7 @@ def read_idx(path: Path, *, dimensions: int) -> np.ndarray:
 
 
 def _open(path: Path):
-  """Open a file, gzipped or not, whatever its name."""
+  """Open a file, decompressed if it is gzipped. Its name does not count."""
   with path.open('rb') as file:
     is_gzip = file.read(2) == _GZIP_MAGIC
   return gzip.open(path) if is_gzip else path.open('rb')

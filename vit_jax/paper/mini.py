@@ -238,7 +238,7 @@ TARGETS = {
 
 
 def _targets(effort: MiniEffort) -> list[str]:
-  """Return the names of the targets whose data is there."""
+  """Return the names of the targets, flowers only if the effort has photos."""
   return [name for name in TARGETS if name != 'flowers' or 'flowers' in effort.sources]
 
 
@@ -358,8 +358,8 @@ MINI_EXPERIMENTS: dict[str, Callable[[MiniEffort, int], list[ExperimentRun]]] = 
 }
 
 
-# Of two CPU cores in float32, measured for these models, and the time of a run for compilation,
-# evaluation and checkpoints.
+# Of two CPU cores in float32: 10 to 13 GFLOPs for each second of a core were measured with models
+# of size S. The time of a run for compilation, evaluation and checkpoints is a guess.
 _FLOPS_PER_SECOND = 20e9
 _SECONDS_PER_RUN = 8
 

@@ -100,7 +100,7 @@ _RUNS = {
     seeds=(0,),
     minutes=300,
     make_run=_make_run('quickstart', **_SMALL_VIT | _SCRATCH_VIT, epochs=200.0),
-    differences='images are shifted by up to 4 pixels for 2',
+    differences='shifts of images by up to 4 pixels for 2',
   ),
   'digits-svc': PublishedResult(
     title='handwritten digits: a support vector machine (ours is pre-trained on Fashion-MNIST)',

@@ -63,11 +63,6 @@ def kernel_schedules(
     return read_schedules(Path(dump))
 
 
-def kernel_cycles(topology: str, **shape) -> dict[str, int]:
-  """Return {'attention_forward': cycles, 'attention_backward': cycles}."""
-  return {name: made.cycles for name, made in kernel_schedules(topology, **shape).items()}
-
-
 def read_schedules(dump: Path) -> dict[str, KernelSchedule]:
   """Return {kernel: schedule} from the reports of the compiler in a folder."""
   found = {}
