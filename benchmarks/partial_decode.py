@@ -2,8 +2,8 @@
 
     python benchmarks/partial_decode.py FOLDER
 
-The sides alternate. Both decode, crop (inception, 224 px), flip and resize each image, so
-that other load on the machine affects both. The result is the ratio of the CPU times of the sums.
+Both sides decode, crop (inception, 224 px), flip and resize each image. They alternate, so that
+other load on the machine affects both. The result is the ratio of the CPU times of the sums.
 """
 
 import argparse
